@@ -1,0 +1,44 @@
+// Masked linear maps: the contract of their kernels, CPU and CUDA.
+//
+//   y = x (W * M)^T + b,    dX = dY (W * M),    dW = (dY^T X) * M
+//
+// Masked weights have no effect whatever they hold (NaN included), and their gradient is exactly zero.
+// A mask is one of two plans:
+// - nested: the inputs allowed to the rows are nested sets. In the column order `columns` row o sees the first
+//   extents[o] inputs; `rows` lists the rows by ascending extent. columns or rows null = already sorted.
+// - blocks: any mask. `dense` is the mask; tiles[r, c] says whether the square of tile_size rows and columns is
+//   empty (0), full (1) or mixed (2).
+// Accumulation is in float for 16-bit and float32 storage, in double for float64.
+#pragma once
+
+#include "types.h"
+
+namespace ar_fast {
+
+constexpr int64_t mask_tile_size = 64;
+
+struct MaskPlan {
+  int64_t out_features;            // O
+  int64_t in_features;             // I
+  const int32_t* extents;          // [O]; null for the blocks plan
+  const int32_t* rows;             // [O] or null
+  const int32_t* columns;          // [I] or null
+  const int32_t* tiles;            // [ceil(O / mask_tile_size), ceil(I / mask_tile_size)]; null for the nested plan
+  const uint8_t* dense;            // [O, I] 0 or 1; null for the nested plan
+};
+
+// All matrices are row major with unit column stride; *_stride is the distance between rows in elements.
+struct MaskedLinear {
+  ScalarType storage;              // of every matrix and of bias
+  int64_t batch;                   // B
+  MaskPlan mask;
+  const void* input;               // [B, I]; for the gradient of input: null
+  int64_t input_stride;
+  const void* weight;              // [O, I] contiguous; for the gradient of weight: null
+  const void* bias;                // [O] or null; forward only
+  const void* grad_output;         // [B, O]; null in forward
+  int64_t grad_output_stride;
+  void* output;                    // forward [B, O], grad_input [B, I], grad_weight [O, I]: contiguous, overwritten
+};
+
+}  // namespace ar_fast

@@ -1,0 +1,73 @@
+// NADE: the contract of its kernels, CPU and CUDA.
+//
+//   a_0 = in_bias,   h_p = f(s_i a_p),   parameters of variable i = out_bias[rows of i] + out_weight[rows of i] h_p,
+//   a_{p+1} = a_p + x_i in_weight[row of i],        i = order[p], p = 0 ... D-1, s = activation_scale (1 if null).
+//
+// Source: Larochelle and Murray, "The neural autoregressive distribution estimator", AISTATS 2011, algorithm 1;
+// activation_scale: Uria, Murray, Larochelle, "RNADE", NeurIPS 2013, equation 6.
+//
+// Every pointer is to contiguous memory. `storage` is the type of in_weight, out_weight and of their gradients;
+// everything else that is real has the compute type: double for float64 storage, float otherwise.
+#pragma once
+
+#include "types.h"
+
+namespace ar_fast {
+
+struct NadeModel {
+  ScalarType storage;
+  Activation activation;
+  int64_t variables;               // D
+  int64_t hidden;                  // H
+  int64_t in_rows;                 // R_in
+  int64_t out_rows;                // R_out
+  const void* in_weight;           // [R_in, H] storage
+  const void* in_bias;             // [H] or [B, H] compute
+  int64_t in_bias_stride;          // 0 for [H], H for [B, H]
+  const void* out_weight;          // [R_out, H] storage
+  const void* out_bias;            // [R_out] compute
+  const int64_t* order;            // [D], order[p] = variable at position p; null = identity
+  const int64_t* in_offsets;       // [D + 1] first in_weight row of each variable; null = R_in / D rows each
+  const int64_t* out_offsets;      // [D + 1] first out_weight row of each variable; null = R_out / D rows each
+  const void* activation_scale;    // [D] compute; null = 1
+};
+
+// Inputs of B rows. Exactly one of x, categories is not null.
+struct NadeInput {
+  int64_t batch;                   // B
+  const void* x;                   // [B, D] compute: x scales the one in_weight row of its variable
+  const int64_t* categories;       // [B, D] in [0, rows of the variable): gathers a row; out of range is undefined
+};
+
+struct NadeForward {
+  void* parameters;                // [B, R_out] compute, written; null if not wanted
+  // Fused Bernoulli log-likelihood, where R_out = D and x is not null:
+  void* log_prob_per_variable;     // [B, D] compute, written; null if not wanted
+  void* log_prob;                  // [B] compute, written, summed in double; null if not wanted
+};
+
+// Given the gradient of the parameters. Outputs are overwritten; null where not wanted.
+struct NadeBackward {
+  const void* grad_parameters;     // [B, R_out] compute
+  void* grad_in_weight;            // [R_in, H] storage
+  void* grad_out_weight;           // [R_out, H] storage
+  void* grad_in_bias;              // [H] or [B, H] compute, as in_bias_stride says
+  void* grad_x;                    // [B, D] compute
+  void* grad_activation_scale;     // [B, D] compute: one row's share; the caller sums over B
+};
+
+// Draws positions start ... stop-1 of Bernoulli variables.
+struct NadeSample {
+  int64_t batch;                   // B
+  int64_t start, stop;             // positions in the order
+  uint64_t seed;
+  int64_t first_index;             // sample index of row 0, for the random counter
+  double temperature;              // > 0; divides the logit of the draw, not of log_prob
+  const void* given;               // [B, D] compute, by variable; null if nothing is known
+  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
+  void* state;                     // [B, H] compute: the pre-activations a_start on entry, a_stop on return
+  void* values;                    // [B, stop - start] compute, by position, written
+  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
+};
+
+}  // namespace ar_fast

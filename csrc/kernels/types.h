@@ -1,0 +1,25 @@
+// Types shared by every kernel, CPU and CUDA. No torch header, no CUDA header.
+#pragma once
+
+#include <cstdint>
+
+namespace ar_fast {
+
+// How a tensor is stored. Arithmetic is in float for the first three and in double for the last.
+enum class ScalarType : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
+
+enum class Activation : int32_t {
+  sigmoid = 0,
+  tanh = 1,
+  relu = 2,
+};
+
+// Storage of the 16-bit types; conversions live beside each floor's arithmetic.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+}  // namespace ar_fast

@@ -1,0 +1,40 @@
+// Every op's schema, in one place. The shapes and the mathematics are in X.h beside each op.
+#include "library.h"
+
+TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
+  m.def(
+      "nade(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, Tensor? order=None, "
+      "Tensor? in_offsets=None, Tensor? out_offsets=None, Tensor? activation_scale=None, "
+      "str activation='sigmoid', str algorithm='auto') -> Tensor");
+  m.def(
+      "nade_backward(Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? order, "
+      "Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, str activation, bool needs_x, "
+      "bool needs_activation_scale, str algorithm) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "nade_log_prob(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
+      "Tensor? order=None, Tensor? activation_scale=None, str activation='sigmoid', bool per_variable=False, "
+      "str algorithm='auto') -> Tensor");
+  m.def(
+      "nade_log_prob_forward(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
+      "Tensor? order, Tensor? activation_scale, str activation, bool per_variable, bool keep_logits, "
+      "str algorithm) -> (Tensor, Tensor)");
+  m.def(
+      "nade_sample(Tensor state, Tensor in_weight, Tensor out_weight, Tensor out_bias, Tensor? order, "
+      "Tensor? activation_scale, Tensor? given, Tensor? known, str activation, int seed, int first_index, "
+      "int start, int stop, float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? extents, Tensor? rows, Tensor? columns, "
+      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+  m.def(
+      "masked_linear_grad_input(Tensor grad_output, Tensor weight, Tensor? extents, Tensor? rows, Tensor? columns, "
+      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+  m.def(
+      "masked_linear_grad_weight(Tensor grad_output, Tensor input, Tensor? extents, Tensor? rows, Tensor? columns, "
+      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+
+  m.def(
+      "masked_mlp_sample(Tensor state, Tensor[] weights, Tensor[] biases, Tensor[] extents, Tensor[] unit_ends, "
+      "Tensor? order, Tensor? given, Tensor? known, str activation, int seed, int first_index, int start, int stop, "
+      "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+}
