@@ -1,0 +1,315 @@
+// The one header that a .cu file includes: launches, shared memory, vector accesses, conversions, warp reductions,
+// asynchronous copies and matrix instructions. Compiled by nvcc it is CUDA; with AR_FAST_EMULATE_CUDA, plain C++ over
+// testing/cuda_emulation.h. No kernel uses <<<>>>, __shared__ or inline PTX of its own.
+#pragma once
+
+#if defined(AR_FAST_EMULATE_CUDA)
+#include "../../testing/cuda_instructions.h"
+#else
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#endif
+
+#include "../philox.h"
+#include "../types.h"
+#include "launcher.h"
+
+namespace ar_fast::cuda {
+
+constexpr uint32_t kFullMask = 0xFFFFFFFFu;
+constexpr int kWarpSize = 32;
+
+// ---- Launching ------------------------------------------------------------------------------------------------------
+
+struct LaunchConfig {
+  const char* name;                  // for messages
+  dim3 grid, block;
+  size_t dynamic_shared_bytes = 0;
+  cudaStream_t stream = nullptr;
+  bool co_resident = false;          // every block of the grid runs at the same time: blocks may wait for one another
+};
+
+// Asynchronous: returns the error of the launch, not of the run (the emulation has run the grid and returns its error).
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+  return emulation::run_grid({config.name, config.grid, config.block, config.dynamic_shared_bytes, config.co_resident},
+                             [&] { std::apply(kernel, values); });
+#else
+  if (config.dynamic_shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(config.dynamic_shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute cooperative;
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t launch_config = {};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.dynamic_shared_bytes;
+  launch_config.stream = config.stream;
+  launch_config.attrs = &cooperative;
+  launch_config.numAttrs = config.co_resident ? 1 : 0;
+  return cudaLaunchKernelEx(&launch_config, kernel, std::forward<Arguments>(arguments)...);
+#endif
+}
+
+// ---- Shared memory --------------------------------------------------------------------------------------------------
+
+// AR_FAST_SHARED(float, tile, [32][33]) declares a static array of the block.
+// AR_FAST_DYNAMIC_SHARED(float, buffer) names the dynamic shared memory of the launch, aligned to 128 bytes.
+#if defined(AR_FAST_EMULATE_CUDA)
+#define AR_FAST_SHARED(type, name, extents)  \
+  static const char name##_tag = 0;          \
+  using name##_type = type extents;          \
+  name##_type& name = *static_cast<name##_type*>( \
+      ::ar_fast::emulation::static_shared(&name##_tag, sizeof(name##_type), 16))
+#define AR_FAST_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::ar_fast::emulation::dynamic_shared())
+#else
+#define AR_FAST_SHARED(type, name, extents) __shared__ __align__(16) type name extents
+#define AR_FAST_DYNAMIC_SHARED(type, name)                                 \
+  extern __shared__ __align__(128) unsigned char ar_fast_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(ar_fast_dynamic_shared)
+#endif
+
+// ---- Storage and compute types --------------------------------------------------------------------------------------
+
+template <typename Storage>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename Storage>
+using Compute = typename ComputeOf<Storage>::type;
+
+__device__ __forceinline__ float to_compute(float value) { return value; }
+__device__ __forceinline__ double to_compute(double value) { return value; }
+__device__ __forceinline__ float to_compute(bfloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+__device__ __forceinline__ float to_compute(float16 value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return emulation::half_to_float(value.bits);
+#else
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#endif
+}
+
+// from_compute rounds to nearest, ties to even.
+__device__ __forceinline__ void from_compute(float& stored, float value) { stored = value; }
+__device__ __forceinline__ void from_compute(double& stored, double value) { stored = value; }
+__device__ __forceinline__ void from_compute(bfloat16& stored, float value) {
+  const uint32_t bits = __float_as_uint(value);
+  stored.bits = value != value ? uint16_t{0x7FFF} : static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+__device__ __forceinline__ void from_compute(float16& stored, float value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  stored.bits = emulation::float_to_half(value);
+#else
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
+#endif
+}
+
+// ---- Vector accesses ------------------------------------------------------------------------------------------------
+
+// 128 bits of T. load_vector and store_vector need 16-byte alignment: take them only where the base pointer and the row stride
+// in bytes are multiples of 16 (vectors_fit), scalars otherwise.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int size = 16 / sizeof(T);
+  T values[size];
+};
+
+template <typename T>
+__host__ __device__ inline bool vectors_fit(const T* base, int64_t row_elements) {
+  return reinterpret_cast<uintptr_t>(base) % 16 == 0 && row_elements * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+}
+
+// For memory that nothing writes while the kernel runs (ld.global.nc); for shared memory, load_shared_vector.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_vector(const T* address) {
+  Vector<T> result;
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::check_aligned(address, 16, "128-bit load");
+  std::memcpy(&result, address, 16);
+#else
+  const uint4 bits = __ldg(reinterpret_cast<const uint4*>(address));
+  memcpy(&result, &bits, 16);
+#endif
+  return result;
+}
+
+template <typename T>
+__device__ __forceinline__ Vector<T> load_shared_vector(const T* address) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::check_aligned(address, 16, "128-bit load of shared memory");
+#endif
+  return *reinterpret_cast<const Vector<T>*>(address);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* address, const Vector<T>& value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::check_aligned(address, 16, "128-bit store");
+#endif
+  *reinterpret_cast<Vector<T>*>(address) = value;
+}
+
+// ---- Warp reductions ------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+
+// The sum over the warp, in every lane; the order of the additions is fixed.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int bits = kWarpSize / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(kFullMask, value, bits);
+  return value;
+}
+
+// Sums eight values over the warp with 9 shuffles instead of 40: lane l gets the sum of values[l / 4].
+template <typename T>
+__device__ __forceinline__ T warp_sum_8(const T (&values)[8]) {
+  const int lane = lane_id();
+  T four[4], two[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool upper = lane & 16;
+    four[i] = (upper ? values[i + 4] : values[i]) +
+              __shfl_xor_sync(kFullMask, upper ? values[i] : values[i + 4], 16);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool upper = lane & 8;
+    two[i] = (upper ? four[i + 2] : four[i]) + __shfl_xor_sync(kFullMask, upper ? four[i] : four[i + 2], 8);
+  }
+  const bool upper = lane & 4;
+  T sum = (upper ? two[1] : two[0]) + __shfl_xor_sync(kFullMask, upper ? two[0] : two[1], 4);
+  sum += __shfl_xor_sync(kFullMask, sum, 2);
+  sum += __shfl_xor_sync(kFullMask, sum, 1);
+  return sum;
+}
+
+// ---- Fast instructions ----------------------------------------------------------------------------------------------
+
+// 2^x, relative error 2^-22; subnormal results are zero.
+__device__ __forceinline__ float exp2_instruction(float x) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return emulation::flush_subnormal(std::exp2(x));
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+
+// 1 / x within 1 ulp; subnormal results are zero.
+__device__ __forceinline__ float reciprocal_instruction(float x) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return emulation::flush_subnormal(1.0f / x);
+#else
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+
+// x within [low, high]; NaN stays NaN.
+__device__ __forceinline__ float clamp_keep_nan(float x, float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(low));
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(result), "f"(high));
+  return result;
+#else
+  x = x < low ? low : x;
+  return x > high ? high : x;
+#endif
+}
+
+// ---- Waiting for other blocks ---------------------------------------------------------------------------------------
+
+// Sees what the thread that stored the value with store_release had written before. Loops that wait for a value are made of it.
+__device__ __forceinline__ int load_acquire(const int* address) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::yield();
+  return *address;
+#elif defined(__CUDA_ARCH__)
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+#else
+  return *address;
+#endif
+}
+
+__device__ __forceinline__ void store_release(int* address, int value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::maybe_yield();
+  *address = value;
+#elif defined(__CUDA_ARCH__)
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+#else
+  *address = value;
+#endif
+}
+
+// ---- Asynchronous copies to shared memory ---------------------------------------------------------------------------
+
+#if !defined(AR_FAST_EMULATE_CUDA)
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+#endif
+
+// Starts a copy of 16 bytes, of which those past source_bytes become zero. Both addresses are aligned to 16 bytes.
+// The data may be read after copy_async_wait and a barrier. Below sm_80 the copy is done at once.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int source_bytes = 16) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::copy_async(shared, global, 16, static_cast<size_t>(source_bytes));
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(source_bytes)
+               : "memory");
+#else
+  const unsigned char* source = static_cast<const unsigned char*>(global);
+  unsigned char* target = static_cast<unsigned char*>(shared);
+  if (source_bytes == 16) {
+    *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
+  } else {
+    for (int i = 0; i < 16; ++i) target[i] = i < source_bytes ? source[i] : 0;
+  }
+#endif
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::commit_async();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most groups_left of this thread's committed groups are still under way.
+template <int groups_left>
+__device__ __forceinline__ void copy_async_wait() {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::wait_async(groups_left);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups_left) : "memory");
+#endif
+}
+
+}  // namespace ar_fast::cuda
+
+#include "matrix.h"

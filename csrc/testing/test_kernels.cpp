@@ -1,0 +1,181 @@
+// Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the launch's
+// cudaError_t; ar_fast_emulation_error() has the words.
+#include "../kernels/cuda/runtime.h"
+
+#define AR_FAST_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace ar_fast::cuda {
+namespace {
+
+// Each thread reads its neighbour's value: a race unless there is a barrier between.
+__global__ void neighbour_kernel(int* out, bool with_barrier) {
+  AR_FAST_SHARED(int, values, [64]);
+  const int t = static_cast<int>(threadIdx.x);
+  values[t] = t;
+  if (with_barrier) __syncthreads();
+  out[t] = values[(t + 1) % 64];
+}
+
+enum class Divergence { exited_before_barrier, two_barriers, exited_before_shuffle, two_masks, warp_against_barrier, not_in_mask };
+
+__global__ void divergent_kernel(Divergence divergence) {
+  const int t = static_cast<int>(threadIdx.x);
+  const bool first = t < 16;
+  switch (divergence) {
+    case Divergence::exited_before_barrier:
+      if (first) __syncthreads();
+      return;
+    case Divergence::two_barriers:
+      if (first) {
+        __syncthreads();
+      } else {
+        __syncthreads();
+      }
+      return;
+    case Divergence::exited_before_shuffle:
+      if (first) __shfl_xor_sync(kFullMask, t, 1);
+      return;
+    case Divergence::two_masks:
+      __shfl_xor_sync(first ? 0x0000FFFFu : kFullMask, t, 1);
+      return;
+    case Divergence::warp_against_barrier:
+      if (first) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
+      return;
+    case Divergence::not_in_mask:
+      __syncwarp(0x0000FFFFu);
+      return;
+  }
+}
+
+__global__ void half_warps_kernel(int* out) {
+  const int t = static_cast<int>(threadIdx.x);
+  if (t < 16) {
+    out[t] = __shfl_xor_sync(0x0000FFFFu, t, 1);
+  } else {
+    out[t] = __shfl_sync(0xFFFF0000u, t, 20);
+  }
+}
+
+__global__ void vector_kernel(const float* in, float* out) { store_vector(out, load_vector(in)); }
+
+__global__ void warp_kernel(const float* in, float* out) {
+  const int lane = lane_id();
+  const float value = in[lane];
+  float eight[8];
+  for (int i = 0; i < 8; ++i) eight[i] = in[lane] * static_cast<float>(i + 1);
+  out[lane] = warp_sum(value);
+  out[32 + lane] = warp_sum_8(eight);
+  out[64 + lane] = __shfl_up_sync(kFullMask, value, 3);
+  out[96 + lane] = __shfl_down_sync(kFullMask, value, 5);
+  out[128 + lane] = static_cast<float>(__popc(__ballot_sync(kFullMask, value > 0)));
+  out[160 + lane] = static_cast<float>(__any_sync(kFullMask, lane == 7) + 2 * __all_sync(kFullMask, lane < 31));
+  out[192 + lane] = static_cast<float>(__syncthreads_count(value > 0));
+}
+
+// c = a b for a [16][16] and b [16][8], 16-bit, row-major; b is read transposed.
+template <typename T>
+__global__ void matrix_kernel(const T* a, const T* b, float* c) {
+  AR_FAST_SHARED(T, shared_a, [16][16]);
+  AR_FAST_SHARED(T, shared_b, [16][8]);
+  const int lane = lane_id();
+  for (int i = lane; i < 256; i += 32) shared_a[i / 16][i % 16] = a[i];
+  for (int i = lane; i < 128; i += 32) shared_b[i / 8][i % 8] = b[i];
+  __syncwarp();
+  uint32_t fragment_a[4], fragment_b[4];
+  load_matrices(fragment_a, &shared_a[lane % 16][8 * (lane / 16)]);
+  load_matrices<true>(fragment_b, &shared_b[lane % 16][0]);
+  float sums[4] = {};
+  multiply_matrices<T>(sums, fragment_a, {fragment_b[0], fragment_b[1]});
+  for (int i = 0; i < 4; ++i) c[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = sums[i];
+}
+
+__global__ void async_kernel(const float* in, float* out, bool with_wait, int source_bytes) {
+  AR_FAST_SHARED(float, tile, [128]);
+  const int t = static_cast<int>(threadIdx.x);
+  copy_async_16(&tile[4 * t], in + 4 * t, source_bytes);
+  copy_async_commit();
+  if (with_wait) copy_async_wait<0>();
+  __syncthreads();
+  for (int i = t; i < 128; i += 32) out[i] = tile[127 - i];
+}
+
+__global__ void uninitialised_kernel(float* out) {
+  AR_FAST_SHARED(float, tile, [32]);
+  AR_FAST_DYNAMIC_SHARED(float, buffer);
+  const int t = static_cast<int>(threadIdx.x);
+  out[t] = tile[t];
+  out[32 + t] = buffer[t];
+}
+
+// Every block waits until all have come; then each adds its share.
+__global__ void grid_barrier_kernel(int* arrived, int* sum) {
+  if (threadIdx.x == 0) {
+    atomicAdd(arrived, 1);
+    while (load_acquire(arrived) < static_cast<int>(gridDim.x)) {
+    }
+  }
+  __syncthreads();
+  atomicAdd(sum, static_cast<int>(threadIdx.x));
+}
+
+__global__ void past_the_end_kernel(float* out) {
+  AR_FAST_SHARED(float, tile, [32]);
+  const int t = static_cast<int>(threadIdx.x);
+  tile[t] = 1;
+  out[t] = tile[t + 1];
+}
+
+template <typename T>
+__global__ void convert_kernel(const float* in, float* out) {
+  T stored;
+  from_compute(stored, in[threadIdx.x]);
+  out[threadIdx.x] = to_compute(stored);
+}
+
+}  // namespace
+
+AR_FAST_EXPORT int ar_fast_test_neighbour(int* out, bool with_barrier) {
+  return launch({"neighbour", 1, 64}, neighbour_kernel, out, with_barrier);
+}
+AR_FAST_EXPORT int ar_fast_test_divergence(int kind) {
+  return launch({"divergent", 1, 32}, divergent_kernel, static_cast<Divergence>(kind));
+}
+AR_FAST_EXPORT int ar_fast_test_half_warps(int* out) { return launch({"half_warps", 1, 32}, half_warps_kernel, out); }
+AR_FAST_EXPORT int ar_fast_test_vector(const float* in, float* out) {
+  return launch({"vector", 1, 1}, vector_kernel, in, out);
+}
+AR_FAST_EXPORT int ar_fast_test_warp(const float* in, float* out) { return launch({"warp", 1, 32}, warp_kernel, in, out); }
+AR_FAST_EXPORT int ar_fast_test_matrix(const void* a, const void* b, float* c, bool is_bfloat16) {
+  if (is_bfloat16) {
+    return launch({"matrix", 1, 32}, matrix_kernel<bfloat16>, static_cast<const bfloat16*>(a),
+                  static_cast<const bfloat16*>(b), c);
+  }
+  return launch({"matrix", 1, 32}, matrix_kernel<float16>, static_cast<const float16*>(a),
+                static_cast<const float16*>(b), c);
+}
+AR_FAST_EXPORT int ar_fast_test_async(const float* in, float* out, bool with_wait, int source_bytes) {
+  return launch({"async", 1, 32}, async_kernel, in, out, with_wait, source_bytes);
+}
+AR_FAST_EXPORT int ar_fast_test_uninitialised(float* out) {
+  return launch({"uninitialised", 1, 32, 128}, uninitialised_kernel, out);
+}
+AR_FAST_EXPORT int ar_fast_test_grid_barrier(int* counters, int blocks, bool co_resident) {
+  return launch({"grid_barrier", static_cast<unsigned>(blocks), 64, 0, nullptr, co_resident}, grid_barrier_kernel,
+                counters, counters + 1);
+}
+AR_FAST_EXPORT int ar_fast_test_past_the_end(float* out) {
+  return launch({"past_the_end", 1, 32}, past_the_end_kernel, out);
+}
+AR_FAST_EXPORT int ar_fast_test_launch(unsigned blocks, unsigned threads, uint64_t dynamic_shared_bytes) {
+  return launch({"uninitialised", blocks, threads, dynamic_shared_bytes}, uninitialised_kernel, nullptr);
+}
+AR_FAST_EXPORT int ar_fast_test_convert(const float* in, float* out, int count, bool is_bfloat16) {
+  return launch({"convert", 1, static_cast<unsigned>(count)},
+                is_bfloat16 ? convert_kernel<bfloat16> : convert_kernel<float16>, in, out);
+}
+
+}  // namespace ar_fast::cuda
