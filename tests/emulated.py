@@ -1,0 +1,51 @@
+"""The emulated library: the CUDA sources compiled as plain C++ (csrc/testing), for machines without a GPU."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDERS = {"forward": 0, "reverse": 1, "random": 2}
+
+
+@functools.cache
+def library_path(sanitize: str = "") -> Path:
+    """Builds the library if it is out of date and returns its path."""
+    build = ROOT / "build" / ("emulated" + (f"-{sanitize}" if sanitize else ""))
+    configure = [
+        "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
+        "-DAR_FAST_EMULATION=ON", f"-DAR_FAST_SANITIZE={sanitize}",
+    ]  # fmt: skip
+    for command in (configure, ["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", "2")]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
+    return build / "libar_fast_emulated.so"
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Loads torch.ops.ar_fast_emulated. AR_FAST_EMULATED_LIBRARY names a library built elsewhere (with a sanitizer)."""
+    import torch
+
+    path = os.environ.get("AR_FAST_EMULATED_LIBRARY") or str(library_path())
+    torch.ops.load_library(path)
+    library = ctypes.CDLL(path)
+    library.ar_fast_emulation_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
+    library.ar_fast_emulation_error.restype = ctypes.c_char_p
+    return library
+
+
+@contextlib.contextmanager
+def fiber_order(order: str, seed: int = 0):
+    """Runs the threads of emulated kernels in `order`: "forward", "reverse" or "random" (drawn from `seed`)."""
+    library = load()
+    library.ar_fast_emulation_set_order(ORDERS[order], seed)
+    try:
+        yield
+    finally:
+        library.ar_fast_emulation_set_order(ORDERS["forward"], 0)
