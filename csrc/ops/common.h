@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../kernels/types.h"
@@ -79,6 +80,27 @@ inline void check_algorithm(const char* op, const std::string& algorithm, const 
     known += (known.empty() ? "" : ", ") + name;
   }
   TORCH_CHECK(false, op, ": algorithm must be one of ", known, ", got '", algorithm, "'");
+}
+
+// What every sampling op takes: given and known (B, D), positions, temperature.
+inline void check_sample_arguments(const char* op, const at::Tensor& state, const c10::SymInt& variables, at::ScalarType type,
+                            const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
+                            double temperature) {
+  TORCH_CHECK(given.has_value() == known.has_value(), op, ": given and known come together, got only ",
+              given.has_value() ? "given" : "known");
+  if (given.has_value()) {
+    for (const auto& [name, tensor] : {std::pair{"given", *given}, std::pair{"known", *known}}) {
+      check_dim(op, name, tensor, 2, "(B, D)");
+      check_size(op, name, tensor, 0, state.sym_size(0), "rows, as state has,");
+      check_size(op, name, tensor, 1, variables, "variables");
+      check_same_device(op, name, tensor, "state", state);
+    }
+    check_dtype(op, "given", *given, type);
+    check_dtype(op, "known", *known, at::kBool);
+  }
+  TORCH_CHECK(0 <= start && start <= stop && variables >= stop, op, ": positions must satisfy 0 <= start <= stop <= D = ",
+              variables, ", got start = ", start, ", stop = ", stop);
+  TORCH_CHECK(temperature > 0, op, ": temperature must be positive, got ", temperature);
 }
 
 }  // namespace ar_fast

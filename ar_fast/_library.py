@@ -1,0 +1,112 @@
+"""Loads the compiled ops and says which implementation runs.
+
+Two binaries lie beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, no Python in it)
+and ``_C`` (thin eager doors to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference``, set explicitly, runs
+the plain-torch twins of :mod:`ar_fast.reference` instead; it is never chosen silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HERE = Path(__file__).parent
+_BACKENDS = ("compiled", "reference")
+
+
+def _chosen_backend() -> str:
+    backend = os.environ.get("AR_FAST_BACKEND", "compiled")
+    if backend not in _BACKENDS:
+        raise ValueError(f"AR_FAST_BACKEND must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+    return backend
+
+
+def _series(version: str) -> str:
+    """2.13.0+cpu -> 2.13: the C++ interface is stable within a minor version only."""
+    return ".".join(version.split(".")[:2])
+
+
+def _load() -> tuple[Any, dict[str, Any]]:
+    record_path = _HERE / "_build.json"
+    if not record_path.exists():
+        raise ImportError(
+            "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, or set "
+            "AR_FAST_BACKEND=reference to run the slow plain-torch twins"
+        )
+    record = json.loads(record_path.read_text())
+    if _series(record["torch"]) != _series(torch.__version__):
+        raise ImportError(
+            f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: build it again with "
+            "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+        )
+    torch.ops.load_library(str(_HERE / ("libar_fast_ops.dylib" if sys.platform == "darwin" else "libar_fast_ops.so")))
+    try:
+        from . import _C
+    except ImportError as error:
+        raise ImportError(
+            f"ar_fast's compiled part does not load under torch {torch.__version__} (it was built for "
+            f"{record['torch']}): {error}"
+        ) from error
+    return _C, record
+
+
+backend = _chosen_backend()
+_C, _record = _load() if backend == "compiled" else (None, {})
+_namespace = "ar_fast"
+_eager_doors = True
+
+
+def door(name: str) -> Callable[..., Any] | None:
+    """The compiled op ``name``, taking its schema's arguments by position; None under the reference backend.
+
+    Eagerly that is the pybind11 function; while compiling it is ``torch.ops.ar_fast.name``, which does not break the
+    graph.
+    """
+    if _C is None:
+        return None
+    if _eager_doors and not torch.compiler.is_compiling():
+        return getattr(_C, name)
+    return getattr(getattr(torch.ops, _namespace), name)
+
+
+@contextlib.contextmanager
+def use(namespace: str) -> Iterator[None]:
+    """Within the block every op comes from ``torch.ops.<namespace>`` (the tests run the emulated CUDA ops this way)."""
+    global _namespace, _eager_doors
+    before = _namespace, _eager_doors
+    _namespace, _eager_doors = namespace, namespace == "ar_fast"
+    try:
+        yield
+    finally:
+        _namespace, _eager_doors = before
+
+
+def info() -> dict[str, Any]:
+    """What is running: backend, build, instruction set, threads, CUDA.
+
+    >>> import ar_fast
+    >>> ar_fast.info()["backend"]
+    'compiled'
+    """
+    from ._version import __version__
+
+    return {
+        "version": __version__,
+        "backend": backend,
+        "torch": torch.__version__,
+        "built_for_torch": _record.get("torch"),
+        "compiler": _record.get("compiler"),
+        "cpu_isa": _C.isa() if _C is not None else None,
+        "cpu_threads": torch.get_num_threads(),
+        "cuda_built": _record.get("cuda") == "ON",
+        "cuda_architectures": _record.get("cuda_architectures") if _record.get("cuda") == "ON" else None,
+        "nvcc": _record.get("nvcc") or None,
+        "cuda_available": torch.cuda.is_available(),
+    }

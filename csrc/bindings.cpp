@@ -1,0 +1,28 @@
+// The eager doors: one thin function per op, so that a call costs no more than torch's own.
+#include <Python.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "ops/cpu/isa.h"
+#include "ops/nade.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "ar_fast's ops, and which instruction set they run on";
+  // c10::Error is what TORCH_CHECK throws; Python sees the message without the C++ stack, as in torch.
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::Error& e) {
+      PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+    }
+  });
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("nade", &ar_fast::nade, no_gil);
+  m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
+  m.def("nade_sample", &ar_fast::nade_sample, no_gil);
+  m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
+  m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
+}

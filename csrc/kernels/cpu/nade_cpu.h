@@ -1,0 +1,49 @@
+// NADE on the CPU: what kernels/cpu/nade_*.cpp offer to the ops floor. The arithmetic is in kernels/nade.h.
+//
+// Positions are cut into chunks, so that the weights of a chunk stay in the cache while all rows pass through it, and
+// hidden units into strips of 4 vectors, whose state lives in registers while a row passes through the chunk.
+// Where an input is zero the state does not change: neither state nor activation is touched (exact).
+#pragma once
+
+#include "../nade.h"
+#include "dispatch.h"
+
+namespace ar_fast {
+
+struct NadeChunks {
+  const int64_t* starts;   // [count + 1], from 0 to D
+  int64_t count;
+  int64_t max_positions;   // in one chunk
+  int64_t max_in_rows;     // in_weight rows of one chunk
+  int64_t max_out_rows;    // out_weight rows of one chunk
+};
+
+struct NadeLayout {
+  int64_t strip;                     // hidden units of one strip
+  int64_t strips;
+  int64_t forward_bytes;             // scratch of one call of nade_forward for `rows` rows
+  int64_t backward_weights_bytes;    // of one call of nade_backward_weights
+  int64_t backward_input_bytes;      // of one call of nade_backward_input
+  int64_t sample_bytes;              // of one call of nade_sample
+};
+
+AR_FAST_DECLARE_CPU_KERNEL(nade_layout, const NadeModel&, const NadeChunks&, int64_t batch, int64_t rows, NadeLayout*)
+
+// Rows [row_begin, row_end).
+AR_FAST_DECLARE_CPU_KERNEL(nade_forward, const NadeModel&, const NadeInput&, const NadeForward&, const NadeChunks&,
+                           int64_t row_begin, int64_t row_end, void* scratch)
+
+// Weight and bias gradients of one strip of hidden units, over all rows in ascending order: no other call writes
+// them, so the result does not depend on the number of threads.
+AR_FAST_DECLARE_CPU_KERNEL(nade_backward_weights, const NadeModel&, const NadeInput&, const NadeBackward&,
+                           const NadeChunks&, int64_t strip, void* scratch)
+
+// grad_x and grad_activation_scale of rows [row_begin, row_end).
+AR_FAST_DECLARE_CPU_KERNEL(nade_backward_input, const NadeModel&, const NadeInput&, const NadeBackward&,
+                           const NadeChunks&, int64_t row_begin, int64_t row_end, void* scratch)
+
+// Rows [row_begin, row_end). A row's arithmetic does not depend on any other row.
+AR_FAST_DECLARE_CPU_KERNEL(nade_sample, const NadeModel&, const NadeSample&, int64_t row_begin, int64_t row_end,
+                           void* scratch)
+
+}  // namespace ar_fast

@@ -1,0 +1,140 @@
+// NADE forward: parameters, or the fused Bernoulli log-likelihood.
+#include "nade_strip.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+// One strip of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
+// chunk; the lanes are summed once, after the last strip.
+template <bool Ragged, typename S, typename T, Activation A>
+void forward_strip(const NadeModel& model, const Step<S, T>* steps, int64_t count, int64_t h0, int64_t units,
+                   T* state, T* partial) {
+  constexpr int64_t width = Vec<T>::size();
+  const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
+  const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
+  const bool scaled = model.activation_scale != nullptr;
+  Vec<T> a[strip_vectors], h[strip_vectors], w[strip_vectors];
+  load_state(state, a);
+  bool changed = true;
+  for (int64_t p = 0; p < count; ++p) {
+    const Step<S, T>& step = steps[p];
+    if (changed || scaled) activate_strip<A>(a, step.scale, h);
+    for (int64_t k = 0; k < step.out_rows; ++k) {
+      load_strip<Ragged, T>(out_weight + (step.out_row + k) * model.hidden, units, w);
+      Vec<T> sum = Vec<T>::loadu(partial);
+      for (int u = 0; u < strip_vectors; ++u) sum = at::vec::fmadd(h[u], w[u], sum);
+      sum.store(partial);
+      partial += width;
+    }
+    changed = step.in_row >= 0;
+    if (changed) {
+      load_strip<Ragged, T>(in_weight + step.in_row * model.hidden, units, w);
+      const Vec<T> x(step.x);
+      for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
+    }
+  }
+  store_state(a, state);
+}
+
+template <typename S, typename T, Activation A>
+void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForward& output, const NadeChunks& chunks,
+                  int64_t row_begin, int64_t row_end, void* scratch_memory) {
+  constexpr int64_t strip = strip_width<T>();
+  constexpr int64_t width = Vec<T>::size();
+  const int64_t padded = padded_hidden<T>(model), rows = row_end - row_begin;
+  Scratch scratch(scratch_memory);
+  T* states = scratch.take<T>(rows * padded);
+  T* partial = scratch.take<T>(chunks.max_out_rows * width);
+  auto* steps = scratch.take<Step<S, T>>(chunks.max_positions);
+  T* logits = scratch.take<T>(chunks.max_out_rows + width);
+  T* targets = scratch.take<T>(chunks.max_out_rows + width);
+  double* sums = scratch.take<double>(rows);
+
+  const T* bias = static_cast<const T*>(model.out_bias);
+  for (int64_t r = 0; r < rows; ++r) {
+    initial_state(model, row_begin + r, 0, model.hidden, padded, states + r * padded);
+    sums[r] = 0;
+  }
+  for (int64_t c = 0; c < chunks.count; ++c) {
+    const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = row_begin + r;
+      fill_steps(model, input, row, start, start + count, steps);
+      int64_t parameters = 0;
+      for (int64_t p = 0; p < count; ++p) parameters += steps[p].out_rows;
+      for (int64_t k = 0; k < parameters * width; ++k) partial[k] = T(0);
+      for (int64_t h0 = 0; h0 < model.hidden; h0 += strip) {
+        T* state = states + r * padded + h0;
+        if (h0 + strip <= model.hidden) {
+          forward_strip<false, S, T, A>(model, steps, count, h0, strip, state, partial);
+        } else {
+          forward_strip<true, S, T, A>(model, steps, count, h0, model.hidden - h0, state, partial);
+        }
+      }
+      T* out = output.parameters ? static_cast<T*>(output.parameters) + row * model.out_rows : nullptr;
+      int64_t index = 0;
+      for (int64_t p = 0; p < count; ++p) {
+        targets[p] = steps[p].x;
+        for (int64_t k = 0; k < steps[p].out_rows; ++k, ++index) {
+          const int64_t out_row = steps[p].out_row + k;
+          logits[index] = bias[out_row] + horizontal_sum(Vec<T>::loadu(partial + index * width));
+          if (out) out[out_row] = logits[index];
+        }
+      }
+      if (!output.log_prob && !output.log_prob_per_variable) continue;
+      // Bernoulli: x l - log(1 + exp(l)).
+      T* per_variable = output.log_prob_per_variable
+                            ? static_cast<T*>(output.log_prob_per_variable) + row * model.variables
+                            : nullptr;
+      for (int64_t p = 0; p < count; p += width) {
+        const int64_t n = count - p < width ? count - p : width;
+        T values[Vec<T>::size()];
+        const Vec<T> l = Vec<T>::loadu(logits + p);
+        (Vec<T>::loadu(targets + p) * l - softplus<T>(l)).store(values);
+        for (int64_t j = 0; j < n; ++j) {
+          sums[r] += static_cast<double>(values[j]);
+          if (per_variable) per_variable[steps[p + j].variable] = values[j];
+        }
+      }
+    }
+  }
+  if (output.log_prob) {
+    for (int64_t r = 0; r < rows; ++r) static_cast<T*>(output.log_prob)[row_begin + r] = static_cast<T>(sums[r]);
+  }
+}
+
+}  // namespace
+
+void nade_forward(const NadeModel& model, const NadeInput& input, const NadeForward& output, const NadeChunks& chunks,
+                  int64_t row_begin, int64_t row_end, void* scratch) {
+  dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
+    forward_rows<S, T, A>(model, input, output, chunks, row_begin, row_end, scratch);
+  });
+}
+
+void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch, int64_t rows, NadeLayout* layout) {
+  const auto fill = [&]<typename T>() {
+    const int64_t strip = strip_width<T>(), width = Vec<T>::size(), padded = padded_hidden<T>(model);
+    const int64_t steps = Scratch::bytes<Step<T, T>>(chunks.max_positions);
+    layout->strip = strip;
+    layout->strips = padded / strip;
+    layout->forward_bytes = Scratch::bytes<T>(rows * padded) + Scratch::bytes<T>(chunks.max_out_rows * width) + steps +
+                            2 * Scratch::bytes<T>(chunks.max_out_rows + width) + Scratch::bytes<double>(rows);
+    // Checkpoints of all rows at the start of every chunk; delta of all rows; gradients and states of one chunk.
+    layout->backward_weights_bytes =
+        Scratch::bytes<T>((chunks.count + 1) * batch * strip) + Scratch::bytes<T>(batch * strip) +
+        Scratch::bytes<T>((chunks.max_in_rows + chunks.max_out_rows + chunks.max_positions + 1) * strip) + steps +
+        Scratch::bytes<int64_t>(chunks.max_positions);
+    layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
+                                   Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +
+                                   Scratch::bytes<T>(chunks.max_positions * 2 * width) + steps;
+    layout->sample_bytes = Scratch::bytes<T>(2 * padded);
+  };
+  if (model.storage == ScalarType::float64) {
+    fill.template operator()<double>();
+  } else {
+    fill.template operator()<float>();
+  }
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

@@ -1,0 +1,181 @@
+// The vector arithmetic of the CPU kernels: loads of every storage type, horizontal sums, activations.
+// at::vec gives the vectors; intrinsics only where at::vec is slower or has no such operation.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "../types.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+
+template <typename T>
+using Vec = at::vec::Vectorized<T>;
+
+template <typename T>
+inline Vec<T> zero() {
+  return Vec<T>(T(0));
+}
+
+inline float to_float(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+inline float to_float(float16 value) {
+  return static_cast<float>(c10::Half(value.bits, c10::Half::from_bits()));
+}
+
+// Round to nearest even, as torch does.
+inline void from_compute(float value, float& out) { out = value; }
+inline void from_compute(double value, double& out) { out = value; }
+inline void from_compute(float value, bfloat16& out) { out.bits = c10::BFloat16(value).x; }
+inline void from_compute(float value, float16& out) { out.bits = c10::Half(value).x; }
+
+// --- loads: Vec<T>::size() elements, or the first `count` of them and zeros behind
+
+inline Vec<float> load(const float* data) { return Vec<float>::loadu(data); }
+inline Vec<double> load(const double* data) { return Vec<double>::loadu(data); }
+
+#if defined(CPU_CAPABILITY_AVX512)
+inline Vec<float> load(const bfloat16* data) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline Vec<float> load(const float16* data) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+inline Vec<float> load(const bfloat16* data) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(data));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline Vec<float> load(const float16* data) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+}
+#else
+template <typename S>
+inline Vec<float> load_converted(const S* data) {
+  float values[Vec<float>::size()];
+  for (int i = 0; i < Vec<float>::size(); ++i) values[i] = to_float(data[i]);
+  return Vec<float>::loadu(values);
+}
+inline Vec<float> load(const bfloat16* data) { return load_converted(data); }
+inline Vec<float> load(const float16* data) { return load_converted(data); }
+#endif
+
+template <typename S>
+inline auto load_partial(const S* data, int64_t count) {
+  using V = decltype(load(data));
+  S values[V::size()] = {};
+  std::memcpy(static_cast<void*>(values), data, static_cast<size_t>(count) * sizeof(S));
+  return load(values);
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+inline Vec<float> load_partial(const float* data, int64_t count) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), data);
+}
+#endif
+
+template <typename T>
+inline T horizontal_sum(const Vec<T>& vector) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) return _mm512_reduce_add_ps(vector);
+#endif
+  T values[Vec<T>::size()];
+  vector.store(values);
+  for (int width = Vec<T>::size() / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) values[i] += values[i + width];
+  }
+  return values[0];
+}
+
+// --- activations
+
+// 1 / (1 + exp(-x)); relative error below 2e-6 on [-87, 100], 0 below, NaN stays NaN.
+template <typename T>
+inline Vec<T> sigmoid(const Vec<T>& x) {
+  return Vec<T>(T(1)) / (Vec<T>(T(1)) + x.neg().exp());
+}
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+// exp2(f) = 1 + f p(f) on [-1/2, 1/2], p of degree 4 fitted for the least largest relative error (1.1e-7).
+constexpr float exp2_c1 = 0.6931470036506653f, exp2_c2 = 0.24022242426872253f, exp2_c3 = 0.05550733581185341f,
+                exp2_c4 = 0.009671512991189957f, exp2_c5 = 0.001326472731307149f;
+constexpr float log2e_high = 1.44269502f, log2e_low = 1.92596299e-8f;
+constexpr float sigmoid_lowest = -87.3f;
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <>
+inline Vec<float> sigmoid(const Vec<float>& x) {
+  // max and min return their second operand where one is NaN.
+  const __m512 t = _mm512_min_ps(_mm512_set1_ps(100.f), _mm512_max_ps(_mm512_set1_ps(sigmoid_lowest), x));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(t, _mm512_set1_ps(-log2e_high)), 8);
+  __m512 f = _mm512_fnmsub_ps(t, _mm512_set1_ps(log2e_high), n);
+  f = _mm512_fnmadd_ps(t, _mm512_set1_ps(log2e_low), f);
+  __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(exp2_c5), _mm512_set1_ps(exp2_c4));
+  p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c3));
+  p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c2));
+  p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c1));
+  p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.f));
+  const __m512 d = _mm512_add_ps(_mm512_set1_ps(1.f), _mm512_scalef_ps(p, n));
+  const __m512 r = _mm512_rcp14_ps(d);
+  const __m512 result = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(sigmoid_lowest), _CMP_NLT_UQ), result);
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+template <>
+inline Vec<float> sigmoid(const Vec<float>& x) {
+  const __m256 t = _mm256_min_ps(_mm256_set1_ps(100.f), _mm256_max_ps(_mm256_set1_ps(sigmoid_lowest), x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(t, _mm256_set1_ps(-log2e_high)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 f = _mm256_fnmsub_ps(t, _mm256_set1_ps(log2e_high), n);
+  f = _mm256_fnmadd_ps(t, _mm256_set1_ps(log2e_low), f);
+  __m256 p = _mm256_fmadd_ps(f, _mm256_set1_ps(exp2_c5), _mm256_set1_ps(exp2_c4));
+  p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c3));
+  p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c2));
+  p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c1));
+  p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(1.f));
+  // 2^n in two factors: n runs to 126 and down to -145, where exp(-x) only has to vanish beside 1.
+  const __m256i exponent = _mm256_max_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(-126));
+  const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+  const __m256 d = _mm256_add_ps(_mm256_set1_ps(1.f), _mm256_mul_ps(p, scale));
+  const __m256 result = _mm256_div_ps(_mm256_set1_ps(1.f), d);
+  return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(sigmoid_lowest), _CMP_NLT_UQ), result);
+}
+#endif
+
+template <Activation A, typename T>
+inline Vec<T> activate(const Vec<T>& x) {
+  if constexpr (A == Activation::sigmoid) return sigmoid<T>(x);
+  else if constexpr (A == Activation::tanh) return x.tanh();
+  else return at::vec::maximum(x, zero<T>());
+}
+
+// The derivative, from the activation's value h = f(a).
+template <Activation A, typename T>
+inline Vec<T> derivative_from_value(const Vec<T>& h) {
+  const Vec<T> one(T(1));
+  if constexpr (A == Activation::sigmoid) return h * (one - h);
+  else if constexpr (A == Activation::tanh) return one - h * h;
+  else return Vec<T>::blendv(zero<T>(), one, h > zero<T>());
+}
+
+// log(1 + exp(x)), without overflow.
+template <typename T>
+inline Vec<T> softplus(const Vec<T>& x) {
+  return at::vec::maximum(x, zero<T>()) + x.abs().neg().exp().log1p();
+}
+
+template <typename T>
+inline T softplus(T x) {
+  return (x > T(0) ? x : T(0)) + std::log1p(std::exp(-std::abs(x)));
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

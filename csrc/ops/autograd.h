@@ -1,0 +1,56 @@
+// What every op's autograd function shares.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <optional>
+#include <string>
+
+namespace ar_fast {
+
+using torch::autograd::variable_list;
+
+inline bool requires_grad(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+inline bool requires_grad(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() && requires_grad(*tensor);
+}
+
+// True where an autograd node has to be recorded; otherwise the op goes straight to its kernel.
+template <typename... Tensors>
+bool needs_graph(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+}
+
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? *tensor : at::Tensor();
+}
+inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
+// Passes gradients of a backward pass through and raises where they are differentiated again.
+struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
+  static variable_list forward(torch::autograd::AutogradContext* ctx, std::string op, at::TensorList gradients,
+                               at::TensorList /*sources*/) {
+    ctx->saved_data["op"] = std::move(op);
+    variable_list result;
+    for (const at::Tensor& gradient : gradients) {
+      result.push_back(gradient.defined() ? gradient.view_as(gradient) : gradient);
+    }
+    return result;
+  }
+  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list) {
+    TORCH_CHECK(false, ctx->saved_data["op"].toStringRef(),
+                ": its gradient cannot be differentiated again; for higher derivatives use ar_fast.reference");
+  }
+};
+
+// `sources` are the tensors that the gradients depend on.
+inline variable_list once_differentiable(const char* op, variable_list gradients, const variable_list& sources) {
+  if (!at::GradMode::is_enabled()) return gradients;
+  return OnceDifferentiable::apply(std::string(op), at::TensorList(gradients), at::TensorList(sources));
+}
+
+}  // namespace ar_fast

@@ -1,0 +1,54 @@
+#include "../../kernels/cpu/dispatch.h"
+
+#include <ATen/Version.h>
+#include <c10/util/Exception.h>
+
+#include <atomic>
+#include <string>
+
+#include "isa.h"
+
+namespace ar_fast {
+namespace {
+
+Isa parse(const std::string& name) {
+  if (name == "AVX512") return Isa::avx512;
+  if (name == "AVX2") return Isa::avx2;
+  return Isa::baseline;
+}
+
+const Isa& best_isa() {
+  static const Isa isa = parse(at::get_cpu_capability());
+  return isa;
+}
+
+std::atomic<int> chosen{-1};
+
+}  // namespace
+
+Isa current_isa() {
+  const int isa = chosen.load(std::memory_order_relaxed);
+  return isa < 0 ? best_isa() : static_cast<Isa>(isa);
+}
+
+std::string isa_name() {
+  switch (current_isa()) {
+    case Isa::avx512: return "AVX512";
+    case Isa::avx2: return "AVX2";
+    default: return "DEFAULT";
+  }
+}
+
+void set_isa(const std::string& name) {
+  if (name == "auto") {
+    chosen = -1;
+    return;
+  }
+  TORCH_CHECK(name == "DEFAULT" || name == "AVX2" || name == "AVX512",
+              "set_isa: name must be auto, DEFAULT, AVX2 or AVX512, got '", name, "'");
+  TORCH_CHECK(parse(name) <= best_isa(), "set_isa: this machine (or ATEN_CPU_CAPABILITY) allows no more than ",
+              at::get_cpu_capability(), ", got '", name, "'");
+  chosen = static_cast<int>(parse(name));
+}
+
+}  // namespace ar_fast

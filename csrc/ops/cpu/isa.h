@@ -1,0 +1,13 @@
+// Which instruction set the CPU kernels run on.
+#pragma once
+
+#include <string>
+
+namespace ar_fast {
+
+std::string isa_name();
+
+// "auto", "DEFAULT", "AVX2" or "AVX512"; raises where the machine or ATEN_CPU_CAPABILITY allows less.
+void set_isa(const std::string& name);
+
+}  // namespace ar_fast

@@ -1,0 +1,85 @@
+// The NADE ops: their front doors, and what the CPU and the CUDA implementations share. The arithmetic is in
+// kernels/nade.h.
+//
+// Shapes: x (B, D); in_weight (R_in, H); in_bias (H) or (B, H); out_weight (R_out, H); out_bias (R_out); order (D) int64;
+// in_offsets, out_offsets (D + 1) int64; activation_scale (D).
+// Types: the weights, biases and activation_scale share one of float32, float64, bfloat16, float16; parameters,
+// log_prob and sampled values have the compute type, float32 (float64 for float64). x is bool, integer, or floating of
+// the weights' or the compute type. Where R_in = D, x scales the row of its variable; else x is an integer category in
+// [0, rows of its variable) and gathers a row.
+#pragma once
+
+#include <string>
+#include <tuple>
+
+#include "../kernels/nade.h"
+#include "common.h"
+
+namespace ar_fast {
+
+// -> parameters (B, R_out)
+at::Tensor nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                const OptionalTensor& activation_scale, std::string activation, std::string algorithm);
+
+// -> grad_x (B, D) or (0), grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale (D) or (0)
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
+    bool needs_activation_scale, std::string algorithm);
+
+// Bernoulli log-likelihood -> (B), or (B, D) by variable
+at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& activation_scale, std::string activation, bool per_variable,
+                         std::string algorithm);
+
+// -> log_prob, logits (B, D) or (0)
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(const at::Tensor& x, const at::Tensor& in_weight,
+                                                         const at::Tensor& in_bias, const at::Tensor& out_weight,
+                                                         const at::Tensor& out_bias, const OptionalTensor& order,
+                                                         const OptionalTensor& activation_scale,
+                                                         std::string activation, bool per_variable, bool keep_logits,
+                                                         std::string algorithm);
+
+// Draws positions start ... stop-1 from state (B, H) -> values (B, stop - start) by position, log_prob (B) float64 of
+// the drawn ones, the state after them
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
+    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
+    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
+    int64_t stop, double temperature, std::string algorithm);
+
+// --- shared by the implementations
+
+Activation parse_activation(const char* op, const std::string& name);
+
+// Structure only: shapes, dtypes, devices. Never synchronises. x, in_bias, out_bias may be undefined where an op has none.
+void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                const OptionalTensor& activation_scale);
+
+// The fused Bernoulli ops take one row of each weight per variable.
+void check_bernoulli(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& out_weight);
+
+void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
+                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
+                       const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
+                       double temperature);
+
+// Contiguous tensors of the kernels' types, and the structures that point into them.
+struct NadeTensors {
+  at::Tensor x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale;
+  NadeModel model;
+  NadeInput input;
+};
+
+NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                         const OptionalTensor& activation_scale, Activation activation);
+
+}  // namespace ar_fast

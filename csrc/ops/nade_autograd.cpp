@@ -1,0 +1,302 @@
+// NADE: front doors, fake implementations, gradients, autocast.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "autograd.h"
+#include "library.h"
+#include "nade.h"
+
+namespace ar_fast {
+
+// ---------------------------------------------------------------- front doors
+
+#define AR_FAST_DOOR(name) \
+  c10::Dispatcher::singleton().findSchemaOrThrow(AR_FAST_OP(#name), "").typed<decltype(name)>()
+
+at::Tensor nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
+  static const auto op = AR_FAST_DOOR(nade);
+  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+                 std::move(activation), std::move(algorithm));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
+    bool needs_activation_scale, std::string algorithm) {
+  static const auto op = AR_FAST_DOOR(nade_backward);
+  return op.call(grad, x, in_weight, in_bias, out_weight, order, in_offsets, out_offsets, activation_scale,
+                 std::move(activation), needs_x, needs_activation_scale, std::move(algorithm));
+}
+
+at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& activation_scale, std::string activation, bool per_variable,
+                         std::string algorithm) {
+  static const auto op = AR_FAST_DOOR(nade_log_prob);
+  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
+                 per_variable, std::move(algorithm));
+}
+
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(const at::Tensor& x, const at::Tensor& in_weight,
+                                                         const at::Tensor& in_bias, const at::Tensor& out_weight,
+                                                         const at::Tensor& out_bias, const OptionalTensor& order,
+                                                         const OptionalTensor& activation_scale,
+                                                         std::string activation, bool per_variable, bool keep_logits,
+                                                         std::string algorithm) {
+  static const auto op = AR_FAST_DOOR(nade_log_prob_forward);
+  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
+                 per_variable, keep_logits, std::move(algorithm));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
+    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
+    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
+    int64_t stop, double temperature, std::string algorithm) {
+  static const auto op = AR_FAST_DOOR(nade_sample);
+  return op.call(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, std::move(activation),
+                 seed, first_index, start, stop, temperature, std::move(algorithm));
+}
+
+namespace {
+
+// ---------------------------------------------------------------- fake implementations
+
+at::TensorOptions compute_options(const at::Tensor& weight) {
+  return weight.options().dtype(compute_type(weight.scalar_type()));
+}
+
+at::Tensor nade_meta(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                     const OptionalTensor& activation_scale, std::string activation, std::string /*algorithm*/) {
+  parse_activation("nade", activation);
+  check_nade("nade", x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
+  return at::empty_symint({x.sym_size(0), out_weight.sym_size(0)}, compute_options(in_weight));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward_meta(
+    const at::Tensor& /*grad*/, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string /*activation*/,
+    bool needs_x, bool needs_activation_scale, std::string /*algorithm*/) {
+  check_nade("nade_backward", x, in_weight, in_bias, out_weight, at::Tensor(), order, in_offsets, out_offsets,
+             activation_scale);
+  const auto options = compute_options(in_weight);
+  return {needs_x ? at::empty_symint(x.sym_sizes(), options) : at::empty({0}, options),
+          at::empty_symint(in_weight.sym_sizes(), in_weight.options()),
+          at::empty_symint(in_bias.sym_sizes(), options), at::empty_symint(out_weight.sym_sizes(), in_weight.options()),
+          needs_activation_scale ? at::empty_symint({x.sym_size(1)}, options) : at::empty({0}, options)};
+}
+
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
+    std::string activation, bool per_variable, bool keep_logits, std::string /*algorithm*/) {
+  const char* op = "nade_log_prob";
+  parse_activation(op, activation);
+  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, std::nullopt, std::nullopt, activation_scale);
+  check_bernoulli(op, x, in_weight, out_weight);
+  const auto options = compute_options(in_weight);
+  return {per_variable ? at::empty_symint(x.sym_sizes(), options) : at::empty_symint({x.sym_size(0)}, options),
+          keep_logits ? at::empty_symint(x.sym_sizes(), options) : at::empty({0}, options)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
+    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
+    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, int64_t /*seed*/, int64_t /*first_index*/, int64_t start,
+    int64_t stop, double temperature, std::string /*algorithm*/) {
+  parse_activation("nade_sample", activation);
+  check_nade_sample(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, start, stop,
+                    temperature);
+  return {at::empty_symint({state.sym_size(0), stop - start}, state.options()),
+          at::empty_symint({state.sym_size(0)}, state.options().dtype(at::kDouble)),
+          at::empty_symint(state.sym_sizes(), state.options())};
+}
+
+// ---------------------------------------------------------------- gradients
+
+// The tensors that both backward passes need, in the order in which they are saved.
+enum Saved { kX, kInWeight, kInBias, kOutWeight, kOrder, kInOffsets, kOutOffsets, kActivationScale, kLogits };
+
+// grad of the parameters -> gradients of x, in_weight, in_bias, out_weight, out_bias, activation_scale.
+variable_list parameter_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved,
+                                  const at::Tensor& grad) {
+  const at::Tensor& in_bias = saved[kInBias];
+  const bool needs_x = ctx->saved_data["needs_x"].toBool();
+  const bool needs_scale = ctx->saved_data["needs_activation_scale"].toBool();
+  auto [grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_scale] =
+      nade_backward(grad, saved[kX], saved[kInWeight], in_bias, saved[kOutWeight], or_none(saved[kOrder]),
+                    or_none(saved[kInOffsets]), or_none(saved[kOutOffsets]), or_none(saved[kActivationScale]),
+                    std::string(ctx->saved_data["activation"].toStringRef()), needs_x, needs_scale,
+                    std::string(ctx->saved_data["algorithm"].toStringRef()));
+  return {needs_x ? grad_x : at::Tensor(), grad_in_weight, grad_in_bias.to(in_bias.scalar_type()), grad_out_weight,
+          grad.sum(0).to(in_bias.scalar_type()), needs_scale ? grad_scale.to(in_bias.scalar_type()) : at::Tensor()};
+}
+
+void save_nade(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const OptionalTensor& activation_scale,
+               const std::string& activation, const std::string& algorithm) {
+  ctx->saved_data["needs_x"] = x.requires_grad();
+  ctx->saved_data["needs_activation_scale"] = requires_grad(activation_scale);
+  ctx->saved_data["activation"] = activation;
+  ctx->saved_data["algorithm"] = algorithm;
+}
+
+struct NadeFunction : torch::autograd::Function<NadeFunction> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& in_weight,
+                            const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
+                            const OptionalTensor& order, const OptionalTensor& in_offsets,
+                            const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                            std::string activation, std::string algorithm) {
+    save_nade(ctx, x, activation_scale, activation, algorithm);
+    ctx->save_for_backward({x, in_weight, in_bias, out_weight, or_undefined(order), or_undefined(in_offsets),
+                            or_undefined(out_offsets), or_undefined(activation_scale)});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return nade(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+                std::move(activation), std::move(algorithm));
+  }
+  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    auto g = parameter_gradients(ctx, saved, grads[0]);
+    if (g[0].defined()) g[0] = g[0].to(saved[kX].scalar_type());
+    g = once_differentiable("nade", std::move(g), {grads[0], saved[kX], saved[kInWeight], saved[kInBias], saved[kOutWeight]});
+    return {g[0], g[1], g[2], g[3], g[4], at::Tensor(), at::Tensor(), at::Tensor(), g[5], at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor nade_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                         const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
+  if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
+    return NadeFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
+                               activation_scale, std::move(activation), std::move(algorithm));
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return nade(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+              std::move(activation), std::move(algorithm));
+}
+
+struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& in_weight,
+                            const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
+                            const OptionalTensor& order, const OptionalTensor& activation_scale,
+                            std::string activation, bool per_variable, std::string algorithm) {
+    save_nade(ctx, x, activation_scale, activation, algorithm);
+    ctx->saved_data["per_variable"] = per_variable;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [log_prob, logits] =
+        nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
+                              std::move(activation), per_variable, /*keep_logits=*/true, std::move(algorithm));
+    ctx->save_for_backward({x, in_weight, in_bias, out_weight, or_undefined(order), at::Tensor(), at::Tensor(),
+                            or_undefined(activation_scale), logits});
+    return log_prob;
+  }
+  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor& logits = saved[kLogits];
+    const at::Tensor grad = ctx->saved_data["per_variable"].toBool() ? grads[0] : grads[0].unsqueeze(1);
+    const at::Tensor x = saved[kX].to(logits.scalar_type());
+    variable_list g;
+    {
+      at::AutoGradMode no_graph(false);
+      g = parameter_gradients(ctx, saved, (x - at::sigmoid(logits)) * grad);
+      if (g[0].defined()) g[0] = (g[0] + logits * grad).to(saved[kX].scalar_type());
+    }
+    g = once_differentiable("nade_log_prob", std::move(g),
+                            {grads[0], saved[kX], saved[kInWeight], saved[kInBias], saved[kOutWeight]});
+    return {g[0], g[1], g[2], g[3], g[4], at::Tensor(), g[5], at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor nade_log_prob_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                  const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                  const OptionalTensor& order, const OptionalTensor& activation_scale,
+                                  std::string activation, bool per_variable, std::string algorithm) {
+  if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
+    return NadeLogProbFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
+                                      std::move(activation), per_variable, std::move(algorithm));
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
+                       per_variable, std::move(algorithm));
+}
+
+// Below autograd nade_log_prob is its forward without the logits.
+at::Tensor nade_log_prob_below_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                        const OptionalTensor& order, const OptionalTensor& activation_scale,
+                                        std::string activation, bool per_variable, std::string algorithm) {
+  return std::get<0>(nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
+                                           std::move(activation), per_variable, /*keep_logits=*/false,
+                                           std::move(algorithm)));
+}
+
+// ---------------------------------------------------------------- autocast: float32, 16-bit storage stays
+
+at::Tensor widest(const at::Tensor& tensor, at::ScalarType type) {
+  return at::isFloatingType(tensor.scalar_type()) && tensor.scalar_type() != at::kDouble ? tensor.to(type) : tensor;
+}
+
+OptionalTensor widest(const OptionalTensor& tensor, at::ScalarType type) {
+  return tensor.has_value() ? OptionalTensor(widest(*tensor, type)) : tensor;
+}
+
+at::Tensor nade_autocast(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                         const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
+  const auto type = in_weight.scalar_type();
+  return nade(widest(x, compute_type(type)), in_weight, widest(in_bias, type), widest(out_weight, type),
+              widest(out_bias, type), order, in_offsets, out_offsets, widest(activation_scale, type),
+              std::move(activation), std::move(algorithm));
+}
+
+at::Tensor nade_log_prob_autocast(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                  const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                  const OptionalTensor& order, const OptionalTensor& activation_scale,
+                                  std::string activation, bool per_variable, std::string algorithm) {
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
+  const auto type = in_weight.scalar_type();
+  return nade_log_prob(widest(x, compute_type(type)), in_weight, widest(in_bias, type), widest(out_weight, type),
+                       widest(out_bias, type), order, widest(activation_scale, type), std::move(activation),
+                       per_variable, std::move(algorithm));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) {
+  m.impl("nade", nade_meta);
+  m.impl("nade_backward", nade_backward_meta);
+  m.impl("nade_log_prob_forward", nade_log_prob_forward_meta);
+  m.impl("nade_sample", nade_sample_meta);
+  m.impl("nade_log_prob", nade_log_prob_below_autograd);
+}
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("nade_log_prob", nade_log_prob_below_autograd); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CUDA, m) { m.impl("nade_log_prob", nade_log_prob_below_autograd); }
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Autograd, m) {
+  m.impl("nade", nade_autograd);
+  m.impl("nade_log_prob", nade_log_prob_autograd);
+}
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCPU, m) {
+  m.impl("nade", nade_autocast);
+  m.impl("nade_log_prob", nade_log_prob_autocast);
+}
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCUDA, m) {
+  m.impl("nade", nade_autocast);
+  m.impl("nade_log_prob", nade_log_prob_autocast);
+}
+
+}  // namespace ar_fast

@@ -1,0 +1,62 @@
+"""Drives CMake. AR_FAST_CUDA=auto|0|1 (auto: on where nvcc is found); AR_FAST_LINEINFO=1 for profilers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default)
+    if value not in allowed:
+        raise SystemExit(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise SystemExit(
+                "ar_fast builds against the torch that it will run with: install torch first, then "
+                "`pip install --no-build-isolation .` (build isolation hides the installed torch)"
+            ) from None
+        destination = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        cuda = setting("AR_FAST_CUDA", "auto", ("auto", "0", "1"))
+        # One build folder per interpreter, torch and CUDA choice: a second build compiles only what changed.
+        tag = f"cp{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}-cuda-{cuda}"
+        build = ROOT / "build" / tag
+        # CMake and Ninja come from PyPI under build isolation and from either place otherwise.
+        subprocess.check_call(
+            [
+                "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DCMAKE_INSTALL_PREFIX={destination}",
+                f"-DAR_FAST_CUDA={cuda}",
+                f"-DAR_FAST_LINEINFO={setting('AR_FAST_LINEINFO', '0', ('0', '1'))}",
+            ]
+        )  # fmt: skip
+        jobs = os.environ.get("MAX_JOBS")
+        subprocess.check_call(["cmake", "--build", str(build), *(["-j", jobs] if jobs else [])])
+        subprocess.check_call(["cmake", "--install", str(build)])
+        record = json.loads((build / "summary.json").read_text())
+        record["torch"] = torch.__version__
+        (destination / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def copy_extensions_to_source(self) -> None:
+        """In place and editable: the ops library and the build record lie beside _C."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "ar_fast"
+        for file in [*built.glob("libar_fast_ops.*"), built / "_build.json"]:
+            shutil.copy2(file, ROOT / "ar_fast" / file.name)
+
+
+setup(ext_modules=[Extension("ar_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
