@@ -1,0 +1,375 @@
+"""The ops as functions: names, keyword arguments and documentation over the compiled library.
+
+Each call takes the fastest door there is: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
+plain-torch twin of ``ar_fast.reference`` under ``torch.func`` transforms (where a compiled op cannot be
+differentiated or batched) or under ``AR_FAST_BACKEND=reference``; a twin says once that it runs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _library, reference
+from .masks import Mask
+
+__all__ = ["masked_linear", "masked_mlp_sample", "nade", "nade_log_prob", "nade_sample"]
+
+_said: set[str] = set()
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    # None also while torch.compile traces; peek_interpreter_stack is not None there.
+    if torch._C._functorch.maybe_current_level() is not None:
+        return _twin(name, "under torch.func transforms", *arguments)
+    door = _library.door(name)
+    if door is None:
+        return _twin(name, "with AR_FAST_BACKEND=reference", *arguments)
+    return door(*arguments)
+
+
+def _twin(name: str, why: str, *arguments: Any) -> Any:
+    if why not in _said and not torch.compiler.is_compiling():
+        _said.add(why)
+        warnings.warn(f"ar_fast: {why} the plain-torch twins of ar_fast.reference run; they are slow", stacklevel=4)
+    check = _checks.CHECKS.get(name)
+    if check is not None:
+        check(*arguments)
+    return getattr(reference, name)(*arguments)
+
+
+def nade(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    activation: str = "sigmoid",
+    algorithm: str = "auto",
+) -> Tensor:
+    r"""The parameters of every conditional of a NADE, in one sweep over the variables.
+
+    .. math::
+        a_0 = c, \quad h_p = f(s_i a_p), \quad \theta_i = b_i + V_i h_p, \quad a_{p+1} = a_p + x_i W_i,
+        \quad i = \mathrm{order}[p]
+
+    with W = in_weight, c = in_bias, V = out_weight, b = out_bias, f = activation and s = activation_scale.
+
+    Args:
+        x: (B, D). Bool, integer, or floating of the dtype of in_weight or of the compute dtype. Where in_weight has
+            D rows, x scales the row of its variable; where it has more, or in_offsets is given, x must be integer and
+            gathers one of the rows of its variable.
+        in_weight: (R_in, H), float32, float64, bfloat16 or float16.
+        in_bias: (H) or (B, H), in in_weight's dtype, as all that follow.
+        out_weight: (R_out, H), one row per parameter; R_out / D rows per variable, or as out_offsets says.
+        out_bias: (R_out).
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
+        activation_scale: (D), RNADE's factor of the pre-activations; None is 1.
+        activation: "sigmoid", "tanh" or "relu".
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        (B, R_out) in the compute dtype: float64 for float64 weights, else float32. Row r belongs to the variable that
+        owns row r of out_weight.
+
+    Raises:
+        RuntimeError: where a shape, dtype or device breaks a rule above.
+
+    Source: Larochelle and Murray, "The neural autoregressive distribution estimator", AISTATS 2011, algorithm 1;
+    activation_scale: Uria, Murray, Larochelle, "RNADE", NeurIPS 2013, equation 6.
+
+    Example:
+        >>> x = torch.tensor([[1, 0, 1]])
+        >>> in_weight, out_weight = torch.ones(3, 2), torch.ones(3, 2)
+        >>> nade(x, in_weight, torch.zeros(2), out_weight, torch.zeros(3))
+        tensor([[1.0000, 1.4621, 1.4621]])
+    """
+    return _call(
+        "nade",
+        x,
+        in_weight,
+        in_bias,
+        out_weight,
+        out_bias,
+        order,
+        in_offsets,
+        out_offsets,
+        activation_scale,
+        activation,
+        algorithm,
+    )
+
+
+def nade_log_prob(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    order: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    activation: str = "sigmoid",
+    per_variable: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    r"""The log-likelihood of a NADE over binary variables, without a (B, D) tensor of logits.
+
+    .. math:: \log p(x) = \sum_i x_i \theta_i - \log(1 + e^{\theta_i})
+
+    with the logits :math:`\theta` of :func:`nade` where every variable has one in_weight and one out_weight row.
+
+    Args:
+        x: (B, D), values in [0, 1]; dtypes as in :func:`nade`.
+        in_weight: (D, H).
+        in_bias: (H) or (B, H).
+        out_weight: (D, H).
+        out_bias: (D).
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        activation_scale: (D); None is 1.
+        activation: "sigmoid", "tanh" or "relu".
+        per_variable: return each variable's term instead of their sum.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        Nats in the compute dtype: (B), summed in float64, or (B, D) if per_variable.
+
+    Raises:
+        RuntimeError: where a shape, dtype or device breaks a rule above.
+
+    Source: Larochelle and Murray, AISTATS 2011, equation 3.
+
+    Example:
+        >>> zeros = torch.zeros(3, 2)
+        >>> nade_log_prob(torch.tensor([[1, 0, 1]]), zeros, torch.zeros(2), zeros, torch.zeros(3))
+        tensor([-2.0794])
+    """
+    return _call(
+        "nade_log_prob",
+        x,
+        in_weight,
+        in_bias,
+        out_weight,
+        out_bias,
+        order,
+        activation_scale,
+        activation,
+        per_variable,
+        algorithm,
+    )
+
+
+def nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    seed: int,
+    order: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    activation: str = "sigmoid",
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of a NADE over binary variables.
+
+    .. math:: x_i = 1 \text{ iff } u_{ri} < \mathrm{sigmoid}(\theta_i / T), \quad i = \mathrm{order}[p]
+
+    with the logits of :func:`nade` and the uniform number :math:`u_{ri}` of Philox at key seed and counter
+    (first_index + row, variable). A row does not depend on the other rows. Nothing is differentiated.
+
+    Args:
+        state: (B, H) in the compute dtype: the pre-activations at position start. At position 0 they are in_bias; for
+            later positions they are what the call up to there returned. Not modified.
+        in_weight: (D, H).
+        out_weight: (D, H).
+        out_bias: (D).
+        seed: key of the random numbers.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        activation_scale: (D); None is 1.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        activation: "sigmoid", "tanh" or "relu".
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, divides the logit of the draw and leaves log_prob alone.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state (B, H) at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Larochelle and Murray, AISTATS 2011; the random numbers: Salmon et al., SC 2011.
+
+    Example:
+        >>> weight = torch.zeros(3, 2)
+        >>> values, log_prob, state = nade_sample(torch.zeros(1, 2), weight, weight, torch.zeros(3), seed=1)
+        >>> values.shape, log_prob
+        (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
+    """
+    return _call(
+        "nade_sample",
+        state,
+        in_weight,
+        out_weight,
+        out_bias,
+        order,
+        activation_scale,
+        given,
+        known,
+        activation,
+        seed,
+        first_index,
+        start,
+        in_weight.shape[0] if stop is None else stop,
+        temperature,
+        algorithm,
+    )
+
+
+def masked_linear(
+    input: Tensor, weight: Tensor, mask: Mask, bias: Tensor | None = None, *, algorithm: str = "auto"
+) -> Tensor:
+    r"""A linear map with masked weights.
+
+    .. math:: y = x (W \odot M)^T + b
+
+    Masked weights have no effect whatever they hold, NaN included, and get a gradient of exactly zero. Only the
+    unmasked part is computed, and nothing of the weight's size is written.
+
+    Args:
+        input: (..., I) in weight's dtype.
+        weight: (O, I), float32, float64, bfloat16 or float16.
+        mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
+        bias: (O), or None.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+
+    Raises:
+        TypeError: if mask is not a Mask.
+        ValueError: if mask does not match weight.
+        RuntimeError: where a shape, dtype or device breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
+
+    Example:
+        >>> mask = Mask.from_degrees([1, 2, 3], [1, 2])
+        >>> masked_linear(torch.ones(1, 3), torch.ones(2, 3), mask)
+        tensor([[1., 2.]])
+    """
+    if not isinstance(mask, Mask):
+        raise TypeError(
+            f"masked_linear: mask must be an ar_fast.Mask (Mask.from_dense makes one), got {type(mask).__name__}"
+        )
+    if tuple(weight.shape) != (mask.out_features, mask.in_features):
+        raise ValueError(
+            f"masked_linear: mask must match weight of shape {tuple(weight.shape)}, "
+            f"got a mask of shape ({mask.out_features}, {mask.in_features})"
+        )
+    return _call("masked_linear", input, weight, bias, *mask.plan, algorithm)
+
+
+def masked_mlp_sample(
+    state: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    extents: Sequence[Tensor],
+    unit_ends: Sequence[Tensor],
+    *,
+    seed: int,
+    order: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    activation: str = "relu",
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of a MADE over binary variables, in one pass.
+
+    .. math::
+        h_l[u] = f(b_l[u] + \sum_{v < e_l[u]} W_l[u, v] h_{l-1}[v]), \quad h_0 = x \text{ by position}
+
+    with a linear last layer whose unit p is the logit at position p. Each hidden unit is computed once, when the last
+    variable it sees is known, so the arithmetic in all is that of one masked forward pass. The draws are those of
+    :func:`nade_sample`.
+
+    Args:
+        state: (B, D + sum of hidden units) in the compute dtype: the variables by position, then the activations of
+            each hidden layer. Zeros at position 0; later what the call up to there returned. Not modified.
+        weights: of the L hidden layers and of the output layer, (units, units of the layer before), columns by
+            position and units by ascending degree.
+        biases: (units) each; the first may be (B, units) in the compute dtype.
+        extents: (units) int32 each: how many units of the layer before a unit sees, never decreasing.
+        unit_ends: L tensors (D) int32: how many units of the layer are computable once the first p variables are known.
+        seed: key of the random numbers.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, divides the logit of the draw and leaves log_prob alone.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; the schedule is ours.
+
+    Example:
+        >>> weights, biases = [torch.ones(2, 3), torch.ones(3, 2)], [torch.zeros(2), torch.zeros(3)]
+        >>> extents = [torch.tensor([1, 2], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32)]
+        >>> unit_ends = [torch.tensor([0, 1, 2], dtype=torch.int32)]
+        >>> values, log_prob, state = masked_mlp_sample(torch.zeros(1, 5), weights, biases, extents, unit_ends, seed=1)
+        >>> values.shape, state.shape
+        (torch.Size([1, 3]), torch.Size([1, 5]))
+    """
+    return _call(
+        "masked_mlp_sample",
+        state,
+        list(weights),
+        list(biases),
+        list(extents),
+        list(unit_ends),
+        order,
+        given,
+        known,
+        activation,
+        seed,
+        first_index,
+        start,
+        weights[-1].shape[0] if stop is None else stop,
+        temperature,
+        algorithm,
+    )

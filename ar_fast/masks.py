@@ -1,0 +1,183 @@
+"""Masks of linear maps, as plans that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+__all__ = ["Mask"]
+
+TILE_SIZE = 64
+
+
+class Mask:
+    """Which inputs each output of a linear map sees: a bool matrix (O, I), kept as a plan and not as a matrix.
+
+    A plan is one of two:
+
+    - nested: the inputs of the rows are nested sets, as in every autoregressive network. In the column order
+      ``columns`` row o sees the first ``extents[o]`` inputs; ``rows`` lists the rows by ascending extent. ``columns``
+      and ``rows`` are None where the inputs and the rows are in that order already.
+    - blocks: any mask. ``dense_mask`` is the matrix, and ``tiles`` says of each square of 64 rows and columns whether
+      it is empty (0), full (1) or mixed (2).
+
+    Make one with :meth:`from_degrees`, :meth:`from_dense` or :meth:`dense`; build it once and keep it.
+
+    Attributes:
+        out_features: O.
+        in_features: I.
+        extents: (O,) int32, or None in a blocks plan.
+        rows: (O,) int32, or None.
+        columns: (I,) int32, or None.
+        tiles: (ceil(O / 64), ceil(I / 64)) int32, or None in a nested plan.
+        dense_mask: (O, I) bool, or None in a nested plan.
+
+    Example:
+        >>> Mask.from_degrees([1, 2, 3], [1, 2]).to_dense()
+        tensor([[ True, False, False],
+                [ True,  True, False]])
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        extents: Tensor | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        tiles: Tensor | None = None,
+        dense_mask: Tensor | None = None,
+    ) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+        self.extents = extents
+        self.rows = rows
+        self.columns = columns
+        self.tiles = tiles
+        self.dense_mask = dense_mask
+
+    @classmethod
+    def from_degrees(
+        cls, in_degrees: Tensor | Sequence[int], out_degrees: Tensor | Sequence[int], strict: bool = False
+    ) -> Mask:
+        """mask[o, i] = in_degrees[i] <= out_degrees[o], or < if strict.
+
+        Args:
+            in_degrees: (I,) integers.
+            out_degrees: (O,) integers.
+            strict: compare with <, as the output layer of a MADE with degrees 1 ... D does.
+
+        Raises:
+            ValueError: if the degrees are not one-dimensional integers.
+
+        Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015, equations 12 and 13.
+
+        Example:
+            >>> Mask.from_degrees([1, 2, 3], [1, 2, 3], strict=True)
+            Mask(out_features=3, in_features=3, plan='nested', density=0.333)
+        """
+        in_degrees = _degrees("in_degrees", in_degrees)
+        out_degrees = _degrees("out_degrees", out_degrees).to(in_degrees.device)
+        sorted_degrees, columns = in_degrees.sort(stable=True)
+        extents = torch.searchsorted(sorted_degrees, out_degrees, right=not strict)
+        return cls._nested(extents, columns)
+
+    @classmethod
+    def from_dense(cls, mask: Tensor) -> Mask:
+        """The plan of any bool matrix (O, I): nested where the rows are nested sets, otherwise blocks.
+
+        Raises:
+            ValueError: if mask is not two-dimensional or not bool.
+
+        Example:
+            >>> Mask.from_dense(torch.eye(2, dtype=torch.bool))
+            Mask(out_features=2, in_features=2, plan='blocks', density=0.5)
+        """
+        if mask.dim() != 2:
+            raise ValueError(f"Mask.from_dense: mask must have shape (O, I), got {tuple(mask.shape)}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"Mask.from_dense: mask must be bool, got {mask.dtype}")
+        out_features, in_features = mask.shape
+        extents = mask.sum(1)
+        # If the rows are nested, the inputs seen by more rows come first in every row.
+        columns = mask.sum(0).argsort(descending=True, stable=True)
+        staircase = torch.arange(in_features, device=mask.device) < extents[:, None]
+        if torch.equal(mask[:, columns], staircase):
+            return cls._nested(extents, columns)
+        return cls(out_features, in_features, tiles=_tiles(mask), dense_mask=mask.contiguous())
+
+    @classmethod
+    def dense(cls, out_features: int, in_features: int) -> Mask:
+        """The mask that hides nothing.
+
+        Example:
+            >>> Mask.dense(2, 3)
+            Mask(out_features=2, in_features=3, plan='nested', density=1.0)
+        """
+        extents = torch.full((out_features,), in_features)
+        return cls._nested(extents, torch.arange(in_features))
+
+    @classmethod
+    def _nested(cls, extents: Tensor, columns: Tensor) -> Mask:
+        rows = extents.argsort(stable=True)
+        return cls(
+            extents.numel(),
+            columns.numel(),
+            extents=extents.to(torch.int32),
+            rows=None if _is_identity(rows) else rows.to(torch.int32),
+            columns=None if _is_identity(columns) else columns.to(torch.int32),
+        )
+
+    @property
+    def plan(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """(extents, rows, columns, tiles, dense_mask): the plan as the ops take it."""
+        return self.extents, self.rows, self.columns, self.tiles, self.dense_mask
+
+    @property
+    def device(self) -> torch.device:
+        return (self.extents if self.extents is not None else self.dense_mask).device
+
+    def to_dense(self) -> Tensor:
+        """The (O, I) bool matrix."""
+        return reference.mask_from_plan((self.out_features, self.in_features), *self.plan)
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask with its plan on another device."""
+        moved = (tensor if tensor is None else tensor.to(device) for tensor in self.plan)
+        return Mask(self.out_features, self.in_features, *moved)
+
+    def __repr__(self) -> str:
+        kind = "blocks" if self.extents is None else "nested"
+        shape = f"out_features={self.out_features}, in_features={self.in_features}"
+        if self.device.type == "meta" or self.out_features * self.in_features == 0:
+            return f"Mask({shape}, plan={kind!r})"
+        seen = self.dense_mask.sum() if self.extents is None else self.extents.sum()
+        density = int(seen) / (self.out_features * self.in_features)
+        return f"Mask({shape}, plan={kind!r}, density={density:.3})"
+
+
+def _degrees(name: str, degrees: Tensor | Sequence[int]) -> Tensor:
+    tensor = torch.as_tensor(degrees)
+    if tensor.dim() != 1:
+        raise ValueError(f"Mask.from_degrees: {name} must be one-dimensional, got shape {tuple(tensor.shape)}")
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise ValueError(f"Mask.from_degrees: {name} must hold integers, got {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
+def _is_identity(permutation: Tensor) -> bool:
+    return torch.equal(permutation, torch.arange(permutation.numel(), device=permutation.device))
+
+
+def _tiles(mask: Tensor) -> Tensor:
+    """0 empty, 1 full, 2 mixed, for each square of TILE_SIZE; ragged edges count what there is."""
+    rows = [tile.sum(0) for tile in mask.split(TILE_SIZE)]
+    counts = torch.stack([torch.stack([part.sum() for part in row.split(TILE_SIZE)]) for row in rows])
+    out_sizes = torch.tensor([tile.shape[0] for tile in mask.split(TILE_SIZE)], device=mask.device)
+    in_sizes = torch.tensor([tile.shape[1] for tile in mask.split(TILE_SIZE, 1)], device=mask.device)
+    full = counts == out_sizes[:, None] * in_sizes
+    return torch.where(counts == 0, 0, torch.where(full, 1, 2)).to(torch.int32)

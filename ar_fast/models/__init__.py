@@ -1,0 +1,42 @@
+"""Autoregressive models: log_prob, gradient, sample and completion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from . import _files
+from .base import AutoregressiveModel, State
+from .distribution import AutoregressiveDistribution
+from .made import MADE
+from .nade import NADE
+
+__all__ = ["MADE", "NADE", "AutoregressiveDistribution", "AutoregressiveModel", "State", "load"]
+
+_MODELS = {"MADE": MADE, "NADE": NADE}
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel:
+    """The model that ``model.save(directory)`` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is truncated or foreign.
+    """
+    stored = _files.read_config(Path(directory))
+    name = stored.get("model")
+    if name not in _MODELS:
+        raise ValueError(f"load: model must be one of {', '.join(_MODELS)}, got {name!r} in {directory}")
+    arguments = dict(stored["config"])
+    try:
+        arguments["dtype"] = _DTYPES[arguments["dtype"]]
+        arguments.pop("head")
+        if stored["order"] == "permutation":
+            # Any will do: the file's is loaded over it.
+            arguments["order"] = torch.arange(torch.Size(arguments["event_shape"]).numel())
+        model = _MODELS[name](**arguments, device=device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"load: config.json must describe a {name}, got {directory}: {error!r}") from None
+    return model.load(directory)

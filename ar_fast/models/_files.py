@@ -1,0 +1,100 @@
+"""Model directories: model.safetensors and config.json. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import orderings
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from .base import AutoregressiveModel
+
+FORMAT = "ar_fast.model"
+FORMAT_VERSION = 1
+
+
+def _description(model: AutoregressiveModel) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "ar_fast_version": __version__,
+        "model": type(model).__name__,
+        "order": "identity" if model.order is None else "permutation",
+        "config": model.config(),
+    }
+
+
+def save(model: AutoregressiveModel, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Through temporary names, so that an interrupted save leaves what was there.
+    weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
+    save_file(tensors, weights)
+    config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
+    os.replace(weights, directory / "model.safetensors")
+    os.replace(config, directory / "config.json")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"load: config.json must be JSON, got {path}: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"load: config.json must be that of an ar_fast model, got {path}")
+    if config.get("format_version") != FORMAT_VERSION:
+        given = config.get("format_version")
+        raise ValueError(f"load: format_version must be {FORMAT_VERSION}, got {given!r} in {path}")
+    if not isinstance(config.get("config"), dict) or config.get("order") not in ("identity", "permutation"):
+        raise ValueError(f"load: config.json must hold a model's 'config' and 'order', got {sorted(config)} in {path}")
+    return config
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"load: model.safetensors must be a whole safetensors file, got {path}: {error}") from None
+
+
+def _check_equal(name: str, own: object, given: object, directory: Path) -> None:
+    if own != given:
+        raise ValueError(f"load: {name} must be {own!r} as in this model, got {given!r} in {directory}")
+
+
+def load(model: AutoregressiveModel, directory: Path) -> None:
+    given, own = read_config(directory), json.loads(json.dumps(_description(model)))
+    for key in ("model", "order"):
+        _check_equal(key, own[key], given.get(key), directory)
+    for key in sorted(own["config"].keys() | given["config"].keys()):
+        _check_equal(key, own["config"].get(key), given["config"].get(key), directory)
+    tensors, targets = _read_tensors(directory), model.state_dict()
+    if tensors.keys() != targets.keys():
+        raise ValueError(f"load: tensors must be {sorted(targets)}, got {sorted(tensors)} in {directory}")
+    for name, target in targets.items():
+        tensor = tensors[name]
+        if tensor.shape != target.shape or tensor.dtype != target.dtype:
+            raise ValueError(
+                f"load: {name} must be {target.dtype} of shape {tuple(target.shape)}, "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)} in {directory}"
+            )
+    if "order" in tensors:
+        orderings.check(tensors["order"], model.variables)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])

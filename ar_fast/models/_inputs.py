@@ -1,0 +1,165 @@
+"""The checks of a model's inputs, and their flattening to rows. Each error names the argument, the rule and what was
+given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .base import AutoregressiveModel
+
+
+def event_shape(name: str, given: int | Sequence[int]) -> torch.Size:
+    shape = (given,) if isinstance(given, int) else tuple(given)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"{name}: event_shape must be one or more positive integers, got {given!r}")
+    return torch.Size(shape)
+
+
+def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.Size:
+    shape = (given,) if isinstance(given, int) else tuple(given)
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"{name}: {argument} must be an integer >= 0 or a shape of those, got {given!r}")
+    return torch.Size(shape)
+
+
+def draw_seed(name: str, seed: int | None, generator: torch.Generator | None) -> int:
+    if seed is None:
+        device = "cpu" if generator is None else generator.device
+        return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    if generator is not None:
+        raise ValueError(f"{name}: seed and generator must not both be given, got seed {seed!r}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"{name}: seed must be an integer in 0 ... 2^63 - 1, got {seed!r}")
+    return seed
+
+
+def _validates(model: AutoregressiveModel, x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    if x.device.type == "cpu":
+        return __debug__ if model.validate_args is None else model.validate_args
+    return bool(model.validate_args) and not _capturing(x)
+
+
+def _capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def check_values(model: AutoregressiveModel, name: str, x: Tensor, where: Tensor | None = None) -> None:
+    """Raises where x, or its part where ``where``, is outside the head's support; NaN is."""
+    if x.dtype == torch.bool or not _validates(model, x):
+        return
+    violation = model.head.violation(x)
+    if where is not None:
+        violation = violation & where
+    if bool(violation.any()):
+        index = tuple(violation.nonzero()[0].tolist())
+        raise ValueError(
+            f"{model._name}: {name} must be in the support of {model.head!r}, {model.head.support}, "
+            f"got {x[index].item()} at index {index}"
+        )
+
+
+def check_tensor(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{model._name}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.device != model.device:
+        raise ValueError(f"{model._name}: {name} must be on the model's device, {model.device}, got {tensor.device}")
+    if not tensor.is_complex() and (
+        not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
+    ):
+        return
+    raise ValueError(
+        f"{model._name}: {name} must be bool, integer or of the model's dtype, {model.dtype}, got {tensor.dtype}"
+    )
+
+
+def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
+    features = model.context_features
+    if features == 0:
+        if context is not None:
+            raise ValueError(
+                f"{model._name}: context must be None in a model without context_features, "
+                f"got one of shape {tuple(context.shape)}"
+            )
+        return
+    rule = f"context must have shape (*batch, {features}) in a model with {features} context_features"
+    if context is None:
+        raise ValueError(f"{model._name}: {rule}, got None")
+    check_tensor(model, "context", context)
+    if context.dim() == 0 or context.shape[-1] != features:
+        raise ValueError(f"{model._name}: {rule}, got {tuple(context.shape)}")
+    if not context.is_floating_point():
+        raise ValueError(f"{model._name}: context must be of the model's dtype, {model.dtype}, got {context.dtype}")
+
+
+def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:
+    """The batch shape, x as (B, D) and its context as (B, C), after all checks."""
+    check_tensor(model, "x", x)
+    dims = len(model.event_shape)
+    if not _ends(x.shape, model.event_shape):
+        raise ValueError(
+            f"{model._name}: x must have shape (*batch, {', '.join(map(str, model.event_shape))}), got {tuple(x.shape)}"
+        )
+    check_context(model, context)
+    check_values(model, "x", x)
+    batch = x.shape[: x.dim() - dims]
+    if context is not None:
+        if not _ends(batch, context.shape[:-1]):
+            raise ValueError(
+                f"{model._name}: context must have shape (*context_batch, {model.context_features}) with "
+                f"context_batch the last dimensions of the batch {tuple(batch)}, got {tuple(context.shape)}"
+            )
+        context = context.expand(*batch, -1).reshape(math.prod(batch), -1).to(model.dtype)
+    return batch, x.reshape(math.prod(batch), model.variables), context
+
+
+def flatten_known(
+    model: AutoregressiveModel, given: Tensor | None, known: Tensor | None, clamp: bool, batch: torch.Size
+) -> tuple[Tensor | None, Tensor | None]:
+    """given in the compute dtype and known as (B, D), after all checks."""
+    if given is None and known is None:
+        return None, None
+    if given is None or known is None:
+        missing = "given" if given is None else "known"
+        raise ValueError(f"{model._name}: given and known must come together, got no {missing}")
+    check_tensor(model, "given", given)
+    check_tensor(model, "known", known)
+    if known.dtype != torch.bool:
+        raise ValueError(f"{model._name}: known must be bool, got {known.dtype}")
+    full = batch + model.event_shape
+    for name, tensor in (("given", given), ("known", known)):
+        if not (_ends(tensor.shape, model.event_shape) and _ends(full, tensor.shape)):
+            raise ValueError(
+                f"{model._name}: {name} must have the event's shape {tuple(model.event_shape)}, preceded by none or "
+                f"some of the last dimensions of {tuple(full[: len(batch)])}, got {tuple(tensor.shape)}"
+            )
+    if not clamp and not _capturing(known):
+        _check_prefix(model, known.reshape(-1, model.variables))
+    given, known = given.expand(full), known.expand(full)
+    check_values(model, "given", given, known)
+    rows = (math.prod(batch), model.variables)
+    return given.reshape(rows).to(model.compute_dtype), known.reshape(rows)
+
+
+def _check_prefix(model: AutoregressiveModel, known: Tensor) -> None:
+    by_position = model._by_position(known, 1)
+    gaps = (by_position[:, 1:] & ~by_position[:, :-1]).nonzero()
+    if gaps.numel():
+        event, position = gaps[0].tolist()
+        raise ValueError(
+            f"{model._name}: known must be a prefix of the model's order, got position {position + 1} known and "
+            f"position {position} unknown in event {event}. A model of one fixed order cannot condition on any other "
+            "set of variables: DeepNADE does; clamp=True only fixes their values"
+        )
+
+
+def _ends(shape: torch.Size, suffix: torch.Size) -> bool:
+    """Whether suffix is the last dimensions of shape."""
+    return len(suffix) <= len(shape) and shape[len(shape) - len(suffix) :] == suffix

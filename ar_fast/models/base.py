@@ -1,0 +1,375 @@
+"""What every autoregressive model shares: the interface, sampling, one variable at a time, files."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from .. import heads, orderings, reference
+from . import _files, _inputs
+from .distribution import AutoregressiveDistribution
+
+__all__ = ["AutoregressiveModel", "State"]
+
+# Sampling goes in blocks of rows, and for each in chunks of positions, of about this many state elements, so that
+# memory is bounded and progress and Ctrl-C come several times a second.
+_BLOCK_ELEMENTS = 2**25
+_CHUNK_ELEMENTS = 2**27
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an evaluation one variable at a time stands: what ``begin`` and ``next`` return.
+
+    Attributes:
+        position: how many variables are known.
+        variable: the flat index of the next variable, or None when all are known.
+        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known.
+        tensors: what the model carries from one variable to the next.
+    """
+
+    position: int
+    variable: int | None
+    parameters: Tensor | None
+    tensors: tuple[Tensor, ...]
+
+
+class AutoregressiveModel(nn.Module, abc.ABC):
+    r"""A density over events of D variables, one conditional at a time.
+
+    .. math:: p(x) = \prod_p p(x_{\mathrm{order}[p]} \mid x_{\mathrm{order}[0]}, \dots, x_{\mathrm{order}[p-1]})
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        head: what the conditionals are; None is heads.Bernoulli().
+        order: (D) integers, order[p] = flat index of the variable at position p. None is
+            ``orderings.raster(event_shape)``: for (C, H, W) pixel by pixel, the channels of a pixel next to each other.
+        context_features: C, how many numbers every conditional is conditioned on; 0 is none.
+        validate_args: check values (support, NaN). None does so on the CPU only, as torch.distributions; True on CUDA
+            too, at the price of a synchronisation; never while compiling or capturing a graph.
+        device: of the order; a model puts its parameters there too.
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape = _inputs.event_shape(self._name, event_shape)
+        self.variables = math.prod(self.event_shape)
+        self.head = heads.Bernoulli() if head is None else head
+        if not isinstance(self.head, heads.Bernoulli):
+            raise ValueError(f"{self._name}: head must be heads.Bernoulli(), got {head!r}")
+        if not isinstance(context_features, int) or context_features < 0:
+            raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
+        self.context_features = context_features
+        self.validate_args = validate_args
+        if order is None:
+            raster = orderings.raster(self.event_shape)
+            order = None if torch.equal(raster, torch.arange(self.variables)) else raster
+        else:
+            order = orderings.check(order, self.variables)
+        self.register_buffer("order", None if order is None else order.to(device or torch.get_default_device()))
+
+    # What a model defines. Here x is (B, D), context is (B, C) or None.
+
+    @abc.abstractmethod
+    def reset_parameters(self) -> None:
+        """Draws new initial parameters, from torch's default generator."""
+
+    @abc.abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What the model was made with, as JSON holds it, but for the device and the order."""
+
+    @abc.abstractmethod
+    def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """(B, D, K) in the compute dtype."""
+
+    @abc.abstractmethod
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        """(B), summed in float64, or (B, D); in the compute dtype."""
+
+    @abc.abstractmethod
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        """State.tensors when nothing is known; context is (*batch, C)."""
+
+    @abc.abstractmethod
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        """State.tensors once the variable at position has taken value (*batch)."""
+
+    @abc.abstractmethod
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        """(*batch, K) of the variable at position."""
+
+    @property
+    @abc.abstractmethod
+    def _state_features(self) -> int:
+        """S, how many elements a row of the sampling op's state has."""
+
+    @abc.abstractmethod
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Any]:
+        """The op's state (rows, S) at position 0, and what else depends on the context."""
+
+    @abc.abstractmethod
+    def _sample_chunk(self, state: Tensor, extra: Any, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Advances the op from start to stop: values by position, log_prob in float64, state."""
+
+    @abc.abstractmethod
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        """Takes (D, K) by variable."""
+
+    # The interface.
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of conditionals' parameters, of log_prob and of samples: float64 for float64, else float32."""
+        return reference.compute_dtype(self.dtype)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters of every conditional.
+
+        Args:
+            x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
+            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
+                batch, as in the shapes that ``sample`` returns.
+
+        Returns:
+            (*batch, D, K) in the compute dtype, by flat index of the variable.
+
+        Raises:
+            ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
+        """
+        batch, rows, context_rows = _inputs.flatten(self, x, context)
+        parameters = self._parameters_of(rows, context_rows)
+        return parameters.reshape(*batch, self.variables, self.head.parameters_per_variable)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, per_variable: bool = False) -> Tensor:
+        """The log-probability in nats.
+
+        Args:
+            x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
+            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
+                batch.
+            per_variable: return the logarithm of each conditional instead of their sum.
+
+        Returns:
+            (*batch), summed in float64, or the shape of x; in the compute dtype.
+
+        Raises:
+            ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
+        """
+        batch, rows, context_rows = _inputs.flatten(self, x, context)
+        return self._log_prob(rows, context_rows, per_variable).reshape(x.shape if per_variable else batch)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
+        clamp: bool = False,
+        temperature: float = 1.0,
+        return_log_prob: bool = False,
+        progress: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Draws events, for the arithmetic of one evaluation in all.
+
+        Sample number first_index + i is the same whatever n is: ``sample(100, seed=s)`` equals ``sample(40, seed=s)``
+        followed by ``sample(60, seed=s, first_index=40)``, bit for bit.
+
+        Args:
+            n: how many, or a shape of samples.
+            context: (*context_batch, C) where the model has context_features; n events are drawn for each.
+            seed: 0 ... 2^63 - 1. None takes one number from generator.
+            generator: where the seed is drawn from; None is torch's default generator. Not touched if seed is given.
+            first_index: number of the first sample.
+            given: values of known variables, (*event_shape), preceded by none or some of the last dimensions of
+                (*n, *context_batch). What it holds for other variables is ignored.
+            known: bool, of such a shape too: which variables are taken from given and not drawn. They must be a prefix
+                of the order, so that the samples are draws from the conditional distribution.
+            clamp: allow any known variables. Those are fixed to given, and every other one is drawn given the ones
+                before it only: this is clamping, not conditional sampling.
+            temperature: > 0; the head says what it does (for Bernoulli it divides the logits).
+            return_log_prob: also return the log-probability of the drawn variables, at temperature 1.
+            progress: show a progress bar.
+
+        Returns:
+            (*n, *context_batch, *event_shape) in the compute dtype; with return_log_prob also (*n, *context_batch).
+
+        Raises:
+            ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
+        """
+        shape = _inputs.sample_shape(self._name, "n", n)
+        _inputs.check_context(self, context)
+        contexts = None if context is None else context.reshape(-1, self.context_features)
+        batch = shape if context is None else shape + context.shape[:-1]
+        if not isinstance(first_index, int) or first_index < 0:
+            raise ValueError(f"{self._name}: first_index must be an integer >= 0, got {first_index!r}")
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise ValueError(f"{self._name}: temperature must be positive and finite, got {temperature!r}")
+        given, known = _inputs.flatten_known(self, given, known, clamp, batch)
+        seed = _inputs.draw_seed(self._name, seed, generator)
+
+        rows = math.prod(batch)
+        first_row = first_index * (1 if contexts is None else contexts.shape[0])
+        samples = torch.empty(rows, self.variables, dtype=self.compute_dtype, device=self.device)
+        log_prob = torch.zeros(rows, dtype=torch.float64, device=self.device)
+        block = max(1, min(rows, _BLOCK_ELEMENTS // self._state_features))
+        chunk = max(1, _CHUNK_ELEMENTS // (block * self._state_features))
+        with tqdm(total=rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
+            for first in range(0, rows, block):
+                part = slice(first, min(first + block, rows))
+                count = part.stop - part.start
+                part_contexts = None
+                if contexts is not None:
+                    index = torch.arange(part.start, part.stop, device=self.device) % contexts.shape[0]
+                    part_contexts = contexts[index]
+                state, extra = self._sample_state(count, part_contexts)
+                for start in range(0, self.variables, chunk):
+                    stop = min(start + chunk, self.variables)
+                    values, chunk_log_prob, state = self._sample_chunk(
+                        state,
+                        extra,
+                        seed=seed,
+                        first_index=first_row + first,
+                        start=start,
+                        stop=stop,
+                        temperature=float(temperature),
+                        given=None if given is None else given[part],
+                        known=None if known is None else known[part],
+                    )
+                    where = slice(start, stop) if self.order is None else self.order[start:stop]
+                    samples[part, where] = values
+                    log_prob[part] += chunk_log_prob
+                    bar.update(count * (stop - start))
+        samples = samples.reshape(batch + self.event_shape)
+        return (samples, log_prob.to(self.compute_dtype).reshape(batch)) if return_log_prob else samples
+
+    def begin(self, batch: int | Sequence[int] = (), context: Tensor | None = None) -> State:
+        """Starts an evaluation one variable at a time; differentiable.
+
+        Args:
+            batch: the batch shape; with a context it can be left out.
+            context: (*batch, C) where the model has context_features.
+
+        Returns:
+            The state whose ``parameters``, (*batch, K), are those of the first variable of the order.
+
+        Example:
+            >>> from ar_fast.models import NADE
+            >>> model = NADE(3, hidden_features=4)
+            >>> state = model.begin(2)
+            >>> while state.parameters is not None:
+            ...     state = model.next(state, torch.ones(2))
+            >>> state.position
+            3
+        """
+        shape = _inputs.sample_shape(self._name, "batch", batch)
+        _inputs.check_context(self, context)
+        if context is not None:
+            if shape and shape != context.shape[:-1]:
+                raise ValueError(
+                    f"{self._name}: context must have shape (*batch, C) with batch {tuple(shape)}, "
+                    f"got {tuple(context.shape)}"
+                )
+            shape, context = context.shape[:-1], context.to(self.dtype)
+        return self._state(0, self._begin(shape, context))
+
+    def next(self, state: State, value: Tensor) -> State:
+        """The state once ``state.variable`` has taken ``value``, (*batch); ``state`` itself stays usable."""
+        if state.parameters is None:
+            raise ValueError(f"{self._name}: state must have a variable left, got all {self.variables} known")
+        batch = state.parameters.shape[:-1]
+        _inputs.check_tensor(self, "value", value)
+        if value.shape != batch:
+            raise ValueError(f"{self._name}: value must have shape {tuple(batch)}, got {tuple(value.shape)}")
+        _inputs.check_values(self, "value", value)
+        tensors = self._append(state.tensors, state.position, value.to(state.parameters.dtype))
+        return self._state(state.position + 1, tensors)
+
+    def _state(self, position: int, tensors: tuple[Tensor, ...]) -> State:
+        if position == self.variables:
+            return State(position, None, None, tensors)
+        return State(position, int(self._variable(position)), self._next_parameters(tensors, position), tensors)
+
+    def _variable(self, position: int) -> int | Tensor:
+        return position if self.order is None else self.order[position]
+
+    def _by_position(self, x: Tensor, dim: int) -> Tensor:
+        return x if self.order is None else x.index_select(dim, self.order)
+
+    def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
+        """The model as a torch.distributions.Distribution, whose batch_shape is that of the context."""
+        _inputs.check_context(self, context)
+        return AutoregressiveDistribution(self, context)
+
+    @torch.no_grad()
+    def initialize_from_mean(self, mean: Tensor) -> None:
+        """Sets the output bias so that training starts near independent variables of this mean, (*event_shape)."""
+        if mean.shape != self.event_shape:
+            raise ValueError(f"{self._name}: mean must have shape {tuple(self.event_shape)}, got {tuple(mean.shape)}")
+        self._set_output_bias(self.head.parameters_from_mean(mean.reshape(-1).to(self.device, torch.float64)))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes model.safetensors and config.json into directory, which is made where needed."""
+        _files.save(self, Path(directory))
+
+    def load(self, directory: str | Path) -> Self:
+        """Reads what ``save`` wrote into this model, and returns it. Nothing is unpickled.
+
+        ``ar_fast.models.load`` makes the model as well.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file is truncated or foreign, or of a model that was made differently. The model is
+                untouched then.
+        """
+        _files.load(self, Path(directory))
+        return self
+
+    def extra_repr(self) -> str:
+        config = self.config() | {"event_shape": tuple(self.event_shape)}
+        shown = {key: value for key, value in config.items() if key not in ("head", "dtype") and value not in (None, 0)}
+        return ", ".join(f"{key}={value!r}" for key, value in shown.items())
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _base_config(self) -> dict[str, Any]:
+        return {
+            "event_shape": list(self.event_shape),
+            "head": self.head.config(),
+            "context_features": self.context_features,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }

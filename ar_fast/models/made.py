@@ -1,0 +1,248 @@
+"""MADE: an autoencoder masked to an ordering."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import functional, heads, reference
+from ..masks import Mask
+from ..nn import MaskedLinear
+from ._context import add_context
+from .base import AutoregressiveModel
+
+__all__ = ["MADE"]
+
+MAX_HIDDEN_LAYERS = 16
+
+
+class MADE(AutoregressiveModel):
+    r"""A masked autoencoder for distribution estimation.
+
+    .. math::
+        h_l = f\big((W_l \odot M_l) h_{l-1} + b_l\big), \quad h_0 = x \text{ by position}, \quad
+        \theta = (W_{L+1} \odot M_{L+1}) h_L + b_{L+1} \text{ by position}
+
+    A hidden unit of degree e sees the variables at positions 0 ... e-1 and the units of degree at most e of the layer
+    before; the output at position p sees the units of degree at most p. A context is added to the first layer through
+    context_weight. Weights are stored by position, and units by ascending degree.
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        hidden_features: units of each hidden layer, 1 to 16 layers.
+        activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
+        degrees: for each hidden layer the degrees of its units, in 0 ... D-1 and in any order; None spreads them
+            evenly over 1 ... D-1, or over 0 ... D-1 with a context (a unit of degree 0 sees the context only).
+        head: None is heads.Bernoulli().
+        order: (D) integers; None is ``orderings.raster(event_shape)``.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Attributes:
+        degrees: for each hidden layer the degrees of its units, ascending.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015.
+
+    Example:
+        >>> model = MADE(784, hidden_features=[500])
+        >>> x = model.sample(16, seed=0)
+        >>> x.shape, model.log_prob(x).shape
+        (torch.Size([16, 784]), torch.Size([16]))
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        hidden_features: Sequence[int],
+        activation: str = "relu",
+        *,
+        degrees: Sequence[Tensor | Sequence[int]] | None = None,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            head=head,
+            order=order,
+            context_features=context_features,
+            validate_args=validate_args,
+            device=device,
+        )
+        hidden_features = _hidden_features(hidden_features)
+        if activation not in reference.MLP_ACTIVATIONS:
+            names = ", ".join(reference.MLP_ACTIVATIONS)
+            raise ValueError(f"MADE: activation must be one of {names}, got {activation!r}")
+        self.hidden_features = hidden_features
+        self.activation = activation
+        self._degrees_given = degrees is not None
+        if degrees is None:
+            lowest = 0 if context_features else min(1, self.variables - 1)
+            self.degrees = [_even_degrees(units, lowest, self.variables - 1) for units in hidden_features]
+        else:
+            self.degrees = _check_degrees(degrees, hidden_features, self.variables)
+
+        positions = torch.arange(self.variables)
+        degrees_of = [positions + 1, *self.degrees, positions]
+        self.layers = nn.ModuleList(
+            MaskedLinear(len(inputs), len(outputs), Mask.from_degrees(inputs, outputs), device=device, dtype=dtype)
+            for inputs, outputs in itertools.pairwise(degrees_of)
+        )
+        for index, layer_degrees in enumerate(self.degrees):
+            ends = torch.searchsorted(layer_degrees, positions, right=True)
+            ends = ends.to(self.layers[0].weight.device, torch.int32)
+            self.register_buffer(f"unit_ends_{index}", ends, persistent=False)
+        self.context_weight = None
+        if context_features:
+            self.context_weight = nn.Parameter(
+                torch.empty(hidden_features[0], context_features, device=device, dtype=dtype)
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within 1 / sqrt(inputs) of zero, as torch.nn.Linear."""
+        for layer in self.layers:
+            layer.reset_parameters()
+        if self.context_weight is not None:
+            bound = 1 / math.sqrt(self.context_features)
+            nn.init.uniform_(self.context_weight, -bound, bound)
+
+    def config(self) -> dict[str, Any]:
+        base = self._base_config()
+        own = {
+            "hidden_features": self.hidden_features,
+            "activation": self.activation,
+            "degrees": [layer.tolist() for layer in self.degrees] if self._degrees_given else None,
+        }
+        return {"event_shape": base.pop("event_shape"), **own, **base}
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        return reference.MLP_ACTIVATIONS[self.activation](hidden)
+
+    def _parameters_by_position(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """(B, D, K) from x by position."""
+        hidden = self.layers[0](x.to(self.dtype))
+        if context is not None:
+            hidden = hidden + F.linear(context, self.context_weight)
+        for layer in self.layers[1:]:
+            hidden = layer(self._activate(hidden))
+        return hidden.to(self.compute_dtype).unsqueeze(-1)
+
+    def _by_variable(self, by_position: Tensor) -> Tensor:
+        return by_position if self.order is None else by_position.index_select(1, self.order.argsort())
+
+    def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self._by_variable(self._parameters_by_position(self._by_position(x, 1), context))
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        x = self._by_position(x, 1)
+        log_prob = self.head.log_prob(self._parameters_by_position(x, context), x)
+        if per_variable:
+            return self._by_variable(log_prob)
+        return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
+
+    # State.tensors: the variables by position, the context's share of the first layer's pre-activations, then the
+    # units of each hidden layer, appended when the last variable that they see is known.
+
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        units, dtype = self.hidden_features[0], self.compute_dtype
+        if context is None:
+            share = torch.zeros(*batch, units, dtype=dtype, device=self.device)
+        else:
+            share = F.linear(context, self.context_weight).to(dtype)
+        return self._grow((share[..., :0], share, *[share[..., :0]] * len(self.hidden_features)), 0)
+
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        variables = torch.cat([tensors[0], value.unsqueeze(-1)], -1)
+        return self._grow((variables, *tensors[1:]), position + 1)
+
+    def _grow(self, tensors: tuple[Tensor, ...], known: int) -> tuple[Tensor, ...]:
+        if known == self.variables:
+            return tensors
+        below, share, *hidden = tensors
+        for index, ends in enumerate(self._unit_ends):
+            start, end = hidden[index].shape[-1], int(ends[known])
+            if end > start:
+                new = self._rows(index, start, end, below)
+                if index == 0:
+                    new = new + share[..., start:end]
+                hidden[index] = torch.cat([hidden[index], self._activate(new)], -1)
+            below = hidden[index]
+        return (tensors[0], share, *hidden)
+
+    def _rows(self, index: int, start: int, end: int, below: Tensor) -> Tensor:
+        """Outputs start ... end-1 of a layer, from as much of the layer below as they see."""
+        layer, seen = self.layers[index], below.shape[-1]
+        mask = torch.arange(seen, device=below.device) < layer.mask_extents[start:end, None]
+        weight = torch.where(mask, layer.weight[start:end, :seen], 0.0).to(self.compute_dtype)
+        return F.linear(below, weight, layer.bias[start:end].to(self.compute_dtype))
+
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        return self._rows(-1, position, position + 1, tensors[-1])
+
+    @property
+    def _unit_ends(self) -> list[Tensor]:
+        return [getattr(self, f"unit_ends_{index}") for index in range(len(self.hidden_features))]
+
+    @property
+    def _state_features(self) -> int:
+        return self.variables + sum(self.hidden_features)
+
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The second is the first layer's bias, (units) or (rows, units)."""
+        state = torch.zeros(rows, self._state_features, dtype=self.compute_dtype, device=self.device)
+        bias = self.layers[0].bias
+        if context is not None:
+            bias = add_context(bias.to(self.compute_dtype), context.to(self.dtype), self.context_weight)
+        return state, bias
+
+    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return functional.masked_mlp_sample(
+            state,
+            [layer.weight for layer in self.layers],
+            [extra, *(layer.bias for layer in self.layers[1:])],
+            [layer.mask_extents for layer in self.layers],
+            self._unit_ends,
+            order=self.order,
+            activation=self.activation,
+            **arguments,
+        )
+
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        self.layers[-1].bias.copy_(self._by_position(parameters.squeeze(-1), 0))
+
+
+def _hidden_features(given: Sequence[int]) -> list[int]:
+    units = [given] if isinstance(given, int) else list(given)
+    if not 1 <= len(units) <= MAX_HIDDEN_LAYERS or not all(isinstance(size, int) and size > 0 for size in units):
+        raise ValueError(f"MADE: hidden_features must be 1 to {MAX_HIDDEN_LAYERS} positive integers, got {given!r}")
+    return units
+
+
+def _even_degrees(units: int, lowest: int, highest: int) -> Tensor:
+    return lowest + (2 * torch.arange(units) + 1) * (highest - lowest + 1) // (2 * units)
+
+
+def _check_degrees(given: Sequence[Tensor | Sequence[int]], hidden_features: list[int], variables: int) -> list[Tensor]:
+    degrees = [torch.as_tensor(layer).cpu() for layer in given]
+    shapes = [tuple(layer.shape) for layer in degrees]
+    if shapes != [(units,) for units in hidden_features]:
+        raise ValueError(f"MADE: degrees must have one entry per unit of {hidden_features}, got shapes {shapes}")
+    for layer in degrees:
+        if layer.is_floating_point() or bool(((layer < 0) | (layer >= variables)).any()):
+            raise ValueError(f"MADE: degrees must be integers in 0 ... {variables - 1}, got {layer.tolist()}")
+    return [layer.to(torch.int64).sort().values for layer in degrees]

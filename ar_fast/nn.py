@@ -1,0 +1,90 @@
+"""Layers that stand in for those of torch.nn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .masks import Mask
+
+__all__ = ["MaskedLinear"]
+
+
+class MaskedLinear(nn.Linear):
+    r"""A torch.nn.Linear with masked weights.
+
+    .. math:: y = x (W \odot M)^T + b
+
+    Its state_dict is that of torch.nn.Linear (weight, bias): weights trained elsewhere load as they are. The mask's
+    plan moves with the module and is not saved. Masked weights have no effect and get a gradient of exactly zero.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        mask: an :class:`ar_fast.Mask`, or a bool tensor (O, I).
+        bias: add a learned (O).
+        device: of the parameters and the mask.
+        dtype: float32, float64, bfloat16 or float16.
+
+    Shape:
+        input (..., I) -> (..., O).
+
+    Raises:
+        ValueError: if the mask's shape is not (O, I).
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
+
+    Example:
+        >>> layer = MaskedLinear(3, 2, Mask.from_degrees([1, 2, 3], [1, 2]))
+        >>> layer
+        MaskedLinear(in_features=3, out_features=2, bias=True, plan='nested', density=0.5)
+        >>> layer(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        mask: Mask | Tensor,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        if not isinstance(mask, Mask):
+            mask = Mask.from_dense(mask)
+        if (mask.out_features, mask.in_features) != (out_features, in_features):
+            raise ValueError(
+                f"MaskedLinear: mask must have shape (out_features, in_features) = ({out_features}, {in_features}), "
+                f"got ({mask.out_features}, {mask.in_features})"
+            )
+        mask = mask.to(self.weight.device)
+        self.register_buffer("mask_extents", mask.extents, persistent=False)
+        self.register_buffer("mask_rows", mask.rows, persistent=False)
+        self.register_buffer("mask_columns", mask.columns, persistent=False)
+        self.register_buffer("mask_tiles", mask.tiles, persistent=False)
+        self.register_buffer("mask_dense", mask.dense_mask, persistent=False)
+        self._mask_repr = repr(mask).partition("plan=")[2].rstrip(")")
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor) -> MaskedLinear:
+        """The same layer with a mask; it shares linear's parameters."""
+        layer = cls(linear.in_features, linear.out_features, mask, bias=linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        plan = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
+        for name, tensor in zip(("extents", "rows", "columns", "tiles", "dense"), plan.plan, strict=True):
+            setattr(layer, f"mask_{name}", None if tensor is None else tensor.to(linear.weight.device))
+        return layer
+
+    @property
+    def mask(self) -> Mask:
+        plan = self.mask_extents, self.mask_rows, self.mask_columns, self.mask_tiles, self.mask_dense
+        return Mask(self.out_features, self.in_features, *plan)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.masked_linear(input, self.weight, self.mask, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, plan={self._mask_repr}"

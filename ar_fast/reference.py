@@ -1,0 +1,365 @@
+"""Plain-torch twins of every op and model: slow, short, differentiable, on any device.
+
+Each op here has the arguments of its schema in csrc/ops/library.cpp and is what the kernels are tested against; the
+models load the state_dict of ``ar_fast.models`` and can be read as the definition of what those compute. The twins
+run under ``torch.func`` transforms and under ``AR_FAST_BACKEND=reference``.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "ReferenceMADE",
+    "ReferenceNADE",
+    "mask_from_plan",
+    "masked_linear",
+    "masked_mlp_sample",
+    "nade",
+    "nade_log_prob",
+    "nade_sample",
+    "philox_uniform",
+]
+
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+MLP_ACTIVATIONS = {
+    **ACTIVATIONS,
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "leaky_relu": F.leaky_relu,
+}
+
+
+def compute_dtype(storage: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic, of parameters and of log-probabilities: float64 for float64, else float32."""
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), float64, of Philox4x32-10 with key ``seed`` and counter (sample, variable, slot).
+
+    ``sample`` and ``variable`` are int64 and broadcast. Equal to ``philox_uniform`` of csrc/kernels/philox.h, bit for
+    bit. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    word = 0xFFFFFFFF
+    key0, key1 = seed & word, (seed >> 32) & word
+    sample, variable = torch.broadcast_tensors(sample, variable)
+    c0, c1, c2, c3 = sample & word, (sample >> 32) & word, variable & word, torch.full_like(sample, slot)
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which keeps all 64 bits of the unsigned product.
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & word) ^ c1 ^ key0,
+            product1 & word,
+            ((product0 >> 32) & word) ^ c3 ^ key1,
+            product0 & word,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & word, (key1 + 0xBB67AE85) & word
+    return (((c0 << 20) | (c1 >> 12)).double() + 0.5) * 2.0**-52
+
+
+def _rows_by_position(rows: int, order: Tensor, offsets: Tensor | None) -> tuple[Tensor, list[int]]:
+    """Weight rows in the order of position, and how many of them each position owns."""
+    variables = order.numel()
+    if offsets is None:
+        index = torch.arange(rows, device=order.device).reshape(variables, -1)[order]
+        return index.flatten(), [rows // variables] * variables
+    bounds = offsets.tolist()
+    ranges = [torch.arange(bounds[v], bounds[v + 1], device=order.device) for v in order.tolist()]
+    return torch.cat(ranges), [r.numel() for r in ranges]
+
+
+def nade(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    activation: str = "sigmoid",
+    algorithm: str = "auto",
+) -> Tensor:
+    """The parameters of every conditional, (B, R_out), by a loop over positions. See ``functional.nade``."""
+    variables, dtype = x.shape[1], compute_dtype(in_weight.dtype)
+    if order is None:
+        order = torch.arange(variables, device=x.device)
+    if activation_scale is None:
+        activation_scale = torch.ones(variables, device=x.device)
+    gathers = in_offsets is not None or in_weight.shape[0] != variables
+    in_index, in_counts = _rows_by_position(in_weight.shape[0], order, in_offsets)
+    out_index, out_counts = _rows_by_position(out_weight.shape[0], order, out_offsets)
+    x = x[:, order]
+    in_rows = in_weight.to(dtype)[in_index].split(in_counts)
+    out_rows = out_weight.to(dtype)[out_index].split(out_counts)
+    out_biases = out_bias.to(dtype)[out_index].split(out_counts)
+    scale = activation_scale.to(dtype)[order]
+
+    state = in_bias.to(dtype).expand(x.shape[0], in_weight.shape[1])
+    parameters = []
+    for p in range(variables):
+        hidden = ACTIVATIONS[activation](scale[p] * state)
+        parameters.append(F.linear(hidden, out_rows[p], out_biases[p]))
+        state = state + (in_rows[p][x[:, p].long()] if gathers else x[:, p : p + 1].to(dtype) * in_rows[p])
+    return torch.cat(parameters, 1)[:, out_index.argsort()]
+
+
+def nade_log_prob(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None = None,
+    activation_scale: Tensor | None = None,
+    activation: str = "sigmoid",
+    per_variable: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """The Bernoulli log-likelihood in nats, (B,) or (B, D). See ``functional.nade_log_prob``."""
+    logits = nade(
+        x, in_weight, in_bias, out_weight, out_bias, order, activation_scale=activation_scale, activation=activation
+    )
+    log_prob = bernoulli_log_prob(logits, x)
+    return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    return x.to(logits.dtype) * logits - F.softplus(logits)
+
+
+def _draw(
+    logits: Tensor,
+    variable: Tensor,
+    seed: int,
+    first_index: int,
+    temperature: float,
+    given: Tensor | None,
+    known: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One Bernoulli variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known."""
+    sample = torch.arange(logits.shape[0], device=logits.device) + first_index
+    uniform = philox_uniform(seed, sample, variable)
+    value = (uniform < torch.sigmoid(logits / temperature).double()).to(logits.dtype)
+    if given is None or known is None:
+        return value, bernoulli_log_prob(logits, value).double()
+    is_known = known.index_select(1, variable.view(1))[:, 0].bool()
+    value = torch.where(is_known, given.index_select(1, variable.view(1))[:, 0].to(logits.dtype), value)
+    return value, bernoulli_log_prob(logits, value).double().masked_fill(is_known, 0.0)
+
+
+def nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    activation_scale: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    activation: str,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1. Returns values (B, stop - start), log_prob (B,) and the state after them."""
+    dtype = compute_dtype(in_weight.dtype)
+    if order is None:
+        order = torch.arange(in_weight.shape[0], device=state.device)
+    in_weight, out_weight, out_bias = in_weight.to(dtype), out_weight.to(dtype), out_bias.to(dtype)
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    values = []
+    for p in range(start, stop):
+        i = order[p]
+        scaled = state if activation_scale is None else activation_scale[i].to(dtype) * state
+        logits = ACTIVATIONS[activation](scaled) @ out_weight[i] + out_bias[i]
+        value, value_log_prob = _draw(logits, i, seed, first_index, temperature, given, known)
+        log_prob = log_prob + value_log_prob
+        state = state + value[:, None] * in_weight[i]
+        values.append(value)
+    drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
+    return drawn, log_prob, state
+
+
+def mask_from_plan(
+    shape: tuple[int, int] | torch.Size,
+    extents: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    tiles: Tensor | None,
+    dense: Tensor | None,
+) -> Tensor:
+    """The (O, I) bool mask that a plan of ``Mask`` stands for."""
+    if extents is None:
+        return dense.bool()
+    rank = torch.arange(shape[1], device=extents.device)
+    if columns is not None:
+        rank = columns.long().argsort()
+    return rank < extents[:, None]
+
+
+def masked_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    extents: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    tiles: Tensor | None,
+    dense: Tensor | None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """input (weight * mask)^T + bias. See ``functional.masked_linear``."""
+    mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
+    # where, not a product: a masked NaN must have no effect.
+    return F.linear(input, torch.where(mask, weight, 0.0), bias)
+
+
+def masked_mlp_sample(
+    state: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    extents: list[Tensor],
+    unit_ends: list[Tensor],
+    order: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    activation: str,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1 of a MADE, each hidden unit computed once, when its last input is known."""
+    dtype = compute_dtype(weights[0].dtype)
+    variables = weights[-1].shape[0]
+    if order is None:
+        order = torch.arange(variables, device=state.device)
+    weights = [
+        weight.to(dtype) * (torch.arange(weight.shape[1], device=weight.device) < extent[:, None])
+        for weight, extent in zip(weights, extents, strict=True)
+    ]
+    biases = [bias.to(dtype) for bias in biases]
+    ends = [[0, *end.tolist()] for end in unit_ends]
+    # Columns of state: the variables by position, then the units of each hidden layer.
+    layers = [layer.clone() for layer in state.split([variables, *(weight.shape[0] for weight in weights[:-1])], 1)]
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    for p in range(start, stop):
+        for k, end in enumerate(ends):
+            units = slice(end[p], end[p + 1])
+            pre_activation = layers[k] @ weights[k][units].T + biases[k][..., units]
+            layers[k + 1][:, units] = MLP_ACTIVATIONS[activation](pre_activation)
+        logits = layers[-1] @ weights[-1][p] + biases[-1][p]
+        value, value_log_prob = _draw(logits, order[p], seed, first_index, temperature, given, known)
+        log_prob = log_prob + value_log_prob
+        layers[0][:, p] = value
+    return layers[0][:, start:stop].clone(), log_prob, torch.cat(layers, 1)
+
+
+class _ReferenceModel(nn.Module):
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, D) of 0 and 1 -> (B,) in nats."""
+        return bernoulli_log_prob(self(x, context), x).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, context: Tensor | None = None, *, seed: int, temperature: float = 1.0) -> Tensor:
+        """n rows, (n, D), by D full evaluations; context: (C,). The uniforms are those of the fast models."""
+        x = self.out_bias.new_zeros(n, self.variables)
+        for p in range(self.variables):
+            i = torch.tensor(p) if self.order is None else self.order[p]
+            logits = self(x, None if context is None else context.expand(n, -1))[:, i]
+            x[:, i] = _draw(logits, i.to(x.device), seed, 0, temperature, None, None)[0]
+        return x
+
+
+class ReferenceNADE(_ReferenceModel):
+    """p(x_i = 1 | x_<i) = sigmoid(out_bias_i + out_weight_i . h_i), h_i = f(in_bias + sum_{j<i} x_j in_weight_j).
+
+    "Before" is in the sense of ``order``. Source: Larochelle and Murray, AISTATS 2011.
+    """
+
+    def __init__(
+        self,
+        variables: int,
+        hidden_features: int,
+        order: Tensor | None = None,
+        activation: str = "sigmoid",
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.variables, self.activation = variables, activation
+        self.in_weight = nn.Parameter(torch.randn(variables, hidden_features) / variables**0.5)
+        self.in_bias = nn.Parameter(torch.zeros(hidden_features))
+        self.out_weight = nn.Parameter(torch.randn(variables, hidden_features) / hidden_features**0.5)
+        self.out_bias = nn.Parameter(torch.zeros(variables))
+        if context_features:
+            self.context_weight = nn.Parameter(torch.randn(hidden_features, context_features) / context_features**0.5)
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        state = self.in_bias.expand(x.shape[0], -1)
+        if context is not None:
+            state = state + context @ self.context_weight.T
+        logits = [x.new_empty(0)] * self.variables
+        for i in range(self.variables) if self.order is None else self.order.tolist():
+            hidden = ACTIVATIONS[self.activation](state)
+            logits[i] = hidden @ self.out_weight[i] + self.out_bias[i]
+            state = state + x[:, i, None] * self.in_weight[i]
+        return torch.stack(logits, 1)
+
+
+class ReferenceMADE(_ReferenceModel):
+    """An autoencoder whose weights are masked so that output p sees the inputs before p only.
+
+    A hidden unit of degree e sees the variables at positions 0 ... e-1, the units of the layer before with degree at
+    most e, and is seen by the outputs of positions e and on. Source: Germain et al., ICML 2015.
+    """
+
+    def __init__(
+        self,
+        variables: int,
+        degrees: list[Tensor],
+        order: Tensor | None = None,
+        activation: str = "relu",
+        context_features: int = 0,
+    ) -> None:
+        """degrees: for each hidden layer the degrees of its units, as ``ar_fast.models.MADE.degrees``."""
+        super().__init__()
+        self.variables, self.activation = variables, activation
+        positions = torch.arange(variables)
+        degrees = [positions + 1, *degrees, positions]
+        self.masks = [inputs <= outputs[:, None] for inputs, outputs in itertools.pairwise(degrees)]
+        self.layers = nn.ModuleList(nn.Linear(mask.shape[1], mask.shape[0]) for mask in self.masks)
+        if context_features:
+            hidden_features = degrees[1].numel()
+            self.context_weight = nn.Parameter(torch.randn(hidden_features, context_features) / context_features**0.5)
+        self.register_buffer("order", order)
+
+    @property
+    def out_bias(self) -> Tensor:
+        return self.layers[-1].bias
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        hidden = x if self.order is None else x[:, self.order]
+        for k, (layer, mask) in enumerate(zip(self.layers, self.masks, strict=True)):
+            hidden = F.linear(hidden, layer.weight * mask.to(x.device), layer.bias)
+            if k == 0 and context is not None:
+                hidden = hidden + context @ self.context_weight.T
+            if k < len(self.masks) - 1:
+                hidden = MLP_ACTIVATIONS[self.activation](hidden)
+        return hidden if self.order is None else hidden[:, self.order.argsort()]
