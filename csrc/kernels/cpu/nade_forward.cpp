@@ -7,8 +7,8 @@ namespace {
 // One strip of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
 // chunk; the lanes are summed once, after the last strip.
 template <bool Ragged, typename S, typename T, Activation A>
-void forward_strip(const NadeModel& model, const Step<S, T>* steps, int64_t count, int64_t h0, int64_t units,
-                   T* state, T* partial) {
+void forward_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
+                   int64_t h0, int64_t units, T* state, T* partial) {
   constexpr int64_t width = Vec<T>::size();
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
@@ -17,20 +17,18 @@ void forward_strip(const NadeModel& model, const Step<S, T>* steps, int64_t coun
   load_state(state, a);
   bool changed = true;
   for (int64_t p = 0; p < count; ++p) {
-    const Step<S, T>& step = steps[p];
-    if (changed || scaled) activate_strip<A>(a, step.scale, h);
-    for (int64_t k = 0; k < step.out_rows; ++k) {
-      load_strip<Ragged, T>(out_weight + (step.out_row + k) * model.hidden, units, w);
+    const Position<T>& position = positions[p];
+    if (changed || scaled) activate_strip<A>(a, position.scale, h);
+    for (int64_t k = 0; k < position.out_rows; ++k) {
+      load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
       Vec<T> sum = Vec<T>::loadu(partial);
       for (int u = 0; u < strip_vectors; ++u) sum = at::vec::fmadd(h[u], w[u], sum);
       sum.store(partial);
       partial += width;
     }
-    changed = step.in_row >= 0;
+    changed = addends[p].category >= 0;
     if (changed) {
-      load_strip<Ragged, T>(in_weight + step.in_row * model.hidden, units, w);
-      const Vec<T> x(step.x);
-      for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
+      add_row<Ragged>(in_weight + (position.in_row + addends[p].category) * model.hidden, addends[p].x, units, a);
     }
   }
   store_state(a, state);
@@ -45,7 +43,8 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   Scratch scratch(scratch_memory);
   T* states = scratch.take<T>(rows * padded);
   T* partial = scratch.take<T>(chunks.max_out_rows * width);
-  auto* steps = scratch.take<Step<S, T>>(chunks.max_positions);
+  auto* positions = scratch.take<Position<T>>(chunks.max_positions);
+  auto* addends = scratch.take<Addend<T>>(chunks.max_positions);
   T* logits = scratch.take<T>(chunks.max_out_rows + width);
   T* targets = scratch.take<T>(chunks.max_out_rows + width);
   double* sums = scratch.take<double>(rows);
@@ -57,26 +56,25 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   }
   for (int64_t c = 0; c < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
+    const int64_t parameters = fill_positions(model, start, start + count, positions).out_rows;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = row_begin + r;
-      fill_steps(model, input, row, start, start + count, steps);
-      int64_t parameters = 0;
-      for (int64_t p = 0; p < count; ++p) parameters += steps[p].out_rows;
+      fill_addends(model, input, row, positions, count, addends);
       for (int64_t k = 0; k < parameters * width; ++k) partial[k] = T(0);
       for (int64_t h0 = 0; h0 < model.hidden; h0 += strip) {
         T* state = states + r * padded + h0;
         if (h0 + strip <= model.hidden) {
-          forward_strip<false, S, T, A>(model, steps, count, h0, strip, state, partial);
+          forward_strip<false, S, T, A>(model, positions, addends, count, h0, strip, state, partial);
         } else {
-          forward_strip<true, S, T, A>(model, steps, count, h0, model.hidden - h0, state, partial);
+          forward_strip<true, S, T, A>(model, positions, addends, count, h0, model.hidden - h0, state, partial);
         }
       }
       T* out = output.parameters ? static_cast<T*>(output.parameters) + row * model.out_rows : nullptr;
       int64_t index = 0;
       for (int64_t p = 0; p < count; ++p) {
-        targets[p] = steps[p].x;
-        for (int64_t k = 0; k < steps[p].out_rows; ++k, ++index) {
-          const int64_t out_row = steps[p].out_row + k;
+        targets[p] = addends[p].x;
+        for (int64_t k = 0; k < positions[p].out_rows; ++k, ++index) {
+          const int64_t out_row = positions[p].out_row + k;
           logits[index] = bias[out_row] + horizontal_sum(Vec<T>::loadu(partial + index * width));
           if (out) out[out_row] = logits[index];
         }
@@ -93,7 +91,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
         (Vec<T>::loadu(targets + p) * l - softplus<T>(l)).store(values);
         for (int64_t j = 0; j < n; ++j) {
           sums[r] += static_cast<double>(values[j]);
-          if (per_variable) per_variable[steps[p + j].variable] = values[j];
+          if (per_variable) per_variable[positions[p + j].variable] = values[j];
         }
       }
     }
@@ -115,7 +113,8 @@ void nade_forward(const NadeModel& model, const NadeInput& input, const NadeForw
 void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch, int64_t rows, NadeLayout* layout) {
   const auto fill = [&]<typename T>() {
     const int64_t strip = strip_width<T>(), width = Vec<T>::size(), padded = padded_hidden<T>(model);
-    const int64_t steps = Scratch::bytes<Step<T, T>>(chunks.max_positions);
+    const int64_t steps = Scratch::bytes<Position<T>>(chunks.max_positions) +
+                          Scratch::bytes<Addend<T>>(chunks.max_positions);
     layout->strip = strip;
     layout->strips = padded / strip;
     layout->forward_bytes = Scratch::bytes<T>(rows * padded) + Scratch::bytes<T>(chunks.max_out_rows * width) + steps +
@@ -123,8 +122,7 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
     // Checkpoints of all rows at the start of every chunk; delta of all rows; gradients and states of one chunk.
     layout->backward_weights_bytes =
         Scratch::bytes<T>((chunks.count + 1) * batch * strip) + Scratch::bytes<T>(batch * strip) +
-        Scratch::bytes<T>((chunks.max_in_rows + chunks.max_out_rows + chunks.max_positions + 1) * strip) + steps +
-        Scratch::bytes<int64_t>(chunks.max_positions);
+        Scratch::bytes<T>((chunks.max_in_rows + chunks.max_out_rows + chunks.max_positions + 1) * strip) + steps;
     layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
                                    Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +
                                    Scratch::bytes<T>(chunks.max_positions * 2 * width) + steps;

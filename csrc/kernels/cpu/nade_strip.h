@@ -19,55 +19,67 @@ int64_t padded_hidden(const NadeModel& model) {
   return (model.hidden + strip - 1) / strip * strip;
 }
 
-// One position of one row.
-template <typename S, typename T>
-struct Step {
+// A position of the order: what does not depend on the row.
+template <typename T>
+struct Position {
   int64_t variable;
-  int64_t in_row;     // row of in_weight to add, or -1 where the input is zero
-  T x;                // its factor
-  int64_t out_row;    // first row of out_weight
+  int64_t in_row;     // first row of in_weight, of in_rows
+  int64_t in_rows;
+  int64_t in_slot;    // the same row, counted from the first of the chunk in the order of positions
+  int64_t out_row;    // first row of out_weight, of out_rows
   int64_t out_rows;
   T scale;
+};
+
+// What a row adds to the state after a position.
+template <typename T>
+struct Addend {
+  int64_t category;   // which of the variable's rows of in_weight, or -1 where the input is zero
+  T x;                // its factor
 };
 
 inline int64_t variable_at(const NadeModel& model, int64_t position) {
   return model.order ? model.order[position] : position;
 }
 
-inline int64_t first_in_row(const NadeModel& model, int64_t variable) {
-  return model.in_offsets ? model.in_offsets[variable] : variable * (model.in_rows / model.variables);
-}
+// The positions [start, stop), and how many rows of each weight they span.
+struct ChunkRows {
+  int64_t in_rows = 0, out_rows = 0;
+};
 
-inline int64_t first_out_row(const NadeModel& model, int64_t variable) {
-  return model.out_offsets ? model.out_offsets[variable] : variable * (model.out_rows / model.variables);
-}
-
-inline int64_t count_out_rows(const NadeModel& model, int64_t variable) {
-  return model.out_offsets ? model.out_offsets[variable + 1] - model.out_offsets[variable]
-                           : model.out_rows / model.variables;
-}
-
-inline int64_t count_in_rows(const NadeModel& model, int64_t variable) {
-  return model.in_offsets ? model.in_offsets[variable + 1] - model.in_offsets[variable]
-                          : model.in_rows / model.variables;
-}
-
-template <typename S, typename T>
-void fill_steps(const NadeModel& model, const NadeInput& input, int64_t row, int64_t start, int64_t stop,
-                Step<S, T>* steps) {
+template <typename T>
+ChunkRows fill_positions(const NadeModel& model, int64_t start, int64_t stop, Position<T>* positions) {
   const T* scale = static_cast<const T*>(model.activation_scale);
-  const T* x = input.x ? static_cast<const T*>(input.x) + row * model.variables : nullptr;
-  const int64_t* categories = input.categories ? input.categories + row * model.variables : nullptr;
+  const int64_t in_rows = model.in_rows / model.variables, out_rows = model.out_rows / model.variables;
+  ChunkRows total;
   for (int64_t p = start; p < stop; ++p) {
-    const int64_t variable = variable_at(model, p);
-    Step<S, T>& step = steps[p - start];
-    step.variable = variable;
-    step.x = x ? x[variable] : T(1);
-    step.in_row = first_in_row(model, variable) + (categories ? categories[variable] : 0);
-    if (step.x == T(0)) step.in_row = -1;
-    step.out_row = first_out_row(model, variable);
-    step.out_rows = count_out_rows(model, variable);
-    step.scale = scale ? scale[variable] : T(1);
+    const int64_t i = variable_at(model, p);
+    Position<T>& position = positions[p - start];
+    position.variable = i;
+    position.in_row = model.in_offsets ? model.in_offsets[i] : i * in_rows;
+    position.in_rows = model.in_offsets ? model.in_offsets[i + 1] - model.in_offsets[i] : in_rows;
+    position.in_slot = total.in_rows;
+    position.out_row = model.out_offsets ? model.out_offsets[i] : i * out_rows;
+    position.out_rows = model.out_offsets ? model.out_offsets[i + 1] - model.out_offsets[i] : out_rows;
+    position.scale = scale ? scale[i] : T(1);
+    total.in_rows += position.in_rows;
+    total.out_rows += position.out_rows;
+  }
+  return total;
+}
+
+template <typename T>
+void fill_addends(const NadeModel& model, const NadeInput& input, int64_t row, const Position<T>* positions,
+                  int64_t count, Addend<T>* addends) {
+  if (input.categories) {
+    const int64_t* categories = input.categories + row * model.variables;
+    for (int64_t p = 0; p < count; ++p) addends[p] = {categories[positions[p].variable], T(1)};
+  } else {
+    const T* x = static_cast<const T*>(input.x) + row * model.variables;
+    for (int64_t p = 0; p < count; ++p) {
+      const T value = x[positions[p].variable];
+      addends[p] = {value == T(0) ? -1 : 0, value};
+    }
   }
 }
 
@@ -97,17 +109,23 @@ inline void activate_strip(const Vec<T> (&a)[strip_vectors], T scale, Vec<T> (&h
   for (int u = 0; u < strip_vectors; ++u) h[u] = activate<A, T>(a[u] * s);
 }
 
-// a += x W over the steps of a chunk.
+// a += x w for one row of in_weight.
 template <bool Ragged, typename S, typename T>
-inline void advance_strip(const NadeModel& model, const Step<S, T>* steps, int64_t count, int64_t h0, int64_t units,
-                          Vec<T> (&a)[strip_vectors]) {
+inline void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vectors]) {
+  Vec<T> w[strip_vectors];
+  load_strip<Ragged, T>(row, units, w);
+  const Vec<T> x(factor);
+  for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
+}
+
+// a += x W over the positions of a chunk.
+template <bool Ragged, typename S, typename T>
+inline void advance_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
+                          int64_t h0, int64_t units, Vec<T> (&a)[strip_vectors]) {
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   for (int64_t p = 0; p < count; ++p) {
-    if (steps[p].in_row < 0) continue;
-    Vec<T> w[strip_vectors];
-    load_strip<Ragged, T>(in_weight + steps[p].in_row * model.hidden, units, w);
-    const Vec<T> x(steps[p].x);
-    for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
+    if (addends[p].category < 0) continue;
+    add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden, addends[p].x, units, a);
   }
 }
 
