@@ -36,9 +36,7 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
                                at::TensorList /*sources*/) {
     ctx->saved_data["op"] = std::move(op);
     variable_list result;
-    for (const at::Tensor& gradient : gradients) {
-      result.push_back(gradient.defined() ? gradient.view_as(gradient) : gradient);
-    }
+    for (const at::Tensor& gradient : gradients) result.push_back(gradient.view_as(gradient));
     return result;
   }
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list) {
@@ -50,7 +48,16 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
 // `sources` are the tensors that the gradients depend on.
 inline variable_list once_differentiable(const char* op, variable_list gradients, const variable_list& sources) {
   if (!at::GradMode::is_enabled()) return gradients;
-  return OnceDifferentiable::apply(std::string(op), at::TensorList(gradients), at::TensorList(sources));
+  variable_list defined;
+  for (const at::Tensor& gradient : gradients) {
+    if (gradient.defined()) defined.push_back(gradient);
+  }
+  defined = OnceDifferentiable::apply(std::string(op), at::TensorList(defined), at::TensorList(sources));
+  auto next = defined.begin();
+  for (at::Tensor& gradient : gradients) {
+    if (gradient.defined()) gradient = *next++;
+  }
+  return gradients;
 }
 
 }  // namespace ar_fast

@@ -16,13 +16,27 @@ namespace ar_fast {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// Python's name of a dtype.
+inline std::string dtype_name(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return "float32";
+    case at::kDouble: return "float64";
+    case at::kHalf: return "float16";
+    case at::kBFloat16: return "bfloat16";
+    case at::kLong: return "int64";
+    case at::kInt: return "int32";
+    case at::kBool: return "bool";
+    default: return c10::toString(type);
+  }
+}
+
 inline ScalarType storage_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat: return ScalarType::float32;
     case at::kHalf: return ScalarType::float16;
     case at::kBFloat16: return ScalarType::bfloat16;
     case at::kDouble: return ScalarType::float64;
-    default: TORCH_CHECK(false, "ar_fast: no kernel for dtype ", type);
+    default: TORCH_CHECK(false, "ar_fast: no kernel for dtype ", dtype_name(type));
   }
 }
 
@@ -54,13 +68,13 @@ inline void check_size(const char* op, const char* name, const at::Tensor& tenso
 inline void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
   const auto type = tensor.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, op, ": ", name,
-              " must be float32, float64, bfloat16 or float16, got ", type);
+              " must be float32, float64, bfloat16 or float16, got ", dtype_name(type));
 }
 
 inline void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor, const char* other_name,
                              const at::Tensor& other) {
   TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " must have the dtype of ", other_name, ", ",
-              other.scalar_type(), ", got ", tensor.scalar_type());
+              dtype_name(other.scalar_type()), ", got ", dtype_name(tensor.scalar_type()));
 }
 
 inline void check_same_device(const char* op, const char* name, const at::Tensor& tensor, const char* other_name,
@@ -70,7 +84,8 @@ inline void check_same_device(const char* op, const char* name, const at::Tensor
 }
 
 inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType type) {
-  TORCH_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ", type, ", got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ", dtype_name(type), ", got ",
+              dtype_name(tensor.scalar_type()));
 }
 
 inline void check_algorithm(const char* op, const std::string& algorithm, const std::vector<std::string>& names) {

@@ -78,16 +78,6 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
     check_vector(op, "activation_scale", *activation_scale, "(D)", variables, "entries, one per variable,", in_weight);
   }
 
-  const bool gathers = in_offsets.has_value() || in_weight.sym_size(0) != variables;
-  const auto type = x.scalar_type();
-  if (at::isFloatingType(type)) {
-    TORCH_CHECK(!gathers, op, ": x must be an integer category where in_weight has a row per category, got ", type);
-    TORCH_CHECK(type == in_weight.scalar_type() || type == compute_type(in_weight.scalar_type()), op,
-                ": x must be bool, integer, ", in_weight.scalar_type(), " or ", compute_type(in_weight.scalar_type()),
-                ", got ", type);
-  } else {
-    TORCH_CHECK(at::isIntegralType(type, /*includeBool=*/true), op, ": x must be real, got ", type);
-  }
   if (!in_offsets.has_value()) {
     TORCH_CHECK(in_weight.sym_size(0) % variables == 0 && in_weight.sym_size(0) > 0, op,
                 ": in_weight must have a multiple of D = ", variables, " rows unless in_offsets is given, got shape ",
@@ -97,6 +87,16 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
     TORCH_CHECK(out_weight.sym_size(0) % variables == 0 && out_weight.sym_size(0) > 0, op,
                 ": out_weight must have a multiple of D = ", variables, " rows unless out_offsets is given, got shape ",
                 out_weight.sym_sizes());
+  }
+  const bool gathers = in_offsets.has_value() || in_weight.sym_size(0) != variables;
+  const auto type = x.scalar_type(), storage = in_weight.scalar_type();
+  if (at::isFloatingType(type)) {
+    TORCH_CHECK(!gathers, op, ": x must be an integer category where in_weight has a row per category, got ",
+                dtype_name(type));
+    TORCH_CHECK(type == storage || type == compute_type(storage), op, ": x must be bool, integer, ",
+                dtype_name(storage), storage == compute_type(storage) ? "" : " or float32", ", got ", dtype_name(type));
+  } else {
+    TORCH_CHECK(at::isIntegralType(type, /*includeBool=*/true), op, ": x must be real, got ", dtype_name(type));
   }
 }
 

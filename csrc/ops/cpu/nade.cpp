@@ -189,7 +189,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   at::Tensor grad_in_bias = at::empty(in_bias.sizes(), options);
   at::Tensor grad_out_weight = at::empty(out_weight.sizes(), in_weight.options());
   at::Tensor grad_scale = needs_activation_scale ? at::empty({batch, t.model.variables}, options) : at::empty({0}, options);
-  TORCH_CHECK(!needs_x || t.input.x, op, ": x is an integer category and has no gradient");
+  TORCH_CHECK(!needs_x || at::isFloatingType(x.scalar_type()), op, ": x must be floating to have a gradient, got ",
+              dtype_name(x.scalar_type()));
 
   NadeBackward output{};
   output.grad_parameters = dense_grad.const_data_ptr();

@@ -1,0 +1,42 @@
+# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once.
+# VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
+VENV ?= .venv
+PYTHON ?= python3
+
+ifeq ($(VENV),0)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	$(RUN) -m ar_fast.demo $(ARGS)
+
+test: $(READY)
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(READY)
+	$(RUN) -m bench $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/.packages: requirements.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.packages $(SOURCES)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf build out $(VENV) ar_fast/*.so ar_fast/_build.json

@@ -1,0 +1,91 @@
+"""Inputs of the NADE ops: one generator feeds the comparison with the twin, gradcheck and opcheck."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class NadeCase:
+    x: Tensor
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    order: Tensor | None = None
+    in_offsets: Tensor | None = None
+    out_offsets: Tensor | None = None
+    activation_scale: Tensor | None = None
+    activation: str = "sigmoid"
+
+    def arguments(self) -> tuple:
+        """In the order of the schema of nade."""
+        return (
+            self.x, self.in_weight, self.in_bias, self.out_weight, self.out_bias, self.order, self.in_offsets,
+            self.out_offsets, self.activation_scale, self.activation,
+        )  # fmt: skip
+
+    def log_prob_arguments(self) -> tuple:
+        """In the order of the schema of nade_log_prob."""
+        return (*self.arguments()[:6], self.activation_scale, self.activation)
+
+    def real_tensors(self) -> dict[str, Tensor]:
+        """The tensors that have a gradient, by name."""
+        names = ["in_weight", "in_bias", "out_weight", "out_bias", "activation_scale", "x"]
+        tensors = {name: getattr(self, name) for name in names}
+        return {name: t for name, t in tensors.items() if t is not None and t.is_floating_point()}
+
+    def map(self, function) -> "NadeCase":
+        """The case with ``function`` applied to every tensor."""
+        return replace(self, **{k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def upcast(self) -> "NadeCase":
+        """In float64, for the twin: the same numbers, rounded no further."""
+        return self.map(lambda t: t.double() if t.is_floating_point() else t)
+
+
+def nade_case(
+    batch: int = 5,
+    variables: int = 7,
+    hidden: int = 19,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    x: str = "binary",
+    parameters: int = 1,
+    activation: str = "sigmoid",
+    ordered: bool = True,
+    scaled: bool = False,
+    row_bias: bool = False,
+    ragged: bool = False,
+) -> NadeCase:
+    """``x``: "binary" and "dense" (reals), "bool", "integer" (0, 1) or "category" (gathers a row). ``parameters`` per
+    variable; ``ragged``: rows of both weights differ between variables. ``row_bias``: in_bias is (B, H)."""
+    real = {"dtype": dtype, "device": device}
+    counts = torch.randint(1, 4, (variables,)) if ragged else torch.full((variables,), parameters)
+    categories = torch.randint(2, 5, (variables,)) if ragged else torch.full((variables,), 3)
+    in_rows = int(categories.sum()) if x == "category" else variables
+    values = {
+        "binary": lambda: (torch.rand(batch, variables) < 0.3).to(dtype),
+        "dense": lambda: torch.rand(batch, variables).to(dtype),
+        "bool": lambda: torch.rand(batch, variables) < 0.3,
+        "integer": lambda: torch.randint(0, 2, (batch, variables)),
+        "category": lambda: (torch.rand(batch, variables) * categories).long(),
+    }[x]()
+
+    def offsets(sizes: Tensor) -> Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)]).to(device)
+
+    return NadeCase(
+        x=values.to(device),
+        in_weight=torch.randn(in_rows, hidden, **real),
+        in_bias=torch.randn(*([batch] if row_bias else []), hidden, **real),
+        out_weight=torch.randn(int(counts.sum()), hidden, **real) / max(1, hidden) ** 0.5,
+        out_bias=torch.randn(int(counts.sum()), **real),
+        order=torch.randperm(variables).to(device) if ordered else None,
+        in_offsets=offsets(categories) if ragged and x == "category" else None,
+        out_offsets=offsets(counts) if ragged else None,
+        activation_scale=torch.rand(variables, **real) + 0.5 if scaled else None,
+        activation=activation,
+    )
