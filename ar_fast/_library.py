@@ -110,3 +110,30 @@ def info() -> dict[str, Any]:
         "nvcc": _record.get("nvcc") or None,
         "cuda_available": torch.cuda.is_available(),
     }
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> list[str]:
+    """Runs ``ar_fast.functional.<op>(*args, **kwargs)`` once and tells what ran: kernel, instruction set, tiling.
+
+    Args:
+        op: the name of a function of :mod:`ar_fast.functional`.
+        *args, **kwargs: its arguments.
+
+    Returns:
+        One line per kernel; what the reference backend runs is said so.
+
+    Raises:
+        ValueError: if there is no such op.
+    """
+    from . import functional
+
+    if op not in functional.__all__:
+        raise ValueError(f"explain: op must be one of {', '.join(functional.__all__)}, got {op!r}")
+    if _C is None:
+        return [f"{op}: the plain-torch twin of ar_fast.reference (AR_FAST_BACKEND=reference)"]
+    _C.explain_begin()
+    try:
+        getattr(functional, op)(*args, **kwargs)
+    finally:
+        lines = _C.explain_end()
+    return lines

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "ops/cpu/isa.h"
+#include "ops/explain.h"
 #include "ops/nade.h"
 
 namespace py = pybind11;
@@ -23,6 +24,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade", &ar_fast::nade, no_gil);
   m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
+  m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
+  m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
 }

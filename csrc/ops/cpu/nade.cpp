@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "../../kernels/cpu/nade_cpu.h"
+#include "../explain.h"
 #include "../library.h"
+#include "isa.h"
 
 namespace ar_fast {
 namespace {
@@ -104,10 +106,17 @@ void in_slices(int64_t count, int64_t slice, int64_t scratch_bytes, const Body& 
   at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
     // Aligned to a cache line, as the kernels' arrays are cut.
     auto scratch = at::empty({scratch_bytes + 64}, at::kByte);
-    char* base = scratch.mutable_data_ptr<uint8_t>() ? reinterpret_cast<char*>(scratch.mutable_data_ptr<uint8_t>()) : nullptr;
+    char* base = static_cast<char*>(scratch.mutable_data_ptr());
     base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
     for (int64_t s = begin; s < end; ++s) body(s * slice, std::min(count, (s + 1) * slice), base);
   });
+}
+
+void explain_nade(const char* kernel, const NadeModel& model, const NadeChunks& chunks, const NadeLayout& layout,
+                  const char* slices, int64_t count) {
+  explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", ", chunks.count, " chunks of at most ",
+          chunks.max_positions, " positions, ", layout.strips, " strips of ", layout.strip, " hidden units (H = ",
+          model.hidden, "), ", count, " ", slices, " on ", at::get_num_threads(), " threads");
 }
 
 int64_t rows_per_slice(int64_t batch) {
@@ -120,6 +129,7 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
   const Chunks chunks = cut(t.model, rows_per_chunk);
   const int64_t slice = rows_per_slice(t.input.batch);
   const NadeLayout layout = layout_of(t.model, chunks.view, t.input.batch, slice);
+  explain_nade("nade_forward", t.model, chunks.view, layout, "row groups", (t.input.batch + slice - 1) / slice);
   const auto kernel = AR_FAST_CPU_KERNEL(nade_forward);
   in_slices(t.input.batch, slice, layout.forward_bytes, [&](int64_t begin, int64_t end, void* scratch) {
     kernel(t.model, t.input, output, chunks.view, begin, end, scratch);
@@ -204,6 +214,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const auto root = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(t.model.variables))));
   const Chunks chunks = cut(t.model, std::clamp<int64_t>(root, 16, 256));
   const NadeLayout layout = layout_of(t.model, chunks.view, batch, 1);
+  explain_nade("nade_backward_weights", t.model, chunks.view, layout, "strips", layout.strips);
   const auto weights = AR_FAST_CPU_KERNEL(nade_backward_weights);
   in_slices(layout.strips, 1, layout.backward_weights_bytes, [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t strip = begin; strip < end; ++strip) weights(t.model, t.input, output, chunks.view, strip, scratch);
@@ -251,6 +262,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
   sample.log_prob = log_prob.mutable_data_ptr<double>();
   if (batch > 0 && stop > start) {
     const NadeLayout layout = layout_of(t.model, NadeChunks{}, batch, 1);
+    explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", start, " to ", stop, ", on ",
+            at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(nade_sample);
     in_slices(batch, 1, layout.sample_bytes, [&](int64_t begin, int64_t end, void* scratch) {
       kernel(t.model, sample, begin, end, scratch);

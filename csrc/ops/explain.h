@@ -1,0 +1,23 @@
+// ar_fast.explain: the ops of a thread say which kernel, instruction set and tiling they run, while somebody listens.
+#pragma once
+
+#include <c10/util/StringUtil.h>
+
+#include <string>
+#include <vector>
+
+namespace ar_fast {
+
+// The lines that the ops of this thread have said, or null where nobody listens.
+std::vector<std::string>*& explanation();
+
+// Starts listening, and stops: what was said in between.
+void explain_begin();
+std::vector<std::string> explain_end();
+
+template <typename... Parts>
+void explain(const Parts&... parts) {
+  if (explanation()) explanation()->push_back(c10::str(parts...));
+}
+
+}  // namespace ar_fast
