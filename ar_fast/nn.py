@@ -66,7 +66,6 @@ class MaskedLinear(nn.Linear):
         self.register_buffer("mask_columns", mask.columns, persistent=False)
         self.register_buffer("mask_tiles", mask.tiles, persistent=False)
         self.register_buffer("mask_dense", mask.dense_mask, persistent=False)
-        self._mask_repr = repr(mask).partition("plan=")[2].rstrip(")")
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor) -> MaskedLinear:
@@ -87,4 +86,5 @@ class MaskedLinear(nn.Linear):
         return functional.masked_linear(input, self.weight, self.mask, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, plan={self._mask_repr}"
+        plan = repr(self.mask).partition("plan=")[2].rstrip(")")
+        return f"{super().extra_repr()}, plan={plan}"

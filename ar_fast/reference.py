@@ -107,7 +107,8 @@ def nade(
     parameters = []
     for p in range(variables):
         hidden = ACTIVATIONS[activation](scale[p] * state)
-        parameters.append(F.linear(hidden, out_rows[p], out_biases[p]))
+        with torch.autocast(x.device.type, enabled=False):
+            parameters.append(F.linear(hidden, out_rows[p], out_biases[p]))
         state = state + (in_rows[p][x[:, p].long()] if gathers else x[:, p : p + 1].to(dtype) * in_rows[p])
     return torch.cat(parameters, 1)[:, out_index.argsort()]
 

@@ -1,0 +1,44 @@
+"""The models that the tests of the model interface run over."""
+
+import pytest
+import torch
+
+from ar_fast import models, orderings
+
+KINDS = ["NADE", "MADE"]
+CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
+
+
+def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=torch.float64, order="random", **options):
+    """A small model whose conditionals are far from uniform, and depend on each variable before and on the context."""
+    if order == "random":
+        order = orderings.random(event_shape, seed=7)
+    options |= {"order": order, "context_features": context_features, "device": device, "dtype": dtype}
+    if kind == "NADE":
+        model = models.NADE(event_shape, hidden_features=13, **options)
+    else:
+        # 37 units in a layer and no relu: every path between an input and a later output carries something.
+        options = {"activation": "tanh"} | options
+        model = models.MADE(event_shape, hidden_features=[37, 29], **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 1.5 / parameter.shape[-1] ** 0.5 if kind == "MADE" and parameter.dim() == 2 else 0.8
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def make_context(context_features, *batch, device="cpu", dtype=torch.float64):
+    if context_features == 0:
+        return None
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(*batch, context_features, generator=generator).to(device, dtype)
+
+
+def all_binary(variables, device="cpu"):
+    """All 2^D binary vectors, the last variable fastest."""
+    return torch.cartesian_prod(*[torch.tensor([0, 1])] * variables).to(device)
+
+
+def random_binary(*shape, device="cpu", dtype=torch.float64, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).lt(0.5).to(device, dtype)

@@ -1,0 +1,343 @@
+"""The model interface: shapes, orders, contexts, known variables, one variable at a time, compilers and transforms."""
+
+import copy
+
+import pytest
+import torch
+from model_cases import CASES, KINDS, make_context, make_model, random_binary
+
+from ar_fast import heads, models, orderings, reference
+
+
+def twin_of(model):
+    if isinstance(model, models.NADE):
+        hidden = model.hidden_features
+        twin = reference.ReferenceNADE(model.variables, hidden, model.order, model.activation, model.context_features)
+    else:
+        twin = reference.ReferenceMADE(
+            model.variables, model.degrees, model.order, model.activation, model.context_features
+        )
+    twin = twin.to(model.device, model.dtype)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_model_and_twin_agree(kind, context_features, device):
+    model = make_model(kind, 21, context_features, device=device)
+    twin = twin_of(model)
+    x, context = random_binary(5, 21, device=device), make_context(context_features, 5, device=device)
+    torch.testing.assert_close(model(x, context).squeeze(-1), twin(x, context))
+    log_prob, expected = model.log_prob(x, context), twin.log_prob(x, context)
+    torch.testing.assert_close(log_prob, expected)
+    log_prob.mean().backward()
+    expected.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    assert gradients.keys() == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+    one_context = None if context is None else context[0]
+    assert torch.equal(model.sample(6, one_context, seed=3), twin.sample(6, one_context, seed=3))
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_shapes_and_dtypes(kind, context_features, dtype, device):
+    model = make_model(kind, (2, 3, 4), context_features, device=device, dtype=dtype)
+    context = make_context(context_features, 5, device=device, dtype=dtype)
+    x = random_binary(6, 5, 2, 3, 4, device=device, dtype=torch.float32)
+    expected = model.log_prob(x, context)
+    assert expected.shape == (6, 5) and expected.dtype == torch.float32
+    assert model.log_prob(x, context, per_variable=True).shape == x.shape
+    assert model(x, context).shape == (6, 5, 24, 1)
+    for other in (torch.bool, torch.uint8, torch.int64, dtype):
+        assert torch.equal(model.log_prob(x.to(other), context), expected)
+    samples, log_prob = model.sample((6,), context, seed=1, return_log_prob=True)
+    if context is None:
+        assert samples.shape == (6, 2, 3, 4) and log_prob.shape == (6,)
+        assert model.sample(seed=1).shape == (2, 3, 4) and model.log_prob(x[0, 0]).shape == ()
+    else:
+        assert samples.shape == (6, 5, 2, 3, 4) and log_prob.shape == (6, 5)
+        torch.testing.assert_close(model.log_prob(x[:, 1], context[1]), expected[:, 1])
+    assert samples.dtype == log_prob.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_batches(kind, device):
+    model = make_model(kind, (2, 3), device=device)
+    x = torch.zeros(0, 4, 2, 3, device=device, dtype=torch.float64)
+    assert model.log_prob(x).shape == (0, 4)
+    assert model(x).shape == (0, 4, 6, 1)
+    assert model.sample(0, seed=1).shape == (0, 2, 3)
+    model.log_prob(x).sum().backward()
+    assert all(bool((parameter.grad == 0).all()) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_variable(kind, device):
+    model = make_model(kind, 1, device=device)
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device)
+    torch.testing.assert_close(model.log_prob(x).exp().sum().item(), 1.0)
+    samples, log_prob = model.sample(9, seed=1, return_log_prob=True)
+    torch.testing.assert_close(log_prob, model.log_prob(samples))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_order_is_the_raster_of_pixels(kind):
+    assert make_model(kind, (4, 5), order=None).order is None
+    assert torch.equal(make_model(kind, (3, 2, 2), order=None).order, orderings.raster((3, 2, 2)))
+    assert make_model(kind, (1, 4, 5), order=None).order is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_order_renames_variables(kind, device):
+    """A model in some order is the model in the identity order of the permuted variables."""
+    order = orderings.random(8, seed=1)
+    plain, ordered = make_model(kind, 8, order=None, device=device), make_model(kind, 8, order=order, device=device)
+    with torch.no_grad():
+        for name, parameter in ordered.named_parameters():
+            source = dict(plain.named_parameters())[name]
+            by_variable = kind == "NADE" and source.shape[0] == 8 and name != "in_bias"
+            parameter.copy_(source[order.argsort()] if by_variable else source)
+    x = random_binary(4, 8, device=device)
+    torch.testing.assert_close(ordered.log_prob(x), plain.log_prob(x[:, order]))
+    renamed = plain.log_prob(x[:, order], per_variable=True)[:, order.argsort()]
+    torch.testing.assert_close(ordered.log_prob(x, per_variable=True), renamed)
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_begin_and_next_agree_with_forward(kind, context_features, device):
+    model = make_model(kind, (3, 4), context_features, device=device)
+    x, context = random_binary(5, 3, 4, device=device), make_context(context_features, 5, device=device)
+    expected = model(x, context)
+    state = model.begin(5, context)
+    visited = []
+    while state.parameters is not None:
+        visited.append(state.variable)
+        torch.testing.assert_close(state.parameters, expected[:, state.variable])
+        state = model.next(state, x.flatten(1)[:, state.variable])
+    assert visited == model.order.tolist() and state.position == 12 and state.variable is None
+    with pytest.raises(ValueError, match="state must have a variable left, got all 12 known"):
+        model.next(state, x[:, 0, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_begin_and_next_are_differentiable_and_can_branch(kind):
+    model = make_model(kind, 6)
+    start = model.begin()
+    state = model.next(start, torch.tensor(1))
+    model.next(state, torch.tensor(0))
+    again = model.next(state, torch.tensor(1))
+    again.parameters.sum().backward()
+    x = torch.zeros(6, dtype=torch.float64)
+    x[model.order[:2]] = 1
+    torch.testing.assert_close(again.parameters, model(x)[again.variable])
+    assert sum(int(parameter.grad is not None) for parameter in model.parameters()) >= 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeds_and_generators(kind, device):
+    model = make_model(kind, 30, device=device)
+    torch.manual_seed(4)
+    first, second = model.sample(20), model.sample(20)
+    torch.manual_seed(4)
+    assert torch.equal(model.sample(20), first) and not torch.equal(first, second)
+    state = torch.get_rng_state()
+    explicit = model.sample(20, seed=8)
+    assert torch.equal(torch.get_rng_state(), state), "an explicit seed touches no generator"
+    assert torch.equal(explicit, model.sample(20, seed=8)) and not torch.equal(explicit, model.sample(20, seed=9))
+    generator = torch.Generator().manual_seed(4)
+    assert torch.equal(model.sample(20, generator=generator), first)
+    assert torch.equal(torch.get_rng_state(), state), "a generator of the caller's leaves the default one alone"
+    assert torch.equal(model.sample(20, generator=generator), second)
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_known_variables_differ_by_row_and_by_event(kind, context_features, device):
+    model = make_model(kind, (3, 3), context_features, device=device)
+    context = make_context(context_features, 2, device=device)
+    batch = (4, 2) if context_features else (4,)
+    lengths = (
+        torch.arange(4).repeat_interleave(2).reshape(4, 2)[..., None] if context_features else torch.arange(4)[:, None]
+    )
+    known = (model.order.argsort().cpu() < 3 * lengths).reshape(*batch, 3, 3).to(device)
+    given = random_binary(*batch, 3, 3, device=device)
+    samples, log_prob = model.sample(4, context, seed=2, given=given, known=known, return_log_prob=True)
+    assert torch.equal(samples[known], given[known])
+    terms = model.log_prob(samples, context, per_variable=True)
+    torch.testing.assert_close(log_prob, terms.masked_fill(known, 0).flatten(len(batch)).sum(-1))
+    free = model.sample(4, context, seed=2)
+    assert torch.equal(samples[0], free[0]), "nothing is known in the first event"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clamping_fixes_values_and_draws_the_others_given_those_before(kind, device):
+    model = make_model(kind, 12, device=device)
+    known = torch.zeros(12, dtype=torch.bool, device=device)
+    known[model.order[5]] = True
+    given = torch.full((12,), 1.0, dtype=torch.float64, device=device)
+    free = model.sample(50, seed=2)
+    clamped = model.sample(50, seed=2, given=given, known=known, clamp=True)
+    before = model.order[:5]
+    assert torch.equal(clamped[:, before], free[:, before])
+    assert bool((clamped[:, known] == 1).all()) and not torch.equal(clamped, free)
+    given[~known] = torch.nan
+    assert torch.equal(clamped, model.sample(50, seed=2, given=given, known=known, clamp=True)), "only known counts"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_keeps_no_graph_and_shows_progress(kind, capsys):
+    model = make_model(kind, 10)
+    assert not model.sample(3, seed=1).requires_grad
+    assert capsys.readouterr().err == ""
+    model.sample(3, seed=1, progress=True)
+    assert "30.0/30.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_distribution(kind, context_features):
+    model = make_model(kind, (2, 3), context_features)
+    context = make_context(context_features, 4)
+    distribution = model.distribution(context)
+    batch = (4,) if context_features else ()
+    assert distribution.batch_shape == batch and distribution.event_shape == (2, 3)
+    torch.manual_seed(0)
+    x = distribution.sample((7,))
+    assert x.shape == (7, *batch, 2, 3) and bool(distribution.support.check(x).all())
+    torch.testing.assert_close(distribution.log_prob(x), model.log_prob(x, context))
+    assert distribution.log_prob(x.flatten(0, -3)[0]).shape == batch
+    wider = distribution.expand((5, *batch))
+    assert wider.batch_shape == (5, *batch)
+    x = wider.sample((7,))
+    assert x.shape == (7, 5, *batch, 2, 3) and wider.log_prob(x).shape == (7, 5, *batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initialize_from_mean(kind):
+    model = make_model(kind, (2, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-6)
+    mean = torch.tensor([[0.1, 0.5, 0.9], [0.3, 0.2, 0.7]])
+    model.initialize_from_mean(mean)
+    probability = model.head.mean(model(torch.zeros(2, 3, dtype=torch.float64))).reshape(2, 3)
+    torch.testing.assert_close(probability, mean.double(), atol=1e-4, rtol=0)
+    model.initialize_from_mean(torch.zeros(2, 3))
+    assert bool(model(torch.zeros(2, 3, dtype=torch.float64)).isfinite().all()), "a variable that never varied must not end in infinity"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_of_training_lower_the_loss(kind, device):
+    torch.manual_seed(0)
+    model = make_model(kind, 16, device=device, dtype=torch.float32)
+    model.reset_parameters()
+    x = random_binary(8, 16, device=device, dtype=torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = -model.log_prob(x).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0] and losses[0] < 16
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_modules_copy_move_and_build_on_meta(kind, context_features):
+    model = make_model(kind, 7, context_features, dtype=torch.float32)
+    x, context = random_binary(3, 7, dtype=torch.float32), make_context(context_features, 3, dtype=torch.float32)
+    expected = model.log_prob(x, context)
+    assert torch.equal(copy.deepcopy(model).log_prob(x, context), expected)
+    double = copy.deepcopy(model).double()
+    double_context = None if context is None else context.double()
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.log_prob(x.double(), double_context), expected.double(), rtol=1e-5, atol=1e-5)
+    meta = make_model_on_meta(kind, context_features)
+    assert meta.device.type == "meta" and all(buffer.device.type == "meta" for buffer in meta.buffers())
+
+
+def make_model_on_meta(kind, context_features):
+    options = {"context_features": context_features, "device": "meta", "order": [2, 0, 1]}
+    return models.NADE(3, 4, **options) if kind == "NADE" else models.MADE(3, [4, 5], **options)
+
+
+def test_made_spreads_degrees_evenly_or_takes_given_ones():
+    assert [layer.tolist() for layer in models.MADE(5, [4, 8, 2]).degrees] == [
+        [1, 2, 3, 4],
+        [1, 1, 2, 2, 3, 3, 4, 4],
+        [2, 4],
+    ]
+    assert models.MADE(4, [4], context_features=2).degrees[0].tolist() == [0, 1, 2, 3]
+    model = models.MADE(4, [5], degrees=[[3, 1, 2, 1, 3]])
+    assert model.degrees[0].tolist() == [1, 1, 2, 3, 3]
+    masks = [layer.mask for layer in model.layers]
+    assert all(mask.rows is None and mask.columns is None for mask in masks), "units are sorted: a staircase in place"
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_compiles_without_graph_breaks(kind, context_features, device):
+    model = make_model(kind, (3, 5), context_features, device=device, dtype=torch.float32)
+    x = random_binary(4, 3, 5, device=device, dtype=torch.float32)
+    context = make_context(context_features, 4, device=device, dtype=torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, context: model.log_prob(x, context), fullgraph=True, backend="aot_eager")
+    log_prob = compiled(x, context)
+    torch.testing.assert_close(log_prob, model.log_prob(x, context))
+    log_prob.sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model.log_prob(x, context).sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+@pytest.mark.filterwarnings("ignore:ar_fast. under torch.func transforms")
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_torch_func_transforms(kind, context_features, device):
+    model = make_model(kind, 6, context_features, device=device)
+    x, context = random_binary(4, 6, device=device), make_context(context_features, 4, device=device)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters, x, context):
+        arguments = (x,) if context is None else (x, context)
+        logits = torch.func.functional_call(model, parameters, arguments)
+        return -model.head.log_prob(logits, x).sum()
+
+    dims = (None, 0, None if context is None else 0)
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=dims)(parameters, x, context)
+    for row in range(4):
+        model.zero_grad()
+        model.log_prob(x[row], None if context is None else context[row]).neg().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(per_sample[name][row], parameter.grad)
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_autocast_keeps_log_prob_in_float32(kind, context_features, device):
+    model = make_model(kind, 15, context_features, device=device, dtype=torch.float32)
+    x = random_binary(4, 15, device=device, dtype=torch.float32)
+    context = make_context(context_features, 4, device=device, dtype=torch.float32)
+    expected = model.log_prob(x, context)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        log_prob = model.log_prob(x, context)
+        assert model(x, context).dtype == torch.float32
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob, expected, rtol=0.05, atol=0.1)
+    log_prob.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_bernoulli_head():
+    head = heads.Bernoulli()
+    logits = torch.tensor([[-1.5], [0.0], [2.0]], dtype=torch.float64)
+    x = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    expected = torch.distributions.Bernoulli(logits=logits.squeeze(-1))
+    torch.testing.assert_close(head.log_prob(logits, x), expected.log_prob(x))
+    torch.testing.assert_close(head.mean(logits), expected.mean)
+    torch.testing.assert_close(head.parameters_from_mean(expected.mean), logits)
+    uniforms = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    draws = head.sample(logits.expand(99, 3, 1), uniforms[:, None].expand(99, 3))
+    torch.testing.assert_close(draws.mean(0), expected.mean, atol=0.01, rtol=0)
+    assert head.violation(torch.tensor([0.0, 1.0, 0.5, torch.nan, -1.0])).tolist() == [False, False, True, True, True]
+    assert head == heads.Bernoulli() and repr(head) == "Bernoulli()"
