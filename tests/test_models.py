@@ -223,7 +223,9 @@ def test_initialize_from_mean(kind):
     probability = model.head.mean(model(torch.zeros(2, 3, dtype=torch.float64))).reshape(2, 3)
     torch.testing.assert_close(probability, mean.double(), atol=1e-4, rtol=0)
     model.initialize_from_mean(torch.zeros(2, 3))
-    assert bool(model(torch.zeros(2, 3, dtype=torch.float64)).isfinite().all()), "a variable that never varied must not end in infinity"
+    assert bool(model(torch.zeros(2, 3, dtype=torch.float64)).isfinite().all()), (
+        "a variable that never varied must not end in infinity"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

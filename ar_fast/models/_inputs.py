@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from .base import AutoregressiveModel
 
 
+def _shape(given: object) -> tuple[object, ...]:
+    return tuple(given) if isinstance(given, Sequence) else (given,)
+
+
 def event_shape(name: str, given: int | Sequence[int]) -> torch.Size:
-    shape = (given,) if isinstance(given, int) else tuple(given)
+    shape = _shape(given)
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(f"{name}: event_shape must be one or more positive integers, got {given!r}")
     return torch.Size(shape)
 
 
 def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.Size:
-    shape = (given,) if isinstance(given, int) else tuple(given)
+    shape = _shape(given)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"{name}: {argument} must be an integer >= 0 or a shape of those, got {given!r}")
     return torch.Size(shape)

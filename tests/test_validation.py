@@ -1,0 +1,199 @@
+"""Bad input to the models: each error names the argument, the rule and what was given."""
+
+import pytest
+import torch
+from model_cases import CASES, KINDS, make_context, make_model, random_binary
+
+from ar_fast import models
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **options: models.NADE(6, 4, **options), lambda **options: models.MADE(6, [4], **options)]
+)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation": "softmax"}, r"activation must be one of .*, got 'softmax'"),
+        ({"order": [0, 1, 2, 3, 4, 4]}, r"order: must be a permutation of 0 \.\.\. 5, got 4 2 times"),
+        ({"order": [0, 1]}, r"order: must be a permutation of 0 \.\.\. 5, got 2 entries"),
+        ({"context_features": -1}, r"context_features must be an integer >= 0, got -1"),
+        ({"head": "Bernoulli"}, r"head must be heads.Bernoulli\(\), got 'Bernoulli'"),
+    ],
+)
+def test_bad_options(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: models.NADE(0, 4), r"NADE: event_shape must be one or more positive integers, got 0"),
+        (lambda: models.NADE((), 4), r"NADE: event_shape must be one or more positive integers, got \(\)"),
+        (lambda: models.NADE((2, 1.5), 4), r"got \(2, 1.5\)"),
+        (lambda: models.NADE(6, 0), r"NADE: hidden_features must be a positive integer, got 0"),
+        (lambda: models.MADE(6, []), r"MADE: hidden_features must be 1 to 16 positive integers, got \[\]"),
+        (lambda: models.MADE(6, [4] * 17), r"MADE: hidden_features must be 1 to 16 positive integers"),
+        (lambda: models.MADE(6, [4, 0]), r"got \[4, 0\]"),
+        (lambda: models.MADE(6, [2], degrees=[[1, 6]]), r"MADE: degrees must be integers in 0 \.\.\. 5, got \[1, 6\]"),
+        (
+            lambda: models.MADE(6, [2], degrees=[[1]]),
+            r"MADE: degrees must have one entry per unit of \[2\], got shapes",
+        ),
+    ],
+)
+def test_bad_sizes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.zeros(3), r"x must have shape \(\*batch, 2, 3\), got \(3,\)"),
+        (torch.zeros(4, 6), r"x must have shape \(\*batch, 2, 3\), got \(4, 6\)"),
+        (torch.zeros(3, 2), r"x must have shape \(\*batch, 2, 3\), got \(3, 2\)"),
+        (
+            torch.zeros(2, 3, dtype=torch.float64),
+            r"x must be bool, integer or of the model's dtype, torch.float32, got torch.float64",
+        ),
+        (torch.zeros(2, 3, dtype=torch.bfloat16), r"x must be bool, integer .* got torch.bfloat16"),
+        (torch.zeros(2, 3, dtype=torch.complex64), r"x must be bool, integer .* got torch.complex64"),
+        (torch.zeros(2, 3, device="meta"), r"x must be on the model's device, cpu, got meta"),
+        (torch.tensor([[0, 1, 2], [0, 0, 0]]), r"x must be in the support of Bernoulli\(\), .*got 2 at index \(0, 2\)"),
+        (torch.tensor([[0, 1, 0], [0, 0.5, 0]]), r"x must be in the support .*got 0.5 at index \(1, 1\)"),
+        (torch.tensor([[0, 1, 0], [0, 0, torch.nan]]), r"x must be in the support .*got nan at index \(1, 2\)"),
+        (torch.full((2, 3), -torch.inf), r"x must be in the support .*got -inf at index \(0, 0\)"),
+    ],
+)
+def test_bad_x(kind, x, message):
+    model = make_model(kind, (2, 3), dtype=torch.float32)
+    for method in (model.log_prob, model):
+        with pytest.raises(ValueError, match=f"{kind}: {message}"):
+            method(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_x_must_be_a_tensor(kind):
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        make_model(kind, 2).log_prob([0, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_validate_args(kind, device):
+    x = random_binary(2, 5, device=device, dtype=torch.float32)
+    x[1, 2] = torch.nan
+    options = {"device": device, "dtype": torch.float32}
+    with pytest.raises(ValueError, match=r"got nan at index \(1, 2\)"):
+        make_model(kind, 5, validate_args=True, **options).log_prob(x)
+    log_prob = make_model(kind, 5, validate_args=False, **options).log_prob(x)
+    assert log_prob.isnan().tolist() == [False, True], "NaN propagates, to its own row only"
+    if device.type == "cuda":
+        assert make_model(kind, 5, **options).log_prob(x).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "context, message",
+    [
+        (None, r"context must have shape \(\*batch, 3\) in a model with 3 context_features, got None"),
+        (torch.zeros(4, 2), r"context must have shape \(\*batch, 3\) .*got \(4, 2\)"),
+        (torch.zeros(5, 3), r"context must have shape .*with context_batch the last dimensions of the batch \(4,\), got \(5, 3\)"),
+        (torch.zeros(4, 3, dtype=torch.int64), r"context must be of the model's dtype, torch.float32, got torch.int64"),
+        (torch.zeros(4, 3, dtype=torch.float64), r"context must be .*, torch.float32, got torch.float64"),
+    ],
+)
+def test_bad_context(kind, context, message):
+    model = make_model(kind, 5, 3, dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"{kind}: {message}"):
+        model.log_prob(torch.zeros(4, 5), context)
+    if context is None or context.shape != (5, 3):
+        with pytest.raises(ValueError, match=kind):
+            model.sample(4, context, seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_context_in_a_model_without(kind):
+    model, context = make_model(kind, 5), torch.zeros(4, 3, dtype=torch.float64)
+    calls = (
+        lambda: model.log_prob(random_binary(4, 5), context),
+        lambda: model.sample(4, context),
+        lambda: model.begin(4, context),
+        lambda: model.distribution(context),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"context must be None in a model without .*got one of shape \(4, 3\)"):
+            call()
+
+
+def known(*positions, variables=5):
+    mask = torch.zeros(variables, dtype=torch.bool)
+    mask[list(positions)] = True
+    return mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n": -1}, r"n must be an integer >= 0 or a shape of those, got -1"),
+        ({"n": 1.5}, r"n must be an integer >= 0 or a shape of those, got 1.5"),
+        ({"seed": -1}, r"seed must be an integer in 0 \.\.\. 2\^63 - 1, got -1"),
+        ({"seed": 2**63}, r"seed must be an integer in 0"),
+        ({"seed": 1, "generator": torch.Generator()}, r"seed and generator must not both be given, got seed 1"),
+        ({"first_index": -1}, r"first_index must be an integer >= 0, got -1"),
+        ({"temperature": 0}, r"temperature must be positive and finite, got 0"),
+        ({"temperature": float("nan")}, r"temperature must be positive and finite, got nan"),
+        ({"temperature": float("inf")}, r"temperature must be positive and finite, got inf"),
+        ({"given": torch.zeros(5)}, r"given and known must come together, got no known"),
+        ({"known": known(0)}, r"given and known must come together, got no given"),
+        ({"given": torch.zeros(5), "known": torch.zeros(5)}, r"known must be bool, got torch.float32"),
+        (
+            {"given": torch.zeros(4), "known": known(0, variables=4)},
+            r"given must have the event's shape \(5,\), preceded by none or some of the last dimensions of \(3,\), got \(4,\)",
+        ),
+        ({"given": torch.zeros(2, 5), "known": known(0)}, r"given must have the event's shape .*got \(2, 5\)"),
+        (
+            {"given": torch.zeros(5), "known": known(0, 3)},
+            r"known must be a prefix of the model's order, got position 3 known and position 2 unknown in event 0.*DeepNADE",
+        ),
+        ({"given": torch.zeros(5), "known": known(1)}, r"known must be a prefix .*got position 1 known and position 0 unknown"),
+        ({"given": torch.full((5,), 2), "known": known(0)}, r"given must be in the support .*got 2 at index \(0, 0\)"),
+        ({"given": torch.full((5,), torch.nan), "known": known(0)}, r"given must be in the support .*got nan"),
+    ],
+)
+def test_bad_sampling_arguments(kind, options, message):
+    model = make_model(kind, 5, order=None, dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"{kind}: {message}"):
+        model.sample(**{"n": 3} | options)
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_a_prefix_is_one_of_the_order_and_not_of_the_indices(kind, context_features):
+    model = make_model(kind, 5, context_features)
+    context = make_context(context_features)
+    given = torch.zeros(5)
+    with pytest.raises(ValueError, match="known must be a prefix"):
+        model.sample(2, context, given=given.double(), known=known(int(model.order[1])))
+    model.sample(2, context, given=given.double(), known=known(int(model.order[0]), int(model.order[1])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_steps(kind):
+    model = make_model(kind, 3)
+    state = model.begin(4)
+    with pytest.raises(ValueError, match=r"value must have shape \(4,\), got \(3,\)"):
+        model.next(state, torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"value must be in the support .*got 2.0"):
+        model.next(state, torch.full((4,), 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"mean must have shape \(3,\), got \(4,\)"):
+        model.initialize_from_mean(torch.zeros(4))
+
+
+def test_begin_takes_its_batch_from_the_context_or_equal_to_it():
+    model = make_model("NADE", 3, 2)
+    context = torch.zeros(4, 2, dtype=torch.float64)
+    assert model.begin(context=context).parameters.shape == (4, 1)
+    with pytest.raises(ValueError, match=r"context must have shape \(\*batch, C\) with batch \(5,\), got \(4, 2\)"):
+        model.begin(5, context)
