@@ -126,7 +126,9 @@ def test_samples_do_not_depend_on_blocks_and_chunks(kind, context_features, devi
     options = {"seed": 6, "given": torch.ones(17, device=device), "known": known, "return_log_prob": True}
     whole, whole_log_prob = model.sample(7, context, **options)
     monkeypatch.setattr(base, "_BLOCK_ELEMENTS", 4 * model._state_features)
-    monkeypatch.setattr(base, "_CHUNK_ELEMENTS", 12 * model._state_features)
+    blocks, blocks_log_prob = model.sample(7, context, **options)
+    assert torch.equal(whole, blocks) and torch.equal(whole_log_prob, blocks_log_prob)
+    monkeypatch.setattr(base, "_CHUNK_POSITIONS", 3)
     parts, parts_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, parts)
     torch.testing.assert_close(whole_log_prob, parts_log_prob, rtol=1e-6, atol=0)

@@ -99,7 +99,10 @@ def test_validate_args(kind, device):
     [
         (None, r"context must have shape \(\*batch, 3\) in a model with 3 context_features, got None"),
         (torch.zeros(4, 2), r"context must have shape \(\*batch, 3\) .*got \(4, 2\)"),
-        (torch.zeros(5, 3), r"context must have shape .*with context_batch the last dimensions of the batch \(4,\), got \(5, 3\)"),
+        (
+            torch.zeros(5, 3),
+            r"context must have shape .*with context_batch the last dimensions of the batch \(4,\), got \(5, 3\)",
+        ),
         (torch.zeros(4, 3, dtype=torch.int64), r"context must be of the model's dtype, torch.float32, got torch.int64"),
         (torch.zeros(4, 3, dtype=torch.float64), r"context must be .*, torch.float32, got torch.float64"),
     ],
@@ -158,7 +161,10 @@ def known(*positions, variables=5):
             {"given": torch.zeros(5), "known": known(0, 3)},
             r"known must be a prefix of the model's order, got position 3 known and position 2 unknown in event 0.*DeepNADE",
         ),
-        ({"given": torch.zeros(5), "known": known(1)}, r"known must be a prefix .*got position 1 known and position 0 unknown"),
+        (
+            {"given": torch.zeros(5), "known": known(1)},
+            r"known must be a prefix .*got position 1 known and position 0 unknown",
+        ),
         ({"given": torch.full((5,), 2), "known": known(0)}, r"given must be in the support .*got 2 at index \(0, 0\)"),
         ({"given": torch.full((5,), torch.nan), "known": known(0)}, r"given must be in the support .*got nan"),
     ],

@@ -20,10 +20,11 @@ from .distribution import AutoregressiveDistribution
 
 __all__ = ["AutoregressiveModel", "State"]
 
-# Sampling goes in blocks of rows, and for each in chunks of positions, of about this many state elements, so that
-# memory is bounded and progress and Ctrl-C come several times a second.
-_BLOCK_ELEMENTS = 2**25
-_CHUNK_ELEMENTS = 2**27
+# Sampling goes in blocks of rows of about this many state elements, and for each in chunks of positions, so that memory
+# is bounded and progress and Ctrl-C come every second or so. Chunks do not depend on the number of rows, so that a
+# row's log_prob, a sum of their sums, does not either.
+_BLOCK_ELEMENTS = 2**21
+_CHUNK_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,6 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         samples = torch.empty(rows, self.variables, dtype=self.compute_dtype, device=self.device)
         log_prob = torch.zeros(rows, dtype=torch.float64, device=self.device)
         block = max(1, min(rows, _BLOCK_ELEMENTS // self._state_features))
-        chunk = max(1, _CHUNK_ELEMENTS // (block * self._state_features))
         with tqdm(total=rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
             for first in range(0, rows, block):
                 part = slice(first, min(first + block, rows))
@@ -255,8 +255,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
                     index = torch.arange(part.start, part.stop, device=self.device) % contexts.shape[0]
                     part_contexts = contexts[index]
                 state, extra = self._sample_state(count, part_contexts)
-                for start in range(0, self.variables, chunk):
-                    stop = min(start + chunk, self.variables)
+                for start in range(0, self.variables, _CHUNK_POSITIONS):
+                    stop = min(start + _CHUNK_POSITIONS, self.variables)
                     values, chunk_log_prob, state = self._sample_chunk(
                         state,
                         extra,
