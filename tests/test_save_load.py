@@ -136,7 +136,7 @@ def test_missing_files_are_named(name, tmp_path):
     model.save(tmp_path)
     (tmp_path / name).unlink()
     for load in (model.load, models.load):
-        with pytest.raises(FileNotFoundError, match="directory must hold config.json and model.safetensors, got .*"):
+        with pytest.raises(FileNotFoundError, match=r"directory must hold config.json and model.safetensors, got .*"):
             load(tmp_path)
 
 
@@ -167,10 +167,10 @@ def test_a_model_in_the_identity_order_is_refused_by_one_in_a_permutation(kind, 
 def test_a_config_that_makes_no_model_is_refused(tmp_path):
     make_model("NADE", (2, 3)).save(tmp_path)
     edit_config(model="os.system")(tmp_path)
-    with pytest.raises(ValueError, match="model must be one of MADE, NADE, got 'os.system'"):
+    with pytest.raises(ValueError, match=r"model must be one of MADE, NADE, got 'os\.system'"):
         models.load(tmp_path)
     edit_config(model="NADE", config={"event_shape": [2, 3], "dtype": "float64", "head": None, "surprise": 1})(tmp_path)
-    with pytest.raises(ValueError, match="config.json must describe a NADE, got .*surprise"):
+    with pytest.raises(ValueError, match=r"config.json must describe a NADE, got .*surprise"):
         models.load(tmp_path)
 
 

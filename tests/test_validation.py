@@ -154,12 +154,12 @@ def known(*positions, variables=5):
         ({"given": torch.zeros(5), "known": torch.zeros(5)}, r"known must be bool, got torch.float32"),
         (
             {"given": torch.zeros(4), "known": known(0, variables=4)},
-            r"given must have the event's shape \(5,\), preceded by none or some of the last dimensions of \(3,\), got \(4,\)",
+            r"given must have the event's shape \(5,\), preceded by none or some of .* \(3,\), got \(4,\)",
         ),
         ({"given": torch.zeros(2, 5), "known": known(0)}, r"given must have the event's shape .*got \(2, 5\)"),
         (
             {"given": torch.zeros(5), "known": known(0, 3)},
-            r"known must be a prefix of the model's order, got position 3 known and position 2 unknown in event 0.*DeepNADE",
+            r"known must be a prefix of the model's order, got position 3 known and position 2 unknown .*DeepNADE",
         ),
         (
             {"given": torch.zeros(5), "known": known(1)},
