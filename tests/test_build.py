@@ -1,0 +1,110 @@
+"""The build: what ships, what a wrong environment is told, and that the ops library has no Python in it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ar_fast
+
+PACKAGE = Path(ar_fast.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, path: Path = PACKAGE.parent, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=path,
+        env={**os.environ, "PYTHONPATH": str(path), **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """A copy of the package without its binaries."""
+    shutil.copytree(PACKAGE, tmp_path / "ar_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+def test_another_torch_gives_a_clear_message(copy):
+    record = json.loads((copy / "ar_fast" / "_build.json").read_text())
+    (copy / "ar_fast" / "_build.json").write_text(json.dumps({**record, "torch": "2.7.1"}))
+    done = run("import ar_fast", copy)
+    assert done.returncode != 0
+    assert f"built for torch 2.7.1, but this is torch {torch.__version__}: build it again" in done.stderr
+
+
+def test_nothing_compiled_gives_a_clear_message(copy):
+    (copy / "ar_fast" / "_build.json").unlink()
+    done = run("import ar_fast", copy)
+    assert done.returncode != 0 and "ar_fast was not compiled: run `pip install" in done.stderr
+
+
+def test_the_reference_backend_runs_where_nothing_was_compiled(copy):
+    (copy / "ar_fast" / "_build.json").unlink()
+    code = (
+        "import ar_fast, torch; m = ar_fast.models.NADE(5, 3); print(ar_fast.info()['backend'], "
+        "m.log_prob(torch.ones(2, 5)).shape, m.sample(3, seed=1).shape)"
+    )
+    done = run(code, copy, AR_FAST_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("reference torch.Size([2]) torch.Size([3, 5])")
+    assert done.stderr.count("the plain-torch twins of ar_fast.reference run") == 1
+
+
+def test_an_unknown_backend_raises():
+    done = run("import ar_fast", AR_FAST_BACKEND="fast")
+    assert done.returncode != 0
+    assert "AR_FAST_BACKEND must be one of compiled, reference, got 'fast'" in done.stderr
+
+
+def test_cpu_capability_is_obeyed():
+    for capability, name in {"default": "DEFAULT", "avx2": "AVX2"}.items():
+        done = run("import ar_fast; print(ar_fast.info()['cpu_isa'])", ATEN_CPU_CAPABILITY=capability)
+        assert done.stdout.strip() == name
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
+def test_the_ops_library_has_no_python_and_no_cuda_runtime_to_load():
+    done = subprocess.run(["readelf", "-d", PACKAGE / "libar_fast_ops.so"], capture_output=True, text=True, check=True)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
+    assert any(name.startswith("libtorch_cpu") for name in needed)
+    assert not [name for name in needed if "python" in name or "cudart" in name]
+
+
+def test_cuda_is_built_where_nvcc_is_found():
+    wanted = os.environ.get("AR_FAST_CUDA", "auto")
+    if wanted == "0" or shutil.which("nvcc") is None:
+        pytest.skip("no nvcc here, or AR_FAST_CUDA=0")
+    info = ar_fast.info()
+    assert info["cuda_built"]
+    assert info["cuda_architectures"] == "75-real;80-real;90a-real;80-virtual"
+    for op in ("nade", "nade_log_prob_forward", "nade_backward", "nade_sample", "masked_linear", "masked_mlp_sample"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ar_fast::{op}", "CUDA"), op
+
+
+def test_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {ar_fast.__version__}\n" in citation
+
+
+def test_import_needs_nothing_but_torch_safetensors_and_tqdm():
+    code = (
+        "import sys; import ar_fast; extra = {'mlxtend', 'sklearn', 'matplotlib', 'PIL', 'click', 'pytest'}; "
+        "print(sorted(extra & {name.split('.')[0] for name in sys.modules}))"
+    )
+    assert run(code).stdout.strip() == "[]"
+
+
+def test_explain_names_kernel_and_instruction_set():
+    weight = torch.randn(30, 20)
+    lines = ar_fast.explain("nade_log_prob", torch.ones(3, 30), weight, torch.zeros(20), weight, torch.zeros(30))
+    assert len(lines) == 1
+    assert "kernel nade_forward" in lines[0] and ar_fast.info()["cpu_isa"] in lines[0]
+    with pytest.raises(ValueError, match="op must be one of .*, got 'matmul'"):
+        ar_fast.explain("matmul")
