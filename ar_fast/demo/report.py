@@ -1,0 +1,70 @@
+"""The demo's last words: a table that a person can read."""
+
+from pathlib import Path
+
+import torch
+
+
+def environment(device: torch.device) -> dict:
+    """What the figures depend on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def _rows(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows]  # fmt: skip
+
+
+def table(metrics: dict, out: Path) -> str:
+    """The results, the speed beside plain PyTorch, and where the files are."""
+    test, baseline, training = metrics["test"], metrics["independent_pixels"], metrics["training"]
+    step, sampling, where = metrics["training_step_seconds"], metrics["sampling_seconds"], metrics["environment"]
+    batch, model = metrics["settings"]["batch_size"], metrics["model"]
+    quality = [
+        (f"test log-likelihood ({metrics['data']['test']} images)", "nats per image", "bits per dimension"),
+        (
+            f"{model['name']}, H = {model['hidden_features']}",
+            f"{test['log_likelihood_nats']:.2f} ± {test['standard_error_nats']:.2f}",
+            f"{test['bits_per_dimension']:.4f}",
+        ),
+        (
+            "independent pixels",
+            f"{baseline['log_likelihood_nats']:.2f}",
+            f"{baseline['bits_per_dimension']:.4f}",
+        ),
+    ]
+    speed = [
+        ("median time, taken in turns", "plain PyTorch", "ar_fast", "ratio"),
+        *(
+            (name, _milliseconds(times["plain"]), _milliseconds(times["fast"]), f"{times['plain'] / times['fast']:.1f}x")
+            for name, times in (
+                (f"training step, batch {batch}", step),
+                (f"drawing {sampling['count']} images", sampling),
+            )
+        ),
+    ]
+    ending = "stopped early" if training["stopped_early"] else "ran to the end"
+    lines = [
+        "",
+        *_rows(quality),
+        "",
+        *_rows(speed),
+        "",
+        f"the losses of both agree to {step['loss_difference']:.0e} (relative) over the first {step['steps']} steps",
+        f"epoch {training['best_epoch']} of {len(training['history'])} was kept ({ending}); training took "
+        f"{training['seconds']:.0f} s, everything {metrics['total_seconds']:.0f} s",
+        f"{where['device']} ({where['cpu_capability']}), {where['threads']} threads, {where['dtype']}, torch {where['torch']}",
+        f"written to {out}/: samples.png, completions.png, learning_curve.png, metrics.json, model/",
+    ]
+    return "\n".join(lines)

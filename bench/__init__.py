@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench` prints the tables, `pytest bench --benchmark-only` runs the suites."""

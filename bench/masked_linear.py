@@ -1,0 +1,105 @@
+"""Masked linear maps over the grid of batch and layer sizes."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ar_fast import Mask, functional
+
+from . import data, peers
+from .cases import OURS, Built, Case, Contender, against, no_grad
+from .settings import Settings
+
+PRODUCT = "F.linear(x, W * M)"
+BEFOREHAND = "F.linear, masked beforehand"
+PANELS = "GEMM panels"
+COMPILED = "torch.compile of F.linear(x, W * M)"
+
+# A float64 product of every row would take longer than all the timing: the error is that of the first rows.
+CHECKED_ROWS = 16
+
+
+def staircase(in_features: int, out_features: int) -> Mask:
+    """Inputs 1 ... I, outputs spread evenly over them and sorted: half of the weights are masked."""
+    out_degrees = (torch.arange(out_features) + 1) * in_features // (out_features + 1)
+    return Mask.from_degrees(torch.arange(1, in_features + 1), out_degrees)
+
+
+def _parts(batch: int, in_features: int, out_features: int, device: torch.device):
+    x = data.normal(batch, in_features, seed=batch).to(device)
+    weight = data.normal(out_features, in_features, seed=9).to(device) / in_features**0.5
+    bias = data.normal(out_features, seed=10).to(device)
+    mask = staircase(in_features, out_features).to(device)
+    return x, weight, bias, mask, mask.to_dense().to(weight.dtype)
+
+
+def _forward(batch: int, in_features: int, out_features: int, settings: Settings) -> Built:
+    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device)
+    masked = weight * dense
+    panels = peers.Panels(weight, bias, mask.extents)
+    reference = F.linear(x[:CHECKED_ROWS].double(), masked.double(), bias.double())
+
+    def eager(function: Callable[[], Tensor]) -> Callable[[], Contender]:
+        return lambda: Contender(no_grad(function), lambda y: (y[:CHECKED_ROWS],))
+
+    def compiled() -> Contender:
+        product = torch.compile(lambda x, weight, mask, bias: F.linear(x, weight * mask, bias), dynamic=False)
+        run = no_grad(lambda: product(x, weight, dense, bias))
+        with peers.compile_guard(settings.compile_seconds):
+            run()
+        return Contender(run, lambda y: (y[:CHECKED_ROWS],))
+
+    makers = {
+        OURS: eager(lambda: functional.masked_linear(x, weight, mask, bias)),
+        PRODUCT: eager(lambda: F.linear(x, weight * dense, bias)),
+        BEFOREHAND: eager(lambda: F.linear(x, masked, bias)),
+        PANELS: eager(lambda: panels.run(x)),
+        COMPILED: compiled,
+    }
+    return Built(makers, against([reference]))
+
+
+def _training(batch: int, in_features: int, out_features: int, settings: Settings) -> Built:
+    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device)
+    grad = data.normal(batch, out_features, seed=11).to(settings.device)
+
+    def gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor):
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight * dense.to(weight.dtype), bias)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.masked_linear(x, weight, mask, bias)
+
+    reference = gradients(product, x.double(), weight.double(), bias.double(), grad.double())()
+    makers = {
+        OURS: lambda: Contender(gradients(ours, x, weight, bias, grad), tuple),
+        PRODUCT: lambda: Contender(gradients(product, x, weight, bias, grad), tuple),
+    }
+    return Built(makers, against(reference))
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    for batch in settings.linear_batches:
+        for in_features in settings.linear_features:
+            for out_features in settings.linear_features:
+                sizes = f"B {batch}, I {in_features}, O {out_features}"
+                shape = (batch, in_features, out_features, settings)
+                contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
+                if settings.full and settings.compile_seconds > 0:
+                    contenders.append(COMPILED)
+                yield Case(
+                    "masked_linear, forward", sizes, "random normal", lambda shape=shape: _forward(*shape), contenders
+                )
+                if settings.full or settings.tiny:
+                    yield Case(
+                        "masked_linear, forward + backward",
+                        sizes,
+                        "random normal",
+                        lambda shape=shape: _training(*shape),
+                        [OURS, PRODUCT],
+                    )
