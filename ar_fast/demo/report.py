@@ -20,10 +20,19 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms"
 
 
-def _rows(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """First column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows]  # fmt: skip
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return lines
+
+
+def _speed(name: str, times: dict) -> tuple[str, ...]:
+    plain, fast = times["plain"], times["fast"]
+    return name, _milliseconds(plain), _milliseconds(fast), f"{plain / fast:.1f}x"
 
 
 def table(metrics: dict, out: Path) -> str:
@@ -46,25 +55,21 @@ def table(metrics: dict, out: Path) -> str:
     ]
     speed = [
         ("median time, taken in turns", "plain PyTorch", "ar_fast", "ratio"),
-        *(
-            (name, _milliseconds(times["plain"]), _milliseconds(times["fast"]), f"{times['plain'] / times['fast']:.1f}x")
-            for name, times in (
-                (f"training step, batch {batch}", step),
-                (f"drawing {sampling['count']} images", sampling),
-            )
-        ),
+        _speed(f"training step, batch {batch}", step),
+        _speed(f"drawing {sampling['count']} images", sampling),
     ]
     ending = "stopped early" if training["stopped_early"] else "ran to the end"
     lines = [
         "",
-        *_rows(quality),
+        *_aligned(quality),
         "",
-        *_rows(speed),
+        *_aligned(speed),
         "",
         f"the losses of both agree to {step['loss_difference']:.0e} (relative) over the first {step['steps']} steps",
         f"epoch {training['best_epoch']} of {len(training['history'])} was kept ({ending}); training took "
         f"{training['seconds']:.0f} s, everything {metrics['total_seconds']:.0f} s",
-        f"{where['device']} ({where['cpu_capability']}), {where['threads']} threads, {where['dtype']}, torch {where['torch']}",
+        f"{where['device']} ({where['cpu_capability']}), {where['threads']} threads, {where['dtype']}, "
+        f"torch {where['torch']}",
         f"written to {out}/: samples.png, completions.png, learning_curve.png, metrics.json, model/",
     ]
     return "\n".join(lines)

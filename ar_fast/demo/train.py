@@ -13,11 +13,12 @@ from .data import Images, shift
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. Rates are AdamW's; `shift` is the largest move of an image in pixels."""
+    """How to train. learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's; shift is the largest
+    move of an image in pixels; patience is how many epochs may pass without a better validation."""
 
-    epochs: int = 60
+    epochs: int = 100
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-2
     shift: int = 1
     patience: int = 10

@@ -1,0 +1,61 @@
+"""python -m bench: runs the benchmarks, prints their tables and writes them to bench/results/."""
+
+import argparse
+import gc
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from .run import SUITES, environment, run_case, select
+from .settings import Settings
+from .tables import case_table, grid_table, write
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--suite", choices=SUITES, nargs="*", default=list(SUITES), help="which (default: all)")
+    parser.add_argument("--full", action="store_true", help="more cases: gradients over the grid, more peers")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs, measures nothing")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time per contender and case (default: 0.5)")
+    parser.add_argument("--compile-seconds", type=float, default=150, help="longest torch.compile, 0 = without it")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    parser.add_argument("--name", help="of the result files (default: cpu or cuda)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = _arguments()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("bench: --device cuda was asked for, but torch sees no CUDA device", file=sys.stderr)
+        return 2
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    settings = Settings(device, arguments.full, arguments.tiny, arguments.seconds, arguments.compile_seconds)
+    start, rows = time.perf_counter(), []
+    where = environment(settings)
+    print(
+        f"{where['device']}, {where['cpu_capability']}, {where['threads']} threads, torch {where['torch']}\n",
+        flush=True,
+    )
+    for _, cases in groupby(select(settings, arguments.suite), key=lambda case: (case.name, case.data)):
+        group = []
+        cases = list(cases)
+        for case in cases:
+            print(f"... {case.title}", file=sys.stderr, flush=True)
+            group.append(run_case(case, settings))
+            gc.collect()
+        rows += [row for part in group for row in part]
+        print((grid_table if len(group) > 1 else case_table)([row for part in group for row in part]), flush=True)
+    paths = write(arguments.out, arguments.name or device.type, rows, where)
+    print(f"{time.perf_counter() - start:.0f} s; written to {paths[0]} and {paths[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
