@@ -1,0 +1,81 @@
+"""The benchmarks run, agree with float64 and write their tables; at sizes too small to measure anything."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="needs the bench extra")
+
+from ar_fast._timing import interleave
+from bench import peers
+from bench.run import run_case, select
+from bench.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
+
+
+@pytest.mark.parametrize("case", select(SETTINGS), ids=lambda case: case.title)
+def test_every_contender_is_right(case):
+    rows = run_case(case, SETTINGS)
+    assert [row.contender for row in rows] == list(case.contenders)
+    for row in rows:
+        assert row.skipped is None and row.median > 0
+        assert row.error < 1e-5, f"{row.contender} is off by {row.error}"
+
+
+def test_table_entry_prints_and_writes(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "--tiny",
+        "--suite",
+        "nade",
+        "--compile-seconds",
+        "0",
+        "--seconds",
+        "0.001",
+    ]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| ar_fast |" in done.stdout and "loop over D" in done.stdout
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    assert {"commit", "date", "torch", "threads"} <= set(found["environment"])
+    assert all(row["median"] > 0 and row["error"] < 1e-5 for row in found["results"])
+    assert (tmp_path / "cpu.md").read_text().startswith("# Benchmark")
+
+
+def test_a_contender_that_cannot_run_is_reported():
+    case = next(case for case in select(SETTINGS, ["nade"]))
+    case.contenders = [*case.contenders, "loop, CUDA graph"]
+    skipped = [row for row in run_case(case, SETTINGS) if row.skipped]
+    if not torch.cuda.is_available():
+        assert [row.contender for row in skipped] == ["loop, CUDA graph"]
+
+
+def test_compile_guard_ends_what_takes_too_long():
+    with pytest.raises(peers.CompileTimeout), peers.compile_guard(0.05):
+        while True:
+            pass
+
+
+def test_interleave_takes_turns():
+    turns = []
+    timings = interleave(
+        {"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, seconds=0, min_rounds=4, turn_seconds=0
+    )
+    assert turns[4:] == ["a", "b", "b", "a"] * 2
+    assert timings["a"].rounds == 4 and timings["a"].lower <= timings["a"].median <= timings["a"].upper
