@@ -1,4 +1,4 @@
-"""MaskedLinear in place of F.linear(x, weight * mask): an existing layer, its weights and its optimizer stay as they are.
+"""MaskedLinear in place of F.linear(x, weight * mask): an existing layer, its weights and optimizer stay as they are.
 
 Run: python examples/masked_linear.py
 """

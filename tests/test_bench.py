@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
 
 
-@pytest.mark.parametrize("case", select(SETTINGS), ids=lambda case: case.title)
+@pytest.mark.parametrize("case", list(select(SETTINGS)), ids=lambda case: case.title)
 def test_every_contender_is_right(case):
     rows = run_case(case, SETTINGS)
     assert [row.contender for row in rows] == list(case.contenders)

@@ -1,5 +1,7 @@
 """The demo: its data, its pictures, and a whole run on small settings."""
 
+# ruff: noqa: E402 (the demo is imported where its extra is installed)
+
 import json
 
 import numpy as np

@@ -211,7 +211,9 @@ def test_opcheck(device, ops, variant):
 def test_torch_compile(device):
     case = nade_case(3, 9, 11, device=device)
     leaves = [t.requires_grad_() for n, t in case.real_tensors().items() if n != "x"]
-    compiled = torch.compile(lambda c, x: nade_log_prob(NadeCase(**{**vars(c), "x": x})), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda c, x: nade_log_prob(NadeCase(**{**vars(c), "x": x})), fullgraph=True, backend="aot_eager"
+    )
     for batch in (3, 4, 7):
         x = (torch.rand(batch, 9, device=device) < 0.5).float()
         eager = nade_log_prob(NadeCase(**{**vars(case), "x": x}))

@@ -82,9 +82,7 @@ def test_log_prob_is_that_of_the_drawn_values(device):
     values, log_prob, _ = sampler(case, 5, temperature=1.7)
     x = torch.empty_like(values)
     x[:, case.order] = values
-    want = functional.nade_log_prob(
-        x, case.in_weight, case.in_bias, case.out_weight, case.out_bias, order=case.order
-    )
+    want = functional.nade_log_prob(x, case.in_weight, case.in_bias, case.out_weight, case.out_bias, order=case.order)
     torch.testing.assert_close(log_prob, want.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -135,7 +133,22 @@ def test_opcheck(device, ops):
     state = case.in_bias.expand(3, -1).contiguous()
     torch.library.opcheck(
         ops.nade_sample.default,
-        (state, case.in_weight, case.out_weight, case.out_bias, case.order, None, None, None, "sigmoid", 3, 0, 1, 4, 1.0),
+        (
+            state,
+            case.in_weight,
+            case.out_weight,
+            case.out_bias,
+            case.order,
+            None,
+            None,
+            None,
+            "sigmoid",
+            3,
+            0,
+            1,
+            4,
+            1.0,
+        ),
     )
 
 
