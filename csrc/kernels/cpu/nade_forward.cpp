@@ -126,7 +126,7 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
     layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
                                    Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +
                                    Scratch::bytes<T>(chunks.max_positions * 2 * width) + steps;
-    layout->sample_bytes = Scratch::bytes<T>(2 * padded);
+    layout->sample_bytes = nade_sample_scratch_bytes(model);
   };
   if (model.storage == ScalarType::float64) {
     fill.template operator()<double>();

@@ -147,6 +147,9 @@ inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64
   for (int64_t j = units; j < width; ++j) state[j] = T(0);
 }
 
+// Scratch of one call of nade_sample; in nade_sample.cpp.
+int64_t nade_sample_scratch_bytes(const NadeModel& model);
+
 // Cuts a caller's scratch into aligned arrays.
 class Scratch {
  public:

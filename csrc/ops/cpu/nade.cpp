@@ -18,7 +18,7 @@
 namespace ar_fast {
 namespace {
 
-// Rows that pass through a chunk together; their states stay in the cache.
+// Rows of one call of a kernel at most: their states stay in the cache.
 constexpr int64_t rows_per_task = 64;
 // Rows of a weight in one chunk: with H = 512 in float, 32 rows of both weights are 128 KiB.
 constexpr int64_t rows_per_chunk = 32;
@@ -265,7 +265,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
     explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", start, " to ", stop, ", on ",
             at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(nade_sample);
-    in_slices(batch, 1, layout.sample_bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    in_slices(batch, rows_per_slice(batch), layout.sample_bytes, [&](int64_t begin, int64_t end, void* scratch) {
       kernel(t.model, sample, begin, end, scratch);
     });
   }
