@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from . import reference
 
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def _shape(op: str, name: str, tensor: Tensor, rule: str, *sizes: int | None) -> None:
+    """sizes: one per dimension, None where any will do."""
     matches = tensor.dim() == len(sizes) and all(
         size is None or given == size for given, size in zip(tensor.shape, sizes, strict=True)
     )
@@ -17,32 +21,44 @@ def _shape(op: str, name: str, tensor: Tensor, rule: str, *sizes: int | None) ->
         raise RuntimeError(f"{op}: {name} must have shape {rule}, got {list(tensor.shape)}")
 
 
-def _same(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def _dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    if tensor.dtype not in dtypes:
+        raise RuntimeError(f"{op}: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+
+
+def _device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.device != other.device:
         raise RuntimeError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def _like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    _device(op, name, tensor, other_name, other)
     if tensor.dtype != other.dtype:
         raise RuntimeError(f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
 
 
-def _activation(op: str, activation: str, names: dict[str, Any]) -> None:
-    if activation not in names:
-        raise RuntimeError(f"{op}: activation must be one of {', '.join(names)}, got '{activation}'")
+def _one_of(op: str, name: str, given: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if given not in names:
+        raise RuntimeError(f"{op}: {name} must be one of {', '.join(names)}, got '{given}'")
 
 
-def _order(op: str, order: Tensor | None, variables: int) -> None:
-    if order is not None:
-        _shape(op, "order", order, f"(D,) with D = {variables}", variables)
+def _indices(op: str, name: str, tensor: Tensor | None, rule: str, size: int, weight: Tensor) -> None:
+    if tensor is not None:
+        _shape(op, name, tensor, rule, size)
+        _dtype(op, name, tensor, torch.int64)
+        _device(op, name, tensor, "in_weight", weight)
 
 
-def _x(op: str, x: Tensor, in_weight: Tensor) -> None:
-    if x.is_floating_point() and x.dtype not in (in_weight.dtype, reference.compute_dtype(in_weight.dtype)):
+def _rows(op: str, name: str, weight: Tensor, variables: int, offsets: Tensor | None) -> None:
+    if offsets is None and (weight.shape[0] == 0 or weight.shape[0] % variables):
         raise RuntimeError(
-            f"{op}: x must be bool, integer, or floating of the dtype of in_weight, {in_weight.dtype}, "
-            f"or of its compute dtype, got {x.dtype}"
+            f"{op}: {name}_weight must have a multiple of D = {variables} rows unless {name}_offsets is given, "
+            f"got shape {list(weight.shape)}"
         )
 
 
-def _check_nade(
+def _nade(
     x: Tensor,
     in_weight: Tensor,
     in_bias: Tensor,
@@ -57,34 +73,42 @@ def _check_nade(
     op: str = "nade",
 ) -> None:
     _shape(op, "x", x, "(B, D)", None, None)
-    _x(op, x, in_weight)
-    variables = x.shape[1]
+    batch, variables = x.shape
+    if variables == 0:
+        raise RuntimeError(f"{op}: x must have at least one variable, got shape {list(x.shape)}")
     _shape(op, "in_weight", in_weight, "(R_in, H)", None, None)
+    _dtype(op, "in_weight", in_weight, *FLOATING)
     hidden = in_weight.shape[1]
-    if in_bias.dim() == 2:
-        _shape(op, "in_bias", in_bias, "(H) or (B, H)", x.shape[0], hidden)
-    else:
-        _shape(op, "in_bias", in_bias, "(H) or (B, H)", hidden)
+    _shape(op, "in_bias", in_bias, "(H) or (B, H)", *([batch, hidden] if in_bias.dim() == 2 else [hidden]))
     _shape(op, "out_weight", out_weight, "(R_out, H)", None, hidden)
     _shape(op, "out_bias", out_bias, "(R_out)", out_weight.shape[0])
-    for name, rows, offsets in (("in", in_weight, in_offsets), ("out", out_weight, out_offsets)):
-        if offsets is not None:
-            _shape(op, f"{name}_offsets", offsets, "(D + 1)", variables + 1)
-        elif rows.shape[0] == 0 or rows.shape[0] % variables:
-            raise RuntimeError(
-                f"{op}: {name}_weight must have a multiple of D = {variables} rows, got {list(rows.shape)}"
-            )
-    if (in_offsets is not None or in_weight.shape[0] != variables) and x.is_floating_point():
-        raise RuntimeError(f"{op}: x must be integer where it gathers rows of in_weight, got {x.dtype}")
     for name, tensor in (("in_bias", in_bias), ("out_weight", out_weight), ("out_bias", out_bias)):
-        _same(op, name, tensor, "in_weight", in_weight)
-    _order(op, order, variables)
+        _like(op, name, tensor, "in_weight", in_weight)
+    _device(op, "x", x, "in_weight", in_weight)
+    _indices(op, "order", order, "(D)", variables, in_weight)
+    _indices(op, "in_offsets", in_offsets, "(D + 1)", variables + 1, in_weight)
+    _indices(op, "out_offsets", out_offsets, "(D + 1)", variables + 1, in_weight)
     if activation_scale is not None:
         _shape(op, "activation_scale", activation_scale, "(D)", variables)
-    _activation(op, activation, reference.ACTIVATIONS)
+        _like(op, "activation_scale", activation_scale, "in_weight", in_weight)
+    if x.is_floating_point():
+        if in_offsets is not None or in_weight.shape[0] != variables:
+            raise RuntimeError(
+                f"{op}: x must be an integer category where in_weight has a row per category, got {x.dtype}"
+            )
+        if x.dtype not in (in_weight.dtype, reference.compute_dtype(in_weight.dtype)):
+            raise RuntimeError(
+                f"{op}: x must be bool, integer, {in_weight.dtype} or {reference.compute_dtype(in_weight.dtype)}, "
+                f"got {x.dtype}"
+            )
+    elif x.is_complex():
+        raise RuntimeError(f"{op}: x must be real, got {x.dtype}")
+    _rows(op, "in", in_weight, variables, in_offsets)
+    _rows(op, "out", out_weight, variables, out_offsets)
+    _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
-def _check_nade_log_prob(
+def _nade_log_prob(
     x: Tensor,
     in_weight: Tensor,
     in_bias: Tensor,
@@ -97,28 +121,38 @@ def _check_nade_log_prob(
 ) -> None:
     op = "nade_log_prob"
     _shape(op, "x", x, "(B, D)", None, None)
-    _shape(op, "in_weight", in_weight, "(D, H)", x.shape[1], None)
-    _shape(op, "out_weight", out_weight, "(D, H)", x.shape[1], in_weight.shape[1])
+    _shape(op, "in_weight", in_weight, "(D, H), D as in x,", x.shape[1], None)
+    _shape(op, "out_weight", out_weight, "(D, H), D as in x,", x.shape[1], in_weight.shape[1])
     arguments = x, in_weight, in_bias, out_weight, out_bias, order, None, None, activation_scale, activation
-    _check_nade(*arguments, op=op)
+    _nade(*arguments, op=op)
 
 
-def _check_draws(op: str, batch: int, variables: int, given: Tensor | None, known: Tensor | None) -> None:
+def _draws(
+    op: str,
+    state: Tensor,
+    variables: int,
+    given: Tensor | None,
+    known: Tensor | None,
+    start: int,
+    stop: int,
+    temperature: float,
+) -> None:
     if (given is None) != (known is None):
-        raise RuntimeError(f"{op}: given and known must come together")
+        raise RuntimeError(f"{op}: given and known come together, got only {'given' if known is None else 'known'}")
     if given is not None and known is not None:
-        _shape(op, "given", given, "(B, D)", batch, variables)
-        _shape(op, "known", known, "(B, D)", batch, variables)
-
-
-def _check_positions(op: str, start: int, stop: int, variables: int, temperature: float) -> None:
+        for name, tensor, dtype in (("given", given, state.dtype), ("known", known, torch.bool)):
+            _shape(op, name, tensor, "(B, D)", state.shape[0], variables)
+            _dtype(op, name, tensor, dtype)
+            _device(op, name, tensor, "state", state)
     if not 0 <= start <= stop <= variables:
-        raise RuntimeError(f"{op}: 0 <= start <= stop <= D = {variables} must hold, got start {start}, stop {stop}")
-    if not 0 < temperature < float("inf"):
-        raise RuntimeError(f"{op}: temperature must be positive and finite, got {temperature}")
+        raise RuntimeError(
+            f"{op}: positions must satisfy 0 <= start <= stop <= D = {variables}, got start = {start}, stop = {stop}"
+        )
+    if not temperature > 0:
+        raise RuntimeError(f"{op}: temperature must be positive, got {temperature}")
 
 
-def _check_nade_sample(
+def _nade_sample(
     state: Tensor,
     in_weight: Tensor,
     out_weight: Tensor,
@@ -137,26 +171,37 @@ def _check_nade_sample(
 ) -> None:
     op = "nade_sample"
     _shape(op, "in_weight", in_weight, "(D, H)", None, None)
+    _dtype(op, "in_weight", in_weight, *FLOATING)
     variables, hidden = in_weight.shape
-    _shape(op, "state", state, "(B, H)", None, hidden)
     _shape(op, "out_weight", out_weight, "(D, H)", variables, hidden)
     _shape(op, "out_bias", out_bias, "(D)", variables)
-    _order(op, order, variables)
-    _check_draws(op, state.shape[0], variables, given, known)
-    _activation(op, activation, reference.ACTIVATIONS)
-    _check_positions(op, start, stop, variables, temperature)
+    _shape(op, "state", state, "(B, H)", None, hidden)
+    _dtype(op, "state", state, reference.compute_dtype(in_weight.dtype))
+    for name, tensor in (("out_weight", out_weight), ("out_bias", out_bias)):
+        _like(op, name, tensor, "in_weight", in_weight)
+    _device(op, "state", state, "in_weight", in_weight)
+    _indices(op, "order", order, "(D)", variables, in_weight)
+    if activation_scale is not None:
+        _shape(op, "activation_scale", activation_scale, "(D)", variables)
+        _like(op, "activation_scale", activation_scale, "in_weight", in_weight)
+    _draws(op, state, variables, given, known, start, stop, temperature)
+    _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
-def _check_masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> None:
+def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> None:
     op = "masked_linear"
     _shape(op, "weight", weight, "(O, I)", None, None)
+    _dtype(op, "weight", weight, *FLOATING)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
-        raise RuntimeError(f"{op}: input must have shape (..., I) with I = {weight.shape[1]}, got {list(input.shape)}")
+        raise RuntimeError(f"{op}: input must have shape (..., {weight.shape[1]}), got {list(input.shape)}")
+    if not torch.is_autocast_enabled(weight.device.type):
+        _like(op, "input", input, "weight", weight)
     if bias is not None:
         _shape(op, "bias", bias, "(O)", weight.shape[0])
+        _like(op, "bias", bias, "weight", weight)
 
 
-def _check_masked_mlp_sample(
+def _masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
@@ -174,19 +219,38 @@ def _check_masked_mlp_sample(
     *_: object,
 ) -> None:
     op = "masked_mlp_sample"
+    layers = len(weights)
+    for name, tensors, count in (("biases", biases, layers), ("extents", extents, layers)):
+        if len(tensors) != count:
+            raise RuntimeError(f"{op}: {name} must have one tensor per weight, {count}, got {len(tensors)}")
+    if len(unit_ends) != layers - 1:
+        raise RuntimeError(f"{op}: unit_ends must have one tensor per hidden layer, {layers - 1}, got {len(unit_ends)}")
     variables = weights[-1].shape[0]
+    below = variables
+    for k in range(layers):
+        units = weights[k].shape[0]
+        _shape(op, f"weights[{k}]", weights[k], f"(units, {below})", None, below)
+        _shape(op, f"extents[{k}]", extents[k], f"({units})", units)
+        _like(op, f"weights[{k}]", weights[k], "weights[0]", weights[0])
+        if k == 0 and biases[k].dim() == 2:
+            _shape(op, "biases[0]", biases[0], f"({units}) or (B, {units})", state.shape[0], units)
+        else:
+            _shape(op, f"biases[{k}]", biases[k], f"({units})", units)
+        if k < layers - 1:
+            _shape(op, f"unit_ends[{k}]", unit_ends[k], "(D)", variables)
+        below = units
     width = variables + sum(weight.shape[0] for weight in weights[:-1])
-    _shape(op, "state", state, f"(B, D + sum of hidden units) = (B, {width})", None, width)
-    _order(op, order, variables)
-    _check_draws(op, state.shape[0], variables, given, known)
-    _activation(op, activation, reference.MLP_ACTIVATIONS)
-    _check_positions(op, start, stop, variables, temperature)
+    _shape(op, "state", state, f"(B, D + hidden units) = (B, {width})", None, width)
+    _dtype(op, "state", state, reference.compute_dtype(weights[0].dtype))
+    _indices(op, "order", order, "(D)", variables, weights[0])
+    _draws(op, state, variables, given, known, start, stop, temperature)
+    _one_of(op, "activation", activation, reference.MLP_ACTIVATIONS)
 
 
 CHECKS = {
-    "nade": _check_nade,
-    "nade_log_prob": _check_nade_log_prob,
-    "nade_sample": _check_nade_sample,
-    "masked_linear": _check_masked_linear,
-    "masked_mlp_sample": _check_masked_mlp_sample,
+    "nade": _nade,
+    "nade_log_prob": _nade_log_prob,
+    "nade_sample": _nade_sample,
+    "masked_linear": _masked_linear,
+    "masked_mlp_sample": _masked_mlp_sample,
 }

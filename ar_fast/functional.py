@@ -36,9 +36,7 @@ def _twin(name: str, why: str, *arguments: Any) -> Any:
     if why not in _said and not torch.compiler.is_compiling():
         _said.add(why)
         warnings.warn(f"ar_fast: {why} the plain-torch twins of ar_fast.reference run; they are slow", stacklevel=4)
-    check = _checks.CHECKS.get(name)
-    if check is not None:
-        check(*arguments)
+    _checks.CHECKS[name](*arguments)
     return getattr(reference, name)(*arguments)
 
 

@@ -1,0 +1,148 @@
+"""The functions over the ops: which implementation answers, and that all of them refuse the same bad calls."""
+
+import warnings
+
+import pytest
+import torch
+
+from ar_fast import Mask, _library, functional
+
+
+def nade_arguments(variables=4, hidden=3, batch=2):
+    return {
+        "x": torch.zeros(batch, variables),
+        "in_weight": torch.ones(variables, hidden),
+        "in_bias": torch.ones(hidden),
+        "out_weight": torch.ones(variables, hidden),
+        "out_bias": torch.ones(variables),
+    }
+
+
+def sample_arguments():
+    arguments = nade_arguments()
+    del arguments["x"], arguments["in_bias"]
+    return {"state": torch.zeros(2, 3), "seed": 1} | arguments
+
+
+def mlp_arguments():
+    return {
+        "state": torch.zeros(2, 7),
+        "weights": [torch.ones(3, 4), torch.ones(4, 3)],
+        "biases": [torch.ones(3), torch.ones(4)],
+        "extents": [torch.tensor([1, 2, 3], dtype=torch.int32), torch.tensor([0, 1, 2, 3], dtype=torch.int32)],
+        "unit_ends": [torch.tensor([0, 1, 2, 3], dtype=torch.int32)],
+        "seed": 1,
+    }
+
+
+def linear_arguments():
+    return {
+        "input": torch.ones(2, 3),
+        "weight": torch.ones(4, 3),
+        "mask": Mask.dense(4, 3),
+        "bias": torch.ones(4),
+    }
+
+
+GOOD = {
+    "nade": nade_arguments,
+    "nade_log_prob": nade_arguments,
+    "nade_sample": sample_arguments,
+    "masked_linear": linear_arguments,
+    "masked_mlp_sample": mlp_arguments,
+}
+int64, float64 = torch.int64, torch.float64
+BAD = [
+    ("nade", {"x": torch.zeros(4)}, r"x must have shape \(B, D\), got \[4\]"),
+    ("nade", {"x": torch.zeros(2, 4, dtype=float64)}, "x must be bool, integer, .* got .*(float64|Double)"),
+    ("nade", {"x": torch.zeros(2, 4, dtype=torch.complex64)}, "x must be real, got"),
+    ("nade", {"in_weight": torch.ones(8, 3)}, "x must be an integer category .* got"),
+    (
+        "nade",
+        {"x": torch.zeros(2, 4, dtype=int64), "in_weight": torch.ones(6, 3)},
+        "in_weight must have a multiple of D = 4 rows",
+    ),
+    (
+        "nade",
+        {"out_weight": torch.ones(6, 3), "out_bias": torch.ones(6)},
+        "out_weight must have a multiple of D = 4 rows",
+    ),
+    ("nade", {"in_weight": torch.ones(4)}, "in_weight must have shape .* got"),
+    ("nade", {"in_weight": torch.ones(4, 3, dtype=int64)}, "in_weight must be .*float.* got"),
+    ("nade", {"in_bias": torch.ones(4)}, r"in_bias must have .* got (shape )?\[4\]"),
+    ("nade", {"in_bias": torch.ones(3, 3)}, r"in_bias must have .* got (shape )?\[3, 3\]"),
+    ("nade", {"in_bias": torch.ones(3, dtype=float64)}, "in_bias must have the dtype of in_weight"),
+    ("nade", {"out_weight": torch.ones(4, 2)}, r"out_weight must have .* got (shape )?\[4, 2\]"),
+    ("nade", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),
+    ("nade", {"order": torch.arange(3)}, r"order must have .* got (shape )?\[3\]"),
+    ("nade", {"order": torch.arange(4.0)}, "order must be .*(int64|Long), got .*(float32|Float)"),
+    ("nade", {"out_offsets": torch.arange(4)}, r"out_offsets must have .* got (shape )?\[4\]"),
+    ("nade", {"activation_scale": torch.ones(3)}, r"activation_scale must have .* got (shape )?\[3\]"),
+    ("nade", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
+    (
+        "nade_log_prob",
+        {"x": torch.zeros(2, 4, dtype=int64), "in_weight": torch.ones(8, 3)},
+        r"in_weight must have .* got (shape )?\[8, 3\]",
+    ),
+    ("nade_log_prob", {"out_weight": torch.ones(8, 3), "out_bias": torch.ones(8)}, "out_weight must have .* got"),
+    ("nade_sample", {"state": torch.zeros(2, 4)}, r"state must have .* got (shape )?\[2, 4\]"),
+    ("nade_sample", {"state": torch.zeros(2, 3, dtype=float64)}, "state must be .*(float32|Float), got"),
+    ("nade_sample", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),
+    ("nade_sample", {"given": torch.zeros(2, 4)}, "given and known come together, got only given"),
+    ("nade_sample", {"given": torch.zeros(2, 4), "known": torch.zeros(2, 4)}, "known must be .*(bool|Bool), got"),
+    ("nade_sample", {"given": torch.zeros(2, 3), "known": torch.zeros(2, 4).bool()}, "given must have .* got"),
+    (
+        "nade_sample",
+        {"start": 3, "stop": 2},
+        "positions must satisfy 0 <= start <= stop <= D = 4, got start = 3, stop = 2",
+    ),
+    ("nade_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
+    ("nade_sample", {"temperature": 0.0}, "temperature must be positive"),
+    ("nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
+    ("masked_linear", {"input": torch.ones(2, 4)}, r"input must have shape \(\.\.\., 3\).* got \[2, 4\]"),
+    ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),
+    ("masked_linear", {"bias": torch.ones(3)}, r"bias must have .* got (shape )?\[3\]"),
+    ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
+    ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must have"),
+    ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must have"),
+    (
+        "masked_mlp_sample",
+        {"weights": [torch.ones(3, 5), torch.ones(4, 3)]},
+        r"weights\[0\] must have .* got (shape )?\[3, 5\]",
+    ),
+    ("masked_mlp_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
+    ("masked_mlp_sample", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
+]
+
+
+@pytest.fixture(params=["compiled", "twin"])
+def implementation(request, monkeypatch):
+    if request.param == "twin":
+        monkeypatch.setattr(_library, "door", lambda name: None)
+        monkeypatch.setattr(functional, "_said", {"with AR_FAST_BACKEND=reference"})
+    elif _library.backend == "reference":
+        pytest.skip("AR_FAST_BACKEND=reference: nothing compiled is to run")
+
+
+@pytest.mark.parametrize("name, changes, message", BAD)
+def test_bad_calls(implementation, name, changes, message):
+    with pytest.raises(RuntimeError, match=f"{name}: {message}"):
+        getattr(functional, name)(**GOOD[name]() | changes)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_calls(implementation, name):
+    getattr(functional, name)(**GOOD[name]())
+
+
+def test_a_twin_says_once_that_it_runs(monkeypatch):
+    monkeypatch.setattr(functional, "_said", set())
+    call = torch.func.grad(lambda x: functional.nade_log_prob(**nade_arguments() | {"x": x}).sum())
+    with pytest.warns(UserWarning, match="under torch.func transforms the plain-torch twins .* run; they are slow"):
+        call(torch.zeros(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(torch.zeros(2, 4))
+    monkeypatch.setattr(_library, "door", lambda name: None)
+    with pytest.warns(UserWarning, match="with AR_FAST_BACKEND=reference the plain-torch twins"):
+        functional.nade(**nade_arguments())
