@@ -11,6 +11,7 @@
 // as every shared array is an allocation of its own.
 #pragma once
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <cstdint>
@@ -240,6 +241,9 @@ T __shfl_up_sync(uint32_t mask, T value, unsigned delta, AR_FAST_HERE) {
 
 #undef AR_FAST_HERE
 #undef AR_FAST_SITE
+
+using std::max;
+using std::min;
 
 // Fibers are never preempted, so a plain read and write is atomic.
 template <typename T>

@@ -1,0 +1,188 @@
+// NADE sampling: one persistent kernel draws positions start ... stop - 1, one block per sample.
+//
+// Designed for latency: a lane owns kVectors 128-bit vectors of each weight row, so up to 512 units (float32) need one warp and no
+// barrier; more take up to 32 warps and one barrier a position (sums by parity in two buffers). State and activations stay in
+// registers; both weights' rows of the next position are read while this one is computed. Where x = 0 comes out neither
+// state nor activation changes (exact). Per position and warp: 2 x 16 bytes a lane and vector, 2 special-function instructions an
+// activation, one butterfly of 5 shuffles.
+//
+// The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
+#include "nade_cuda.h"
+#include "nade_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kVectors = 4;
+constexpr int kMaxWarps = 16;
+
+template <typename S>
+constexpr int units_per_warp() {
+  return kWarpSize * kVectors * Vector<S>::size;
+}
+
+template <typename T>
+struct SampleArguments {
+  int start, stop;
+  uint64_t seed;
+  int64_t first_index;
+  T temperature;
+  const T* given;
+  const uint8_t* known;
+  T* state;
+  T* values;
+  double* log_prob;
+};
+
+template <typename S>
+struct WeightRow {
+  Vector<S> vectors[kVectors];
+
+  __device__ __forceinline__ void load(const S* row, int first_unit, int hidden, bool aligned) {
+    constexpr int size = Vector<S>::size;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int unit = first_unit + v * kWarpSize * size;
+      vectors[v] = Vector<S>{};
+      if (aligned) {
+        if (unit < hidden) vectors[v] = load_vector(row + unit);
+      } else {
+#pragma unroll
+        for (int i = 0; i < size; ++i) {
+          if (unit + i < hidden) vectors[v].values[i] = row[unit + i];
+        }
+      }
+    }
+  }
+};
+
+template <typename S, bool many_warps>
+__global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize, 1)
+    nade_sample_kernel(NadeArguments<S> arguments, SampleArguments<Compute<S>> sample) {
+  using T = Compute<S>;
+  constexpr int size = Vector<S>::size, units = kVectors * size;
+  AR_FAST_SHARED(T, warp_sums, [2][kMaxWarps]);
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int warps = static_cast<int>(blockDim.x) / kWarpSize, hidden = arguments.hidden;
+  const int64_t row = blockIdx.x, count = sample.stop - sample.start;
+  const int first_unit = warp * units_per_warp<S>() + lane * size;
+  const bool scaled = arguments.activation_scale != nullptr;
+  T* const state = sample.state + row * hidden;
+
+  T a[units], h[units];
+#pragma unroll
+  for (int j = 0; j < units; ++j) {
+    const int unit = first_unit + j / size * kWarpSize * size + j % size;
+    a[j] = unit < hidden ? state[unit] : T(0);
+  }
+  bool changed = true;
+  double log_prob = 0;
+  WeightRow<S> in, out;
+  const int first_variable = arguments.variable_at(sample.start);
+  in.load(arguments.in_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
+  out.load(arguments.out_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
+
+  for (int first = sample.start; first < sample.stop; first += kWarpSize) {
+    // Lane l looks up what position first + l needs.
+    const bool inside = first + lane < sample.stop;
+    const int lane_variable = inside ? arguments.variable_at(first + lane) : 0;
+    const T lane_bias = arguments.out_bias[lane_variable], lane_scale = arguments.scale(lane_variable);
+    const bool lane_known = inside && sample.known != nullptr && sample.known[row * arguments.variables + lane_variable];
+    const T lane_given = lane_known ? sample.given[row * arguments.variables + lane_variable] : T(0);
+    const double lane_uniform = philox_uniform(sample.seed, static_cast<uint64_t>(sample.first_index + row),
+                                               static_cast<uint32_t>(lane_variable), 0);
+    T lane_value = T(0);
+    T lane_logit = T(0);
+    const int positions = min(kWarpSize, sample.stop - first);
+    for (int p = 0; p < positions; ++p) {
+      const int next = min(first + p + 1, sample.stop - 1);
+      const int64_t next_row = static_cast<int64_t>(arguments.variable_at(next)) * hidden;
+      WeightRow<S> next_in, next_out;
+      next_in.load(arguments.in_weight + next_row, first_unit, hidden, arguments.aligned);
+      next_out.load(arguments.out_weight + next_row, first_unit, hidden, arguments.aligned);
+
+      if (changed || scaled) {
+        activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
+      }
+      T sum = T(0);
+#pragma unroll
+      for (int j = 0; j < units; ++j) sum = fma(to_compute(out.vectors[j / size].values[j % size]), h[j], sum);
+      sum = warp_sum(sum);
+      if constexpr (many_warps) {
+        T(&sums)[kMaxWarps] = warp_sums[(first + p) % 2];
+        if (lane == 0) sums[warp] = sum;
+        __syncthreads();
+        sum = sums[0];
+        for (int w = 1; w < warps; ++w) sum += sums[w];
+      }
+      const T logit = __shfl_sync(kFullMask, lane_bias, p) + sum;
+      const T draw = sigmoid(logit / sample.temperature);
+      T x = __shfl_sync(kFullMask, lane_uniform, p) < static_cast<double>(draw) ? T(1) : T(0);
+      if (__shfl_sync(kFullMask, static_cast<int>(lane_known), p)) x = __shfl_sync(kFullMask, lane_given, p);
+      if (lane == p) {
+        lane_value = x;
+        lane_logit = logit;
+      }
+      changed = x != T(0);
+      if (changed) {
+#pragma unroll
+        for (int j = 0; j < units; ++j) a[j] = fma(x, to_compute(in.vectors[j / size].values[j % size]), a[j]);
+      }
+      in = next_in;
+      out = next_out;
+    }
+    if (warp == 0) {
+      if (inside) sample.values[row * count + first - sample.start + lane] = lane_value;
+      const double logit = static_cast<double>(lane_logit);
+      log_prob += warp_sum(inside && !lane_known ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < units; ++j) {
+    const int unit = first_unit + j / size * kWarpSize * size + j % size;
+    if (unit < hidden) state[unit] = a[j];
+  }
+  if (threadIdx.x == 0) sample.log_prob[row] = log_prob;
+}
+
+template <typename S>
+cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t stream) {
+  using T = Compute<S>;
+  const NadeArguments<S> arguments(model, NadeInput{request.batch, nullptr, nullptr});
+  const SampleArguments<T> sample = {static_cast<int>(request.start),
+                                     static_cast<int>(request.stop),
+                                     request.seed,
+                                     request.first_index,
+                                     static_cast<T>(request.temperature),
+                                     static_cast<const T*>(request.given),
+                                     request.known,
+                                     static_cast<T*>(request.state),
+                                     static_cast<T*>(request.values),
+                                     static_cast<double*>(request.log_prob)};
+  const auto warps = static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(model.hidden, units_per_warp<S>())));
+  if (warps > kMaxWarps) return cudaErrorInvalidValue;
+  return launch({"nade_sample", static_cast<unsigned>(request.batch), warps * kWarpSize, 0, stream},
+                warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, sample);
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+int64_t nade_sample_cuda_max_hidden(ScalarType storage) {
+  int64_t units = 0;
+  cuda::dispatch_storage(storage, [&](auto type) {
+    units = cuda::kMaxWarps * cuda::units_per_warp<decltype(type)>();
+    return cudaSuccess;
+  });
+  return units;
+}
+
+cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, cudaStream_t stream) {
+  return cuda::dispatch_storage(model.storage, [&](auto storage) {
+    return cuda::draw<decltype(storage)>(model, sample, stream);
+  });
+}
+
+}  // namespace ar_fast
