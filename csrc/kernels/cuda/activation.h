@@ -44,7 +44,7 @@ __device__ __forceinline__ void activate(Activation activation, T scale, const T
 #pragma unroll
       for (int i = 0; i < N; ++i) h[i] = tanh_of(scale * a[i]);
       break;
-    case Activation::relu:
+    default:
 #pragma unroll
       for (int i = 0; i < N; ++i) h[i] = scale * a[i] < T(0) ? T(0) : scale * a[i];
       break;

@@ -34,7 +34,7 @@ __device__ __forceinline__ T tile_value(const T* values, int row, int batch, int
 // Block x = tile of the segment, block y = strip of kThreads units.
 // near_in [positions of the segment, H]: the share of grad_in_weight from within the tile.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_local_kernel(NadeArguments<S> arguments, NadeTiles tiles, const Compute<S>* __restrict__ grad,
                       const Compute<S>* __restrict__ states, Compute<S>* __restrict__ sums,
                       Compute<S>* __restrict__ near_in, S* __restrict__ grad_out_weight) {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // sums [tiles, B, H] of delta after each tile. Block x = tile, block y = strip of kThreads units.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_far_kernel(NadeArguments<S> arguments, NadeTiles tiles, const Compute<S>* __restrict__ sums,
                     const Compute<S>* __restrict__ near_in, S* __restrict__ grad_in_weight) {
   using T = Compute<S>;

@@ -11,7 +11,7 @@ constexpr int kWeightRows = 8;
 
 // Block x = position of the segment, block y = strip of kThreads units.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_out_rows_kernel(NadeArguments<S> arguments, int start, const Compute<S>* __restrict__ grad,
                          const Compute<S>* __restrict__ states, Compute<S>* __restrict__ sums,
                          S* __restrict__ grad_out_weight) {
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // Block x = position of the segment, block y = strip of kThreads units.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_in_rows_kernel(NadeArguments<S> arguments, int start, const Compute<S>* __restrict__ sums,
                         S* __restrict__ grad_in_weight) {
   using T = Compute<S>;
@@ -86,7 +86,7 @@ constexpr int kInputWarps = 4;
 
 // One warp per (row, tile): lanes over hidden units, one sum per position in registers. Reads both weights' tiles once per row.
 template <typename S, int tile>
-__global__ void __launch_bounds__(kInputWarps* kWarpSize, 4)
+__global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_inputs_kernel(NadeArguments<S> arguments, NadeTiles tiles, const Compute<S>* __restrict__ grad,
                        const Compute<S>* __restrict__ states, const Compute<S>* __restrict__ sums,
                        Compute<S>* __restrict__ grad_x, Compute<S>* __restrict__ grad_activation_scale) {

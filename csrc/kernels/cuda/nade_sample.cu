@@ -1,9 +1,9 @@
 // NADE sampling: one persistent kernel draws positions start ... stop - 1, one block per sample.
 //
-// Designed for latency: a lane owns kVectors 128-bit vectors of each weight row, so up to 512 units (float32) need one warp and no
-// barrier; more take up to 32 warps and one barrier a position (sums by parity in two buffers). State and activations stay in
+// Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp and no
+// barrier; more take up to 16 warps and one barrier a position (sums by parity in two buffers). State and activations stay in
 // registers; both weights' rows of the next position are read while this one is computed. Where x = 0 comes out neither
-// state nor activation changes (exact). Per position and warp: 2 x 16 bytes a lane and vector, 2 special-function instructions an
+// state nor activation changes (exact). Per position: both rows once, 128 bits a load, 2 special-function instructions an
 // activation, one butterfly of 5 shuffles.
 //
 // The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
@@ -13,13 +13,14 @@
 namespace ar_fast::cuda {
 namespace {
 
-constexpr int kVectors = 4;
 constexpr int kMaxWarps = 16;
 
+// 128-bit vectors of a weight row that a lane owns: as many as registers allow beside the next position's.
 template <typename S>
-constexpr int units_per_warp() {
-  return kWarpSize * kVectors * Vector<S>::size;
-}
+constexpr int kVectors = sizeof(S) == 2 ? 2 : 4;
+
+template <typename S>
+constexpr int kUnitsPerWarp = kWarpSize * kVectors<S> * Vector<S>::size;
 
 template <typename T>
 struct SampleArguments {
@@ -36,12 +37,12 @@ struct SampleArguments {
 
 template <typename S>
 struct WeightRow {
-  Vector<S> vectors[kVectors];
+  Vector<S> vectors[kVectors<S>];
 
   __device__ __forceinline__ void load(const S* row, int first_unit, int hidden, bool aligned) {
     constexpr int size = Vector<S>::size;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors<S>; ++v) {
       const int unit = first_unit + v * kWarpSize * size;
       vectors[v] = Vector<S>{};
       if (aligned) {
@@ -60,12 +61,12 @@ template <typename S, bool many_warps>
 __global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize, 1)
     nade_sample_kernel(NadeArguments<S> arguments, SampleArguments<Compute<S>> sample) {
   using T = Compute<S>;
-  constexpr int size = Vector<S>::size, units = kVectors * size;
+  constexpr int size = Vector<S>::size, units = kVectors<S> * size;
   AR_FAST_SHARED(T, warp_sums, [2][kMaxWarps]);
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize, hidden = arguments.hidden;
   const int64_t row = blockIdx.x, count = sample.stop - sample.start;
-  const int first_unit = warp * units_per_warp<S>() + lane * size;
+  const int first_unit = warp * kUnitsPerWarp<S> + lane * size;
   const bool scaled = arguments.activation_scale != nullptr;
   T* const state = sample.state + row * hidden;
 
@@ -159,7 +160,7 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t
                                      static_cast<T*>(request.state),
                                      static_cast<T*>(request.values),
                                      static_cast<double*>(request.log_prob)};
-  const auto warps = static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(model.hidden, units_per_warp<S>())));
+  const auto warps = static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(model.hidden, kUnitsPerWarp<S>)));
   if (warps > kMaxWarps) return cudaErrorInvalidValue;
   return launch({"nade_sample", static_cast<unsigned>(request.batch), warps * kWarpSize, 0, stream},
                 warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, sample);
@@ -173,7 +174,7 @@ namespace ar_fast {
 int64_t nade_sample_cuda_max_hidden(ScalarType storage) {
   int64_t units = 0;
   cuda::dispatch_storage(storage, [&](auto type) {
-    units = cuda::kMaxWarps * cuda::units_per_warp<decltype(type)>();
+    units = cuda::kMaxWarps * cuda::kUnitsPerWarp<decltype(type)>;
     return cudaSuccess;
   });
   return units;
