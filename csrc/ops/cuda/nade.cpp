@@ -81,7 +81,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const int64_t batch = t.input.batch;
   TORCH_CHECK(grad.dim() == 2 && grad.size(0) == batch && grad.size(1) == t.model.out_rows, op,
               ": grad must have shape (B, R_out) = (", batch, ", ", t.model.out_rows, "), got ", grad.sizes());
-  TORCH_CHECK(!needs_x || t.input.x, op, ": x is an integer category and has no gradient");
+  TORCH_CHECK(!needs_x || t.x.scalar_type() != at::kLong, op, ": x is an integer category and has no gradient");
   check_limits(op, t.model, batch);
   const auto options = compute_options(t);
   const at::Tensor dense_grad = grad.to(options.dtype()).contiguous();
