@@ -1,8 +1,8 @@
 // NADE sampling: one persistent kernel draws positions start ... stop - 1, one block per sample.
 //
 // Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp and no
-// barrier; more take up to 16 warps and one barrier a position (sums by parity in two buffers). State and activations stay in
-// registers; both weights' rows of the next position are read while this one is computed. Where x = 0 comes out neither
+// barrier; more take up to 16 warps (12) and one barrier a position (sums by parity in two buffers). State and activations stay in
+// registers; weight rows are read well before they are needed: in_weight's while the position is computed, out_weight's one position ahead. Where x = 0 comes out neither
 // state nor activation changes (exact). Per position: both rows once, 128 bits a load, 2 special-function instructions an
 // activation, one butterfly of 5 shuffles.
 //
@@ -13,7 +13,9 @@
 namespace ar_fast::cuda {
 namespace {
 
-constexpr int kMaxWarps = 16;
+// Warps of a block, as registers allow.
+template <typename S>
+constexpr int kMaxWarps = sizeof(S) == 8 ? 12 : 16;
 
 // 128-bit vectors of a weight row that a lane owns: as many as registers allow beside the next position's.
 template <typename S>
@@ -58,11 +60,11 @@ struct WeightRow {
 };
 
 template <typename S, bool many_warps>
-__global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize, 1)
+__global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpSize, 1)
     nade_sample_kernel(NadeArguments<S> arguments, SampleArguments<Compute<S>> sample) {
   using T = Compute<S>;
   constexpr int size = Vector<S>::size, units = kVectors<S> * size;
-  AR_FAST_SHARED(T, warp_sums, [2][kMaxWarps]);
+  AR_FAST_SHARED(T, warp_sums, [2][kMaxWarps<S>]);
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize, hidden = arguments.hidden;
   const int64_t row = blockIdx.x, count = sample.stop - sample.start;
@@ -80,7 +82,6 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize
   double log_prob = 0;
   WeightRow<S> in, out;
   const int first_variable = arguments.variable_at(sample.start);
-  in.load(arguments.in_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
   out.load(arguments.out_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
 
   for (int first = sample.start; first < sample.stop; first += kWarpSize) {
@@ -96,10 +97,11 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize
     T lane_logit = T(0);
     const int positions = min(kWarpSize, sample.stop - first);
     for (int p = 0; p < positions; ++p) {
-      const int next = min(first + p + 1, sample.stop - 1);
-      const int64_t next_row = static_cast<int64_t>(arguments.variable_at(next)) * hidden;
-      WeightRow<S> next_in, next_out;
-      next_in.load(arguments.in_weight + next_row, first_unit, hidden, arguments.aligned);
+      // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
+      const int64_t this_row = static_cast<int64_t>(__shfl_sync(kFullMask, lane_variable, p)) * hidden;
+      const int64_t next_row = static_cast<int64_t>(arguments.variable_at(min(first + p + 1, sample.stop - 1))) * hidden;
+      WeightRow<S> next_out;
+      in.load(arguments.in_weight + this_row, first_unit, hidden, arguments.aligned);
       next_out.load(arguments.out_weight + next_row, first_unit, hidden, arguments.aligned);
 
       if (changed || scaled) {
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize
       for (int j = 0; j < units; ++j) sum = fma(to_compute(out.vectors[j / size].values[j % size]), h[j], sum);
       sum = warp_sum(sum);
       if constexpr (many_warps) {
-        T(&sums)[kMaxWarps] = warp_sums[(first + p) % 2];
+        T(&sums)[kMaxWarps<S>] = warp_sums[(first + p) % 2];
         if (lane == 0) sums[warp] = sum;
         __syncthreads();
         sum = sums[0];
@@ -129,7 +131,6 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps * kWarpSize : kWarpSize
 #pragma unroll
         for (int j = 0; j < units; ++j) a[j] = fma(x, to_compute(in.vectors[j / size].values[j % size]), a[j]);
       }
-      in = next_in;
       out = next_out;
     }
     if (warp == 0) {
@@ -161,7 +162,7 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t
                                      static_cast<T*>(request.values),
                                      static_cast<double*>(request.log_prob)};
   const auto warps = static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(model.hidden, kUnitsPerWarp<S>)));
-  if (warps > kMaxWarps) return cudaErrorInvalidValue;
+  if (warps > kMaxWarps<S>) return cudaErrorInvalidValue;
   return launch({"nade_sample", static_cast<unsigned>(request.batch), warps * kWarpSize, 0, stream},
                 warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, sample);
 }
@@ -174,7 +175,7 @@ namespace ar_fast {
 int64_t nade_sample_cuda_max_hidden(ScalarType storage) {
   int64_t units = 0;
   cuda::dispatch_storage(storage, [&](auto type) {
-    units = cuda::kMaxWarps * cuda::kUnitsPerWarp<decltype(type)>;
+    units = cuda::kMaxWarps<decltype(type)> * cuda::kUnitsPerWarp<decltype(type)>;
     return cudaSuccess;
   });
   return units;
