@@ -37,14 +37,19 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const A
   bool changed = true;
   for (int64_t p = 0; p < count; ++p) {
     if (changed || scaled) {
-      activate_strip<A>(a, positions[p].scale, h);
+      if (scaled) {
+        activate_strip<A, true>(a, positions[p].scale, h);
+      } else {
+        activate_strip<A, false>(a, T(1), h);
+      }
       top += strip;
       store_state(h, top);
     }
     out_slots += positions[p].out_rows;
     changed = addends[p].category >= 0;
     if (changed) {
-      add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden, addends[p].x, units, a);
+      add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden,
+                      state_unit<A, T>() * addends[p].x, units, a);
     }
   }
   // Backward. Within a run of zeros h does not change, so dh is gathered over the run and passed on once.
@@ -106,7 +111,7 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
   const auto checkpoint = [&](int64_t c, int64_t row) { return checkpoints + (c * batch + row) * strip; };
 
   for (int64_t row = 0; row < batch; ++row) {
-    initial_state(model, row, h0, units, strip, checkpoint(0, row));
+    initial_state(model, row, h0, units, strip, state_unit<A, T>(), checkpoint(0, row));
     for (int64_t j = 0; j < strip; ++j) delta[row * strip + j] = T(0);
   }
   for (int64_t c = 0; c + 1 < chunks.count; ++c) {
@@ -117,9 +122,9 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
       Vec<T> a[strip_vectors];
       load_state(checkpoint(c, row), a);
       if (ragged) {
-        advance_strip<true, S>(model, positions, addends, count, h0, units, a);
+        advance_strip<true, S>(model, positions, addends, count, h0, units, state_unit<A, T>(), a);
       } else {
-        advance_strip<false, S>(model, positions, addends, count, h0, units, a);
+        advance_strip<false, S>(model, positions, addends, count, h0, units, state_unit<A, T>(), a);
       }
       store_state(a, checkpoint(c + 1, row));
     }
@@ -179,10 +184,10 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Add
   Vec<T> a[strip_vectors], h[strip_vectors], d[strip_vectors], w[strip_vectors];
   load_state(checkpoint, a);
   for (int64_t p = 0; p < count; ++p) {
-    activate_strip<A>(a, positions[p].scale, h);
+    activate_strip<A, true>(a, positions[p].scale, h);
     store_state(a, states + p * strip);
     store_state(h, activations + p * strip);
-    advance_strip<Ragged, S>(model, positions + p, addends + p, 1, h0, units, a);
+    advance_strip<Ragged, S>(model, positions + p, addends + p, 1, h0, units, state_unit<A, T>(), a);
   }
   load_state(delta, d);
   for (int64_t p = count - 1; p >= 0; --p) {
@@ -226,7 +231,7 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
   const T* grad = static_cast<const T*>(output.grad_parameters) + row * model.out_rows;
   const auto units_at = [&](int64_t h0) { return model.hidden - h0 < strip ? model.hidden - h0 : strip; };
 
-  initial_state(model, row, 0, model.hidden, padded, checkpoints);
+  initial_state(model, row, 0, model.hidden, padded, state_unit<A, T>(), checkpoints);
   for (int64_t j = 0; j < padded; ++j) delta[j] = T(0);
   for (int64_t c = 0; c + 1 < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
@@ -235,7 +240,7 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
     for (int64_t h0 = 0; h0 < padded; h0 += strip) {
       Vec<T> a[strip_vectors];
       load_state(checkpoints + c * padded + h0, a);
-      advance_strip<true, S>(model, positions, addends, count, h0, units_at(h0), a);
+      advance_strip<true, S>(model, positions, addends, count, h0, units_at(h0), state_unit<A, T>(), a);
       store_state(a, checkpoints + (c + 1) * padded + h0);
     }
   }
@@ -256,7 +261,7 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
       }
       if (output.grad_activation_scale) {
         static_cast<T*>(output.grad_activation_scale)[index] =
-            horizontal_sum(Vec<T>::loadu(partial_scale + p * width));
+            horizontal_sum(Vec<T>::loadu(partial_scale + p * width)) / state_unit<A, T>();
       }
     }
   }

@@ -6,19 +6,18 @@ namespace {
 
 // One strip of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
 // chunk; the lanes are summed once, after the last strip.
-template <bool Ragged, typename S, typename T, Activation A>
+template <bool Ragged, bool Scaled, typename S, typename T, Activation A>
 void forward_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
                    int64_t h0, int64_t units, T* state, T* partial) {
   constexpr int64_t width = Vec<T>::size();
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
-  const bool scaled = model.activation_scale != nullptr;
   Vec<T> a[strip_vectors], h[strip_vectors], w[strip_vectors];
   load_state(state, a);
   bool changed = true;
   for (int64_t p = 0; p < count; ++p) {
     const Position<T>& position = positions[p];
-    if (changed || scaled) activate_strip<A>(a, position.scale, h);
+    if (changed || Scaled) activate_strip<A, Scaled>(a, position.scale, h);
     for (int64_t k = 0; k < position.out_rows; ++k) {
       load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
       Vec<T> sum = Vec<T>::loadu(partial);
@@ -28,7 +27,8 @@ void forward_strip(const NadeModel& model, const Position<T>* positions, const A
     }
     changed = addends[p].category >= 0;
     if (changed) {
-      add_row<Ragged>(in_weight + (position.in_row + addends[p].category) * model.hidden, addends[p].x, units, a);
+      add_row<Ragged>(in_weight + (position.in_row + addends[p].category) * model.hidden,
+                      state_unit<A, T>() * addends[p].x, units, a);
     }
   }
   store_state(a, state);
@@ -51,7 +51,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
 
   const T* bias = static_cast<const T*>(model.out_bias);
   for (int64_t r = 0; r < rows; ++r) {
-    initial_state(model, row_begin + r, 0, model.hidden, padded, states + r * padded);
+    initial_state(model, row_begin + r, 0, model.hidden, padded, state_unit<A, T>(), states + r * padded);
     sums[r] = 0;
   }
   for (int64_t c = 0; c < chunks.count; ++c) {
@@ -63,11 +63,11 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
       for (int64_t k = 0; k < parameters * width; ++k) partial[k] = T(0);
       for (int64_t h0 = 0; h0 < model.hidden; h0 += strip) {
         T* state = states + r * padded + h0;
-        if (h0 + strip <= model.hidden) {
-          forward_strip<false, S, T, A>(model, positions, addends, count, h0, strip, state, partial);
-        } else {
-          forward_strip<true, S, T, A>(model, positions, addends, count, h0, model.hidden - h0, state, partial);
-        }
+        const int64_t units = h0 + strip <= model.hidden ? strip : model.hidden - h0;
+        const auto kernel = model.activation_scale ? forward_strip<true, true, S, T, A>
+                            : units < strip        ? forward_strip<true, false, S, T, A>
+                                                   : forward_strip<false, false, S, T, A>;
+        kernel(model, positions, addends, count, h0, units, state, partial);
       }
       T* out = output.parameters ? static_cast<T*>(output.parameters) + row * model.out_rows : nullptr;
       int64_t index = 0;

@@ -49,7 +49,8 @@ void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
     add_row<Ragged>(weight, x, units, state);
     store_state(state, a);
   }
-  activate_strip<A>(state, scale, value);
+  // Plain pre-activations, not in state_unit: a returned state goes on bit for bit wherever it was cut.
+  for (int u = 0; u < strip_vectors; ++u) value[u] = activate<A, T>(state[u] * Vec<T>(scale));
   store_state(value, h);
 }
 

@@ -103,10 +103,11 @@ inline void store_strip(const T* data, int64_t count, S* out) {
   for (int64_t j = 0; j < count; ++j) from_compute(data[j], out[j]);
 }
 
-template <Activation A, typename T>
+// h = f(pre-activation) from a state in state_unit.
+template <Activation A, bool Scaled, typename T>
 inline void activate_strip(const Vec<T> (&a)[strip_vectors], T scale, Vec<T> (&h)[strip_vectors]) {
   const Vec<T> s(scale);
-  for (int u = 0; u < strip_vectors; ++u) h[u] = activate<A, T>(a[u] * s);
+  for (int u = 0; u < strip_vectors; ++u) h[u] = activate_state<A, T>(Scaled ? a[u] * s : a[u]);
 }
 
 // a += x w for one row of in_weight.
@@ -118,14 +119,15 @@ inline void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vec
   for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
 }
 
-// a += x W over the positions of a chunk.
+// a += x W over the positions of a chunk, x in units of `unit`.
 template <bool Ragged, typename S, typename T>
 inline void advance_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
-                          int64_t h0, int64_t units, Vec<T> (&a)[strip_vectors]) {
+                          int64_t h0, int64_t units, T unit, Vec<T> (&a)[strip_vectors]) {
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   for (int64_t p = 0; p < count; ++p) {
     if (addends[p].category < 0) continue;
-    add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden, addends[p].x, units, a);
+    add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden, unit * addends[p].x, units,
+                    a);
   }
 }
 
@@ -139,11 +141,12 @@ inline void store_state(const Vec<T> (&a)[strip_vectors], T* data) {
   for (int u = 0; u < strip_vectors; ++u) a[u].store(data + u * Vec<T>::size());
 }
 
-// in_bias of a row into a padded state.
+// in_bias of a row, times `unit`, into a padded state.
 template <typename T>
-inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64_t units, int64_t width, T* state) {
+inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64_t units, int64_t width, T unit,
+                          T* state) {
   const T* bias = static_cast<const T*>(model.in_bias) + row * model.in_bias_stride + h0;
-  for (int64_t j = 0; j < units; ++j) state[j] = bias[j];
+  for (int64_t j = 0; j < units; ++j) state[j] = unit * bias[j];
   for (int64_t j = units; j < width; ++j) state[j] = T(0);
 }
 

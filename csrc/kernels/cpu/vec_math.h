@@ -97,28 +97,31 @@ inline T horizontal_sum(const Vec<T>& vector) {
 
 // --- activations
 
-// 1 / (1 + exp(-x)); relative error below 2e-6 on [-87, 100], 0 below, NaN stays NaN.
+// 1 / (1 + exp(-x)); relative error below 2e-6 on [-87, 100], below 1e-37 under it, NaN stays NaN.
 template <typename T>
 inline Vec<T> sigmoid(const Vec<T>& x) {
   return Vec<T>(T(1)) / (Vec<T>(T(1)) + x.neg().exp());
 }
 
+// 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that unit saves the
+// reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
+template <typename T>
+inline Vec<T> logistic_exp2(const Vec<T>& t) {
+  return Vec<T>(T(1)) / (Vec<T>(T(1)) + (t * Vec<T>(T(0.693147180559945309417))).exp());
+}
+
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+#define AR_FAST_FAST_SIGMOID
 // exp2(f) = 1 + f p(f) on [-1/2, 1/2], p of degree 4 fitted for the least largest relative error (1.1e-7).
 constexpr float exp2_c1 = 0.6931470036506653f, exp2_c2 = 0.24022242426872253f, exp2_c3 = 0.05550733581185341f,
                 exp2_c4 = 0.009671512991189957f, exp2_c5 = 0.001326472731307149f;
 constexpr float log2e_high = 1.44269502f, log2e_low = 1.92596299e-8f;
-constexpr float sigmoid_lowest = -87.3f;
+constexpr float logistic_highest = 127.f;
 #endif
 
 #if defined(CPU_CAPABILITY_AVX512)
-template <>
-inline Vec<float> sigmoid(const Vec<float>& x) {
-  // max and min return their second operand where one is NaN.
-  const __m512 t = _mm512_min_ps(_mm512_set1_ps(100.f), _mm512_max_ps(_mm512_set1_ps(sigmoid_lowest), x));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(t, _mm512_set1_ps(-log2e_high)), 8);
-  __m512 f = _mm512_fnmsub_ps(t, _mm512_set1_ps(log2e_high), n);
-  f = _mm512_fnmadd_ps(t, _mm512_set1_ps(log2e_low), f);
+// 1 / (1 + p(f) 2^n), p the polynomial above.
+inline __m512 logistic_from_parts(__m512 f, __m512 n) {
   __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(exp2_c5), _mm512_set1_ps(exp2_c4));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c3));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c2));
@@ -126,28 +129,57 @@ inline Vec<float> sigmoid(const Vec<float>& x) {
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.f));
   const __m512 d = _mm512_add_ps(_mm512_set1_ps(1.f), _mm512_scalef_ps(p, n));
   const __m512 r = _mm512_rcp14_ps(d);
-  const __m512 result = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(sigmoid_lowest), _CMP_NLT_UQ), result);
+  return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.f)));
 }
-#elif defined(CPU_CAPABILITY_AVX2)
+
+template <>
+inline Vec<float> logistic_exp2(const Vec<float>& exponent) {
+  // min returns its second operand where one is NaN; reduce is t - round(t), and 0 where t is infinite.
+  const __m512 t = _mm512_min_ps(_mm512_set1_ps(logistic_highest), exponent);
+  const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return logistic_from_parts(f, _mm512_sub_ps(t, f));
+}
+
 template <>
 inline Vec<float> sigmoid(const Vec<float>& x) {
-  const __m256 t = _mm256_min_ps(_mm256_set1_ps(100.f), _mm256_max_ps(_mm256_set1_ps(sigmoid_lowest), x));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(t, _mm256_set1_ps(-log2e_high)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 f = _mm256_fnmsub_ps(t, _mm256_set1_ps(log2e_high), n);
-  f = _mm256_fnmadd_ps(t, _mm256_set1_ps(log2e_low), f);
+  const __m512 t = _mm512_min_ps(_mm512_set1_ps(logistic_highest), _mm512_mul_ps(x, _mm512_set1_ps(-log2e_high)));
+  __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 n = _mm512_sub_ps(t, f);
+  // What rounding t and log2(e) lost, where t is finite and was not cut off.
+  const __mmask16 exact = _mm512_cmp_ps_mask(_mm512_abs_ps(t), _mm512_set1_ps(logistic_highest), _CMP_LT_OQ);
+  f = _mm512_mask_sub_ps(f, exact, f, _mm512_fmadd_ps(x, _mm512_set1_ps(log2e_high), t));
+  f = _mm512_mask_sub_ps(f, exact, f, _mm512_mul_ps(x, _mm512_set1_ps(log2e_low)));
+  return logistic_from_parts(f, n);
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+inline __m256 logistic_from_parts(__m256 f, __m256 n) {
   __m256 p = _mm256_fmadd_ps(f, _mm256_set1_ps(exp2_c5), _mm256_set1_ps(exp2_c4));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c3));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c2));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c1));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(1.f));
-  // 2^n in two factors: n runs to 126 and down to -145, where exp(-x) only has to vanish beside 1.
+  // 2^n by its exponent bits; below -126 it only has to vanish beside 1.
   const __m256i exponent = _mm256_max_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(-126));
   const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
-  const __m256 d = _mm256_add_ps(_mm256_set1_ps(1.f), _mm256_mul_ps(p, scale));
-  const __m256 result = _mm256_div_ps(_mm256_set1_ps(1.f), d);
-  return _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(sigmoid_lowest), _CMP_NLT_UQ), result);
+  return _mm256_div_ps(_mm256_set1_ps(1.f), _mm256_add_ps(_mm256_set1_ps(1.f), _mm256_mul_ps(p, scale)));
+}
+
+template <>
+inline Vec<float> logistic_exp2(const Vec<float>& exponent) {
+  const __m256 t = _mm256_max_ps(_mm256_set1_ps(-2 * logistic_highest),
+                                 _mm256_min_ps(_mm256_set1_ps(logistic_highest), exponent));
+  const __m256 n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return logistic_from_parts(_mm256_sub_ps(t, n), n);
+}
+
+template <>
+inline Vec<float> sigmoid(const Vec<float>& x) {
+  // x as far as it matters: 88.02 log2(e) = 127.
+  const __m256 y = _mm256_max_ps(_mm256_set1_ps(-88.02f), _mm256_min_ps(_mm256_set1_ps(110.f), x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(y, _mm256_set1_ps(-log2e_high)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 f = _mm256_fnmsub_ps(y, _mm256_set1_ps(log2e_high), n);
+  return logistic_from_parts(_mm256_fnmadd_ps(y, _mm256_set1_ps(log2e_low), f), n);
 }
 #endif
 
@@ -156,6 +188,24 @@ inline Vec<T> activate(const Vec<T>& x) {
   if constexpr (A == Activation::sigmoid) return sigmoid<T>(x);
   else if constexpr (A == Activation::tanh) return x.tanh();
   else return at::vec::maximum(x, zero<T>());
+}
+
+// The unit in which a kernel keeps its state: state = state_unit * pre-activation.
+template <Activation A, typename T>
+constexpr T state_unit() {
+#if defined(AR_FAST_FAST_SIGMOID)
+  if constexpr (A == Activation::sigmoid && std::is_same_v<T, float>) return -1.44269504088896340736f;
+#endif
+  return T(1);
+}
+
+// f(pre-activation), from a state in that unit.
+template <Activation A, typename T>
+inline Vec<T> activate_state(const Vec<T>& state) {
+#if defined(AR_FAST_FAST_SIGMOID)
+  if constexpr (A == Activation::sigmoid && std::is_same_v<T, float>) return logistic_exp2<T>(state);
+#endif
+  return activate<A, T>(state);
 }
 
 // The derivative, from the activation's value h = f(a).
