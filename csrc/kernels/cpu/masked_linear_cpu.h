@@ -1,0 +1,54 @@
+// What masked_linear needs beside torch's GEMM on the CPU: packing of masked weights, and whole kernels for batches so
+// small that the weight's bytes are the cost. `storage` is the type of the weight (and of its gradient); every other
+// matrix is in the compute type, row major.
+#pragma once
+
+#include "../masked_linear.h"
+#include "dispatch.h"
+
+namespace ar_fast {
+
+// The rows [row_begin, row_end) and the columns [column_begin, column_end) of a weight, in sorted order for the nested
+// plan: sorted row r is row plan.rows[r] and sorted column k is column plan.columns[k] of the weight.
+struct MaskedRectangle {
+  int64_t row_begin, row_end, column_begin, column_end;
+};
+
+// rank[c] = the place of column c in plan.columns; null where columns is null. Its own array, as only the host needs it.
+struct MaskedRows {
+  ScalarType storage;
+  MaskPlan plan;
+  const int32_t* rank;             // [I] or null
+  int64_t batch;                   // B
+  const void* input;               // [B, I] compute, contiguous
+  const void* weight;              // [O, I] storage, contiguous
+  const void* bias;                // [O] compute or null
+  const void* grad_output;         // [B, O] compute, contiguous
+  void* output;                    // see each kernel; contiguous
+  void* scratch;                   // see each kernel
+};
+
+// Writes the rectangle of weight into packed, compute type, contiguous; masked weights become exactly zero.
+AR_FAST_DECLARE_CPU_KERNEL(masked_pack, ScalarType storage, const MaskPlan& plan, const void* weight,
+                           const MaskedRectangle& rectangle, void* packed)
+
+// Writes rows of the weight's gradient, masked and cast to storage: whole rows of the nested plan from packed [rows,
+// column_end] whose columns are sorted ones; of the blocks plan the rectangle only.
+AR_FAST_DECLARE_CPU_KERNEL(masked_unpack, ScalarType storage, const MaskPlan& plan, const int32_t* rank,
+                           const void* packed, const MaskedRectangle& rectangle, void* weight)
+
+// Zeroes, in place, the masked part of rows of a weight's gradient whose columns are in sorted order.
+AR_FAST_DECLARE_CPU_KERNEL(masked_clear, ScalarType storage, const MaskPlan& plan, int64_t row_begin, int64_t row_end,
+                           void* weight)
+
+// output[:, o] of [B, O] compute for rows o of the weight. scratch: I of compute type.
+AR_FAST_DECLARE_CPU_KERNEL(masked_forward_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)
+
+// output[:, c] of [B, I] compute for columns c. scratch: I of compute type.
+AR_FAST_DECLARE_CPU_KERNEL(masked_grad_input_columns, const MaskedRows& arguments, int64_t column_begin,
+                           int64_t column_end)
+
+// output[o, :] of [O, I] storage for rows o. scratch: I of compute type.
+AR_FAST_DECLARE_CPU_KERNEL(masked_grad_weight_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)
+
+}  // namespace ar_fast

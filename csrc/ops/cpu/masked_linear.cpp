@@ -1,0 +1,105 @@
+// masked_linear on the CPU: which way, and the shapes around it.
+#include "../masked_linear.h"
+
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include "../library.h"
+#include "masked_linear_paths.h"
+
+namespace ar_fast {
+namespace {
+
+enum class Path { panels, fused, dense };
+
+Path choose(std::string_view algorithm, int64_t batch) {
+  if (algorithm == "dense") return Path::dense;
+  if (algorithm == "fused") return Path::fused;
+  if (algorithm == "panels") return Path::panels;
+  // Without wide registers torch's GEMM, which picks its instructions itself, is the faster one.
+  return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
+}
+
+int64_t count_rows(const at::Tensor& rows) {
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < rows.dim(); ++d) count *= rows.size(d);
+  return count;
+}
+
+// (..., features) as a contiguous matrix (B, features) of the compute type.
+at::Tensor as_matrix(const at::Tensor& rows) {
+  const at::Tensor matrix = rows.dim() == 2 ? rows : rows.reshape({count_rows(rows), rows.size(-1)});
+  return matrix.to(compute_type(rows.scalar_type())).contiguous();
+}
+
+// (B, features) in the compute type as (..., features) beside `rows`, in its dtype.
+at::Tensor as_rows(const at::Tensor& matrix, const at::Tensor& rows) {
+  const at::Tensor cast = matrix.to(rows.scalar_type());
+  if (rows.dim() == 2) return cast;
+  std::vector<int64_t> sizes(rows.sizes().begin(), rows.sizes().end());
+  sizes.back() = matrix.size(1);
+  return cast.view(sizes);
+}
+
+at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
+  return at::where(mask.to_dense(), weight, at::zeros({}, weight.options()));
+}
+
+at::Tensor masked_linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                             const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
+                             const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear(input, weight, bias, tensors, algorithm);
+  const HostMask mask("masked_linear", tensors, weight.size(0), weight.size(1));
+  const Path path = choose(algorithm, count_rows(input));
+  if (path == Path::dense) return at::linear(input, dense_weight(mask, weight), bias);
+  const at::Tensor x = as_matrix(input);
+  const at::Tensor b = bias.has_value() && bias->defined() ? bias->to(x.scalar_type()).contiguous() : at::Tensor();
+  const auto forward = path == Path::fused ? fused_forward : panels_forward;
+  return as_rows(forward(mask, x, weight.contiguous(), b), input);
+}
+
+at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
+                                        const OptionalTensor& extents, const OptionalTensor& rows,
+                                        const OptionalTensor& columns, const OptionalTensor& tiles,
+                                        const OptionalTensor& dense, std::string_view algorithm) {
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
+  const HostMask mask("masked_linear_grad_input", tensors, weight.size(0), weight.size(1));
+  const Path path = choose(algorithm, count_rows(grad_output));
+  const at::Tensor dy = as_matrix(grad_output);
+  if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, weight).to(dy.scalar_type())), grad_output);
+  const auto grad_input = path == Path::fused ? fused_grad_input : panels_grad_input;
+  return as_rows(grad_input(mask, dy, weight.contiguous()), grad_output);
+}
+
+at::Tensor masked_linear_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                         const OptionalTensor& extents, const OptionalTensor& rows,
+                                         const OptionalTensor& columns, const OptionalTensor& tiles,
+                                         const OptionalTensor& dense, std::string_view algorithm) {
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear_grad_weight(grad_output, input, tensors, algorithm);
+  const int64_t batch = count_rows(input);
+  const HostMask mask("masked_linear_grad_weight", tensors, grad_output.size(-1), input.size(-1));
+  if (batch == 0) return at::zeros({grad_output.size(-1), input.size(-1)}, input.options());
+  const Path path = choose(algorithm, batch);
+  const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
+  if (path == Path::dense) {
+    const at::Tensor dw = at::mm(dy.t(), x);
+    return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(input.scalar_type());
+  }
+  const auto grad_weight = path == Path::fused ? fused_grad_weight : panels_grad_weight;
+  return grad_weight(mask, dy, x, input.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
+  m.impl("masked_linear", TORCH_FN(masked_linear_cpu));
+  m.impl("masked_linear_grad_input", TORCH_FN(masked_linear_grad_input_cpu));
+  m.impl("masked_linear_grad_weight", TORCH_FN(masked_linear_grad_weight_cpu));
+}
+
+}  // namespace ar_fast

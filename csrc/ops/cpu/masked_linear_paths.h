@@ -1,0 +1,43 @@
+// The ways to compute masked_linear on the CPU, and what they share. Matrices are contiguous, (B, features), in the
+// compute type; the weight is contiguous in its own type.
+#pragma once
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/index_select.h>
+
+#include "masked_linear_plan.h"
+
+namespace ar_fast {
+
+constexpr int64_t parallel_work = 32 * 1024;
+
+inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
+  return at::detail::empty_cpu(sizes, type, at::kStrided, at::kCPU, false, std::nullopt);
+}
+
+template <typename Body>
+void parallel(bool worth, int64_t size, const Body& body) {
+  if (worth) {
+    at::parallel_for(0, size, 1, body);
+  } else {
+    body(0, size);
+  }
+}
+
+// Features of a matrix in sorted order; the matrix itself where the plan is sorted.
+inline at::Tensor sort_features(const at::Tensor& matrix, const at::Tensor& order) {
+  return order.defined() ? at::index_select(matrix, 1, order) : matrix;
+}
+
+// torch's GEMM over the unmasked rectangles of the weight.
+at::Tensor panels_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+at::Tensor panels_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
+at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
+
+// Our own kernels: batches of a few rows stream the weight once, larger ones run a product of tiles.
+at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
+at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
+
+}  // namespace ar_fast
