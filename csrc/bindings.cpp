@@ -6,6 +6,8 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/explain.h"
+#include "ops/masked_linear.h"
+#include "ops/masked_mlp.h"
 #include "ops/nade.h"
 
 namespace py = pybind11;
@@ -26,6 +28,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
   m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
+  m.def("masked_linear", &ar_fast::masked_linear, no_gil);
+  m.def("masked_mlp_sample",
+        [](const at::Tensor& state, const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
+           const std::vector<at::Tensor>& extents, const std::vector<at::Tensor>& unit_ends,
+           const ar_fast::OptionalTensor& order, const ar_fast::OptionalTensor& given,
+           const ar_fast::OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index,
+           int64_t start, int64_t stop, double temperature, std::string algorithm) {
+          return ar_fast::masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known,
+                                            std::move(activation), seed, first_index, start, stop, temperature,
+                                            std::move(algorithm));
+        },
+        no_gil);
+  m.def("masked_mlp_sample_multiply_adds", &ar_fast::masked_mlp_sample_multiply_adds,
+        "Multiply-adds per row of the last call of masked_mlp_sample on the CPU.");
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
 }

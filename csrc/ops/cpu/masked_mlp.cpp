@@ -1,0 +1,98 @@
+// masked_mlp_sample on the CPU: groups of rows on torch's threads.
+#include "../masked_mlp.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "../../kernels/cpu/masked_mlp_cpu.h"
+#include "../library.h"
+
+namespace ar_fast {
+namespace {
+
+constexpr const char* op_name = "masked_mlp_sample";
+
+std::atomic<int64_t> last_multiply_adds{0};
+
+// On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises.
+void check_schedule(const MaskedMlpSample& sample) {
+  for (int64_t l = 0; l <= sample.hidden_layers; ++l) {
+    const MaskedMlpLayer& layer = sample.layers[l];
+    const int64_t inputs = l == 0 ? sample.variables : sample.layers[l - 1].units;
+    int32_t before = 0;
+    for (int64_t u = 0; u < layer.units; ++u) {
+      const int32_t here = layer.extents[u];
+      TORCH_CHECK(here >= before && here <= inputs, op_name, ": extents[", l, "] must ascend within 0 ... ", inputs,
+                  ", got ", here, " after ", before, " at unit ", u);
+      before = here;
+    }
+    before = 0;
+    for (int64_t p = 0; p < sample.variables; ++p) {
+      const int32_t ready = l == 0 ? static_cast<int32_t>(p) : sample.layers[l - 1].unit_ends[p];
+      if (layer.unit_ends == nullptr) {
+        TORCH_CHECK(layer.extents[p] <= ready, op_name, ": extents[", l, "][", p, "] must be at most ", ready,
+                    ", the units ready at position ", p, ", got ", layer.extents[p]);
+        continue;
+      }
+      const int32_t end = layer.unit_ends[p];
+      TORCH_CHECK(end >= before && end <= layer.units, op_name, ": unit_ends[", l, "] must ascend within 0 ... ",
+                  layer.units, ", got ", end, " after ", before, " at position ", p);
+      TORCH_CHECK(end == 0 || layer.extents[end - 1] <= ready, op_name, ": unit_ends[", l, "][", p, "] = ", end,
+                  " names a unit that sees ", layer.extents[end - 1], " inputs where ", ready, " are ready");
+      before = end;
+    }
+  }
+  if (sample.order == nullptr) return;
+  std::vector<bool> seen(sample.variables, false);
+  for (int64_t p = 0; p < sample.variables; ++p) {
+    const int64_t variable = sample.order[p];
+    TORCH_CHECK(variable >= 0 && variable < sample.variables && !seen[variable], op_name,
+                ": order must be a permutation of 0 ... D-1 = ", sample.variables - 1, ", got ", variable,
+                " at position ", p);
+    seen[variable] = true;
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
+    const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
+    std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
+    std::string algorithm) {
+  check_algorithm(op_name, algorithm, {"auto", "lanes"});
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known, start, stop, temperature);
+  const MaskedMlpTensors t =
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, given, known,
+                         parse_mlp_activation(activation), seed, first_index, start, stop, temperature);
+  const MaskedMlpSample& sample = t.sample;
+  check_schedule(sample);
+  if (sample.batch > 0 && stop > start) {
+    MaskedMlpLayout layout{};
+    AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, &layout);
+    // As many groups as threads while a group has a full vector; a row's result is the same in any group.
+    const int64_t share = (sample.batch + at::get_num_threads() - 1) / at::get_num_threads();
+    const int64_t rows = std::min(layout.most_rows, (share + layout.lanes - 1) / layout.lanes * layout.lanes);
+    const int64_t groups = (sample.batch + rows - 1) / rows;
+    const auto kernel = AR_FAST_CPU_KERNEL(masked_mlp_sample);
+    at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+      const at::Tensor scratch = at::empty({layout.bytes}, at::TensorOptions(at::kByte));
+      int64_t multiply_adds = 0;
+      for (int64_t group = begin; group < end; ++group) {
+        kernel(sample, group * rows, std::min(sample.batch, (group + 1) * rows), scratch.mutable_data_ptr(),
+               &multiply_adds);
+      }
+      last_multiply_adds.store(multiply_adds, std::memory_order_relaxed);
+    });
+  }
+  return {t.values, t.log_prob, t.state};
+}
+
+}  // namespace
+
+int64_t masked_mlp_sample_multiply_adds() { return last_multiply_adds.load(std::memory_order_relaxed); }
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("masked_mlp_sample", masked_mlp_sample_cpu); }
+
+}  // namespace ar_fast

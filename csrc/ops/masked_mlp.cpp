@@ -1,0 +1,168 @@
+#include "masked_mlp.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <utility>
+
+#include "library.h"
+
+namespace ar_fast {
+namespace {
+
+constexpr const char* op_name = "masked_mlp_sample";
+
+std::string element(const char* list, size_t index) { return std::string(list) + "[" + std::to_string(index) + "]"; }
+
+}  // namespace
+
+MlpActivation parse_mlp_activation(const std::string& name) {
+  static const std::pair<const char*, MlpActivation> activations[] = {
+      {"relu", MlpActivation::relu},         {"sigmoid", MlpActivation::sigmoid},
+      {"tanh", MlpActivation::tanh},         {"elu", MlpActivation::elu},
+      {"softplus", MlpActivation::softplus}, {"silu", MlpActivation::silu},
+      {"gelu", MlpActivation::gelu},         {"leaky_relu", MlpActivation::leaky_relu}};
+  for (const auto& [known, activation] : activations) {
+    if (name == known) return activation;
+  }
+  TORCH_CHECK(false, op_name,
+              ": activation must be relu, sigmoid, tanh, elu, softplus, silu, gelu or leaky_relu, got '", name, "'");
+}
+
+void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
+                             at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
+                             const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
+                             double temperature) {
+  const char* op = op_name;
+  TORCH_CHECK(!weights.empty() && weights.size() <= masked_mlp_max_layers + 1, op, ": weights must hold 1 to ",
+              masked_mlp_max_layers + 1, " tensors, got ", weights.size());
+  TORCH_CHECK(biases.size() == weights.size(), op, ": biases must hold as many tensors as weights, ", weights.size(),
+              ", got ", biases.size());
+  TORCH_CHECK(extents.size() == weights.size(), op, ": extents must hold as many tensors as weights, ", weights.size(),
+              ", got ", extents.size());
+  TORCH_CHECK(unit_ends.size() + 1 == weights.size(), op, ": unit_ends must hold one tensor per hidden layer, ",
+              weights.size() - 1, ", got ", unit_ends.size());
+  for (size_t l = 0; l < weights.size(); ++l) check_dim(op, element("weights", l).c_str(), weights[l], 2, "(units, inputs)");
+  const at::Tensor& first = weights[0];
+  check_floating(op, "weights[0]", first);
+  const auto type = first.scalar_type(), compute = compute_type(type);
+  const c10::SymInt variables = weights.back().sym_size(0);
+  TORCH_CHECK(variables > 0, op, ": the last of weights must have a row per variable, got shape ",
+              weights.back().sym_sizes());
+  check_dim(op, "state", state, 2, "(B, D + sum of hidden units)");
+  c10::SymInt inputs = variables, features = variables;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const std::string weight = element("weights", l), bias = element("biases", l), extent = element("extents", l);
+    check_same_dtype(op, weight.c_str(), weights[l], "weights[0]", first);
+    check_same_device(op, weight.c_str(), weights[l], "weights[0]", first);
+    check_size(op, weight.c_str(), weights[l], 1, inputs, "columns, one per unit of the layer before,");
+    const c10::SymInt units = weights[l].sym_size(0);
+    TORCH_CHECK(biases[l].dim() == 1 || (l == 0 && biases[l].dim() == 2), op, ": ", bias, " must have shape (units)",
+                l == 0 ? " or (B, units)" : "", ", got ", biases[l].sym_sizes());
+    check_size(op, bias.c_str(), biases[l], biases[l].dim() - 1, units, "units");
+    if (biases[l].dim() == 2) check_size(op, bias.c_str(), biases[l], 0, state.sym_size(0), "rows, as state has,");
+    TORCH_CHECK(biases[l].scalar_type() == type || biases[l].scalar_type() == compute, op, ": ", bias,
+                " must have the dtype of weights, ", type, ", or ", compute, ", got ", biases[l].scalar_type());
+    check_same_device(op, bias.c_str(), biases[l], "weights[0]", first);
+    check_dim(op, extent.c_str(), extents[l], 1, "(units)");
+    check_size(op, extent.c_str(), extents[l], 0, units, "units");
+    check_dtype(op, extent.c_str(), extents[l], at::kInt);
+    check_same_device(op, extent.c_str(), extents[l], "weights[0]", first);
+    if (l + 1 < weights.size()) {
+      const std::string ends = element("unit_ends", l);
+      check_dim(op, ends.c_str(), unit_ends[l], 1, "(D)");
+      check_size(op, ends.c_str(), unit_ends[l], 0, variables, "entries, one per variable,");
+      check_dtype(op, ends.c_str(), unit_ends[l], at::kInt);
+      check_same_device(op, ends.c_str(), unit_ends[l], "weights[0]", first);
+      features = features + units;
+    }
+    inputs = units;
+  }
+  check_size(op, "state", state, 1, features, "columns, D + sum of hidden units,");
+  check_dtype(op, "state", state, compute);
+  check_same_device(op, "state", state, "weights[0]", first);
+  if (order.has_value()) {
+    check_dim(op, "order", *order, 1, "(D)");
+    check_size(op, "order", *order, 0, variables, "entries, one per variable,");
+    check_dtype(op, "order", *order, at::kLong);
+    check_same_device(op, "order", *order, "weights[0]", first);
+  }
+  check_sample_arguments(op, state, variables, compute, given, known, start, stop, temperature);
+}
+
+MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
+                                    at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
+                                    const OptionalTensor& given, const OptionalTensor& known,
+                                    MlpActivation activation, int64_t seed, int64_t first_index, int64_t start,
+                                    int64_t stop, double temperature) {
+  MaskedMlpTensors t;
+  const auto keep = [&](const at::Tensor& tensor) { return t.kept.emplace_back(tensor.contiguous()).const_data_ptr(); };
+  const auto keep_or_null = [&](const OptionalTensor& tensor) { return tensor.has_value() ? keep(*tensor) : nullptr; };
+  const auto type = weights[0].scalar_type(), compute = compute_type(type);
+  const int64_t batch = state.size(0);
+  t.state = state.clone(at::MemoryFormat::Contiguous);
+  t.values = at::empty({batch, stop - start}, state.options());
+  t.log_prob = at::zeros({batch}, state.options().dtype(at::kDouble));
+
+  MaskedMlpSample& sample = t.sample = MaskedMlpSample{};
+  sample.storage = storage_type(type);
+  sample.activation = activation;
+  sample.batch = batch;
+  sample.variables = weights.back().size(0);
+  sample.hidden_layers = static_cast<int64_t>(weights.size()) - 1;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    MaskedMlpLayer& layer = sample.layers[l];
+    layer.units = weights[l].size(0);
+    layer.weight = keep(weights[l]);
+    layer.bias = keep(biases[l].to(compute));
+    layer.bias_stride = biases[l].dim() == 2 ? layer.units : 0;
+    layer.extents = static_cast<const int32_t*>(keep(extents[l]));
+    layer.unit_ends = l + 1 < weights.size() ? static_cast<const int32_t*>(keep(unit_ends[l])) : nullptr;
+  }
+  sample.start = start;
+  sample.stop = stop;
+  sample.seed = static_cast<uint64_t>(seed);
+  sample.first_index = first_index;
+  sample.temperature = temperature;
+  sample.order = static_cast<const int64_t*>(keep_or_null(order));
+  sample.given = keep_or_null(given);
+  sample.known = static_cast<const uint8_t*>(keep_or_null(known));
+  sample.state = t.state.mutable_data_ptr();
+  sample.values = t.values.mutable_data_ptr();
+  sample.log_prob = t.log_prob.mutable_data_ptr();
+  return t;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
+    const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
+    std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
+    std::string algorithm) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow(AR_FAST_OP("masked_mlp_sample"), "")
+                             .typed<decltype(masked_mlp_sample)>();
+  return op.call(state, weights, biases, extents, unit_ends, order, given, known, std::move(activation), seed,
+                 first_index, start, stop, temperature, std::move(algorithm));
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
+    const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
+    std::string activation, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop, double temperature,
+    std::string /*algorithm*/) {
+  parse_mlp_activation(activation);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known, start, stop, temperature);
+  const c10::SymInt batch = state.sym_size(0);
+  return {at::empty_symint({batch, stop - start}, state.options()),
+          at::empty_symint({batch}, state.options().dtype(at::kDouble)),
+          at::empty_symint(state.sym_sizes(), state.options())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) { m.impl("masked_mlp_sample", masked_mlp_sample_meta); }
+
+}  // namespace ar_fast
