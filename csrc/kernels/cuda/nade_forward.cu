@@ -55,7 +55,7 @@ __device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N]) {
 
 // partial [strips, B, R_out]: each strip's share of the parameters. Block x = (group of rows, chunk), block y = strip.
 template <typename S, bool plain>
-__global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, 3)
+__global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) == 8 ? 2 : 3)
     nade_scan_kernel(NadeArguments<S> arguments, int chunk, const Compute<S>* __restrict__ states,
                      Compute<S>* __restrict__ partial) {
   using T = Compute<S>;

@@ -1,0 +1,168 @@
+"""Compiles and links every CUDA kernel for every release architecture and reads what the compiler says of it. No GPU is needed.
+
+    python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [NAME.cu ...]
+
+Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read from
+its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
+"""
+
+import argparse
+import concurrent.futures
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+ARCHITECTURES = ["sm_75", "sm_80", "sm_90a"]
+PTX_ARCHITECTURE = "compute_80"
+
+LOAD_128 = r"ld\.global(\.nc)?(\.L\w+)*\.v(4\.[usfb]32|2\.[usfb]64)"
+LOAD_SHARED_128 = r"ld\.shared\.v(4\.[usfb]32|2\.[usfb]64)"
+COPY_ASYNC = r"cp\.async\.cg\.shared\.global"
+MATRIX = r"mma\.sync\.aligned\.m16n8k16"
+LOAD_MATRIX = r"ldmatrix\.sync\.aligned\.m8n8\.x4"
+
+# Kernel (a pattern of its mangled name) -> the instructions that it is meant to use.
+REQUIRED = {
+    r"nade_scan_kernelI.*Lb1E": [COPY_ASYNC, LOAD_SHARED_128],
+    r"nade_scan_kernelI.*Lb0E": [LOAD_128],
+    r"nade_sample_kernelI": [LOAD_128],
+}
+# Kernels whose only special functions are activations of hidden units: in float, each is one ex2 and one rcp.
+ACTIVATIONS = re.compile(r"nade_(scan|local|out_rows|inputs)_kernelI(?!d)")
+
+
+@dataclass
+class Report:
+    """What ptxas says of one kernel on one architecture."""
+
+    kernel: str
+    architecture: str
+    stack: int = 0
+    spills: int = 0
+    registers: int = 0
+    shared: int = 0
+
+
+@dataclass
+class Source:
+    path: Path
+    reports: list[Report] = field(default_factory=list)
+    kernels: dict[str, str] = field(default_factory=dict)  # mangled name -> PTX
+    object: Path | None = None
+
+
+def parse_reports(text: str) -> list[Report]:
+    reports = []
+    for line in text.splitlines():
+        if found := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            reports.append(Report(*found.groups()))
+        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            # Device functions that were not inlined have such a line too: they count for the kernel before them.
+            reports[-1].stack += int(found[1])
+            reports[-1].spills += int(found[2]) + int(found[3])
+        elif found := re.search(r"Used (\d+) registers", line):
+            reports[-1].registers = int(found[1])
+            if found := re.search(r"(\d+) bytes smem", line):
+                reports[-1].shared = int(found[1])
+    return reports
+
+
+def split_kernels(ptx: str) -> dict[str, str]:
+    parts = re.split(r"^(?:\.visible |\.weak )?\.entry (\w+)", ptx, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def compile_source(path: Path, build: Path) -> Source:
+    keep = build / path.stem
+    shutil.rmtree(keep, ignore_errors=True)
+    keep.mkdir(parents=True)
+    source = Source(path, object=build / f"{path.stem}.o")
+    code = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+    code.append(f"-gencode=arch={PTX_ARCHITECTURE},code={PTX_ARCHITECTURE}")
+    command = ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas", *code,
+               "-Xptxas=-v", "--keep", f"--keep-dir={keep}", "-c", str(path), "-o", str(source.object)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{path.name} does not compile:\n{done.stdout}\n{done.stderr}")
+    source.reports = parse_reports(done.stdout + done.stderr)
+    for ptx in keep.glob(f"*{PTX_ARCHITECTURE}*.ptx"):
+        source.kernels.update(split_kernels(ptx.read_text()))
+    return source
+
+
+def check(sources: list[Source], whole: bool) -> list[str]:
+    problems = []
+    for source in sources:
+        for report in source.reports:
+            if report.stack or report.spills:
+                problems.append(
+                    f"{source.path.name}: {report.kernel} on {report.architecture}: {report.stack} bytes of local memory, "
+                    f"{report.spills} bytes of spills"
+                )
+        for kernel, ptx in source.kernels.items():
+            if ACTIVATIONS.search(kernel):
+                exponentials, reciprocals = (len(re.findall(name, ptx)) for name in (r"\bex2\.", r"\brcp\."))
+                slow = re.findall(r"\b(?:div|sqrt|tanh|rsqrt|sin|cos|lg2)\.\S*f32", ptx)
+                if exponentials == 0 or exponentials != reciprocals or slow:
+                    problems.append(
+                        f"{source.path.name}: {kernel} has {exponentials} ex2, {reciprocals} rcp and {slow or 'nothing'} "
+                        "besides: an activation is one of each"
+                    )
+    kernels = {kernel: ptx for source in sources for kernel, ptx in source.kernels.items()}
+    for pattern, instructions in REQUIRED.items():
+        matching = [kernel for kernel in kernels if re.search(pattern, kernel)]
+        if not matching and whole:
+            problems.append(f"no kernel matches {pattern!r}, which REQUIRED names")
+        for kernel in matching:
+            for instruction in instructions:
+                if not re.search(instruction, kernels[kernel]):
+                    problems.append(f"{kernel} has no {instruction} in its PTX")
+    return problems
+
+
+def link(sources: list[Source], build: Path) -> None:
+    """With the static runtime and nothing undefined: no driver is needed to link or to load."""
+    command = ["nvcc", "-shared", "-cudart=static", "-Xlinker=--no-undefined", *(str(s.object) for s in sources)]
+    done = subprocess.run([*command, "-o", str(build / "libkernels.so")], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"the kernels do not link:\n{done.stderr}")
+
+
+def demangle(names: list[str]) -> list[str]:
+    if shutil.which("c++filt") is None:
+        return names
+    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    return [re.sub(r"^void |ar_fast::|cuda::|\(anonymous namespace\)::|\(.*\)$", "", line) for line in text.splitlines()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-check")
+    parser.add_argument("names", nargs="*", help="sources to check; all, and that they link, by default")
+    options = parser.parse_args()
+    if shutil.which("nvcc") is None:
+        raise SystemExit("nvcc was not found: put it on PATH")
+    options.build.mkdir(parents=True, exist_ok=True)
+    paths = [KERNELS / name for name in options.names] or sorted(KERNELS.glob("*.cu"))
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        sources = list(pool.map(lambda path: compile_source(path, options.build), paths))
+    reports = [report for source in sources for report in source.reports]
+    for name, report in sorted(zip(demangle([r.kernel for r in reports]), reports, strict=True), key=lambda pair: pair[0]):
+        print(f"{report.architecture:7} {report.registers:4} registers {report.shared:6} B shared  {name}")
+    problems = check(sources, whole=not options.names)
+    if not options.names:
+        link(sources, options.build)
+    for problem in problems:
+        print(f"FAILED: {problem}", file=sys.stderr)
+    print(f"{len(reports)} kernels of {len(sources)} files on {', '.join(ARCHITECTURES)}: {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
