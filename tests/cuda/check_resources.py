@@ -1,4 +1,4 @@
-"""Compiles and links every CUDA kernel for every release architecture and reads what the compiler says of it. No GPU is needed.
+"""Compiles, links and loads every CUDA kernel for every release architecture and reads what the compiler says of it. No GPU is needed.
 
     python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [NAME.cu ...]
 
@@ -7,6 +7,7 @@ its PTX), or spends more than one ex2 and one rcp on an activation; prints a tab
 """
 
 import argparse
+import ctypes
 import concurrent.futures
 import re
 import shutil
@@ -125,12 +126,13 @@ def check(sources: list[Source], whole: bool) -> list[str]:
     return problems
 
 
-def link(sources: list[Source], build: Path) -> None:
-    """With the static runtime and nothing undefined: no driver is needed to link or to load."""
+def link_and_load(sources: list[Source], build: Path) -> None:
+    """With the static runtime and nothing undefined: no driver is needed."""
     command = ["nvcc", "-shared", "-cudart=static", "-Xlinker=--no-undefined", *(str(s.object) for s in sources)]
     done = subprocess.run([*command, "-o", str(build / "libkernels.so")], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"the kernels do not link:\n{done.stderr}")
+    ctypes.CDLL(str(build / "libkernels.so"))
 
 
 def demangle(names: list[str]) -> list[str]:
@@ -157,7 +159,7 @@ def main() -> int:
         print(f"{report.architecture:7} {report.registers:4} registers {report.shared:6} B shared  {name}")
     problems = check(sources, whole=not options.names)
     if not options.names:
-        link(sources, options.build)
+        link_and_load(sources, options.build)
     for problem in problems:
         print(f"FAILED: {problem}", file=sys.stderr)
     print(f"{len(reports)} kernels of {len(sources)} files on {', '.join(ARCHITECTURES)}: {len(problems)} problems")
