@@ -1,4 +1,4 @@
-"""The CUDA kernels and their emulation under AddressSanitizer, in a process of their own (it has to be loaded first)."""
+"""The CUDA kernels and their emulation under AddressSanitizer, which must be loaded first: in a process of their own."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, whose Addre
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     runtimes = [
-        subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.check_output([COMPILER, f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libstdc++.so")
     ]
     environment = {

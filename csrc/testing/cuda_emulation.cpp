@@ -40,9 +40,9 @@ Settings& settings() {
   return value;
 }
 
-constexpr size_t kSharedBytes = 227 * 1024;       // of a block on sm_90
+constexpr size_t kSharedBytes = 227 * 1024;  // of a block on sm_90
 constexpr size_t kStaticSharedBytes = 48 * 1024;
-constexpr int kIdleRounds = 200000;               // rounds of nothing but spinning that count as a hang
+constexpr int kIdleRounds = 200000;  // rounds of nothing but spinning that count as a hang
 
 // Shared memory is aligned as on the device and as long as was asked for, so that AddressSanitizer finds the end.
 class SharedArray {
@@ -79,8 +79,8 @@ struct Thread {
   Warp* warp = nullptr;
   uint32_t lane = 0;
   Fiber fiber;
-  const Site* waiting_block = nullptr;            // the block barrier it waits at
-  const WarpOperation* waiting_warp = nullptr;    // the warp operation it waits at
+  const Site* waiting_block = nullptr;          // the block barrier it waits at
+  const WarpOperation* waiting_warp = nullptr;  // the warp operation it waits at
   Votes votes = {};
   std::vector<AsyncCopy> open_copies;
   std::vector<std::vector<AsyncCopy>> committed_copies;
@@ -88,8 +88,8 @@ struct Thread {
 
 struct Warp {
   Thread* lanes[32] = {};
-  uint32_t ready = 0;     // lanes that can run
-  uint32_t yielded = 0;   // lanes that can run once nothing else can
+  uint32_t ready = 0;    // lanes that can run
+  uint32_t yielded = 0;  // lanes that can run once nothing else can
 };
 
 struct Block {

@@ -1,14 +1,14 @@
 // CUDA on the host, for the tests: a .cu file compiled as plain C++ against this header runs without a GPU.
 //
 // Every thread of a block is a fiber. A fiber runs until it waits (barrier, warp operation, spin), so a race never
-// shows by chance; it shows by changing the order in which fibers run: forward (lowest thread first), reverse, or random.
-// Set it with ar_fast_emulation_set_order or AR_FAST_EMULATION_ORDER = forward | reverse | random[:seed].
+// shows by chance; it shows by changing the order in which fibers run: forward (lowest thread first), reverse, or
+// random. Set it with ar_fast_emulation_set_order or AR_FAST_EMULATION_ORDER = forward | reverse | random[:seed].
 //
-// What a GPU leaves undefined is an error here, returned by the launch with a message that names kernel, block and thread:
-// threads that wait at different barriers or warp operations, or for a thread that has exited; vector accesses that are
-// not aligned; waiting for a cp.async that was never committed shows as NaN, since its data lands only at the wait.
-// Shared memory is filled with NaN (bytes 0xFF) before each block. AddressSanitizer sees every access out of bounds,
-// as every shared array is an allocation of its own.
+// What a GPU leaves undefined is an error here, returned by the launch with a message that names kernel, block and
+// thread: threads that wait at different barriers or warp operations, or for a thread that has exited; vector accesses
+// that are not aligned; waiting for a cp.async that was never committed shows as NaN, since its data lands only at the
+// wait. Shared memory is filled with NaN (bytes 0xFF) before each block. AddressSanitizer sees every access out of
+// bounds, as every shared array is an allocation of its own.
 #pragma once
 
 #include <algorithm>
@@ -81,8 +81,8 @@ struct Votes {
 // Waits until every thread of the block has come to the same site.
 Votes block_barrier(const Site& site, bool predicate);
 
-// What one lane brings to a warp operation. The last lane to arrive calls `complete`, which reads the operand of every lane in
-// `mask` and writes the result of every one.
+// What one lane brings to a warp operation. The last lane to arrive calls `complete`, which reads the operand of every
+// lane in `mask` and writes the result of every one.
 struct WarpOperation {
   Site site;
   uint32_t mask;
@@ -122,7 +122,8 @@ void wait_async(int groups_left);
 #define blockDim (::ar_fast::emulation::index().block_dim)
 #define gridDim (::ar_fast::emulation::index().grid_dim)
 
-#define AR_FAST_SITE(operation) ::ar_fast::emulation::Site { operation, file, line }
+#define AR_FAST_SITE(operation) \
+  ::ar_fast::emulation::Site { operation, file, line }
 #define AR_FAST_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(AR_FAST_HERE) { ar_fast::emulation::block_barrier(AR_FAST_SITE("__syncthreads"), false); }
@@ -188,9 +189,8 @@ T shuffle_from(const Site& site, uint32_t mask, T value, uint32_t source) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles take 32-bit and 64-bit values");
   const auto result = warp_collective<Shuffle<T>, Shuffled<T>, shuffle<T>>(site, mask, Shuffle<T>{value, source});
   if (result.read_outside) {
-    fail(cudaErrorLaunchFailure,
-         std::string(site.operation) + " at " + site.file + ":" + std::to_string(site.line) + " reads lane " +
-             std::to_string(source) + ", which is not in the mask");
+    fail(cudaErrorLaunchFailure, std::string(site.operation) + " at " + site.file + ":" + std::to_string(site.line) +
+                                     " reads lane " + std::to_string(source) + ", which is not in the mask");
   }
   return result.value;
 }
@@ -236,7 +236,8 @@ T __shfl_down_sync(uint32_t mask, T value, unsigned delta, AR_FAST_HERE) {
 template <typename T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, AR_FAST_HERE) {
   const uint32_t lane = ar_fast::emulation::lane();
-  return ar_fast::emulation::shuffle_from(AR_FAST_SITE("__shfl_up_sync"), mask, value, lane >= delta ? lane - delta : lane);
+  return ar_fast::emulation::shuffle_from(AR_FAST_SITE("__shfl_up_sync"), mask, value,
+                                          lane >= delta ? lane - delta : lane);
 }
 
 #undef AR_FAST_HERE

@@ -40,8 +40,8 @@ struct Matrices {
   uint32_t fragment[4];
 };
 
-// Lane l brings the address of row l % 8 of matrix l / 8. Lane l gets elements 2 (l % 4) and + 1 of row l / 4 of each matrix;
-// transposed, of the transposed matrix.
+// Lane l brings the address of row l % 8 of matrix l / 8. Lane l gets elements 2 (l % 4) and + 1 of row l / 4 of each
+// matrix; transposed, of the transposed matrix.
 template <bool transposed>
 void load_matrices(const void* const* const rows[32], Matrices* const results[32], uint32_t) {
   for (int lane = 0; lane < 32; ++lane) {

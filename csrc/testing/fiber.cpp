@@ -24,8 +24,8 @@
 #include <ucontext.h>
 #endif
 
-// ar_fast_switch_stack(save, load): pushes the registers that a call preserves, stores the stack pointer at *save, takes
-// `load` as the stack pointer, pops the registers that were pushed there and returns to the address found there.
+// ar_fast_switch_stack(save, load): pushes the registers that a call preserves, stores the stack pointer at *save,
+// takes `load` as the stack pointer, pops the registers that were pushed there and returns to the address found there.
 #if defined(__x86_64__)
 extern "C" void ar_fast_switch_stack(void** save, void* load);
 asm(R"(
@@ -138,7 +138,8 @@ void Fiber::start(void (*entry)(void*), void* argument) {
 #endif
   char* top = stack_ + stack_bytes_;
 #if defined(__x86_64__)
-  // Six registers, the address that `ret` takes, and a null return address that leaves the stack aligned as after a call.
+  // Six registers, the address that `ret` takes, and a null return address that leaves the stack aligned as after a
+  // call.
   void** frame = reinterpret_cast<void**>(top) - 8;
   std::memset(frame, 0, 8 * sizeof(void*));
   frame[6] = reinterpret_cast<void*>(&FiberEntry::enter);
@@ -150,7 +151,8 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   stack_pointer_ = frame;
 #else
   static_assert(sizeof(ucontext_t) < kStackBytes / 4, "the context is kept at the top of the stack");
-  auto* context = reinterpret_cast<ucontext_t*>((reinterpret_cast<uintptr_t>(top) - sizeof(ucontext_t)) & ~uintptr_t{63});
+  auto* context =
+      reinterpret_cast<ucontext_t*>((reinterpret_cast<uintptr_t>(top) - sizeof(ucontext_t)) & ~uintptr_t{63});
   getcontext(context);
   context->uc_stack.ss_sp = stack_;
   context->uc_stack.ss_size = static_cast<size_t>(reinterpret_cast<char*>(context) - stack_);

@@ -24,9 +24,9 @@ class Fiber {
  private:
   static void run(Fiber* fiber);
 
-  char* stack_ = nullptr;            // above one guard page
+  char* stack_ = nullptr;  // above one guard page
   size_t stack_bytes_ = 0;
-  void* stack_pointer_ = nullptr;    // of the suspended fiber; where ucontext is used, its context
+  void* stack_pointer_ = nullptr;  // of the suspended fiber; where ucontext is used, its context
   void* scheduler_pointer_ = nullptr;
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;

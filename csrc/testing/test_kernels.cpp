@@ -1,5 +1,5 @@
-// Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the launch's
-// cudaError_t; ar_fast_emulation_error() has the words.
+// Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the
+// launch's cudaError_t; ar_fast_emulation_error() has the words.
 #include "../kernels/cuda/runtime.h"
 
 #define AR_FAST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -16,7 +16,14 @@ __global__ void neighbour_kernel(int* out, bool with_barrier) {
   out[t] = values[(t + 1) % 64];
 }
 
-enum class Divergence { exited_before_barrier, two_barriers, exited_before_shuffle, two_masks, warp_against_barrier, not_in_mask };
+enum class Divergence {
+  exited_before_barrier,
+  two_barriers,
+  exited_before_shuffle,
+  two_masks,
+  warp_against_barrier,
+  not_in_mask
+};
 
 __global__ void divergent_kernel(Divergence divergence) {
   const int t = static_cast<int>(threadIdx.x);
@@ -148,7 +155,9 @@ AR_FAST_EXPORT int ar_fast_test_half_warps(int* out) { return launch({"half_warp
 AR_FAST_EXPORT int ar_fast_test_vector(const float* in, float* out) {
   return launch({"vector", 1, 1}, vector_kernel, in, out);
 }
-AR_FAST_EXPORT int ar_fast_test_warp(const float* in, float* out) { return launch({"warp", 1, 32}, warp_kernel, in, out); }
+AR_FAST_EXPORT int ar_fast_test_warp(const float* in, float* out) {
+  return launch({"warp", 1, 32}, warp_kernel, in, out);
+}
 AR_FAST_EXPORT int ar_fast_test_matrix(const void* a, const void* b, float* c, bool is_bfloat16) {
   if (is_bfloat16) {
     return launch({"matrix", 1, 32}, matrix_kernel<bfloat16>, static_cast<const bfloat16*>(a),

@@ -1,14 +1,14 @@
-"""Compiles, links and loads every CUDA kernel for every release architecture and reads what the compiler says of it. No GPU is needed.
+"""Compiles, links and loads every CUDA kernel for every release architecture, and reads the compiler's report. No GPU.
 
     python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [NAME.cu ...]
 
-Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read from
-its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
+Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
+from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
 """
 
 import argparse
-import ctypes
 import concurrent.futures
+import ctypes
 import re
 import shutil
 import subprocess
@@ -102,7 +102,7 @@ def check(sources: list[Source], whole: bool) -> list[str]:
         for report in source.reports:
             if report.stack or report.spills:
                 problems.append(
-                    f"{source.path.name}: {report.kernel} on {report.architecture}: {report.stack} bytes of local memory, "
+                    f"{report.kernel} on {report.architecture}: {report.stack} bytes of local memory, "
                     f"{report.spills} bytes of spills"
                 )
         for kernel, ptx in source.kernels.items():
@@ -111,7 +111,7 @@ def check(sources: list[Source], whole: bool) -> list[str]:
                 slow = re.findall(r"\b(?:div|sqrt|tanh|rsqrt|sin|cos|lg2)\.\S*f32", ptx)
                 if exponentials == 0 or exponentials != reciprocals or slow:
                     problems.append(
-                        f"{source.path.name}: {kernel} has {exponentials} ex2, {reciprocals} rcp and {slow or 'nothing'} "
+                        f"{kernel} has {exponentials} ex2, {reciprocals} rcp and {slow or 'nothing'} "
                         "besides: an activation is one of each"
                     )
     kernels = {kernel: ptx for source in sources for kernel, ptx in source.kernels.items()}
@@ -139,7 +139,8 @@ def demangle(names: list[str]) -> list[str]:
     if shutil.which("c++filt") is None:
         return names
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [re.sub(r"^void |ar_fast::|cuda::|\(anonymous namespace\)::|\(.*\)$", "", line) for line in text.splitlines()]
+    noise = r"^void |ar_fast::|cuda::|\(anonymous namespace\)::|\(.*\)$"
+    return [re.sub(noise, "", line) for line in text.splitlines()]
 
 
 def main() -> int:
@@ -155,7 +156,8 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         sources = list(pool.map(lambda path: compile_source(path, options.build), paths))
     reports = [report for source in sources for report in source.reports]
-    for name, report in sorted(zip(demangle([r.kernel for r in reports]), reports, strict=True), key=lambda pair: pair[0]):
+    names = demangle([report.kernel for report in reports])
+    for name, report in sorted(zip(names, reports, strict=True), key=lambda pair: pair[0]):
         print(f"{report.architecture:7} {report.registers:4} registers {report.shared:6} B shared  {name}")
     problems = check(sources, whole=not options.names)
     if not options.names:

@@ -1,5 +1,6 @@
-// Activations of hidden units. In float: at most two special-function instructions each (ex2 and rcp), relative error below
-// 5e-7 wherever the result is a normal number; +-infinity gives the limit and NaN gives NaN. In double: the library's functions.
+// Activations of hidden units. In float: at most two special-function instructions each (ex2 and rcp), relative error
+// below 5e-7 wherever the result is a normal number; +-infinity gives the limit and NaN gives NaN. In double: the
+// library's functions.
 #pragma once
 
 #include "runtime.h"
@@ -55,9 +56,12 @@ __device__ __forceinline__ void activate(Activation activation, T scale, const T
 template <typename T>
 __device__ __forceinline__ T derivative(Activation activation, T h) {
   switch (activation) {
-    case Activation::sigmoid: return h * (T(1) - h);
-    case Activation::tanh: return T(1) - h * h;
-    default: return h > T(0) ? T(1) : T(0);
+    case Activation::sigmoid:
+      return h * (T(1) - h);
+    case Activation::tanh:
+      return T(1) - h * h;
+    default:
+      return h > T(0) ? T(1) : T(0);
   }
 }
 

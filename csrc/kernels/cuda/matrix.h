@@ -3,8 +3,9 @@
 
 namespace ar_fast::cuda {
 
-// Four 8 x 8 matrices of 16-bit elements. Lane l brings the address (16-byte aligned) of row l % 8 of matrix l / 8, and gets of
-// each matrix the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; with `transposed`, of the transposed matrix.
+// Four 8 x 8 matrices of 16-bit elements. Lane l brings the address (16-byte aligned) of row l % 8 of matrix l / 8, and
+// gets of each matrix the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; with `transposed`, of the transposed
+// matrix.
 template <bool transposed = false>
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const void* shared_row) {
 #if defined(AR_FAST_EMULATE_CUDA)
@@ -29,7 +30,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const voi
 }
 
 #if !defined(AR_FAST_EMULATE_CUDA)
-// sm_75 has no m16n8k16: two m16n8k8 for float16, and for bfloat16 the sums from shuffled operands (slow, the same result).
+// sm_75 has no m16n8k16: two m16n8k8 for float16, and for bfloat16 the sums from shuffled operands (slow, the same
+// result).
 __device__ __forceinline__ void multiply_matrices_before_sm80(float (&c)[4], const uint32_t (&a)[4],
                                                               const uint32_t (&b)[2], float16) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -66,9 +68,9 @@ __device__ __forceinline__ void multiply_matrices_before_sm80(float (&c)[4], con
 }
 #endif
 
-// c (16 x 8, float) += a (16 x 16) b (16 x 8), a and b of T = bfloat16 or float16; every lane takes part. Lane l holds, with g = l / 4
-// and t = 2 (l % 4): a[0] = a(g, t..t+1), a[1] = a(g + 8, t..), a[2] = a(g, t + 8..), a[3] = a(g + 8, t + 8..);
-// b[0] = b(t..t+1, g), b[1] = b(t + 8.., g); c = c(g, t), c(g, t + 1), c(g + 8, t), c(g + 8, t + 1).
+// c (16 x 8, float) += a (16 x 16) b (16 x 8), a and b of T = bfloat16 or float16; every lane takes part. Lane l holds,
+// with g = l / 4 and t = 2 (l % 4): a[0] = a(g, t..t+1), a[1] = a(g + 8, t..), a[2] = a(g, t + 8..), a[3] = a(g + 8, t
+// + 8..); b[0] = b(t..t+1, g), b[1] = b(t + 8.., g); c = c(g, t), c(g, t + 1), c(g + 8, t), c(g + 8, t + 1).
 template <typename T>
 __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr bool is_bfloat16 = std::is_same_v<T, bfloat16>;
@@ -76,10 +78,9 @@ __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t 
 #if defined(AR_FAST_EMULATE_CUDA)
   constexpr auto to_float = is_bfloat16 ? emulation::bfloat16_to_float : emulation::half_to_float;
   const emulation::MatrixOperand operand = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}};
-  const auto result =
-      emulation::warp_collective<emulation::MatrixOperand, emulation::MatrixResult,
-                                 emulation::multiply_matrices<to_float>>({"mma.sync", __FILE__, __LINE__}, kFullMask,
-                                                                         operand);
+  const auto result = emulation::warp_collective<emulation::MatrixOperand, emulation::MatrixResult,
+                                                 emulation::multiply_matrices<to_float>>(
+      {"mma.sync", __FILE__, __LINE__}, kFullMask, operand);
   for (int i = 0; i < 4; ++i) c[i] = result.c[i];
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   if constexpr (is_bfloat16) {

@@ -1,20 +1,22 @@
 // NADE backward: gradients of weights and biases, of x and of activation_scale, from the parameters' gradient.
 //
-// With delta_p = f'(s a_p) s dh_p and dh_p = grad_parameters out_weight at position p, the gradient that reaches the state
-// after position p is the sum of delta over the later positions. Positions are cut into tiles and tiles into segments:
+// With delta_p = f'(s a_p) s dh_p and dh_p = grad_parameters out_weight at position p, the gradient that reaches the
+// state after position p is the sum of delta over the later positions. Positions are cut into tiles and tiles into
+// segments:
 //
 //   nade_states      the states before each tile, recomputed forward (never un-subtracted)
-//   nade_local       per tile: grad_out_weight, the sum of delta over the tile, and grad_in_weight's share from within the tile
+//   nade_local       per tile: grad_out_weight, the sum of delta over the tile, and what the tile itself gives
+//                    grad_in_weight
 //   nade_suffix      sums of delta over all later tiles
-//   nade_far         grad_in_weight's share from later tiles
+//   nade_far         what later tiles give grad_in_weight
 //   nade_inputs      grad_x and grad_activation_scale, where wanted
 //
-// Segments are taken from the last to the first and share scratch: at least sqrt(tiles) tiles, more where 256 MiB allow.
-// A block owns a tile and a strip of hidden units for all rows of the batch, so weight gradients are sums in registers in the order
-// of the rows: no atomics, the same bits in every run. In the plain case a tile is 16 positions, both weights' columns and both
-// gradients live in registers (one thread per unit) and each activation is computed once: as in the forward, one ex2 and one rcp per
-// activation, so 8 activations per clock and SM; states and sums of delta cost 4 x 4 bytes per (row, tile, unit).
-// Otherwise a tile is one position.
+// Segments are taken from the last to the first and share scratch: at least sqrt(tiles) tiles, more where 256 MiB
+// allow. A block owns a tile and a strip of hidden units for all rows of the batch, so weight gradients are sums in
+// registers in the order of the rows: no atomics, the same bits in every run. In the plain case a tile is 16 positions,
+// both weights' columns and both gradients live in registers (one thread per unit) and each activation is computed
+// once: as in the forward, one ex2 and one rcp per activation, so 8 activations per clock and SM; a state and a sum
+// of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for 16 activations. Otherwise a tile is one position.
 #include "nade_backward_general.h"
 #include "nade_cuda.h"
 
@@ -42,7 +44,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   AR_FAST_SHARED(T, inputs, [kRows][kTile]);
   AR_FAST_SHARED(T, grads, [kRows][kTile]);
   const int t = static_cast<int>(threadIdx.x), unit = static_cast<int>(blockIdx.y) * kThreads + t;
-  const int hidden = arguments.hidden, batch = arguments.batch, first = tiles.start + static_cast<int>(blockIdx.x) * kTile;
+  const int hidden = arguments.hidden, batch = arguments.batch,
+            first = tiles.start + static_cast<int>(blockIdx.x) * kTile;
   const int count = min(kTile, tiles.stop - first);
   const bool has_unit = unit < hidden, scaled = arguments.activation_scale != nullptr;
   const int loaded_variable = t % kTile < count ? arguments.variable_at(first + t % kTile) : -1;
@@ -104,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   using T = Compute<S>;
   AR_FAST_SHARED(T, inputs, [kRows][kTile]);
   const int t = static_cast<int>(threadIdx.x), unit = static_cast<int>(blockIdx.y) * kThreads + t;
-  const int hidden = arguments.hidden, batch = arguments.batch, first = tiles.start + static_cast<int>(blockIdx.x) * kTile;
+  const int hidden = arguments.hidden, batch = arguments.batch,
+            first = tiles.start + static_cast<int>(blockIdx.x) * kTile;
   const int count = min(kTile, tiles.stop - first);
   const bool has_unit = unit < hidden;
   const int loaded_variable = t % kTile < count ? arguments.variable_at(first + t % kTile) : -1;
@@ -132,10 +136,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   }
 }
 
-// Replaces each tile's sum of delta by that of all later positions; carry [B, H] is the sum after the segment, then before it.
+// Replaces each tile's sum of delta by that of all later positions; carry [B, H] is the sum after the segment, then
+// before it.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) nade_suffix_kernel(int64_t states, int tiles, T* __restrict__ sums,
-                                                               T* __restrict__ carry, bool last_segment) {
+__global__ void __launch_bounds__(kThreads)
+    nade_suffix_kernel(int64_t states, int tiles, T* __restrict__ sums, T* __restrict__ carry, bool last_segment) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= states) return;
   T later = last_segment ? T(0) : carry[i];
@@ -189,7 +194,8 @@ struct BackwardScratch {
     states = scratch.take<T>(plan.tiles_per_segment * plan.states);
     sums = scratch.take<T>(plan.tiles_per_segment * plan.states);
     carry = scratch.take<T>(plan.states);
-    near_in = scratch.take<T>(plan.tile > 1 ? static_cast<int64_t>(plan.tiles_per_segment) * plan.tile * model.hidden : 0);
+    near_in =
+        scratch.take<T>(plan.tile > 1 ? static_cast<int64_t>(plan.tiles_per_segment) * plan.tile * model.hidden : 0);
     bytes = scratch.bytes();
   }
 };
@@ -202,22 +208,22 @@ cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackwa
   const int64_t states = static_cast<int64_t>(arguments.batch) * arguments.hidden;
   const bool plain = tiles.tile == kTile;
   const dim3 grid(static_cast<unsigned>(tiles.count()), static_cast<unsigned>(ceil_divide(arguments.hidden, kThreads)));
-  cudaError_t error =
-      plain ? launch({"nade_local", grid, kThreads, 0, stream}, nade_local_kernel<S>, arguments, tiles, grad,
-                     static_cast<const T*>(scratch.states), scratch.sums, scratch.near_in,
-                     static_cast<S*>(output.grad_out_weight))
-            : nade_backward_out_rows<S>(arguments, tiles, grad, scratch.states, scratch.sums,
-                                        static_cast<S*>(output.grad_out_weight), stream);
+  cudaError_t error = plain ? launch({"nade_local", grid, kThreads, 0, stream}, nade_local_kernel<S>, arguments, tiles,
+                                     grad, static_cast<const T*>(scratch.states), scratch.sums, scratch.near_in,
+                                     static_cast<S*>(output.grad_out_weight))
+                            : nade_backward_out_rows<S>(arguments, tiles, grad, scratch.states, scratch.sums,
+                                                        static_cast<S*>(output.grad_out_weight), stream);
   if (error != cudaSuccess) return error;
   if (states > 0) {
     error = launch({"nade_suffix", static_cast<unsigned>(ceil_divide(states, kThreads)), kThreads, 0, stream},
                    nade_suffix_kernel<T>, states, tiles.count(), scratch.sums, scratch.carry, last_segment);
     if (error != cudaSuccess) return error;
   }
-  error = plain ? launch({"nade_far", grid, kThreads, 0, stream}, nade_far_kernel<S>, arguments, tiles,
-                         static_cast<const T*>(scratch.sums), static_cast<const T*>(scratch.near_in),
-                         static_cast<S*>(output.grad_in_weight))
-                : nade_backward_in_rows<S>(arguments, tiles, scratch.sums, static_cast<S*>(output.grad_in_weight), stream);
+  error =
+      plain ? launch({"nade_far", grid, kThreads, 0, stream}, nade_far_kernel<S>, arguments, tiles,
+                     static_cast<const T*>(scratch.sums), static_cast<const T*>(scratch.near_in),
+                     static_cast<S*>(output.grad_in_weight))
+            : nade_backward_in_rows<S>(arguments, tiles, scratch.sums, static_cast<S*>(output.grad_in_weight), stream);
   if (error != cudaSuccess) return error;
   if (arguments.batch == 0 || (output.grad_x == nullptr && output.grad_activation_scale == nullptr)) return cudaSuccess;
   return nade_backward_inputs<S>(arguments, tiles, grad, scratch.states, scratch.sums, static_cast<T*>(output.grad_x),
@@ -240,10 +246,10 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
   }
   for (int s = plan.segments - 1; s >= 0; --s) {
     const NadeTiles tiles = {s * segment, std::min(variables, (s + 1) * segment), plan.tile};
-    error = plan.segments > 1 ? nade_states<S>(arguments, tiles, scratch.checkpoints + s * plan.states, arguments.hidden,
-                                               scratch.states, stream)
-                              : nade_states<S>(arguments, tiles, arguments.in_bias, arguments.in_bias_stride,
-                                               scratch.states, stream);
+    error = plan.segments > 1
+                ? nade_states<S>(arguments, tiles, scratch.checkpoints + s * plan.states, arguments.hidden,
+                                 scratch.states, stream)
+                : nade_states<S>(arguments, tiles, arguments.in_bias, arguments.in_bias_stride, scratch.states, stream);
     if (error != cudaSuccess) return error;
     error = backward_segment<S>(arguments, output, tiles, scratch, s == plan.segments - 1, stream);
     if (error != cudaSuccess) return error;

@@ -1,6 +1,6 @@
-// NADE backward, any number of weight rows per variable: one thread owns one hidden unit of one position for all rows of the
-// batch. Rows of weights are taken 8 at a time, in registers; the activation is computed once for each 8 rows of out_weight.
-// Bound by the states and sums of delta it reads: 4 bytes each per (row, position, unit) and 8 weight rows.
+// NADE backward, any number of weight rows per variable: one thread owns one hidden unit of one position for all rows
+// of the batch. Rows of weights are taken 8 at a time, in registers; the activation is computed once for each 8 rows of
+// out_weight. Bound by the states and sums of delta it reads: 4 bytes each per (row, position, unit) and 8 weight rows.
 #include "nade_backward_general.h"
 
 namespace ar_fast::cuda {
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
 
 constexpr int kInputWarps = 4;
 
-// One warp per (row, tile): lanes over hidden units, one sum per position in registers. Reads both weights' tiles once per row.
+// One warp per (row, tile): lanes over hidden units, one sum per position in registers. Reads both weights' tiles once
+// per row.
 template <typename S, int tile>
 __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_inputs_kernel(NadeArguments<S> arguments, NadeTiles tiles, const Compute<S>* __restrict__ grad,
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
       T h[1], grad_h = T(0);
       activate(arguments.activation, scale, a, h);
       for (int64_t out = begin; out < end; ++out) {
-        grad_h = fma(grad[row * arguments.out_rows + out], to_compute(arguments.out_weight[out * hidden + unit]), grad_h);
+        grad_h =
+            fma(grad[row * arguments.out_rows + out], to_compute(arguments.out_weight[out * hidden + unit]), grad_h);
       }
       grad_h *= derivative(arguments.activation, h[0]);
       scale_sums[p] = fma(grad_h, a[0], scale_sums[p]);
@@ -147,7 +149,8 @@ dim3 grid_of(const NadeArguments<S>& arguments, const NadeTiles& tiles) {
 
 template <typename S>
 cudaError_t nade_backward_out_rows(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* grad,
-                                   const Compute<S>* states, Compute<S>* sums, S* grad_out_weight, cudaStream_t stream) {
+                                   const Compute<S>* states, Compute<S>* sums, S* grad_out_weight,
+                                   cudaStream_t stream) {
   return launch({"nade_out_rows", grid_of(arguments, tiles), kThreads, 0, stream}, nade_out_rows_kernel<S>, arguments,
                 tiles.start, grad, states, sums, grad_out_weight);
 }
@@ -169,13 +172,13 @@ cudaError_t nade_backward_inputs(const NadeArguments<S>& arguments, const NadeTi
                 sums, grad_x, grad_activation_scale);
 }
 
-#define AR_FAST_INSTANTIATE(S)                                                                                       \
-  template cudaError_t nade_backward_out_rows<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*,       \
-                                                 const Compute<S>*, Compute<S>*, S*, cudaStream_t);                  \
-  template cudaError_t nade_backward_in_rows<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, S*,    \
-                                                cudaStream_t);                                                       \
-  template cudaError_t nade_backward_inputs<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*,         \
-                                               const Compute<S>*, const Compute<S>*, Compute<S>*, Compute<S>*,       \
+#define AR_FAST_INSTANTIATE(S)                                                                                    \
+  template cudaError_t nade_backward_out_rows<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*,    \
+                                                 const Compute<S>*, Compute<S>*, S*, cudaStream_t);               \
+  template cudaError_t nade_backward_in_rows<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, S*, \
+                                                cudaStream_t);                                                    \
+  template cudaError_t nade_backward_inputs<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*,      \
+                                               const Compute<S>*, const Compute<S>*, Compute<S>*, Compute<S>*,    \
                                                cudaStream_t);
 AR_FAST_INSTANTIATE(float)
 AR_FAST_INSTANTIATE(float16)

@@ -1,8 +1,9 @@
 // NADE on CUDA: launchers. The arithmetic is in kernels/nade.h; every pointer of its structures is device memory.
 //
-// All work is enqueued on `stream` without a synchronisation, so it can be captured in a graph. Scratch is device memory of
-// the bytes that the function beside the launcher says, aligned to 256; it may be reused when the stream has passed the launch.
-// A row's result does not depend on the batch it is in, and gradients are bitwise the same in every run.
+// All work is enqueued on `stream` without a synchronisation, so it can be captured in a graph. Scratch is device
+// memory of the bytes that the function beside the launcher says, aligned to 256; it may be reused when the stream has
+// passed the launch. A row's result does not depend on the batch it is in, and gradients are bitwise the same in every
+// run.
 #pragma once
 
 #include "../nade.h"

@@ -13,7 +13,7 @@ template <typename S>
 struct NadeArguments {
   using T = Compute<S>;
   Activation activation;
-  bool aligned;                       // rows of both weights may be read 128 bits at a time
+  bool aligned;  // rows of both weights may be read 128 bits at a time
   int variables, hidden, batch;
   int64_t in_rows, out_rows;
   const S* in_weight;
@@ -109,8 +109,8 @@ struct NadeTiles {
   int count() const { return static_cast<int>(ceil_divide(stop - start, tile)); }
 };
 
-// states [tiles, B, H]: the pre-activations before the first position of each tile. `initial` [B, H] is the state at tiles.start, at
-// initial_stride elements a row; each row adds its inputs one by one, in order, whatever the tiles.
+// states [tiles, B, H]: the pre-activations before the first position of each tile. `initial` [B, H] is the state at
+// tiles.start, at initial_stride elements a row; each row adds its inputs one by one, in order, whatever the tiles.
 template <typename S>
 cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
                         int64_t initial_stride, Compute<S>* states, cudaStream_t stream);
@@ -119,10 +119,14 @@ cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tile
 template <typename Body>
 inline cudaError_t dispatch_storage(ScalarType storage, const Body& body) {
   switch (storage) {
-    case ScalarType::float32: return body(float{});
-    case ScalarType::float16: return body(float16{});
-    case ScalarType::bfloat16: return body(bfloat16{});
-    case ScalarType::float64: return body(double{});
+    case ScalarType::float32:
+      return body(float{});
+    case ScalarType::float16:
+      return body(float16{});
+    case ScalarType::bfloat16:
+      return body(bfloat16{});
+    case ScalarType::float64:
+      return body(double{});
   }
   return cudaErrorInvalidValue;
 }

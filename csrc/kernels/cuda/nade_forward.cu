@@ -1,14 +1,14 @@
 // NADE forward: parameters, and the fused Bernoulli log-likelihood.
 //
-// Three kernels. nade_states finds the state before each chunk of about sqrt(D) positions, so that chunks run in parallel.
-// nade_scan walks a chunk: one warp per (row, strip of hidden units), each lane owning the units of one 128-bit vector of a
-// weight row (128 units a strip in float32), state and activations in registers. In the plain case the block's 8 rows share
-// tiles of 32 positions of both weights in shared memory: 8 bytes of L2 traffic per (position, unit) and 8 rows, under a tenth
-// of L2's rate at the MUFU bound. nade_head adds the strips in a fixed order.
+// Three kernels. nade_states finds the state before each chunk of about sqrt(D) positions, so that chunks run in
+// parallel. nade_scan walks a chunk: one warp per (row, strip of hidden units), each lane owning the units of one
+// 128-bit vector of a weight row (128 units a strip in float32), state and activations in registers. In the plain case
+// the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation costs 1 byte of L2
+// traffic: 8 bytes per clock and SM at the bound below, a third of what L2 gives. nade_head adds the strips in a fixed order.
 //
-// Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13 further
-// instructions per activation stay under the issue rate of 128 a clock. Where x = 0 neither state nor activation changes, and
-// neither is touched (exact); a warp has one row, so the branch is uniform.
+// Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13
+// further instructions per activation stay under the issue rate of 128 a clock. Where x = 0 neither state nor
+// activation changes, and neither is touched (exact); a warp has one row, so the branch is uniform.
 #include "nade_cuda.h"
 #include "nade_device.h"
 
@@ -180,7 +180,8 @@ __global__ void __launch_bounds__(kHeadThreads)
   log_prob[row] = static_cast<T>(total);
 }
 
-// How the forward is cut; a function of the model alone but for the rows taken at a time, which do not enter the arithmetic.
+// How the forward is cut; a function of the model alone but for the rows taken at a time, which do not enter the
+// arithmetic.
 struct ForwardPlan {
   int chunk;
   int64_t chunks, strips, rows;
@@ -220,7 +221,9 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
   cut_scratch<S>(model, plan, scratch, &states, &partial);
   const NadeArguments<S> all(model, input);
   const auto kernel = is_plain(model, input) ? nade_scan_kernel<S, true> : nade_scan_kernel<S, false>;
-  const auto from = [](void* base, int64_t offset) { return base != nullptr ? static_cast<T*>(base) + offset : nullptr; };
+  const auto from = [](void* base, int64_t offset) {
+    return base != nullptr ? static_cast<T*>(base) + offset : nullptr;
+  };
   for (int64_t first = 0; first < input.batch; first += plan.rows) {
     const int64_t rows = std::min(plan.rows, input.batch - first);
     const NadeArguments<S> arguments = rows_from(all, first, rows);
@@ -232,11 +235,11 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
     error = launch({"nade_scan", grid, kRowsPerBlock * kWarpSize, 0, stream}, kernel, arguments, plan.chunk,
                    static_cast<const T*>(states), partial);
     if (error != cudaSuccess) return error;
-    error = launch({"nade_head", static_cast<unsigned>(rows), kHeadThreads, 0, stream}, nade_head_kernel<T>,
-                   static_cast<int>(rows), model.out_rows, static_cast<int>(plan.strips),
-                   static_cast<const T*>(partial), arguments.out_bias, arguments.x,
-                   from(output.parameters, first * model.out_rows),
-                   from(output.log_prob_per_variable, first * model.variables), from(output.log_prob, first));
+    error =
+        launch({"nade_head", static_cast<unsigned>(rows), kHeadThreads, 0, stream}, nade_head_kernel<T>,
+               static_cast<int>(rows), model.out_rows, static_cast<int>(plan.strips), static_cast<const T*>(partial),
+               arguments.out_bias, arguments.x, from(output.parameters, first * model.out_rows),
+               from(output.log_prob_per_variable, first * model.variables), from(output.log_prob, first));
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -1,10 +1,11 @@
 // NADE sampling: one persistent kernel draws positions start ... stop - 1, one block per sample.
 //
-// Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp and no
-// barrier; more take up to 16 warps (12) and one barrier a position (sums by parity in two buffers). State and activations stay in
-// registers; weight rows are read well before they are needed: in_weight's while the position is computed, out_weight's one position ahead. Where x = 0 comes out neither
-// state nor activation changes (exact). Per position: both rows once, 128 bits a load, 2 special-function instructions an
-// activation, one butterfly of 5 shuffles.
+// Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp
+// and no barrier; more take up to 16 warps (12) and one barrier a position (sums by parity in two buffers). State and
+// activations stay in registers; weight rows are read well before they are needed: in_weight's while the position is
+// computed, out_weight's one position ahead. Where x = 0 comes out neither state nor activation changes (exact). Per
+// position: both rows once, 128 bits a load, 2 special-function instructions an activation, one butterfly of 5
+// shuffles.
 //
 // The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
 #include "nade_cuda.h"
@@ -89,7 +90,8 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     const bool inside = first + lane < sample.stop;
     const int lane_variable = inside ? arguments.variable_at(first + lane) : 0;
     const T lane_bias = arguments.out_bias[lane_variable], lane_scale = arguments.scale(lane_variable);
-    const bool lane_known = inside && sample.known != nullptr && sample.known[row * arguments.variables + lane_variable];
+    const bool lane_known =
+        inside && sample.known != nullptr && sample.known[row * arguments.variables + lane_variable];
     const T lane_given = lane_known ? sample.given[row * arguments.variables + lane_variable] : T(0);
     const double lane_uniform = philox_uniform(sample.seed, static_cast<uint64_t>(sample.first_index + row),
                                                static_cast<uint32_t>(lane_variable), 0);
@@ -99,7 +101,8 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     for (int p = 0; p < positions; ++p) {
       // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
       const int64_t this_row = static_cast<int64_t>(__shfl_sync(kFullMask, lane_variable, p)) * hidden;
-      const int64_t next_row = static_cast<int64_t>(arguments.variable_at(min(first + p + 1, sample.stop - 1))) * hidden;
+      const int64_t next_row =
+          static_cast<int64_t>(arguments.variable_at(min(first + p + 1, sample.stop - 1))) * hidden;
       WeightRow<S> next_out;
       in.load(arguments.in_weight + this_row, first_unit, hidden, arguments.aligned);
       next_out.load(arguments.out_weight + next_row, first_unit, hidden, arguments.aligned);
@@ -182,9 +185,8 @@ int64_t nade_sample_cuda_max_hidden(ScalarType storage) {
 }
 
 cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, cudaStream_t stream) {
-  return cuda::dispatch_storage(model.storage, [&](auto storage) {
-    return cuda::draw<decltype(storage)>(model, sample, stream);
-  });
+  return cuda::dispatch_storage(model.storage,
+                                [&](auto storage) { return cuda::draw<decltype(storage)>(model, sample, stream); });
 }
 
 }  // namespace ar_fast

@@ -1,8 +1,9 @@
 // The states before each tile of positions: a_p = in_bias + sum of x_i in_weight[i] over the positions before p.
 //
-// One thread carries one hidden unit of kRows rows of the batch, so that each element of in_weight is read once for all of
-// them. No activations: 2 flops per (row, position, unit), and in_weight from L2 once per kRows rows: B D H / 8 * 4 bytes. For
-// 784 x 500 x 128 that is 25 MB, about 5 us; latency is hidden by reading 8 positions ahead (the inner loop is unrolled).
+// One thread carries one hidden unit of kRows rows of the batch, so that each element of in_weight is read once for all
+// of them. No activations: 2 flops per (row, position, unit), and in_weight from L2 once per kRows rows: B D H / 8 * 4
+// bytes. For 784 x 500 x 128 that is 25 MB, about 5 us; latency is hidden by reading 8 positions ahead (the inner loop
+// is unrolled).
 #include "nade_device.h"
 
 namespace ar_fast::cuda {
@@ -13,9 +14,10 @@ constexpr int kRows = 8;
 constexpr int kStep = 32;  // positions whose inputs lie in shared memory
 
 template <typename S, bool gathers>
-__global__ void __launch_bounds__(kThreads, 4) nade_states_kernel(NadeArguments<S> arguments, int start, int stop, int tile,
-                                                               const Compute<S>* __restrict__ initial,
-                                                               int64_t initial_stride, Compute<S>* __restrict__ states) {
+__global__ void __launch_bounds__(kThreads, 4)
+    nade_states_kernel(NadeArguments<S> arguments, int start, int stop, int tile,
+                       const Compute<S>* __restrict__ initial, int64_t initial_stride,
+                       Compute<S>* __restrict__ states) {
   using T = Compute<S>;
   AR_FAST_SHARED(T, factors, [kStep][kRows]);
   AR_FAST_SHARED(int64_t, rows, [kStep][gathers ? kRows : 1]);
@@ -73,9 +75,9 @@ cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tile
                 tiles.start, tiles.stop, tiles.tile, initial, initial_stride, states);
 }
 
-#define AR_FAST_INSTANTIATE(S)                                                                                     \
-  template cudaError_t nade_states<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, int64_t, Compute<S>*, \
-                                      cudaStream_t);
+#define AR_FAST_INSTANTIATE(S)                                                                               \
+  template cudaError_t nade_states<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, int64_t, \
+                                      Compute<S>*, cudaStream_t);
 AR_FAST_INSTANTIATE(float)
 AR_FAST_INSTANTIATE(float16)
 AR_FAST_INSTANTIATE(bfloat16)

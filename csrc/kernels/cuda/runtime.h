@@ -25,11 +25,11 @@ constexpr int kWarpSize = 32;
 // ---- Launching ------------------------------------------------------------------------------------------------------
 
 struct LaunchConfig {
-  const char* name;                  // for messages
+  const char* name;  // for messages
   dim3 grid, block;
   size_t dynamic_shared_bytes = 0;
   cudaStream_t stream = nullptr;
-  bool co_resident = false;          // every block of the grid runs at the same time: blocks may wait for one another
+  bool co_resident = false;  // every block of the grid runs at the same time: blocks may wait for one another
 };
 
 // Asynchronous: returns the error of the launch, not of the run (the emulation has run the grid and returns its error).
@@ -64,11 +64,11 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
 // AR_FAST_SHARED(float, tile, [32][33]) declares a static array of the block.
 // AR_FAST_DYNAMIC_SHARED(float, buffer) names the dynamic shared memory of the launch, aligned to 128 bytes.
 #if defined(AR_FAST_EMULATE_CUDA)
-#define AR_FAST_SHARED(type, name, extents)  \
-  static const char name##_tag = 0;          \
-  using name##_type = type extents;          \
-  name##_type& name = *static_cast<name##_type*>( \
-      ::ar_fast::emulation::static_shared(&name##_tag, sizeof(name##_type), 16))
+#define AR_FAST_SHARED(type, name, extents) \
+  static const char name##_tag = 0;         \
+  using name##_type = type extents;         \
+  name##_type& name =                       \
+      *static_cast<name##_type*>(::ar_fast::emulation::static_shared(&name##_tag, sizeof(name##_type), 16))
 #define AR_FAST_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::ar_fast::emulation::dynamic_shared())
 #else
 #define AR_FAST_SHARED(type, name, extents) __shared__ __align__(16) type name extents
@@ -122,8 +122,8 @@ __device__ __forceinline__ void from_compute(float16& stored, float value) {
 
 // ---- Vector accesses ------------------------------------------------------------------------------------------------
 
-// 128 bits of T. load_vector and store_vector need 16-byte alignment: take them only where the base pointer and the row stride
-// in bytes are multiples of 16 (vectors_fit), scalars otherwise.
+// 128 bits of T. load_vector and store_vector need 16-byte alignment: take them only where the base pointer and the row
+// stride in bytes are multiples of 16 (vectors_fit), scalars otherwise.
 template <typename T>
 struct alignas(16) Vector {
   static constexpr int size = 16 / sizeof(T);
@@ -185,8 +185,7 @@ __device__ __forceinline__ T warp_sum_8(const T (&values)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const bool upper = lane & 16;
-    four[i] = (upper ? values[i + 4] : values[i]) +
-              __shfl_xor_sync(kFullMask, upper ? values[i] : values[i + 4], 16);
+    four[i] = (upper ? values[i + 4] : values[i]) + __shfl_xor_sync(kFullMask, upper ? values[i] : values[i + 4], 16);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -239,7 +238,8 @@ __device__ __forceinline__ float clamp_keep_nan(float x, float low, float high) 
 
 // ---- Waiting for other blocks ---------------------------------------------------------------------------------------
 
-// Sees what the thread that stored the value with store_release had written before. Loops that wait for a value are made of it.
+// Sees what the thread that stored the value with store_release had written before. Loops that wait for a value are
+// made of it.
 __device__ __forceinline__ int load_acquire(const int* address) {
 #if defined(AR_FAST_EMULATE_CUDA)
   emulation::yield();

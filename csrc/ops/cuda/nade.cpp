@@ -1,5 +1,5 @@
-// NADE on CUDA: allocates outputs and scratch, and launches on the current stream. Nothing here synchronises, so values of
-// order, offsets and categories are not looked at.
+// NADE on CUDA: allocates outputs and scratch, and launches on the current stream. Nothing here synchronises, so values
+// of order, offsets and categories are not looked at.
 #include "../nade.h"
 
 #include <ATen/ops/empty.h>
@@ -29,7 +29,8 @@ void run_forward(const char* op, const NadeTensors& t, const NadeForward& output
   const c10::DeviceGuard guard(t.in_weight.device());
   const at::Tensor scratch =
       at::empty({nade_forward_cuda_scratch(t.model, t.input.batch)}, t.in_weight.options().dtype(at::kByte));
-  check_launch(op, nade_forward_cuda(t.model, t.input, output, scratch.mutable_data_ptr(), current_stream(t.in_weight)));
+  check_launch(op,
+               nade_forward_cuda(t.model, t.input, output, scratch.mutable_data_ptr(), current_stream(t.in_weight)));
 }
 
 at::Tensor nade_cuda(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
@@ -48,10 +49,12 @@ at::Tensor nade_cuda(const at::Tensor& x, const at::Tensor& in_weight, const at:
   return parameters;
 }
 
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cuda(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
-    std::string activation, bool per_variable, bool keep_logits, std::string algorithm) {
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cuda(const at::Tensor& x, const at::Tensor& in_weight,
+                                                              const at::Tensor& in_bias, const at::Tensor& out_weight,
+                                                              const at::Tensor& out_bias, const OptionalTensor& order,
+                                                              const OptionalTensor& activation_scale,
+                                                              std::string activation, bool per_variable,
+                                                              bool keep_logits, std::string algorithm) {
   const char* op = "nade_log_prob";
   check_algorithm(op, algorithm, {"auto", "chunks"});
   check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, std::nullopt, std::nullopt, activation_scale);
@@ -110,8 +113,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    double temperature, std::string algorithm) {
   const char* op = "nade_sample";
   check_algorithm(op, algorithm, {"auto", "rows"});
   check_nade_sample(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, start, stop,
