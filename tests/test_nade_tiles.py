@@ -1,5 +1,7 @@
 """The CUDA kernels of NADE, under the emulation, at sizes that cross each of their tiles, in every order of threads."""
 
+import ctypes
+
 import emulated
 import pytest
 import torch
@@ -144,6 +146,22 @@ def test_categories(ops, dtype):
     rows = [1, 9, 2, 17, 3]
     x = torch.stack([torch.randint(0, n, (4,), generator=generator) for n in rows], 1)
     compare(ops, Model(5, 36, dtype, rows_in=rows, rows_out=rows[::-1]), x, "relu")
+
+
+@pytest.mark.parametrize(("variables", "rows_out"), [(65, 1), (7, 9)])
+def test_results_do_not_depend_on_how_scratch_is_cut(ops, variables, rows_out):
+    """With no budget, 64 rows at a time forward and sqrt(tiles) tiles at a time backward."""
+    model, x = Model(variables, 20, torch.float32, rows_out=rows_out), inputs(70, variables, torch.float32)
+    weights = (model.in_weight, model.in_bias, model.out_weight)
+    arguments = (model.order, None, None, None, "sigmoid")
+    grad = torch.randn(70, len(model.out_weight))
+    results = []
+    for budget in (0, 256 << 20):
+        emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
+        forward = ops.nade(x, *weights, model.out_bias, *arguments)
+        results.append((forward, *ops.nade_backward(grad, x, *weights, *arguments, True, False, "auto")))
+    for cut, whole in zip(*results, strict=True):
+        assert torch.equal(cut, whole)
 
 
 def test_bernoulli_head(ops):

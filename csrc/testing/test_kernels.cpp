@@ -1,6 +1,6 @@
 // Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the
 // launch's cudaError_t; ar_fast_emulation_error() has the words.
-#include "../kernels/cuda/runtime.h"
+#include "../kernels/cuda/nade_device.h"
 
 #define AR_FAST_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -182,6 +182,7 @@ AR_FAST_EXPORT int ar_fast_test_past_the_end(float* out) {
 AR_FAST_EXPORT int ar_fast_test_launch(unsigned blocks, unsigned threads, uint64_t dynamic_shared_bytes) {
   return launch({"uninitialised", blocks, threads, dynamic_shared_bytes}, uninitialised_kernel, nullptr);
 }
+AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
 AR_FAST_EXPORT int ar_fast_test_convert(const float* in, float* out, int count, bool is_bfloat16) {
   return launch({"convert", 1, static_cast<unsigned>(count)},
                 is_bfloat16 ? convert_kernel<bfloat16> : convert_kernel<float16>, in, out);

@@ -16,7 +16,8 @@
 // registers in the order of the rows: no atomics, the same bits in every run. In the plain case a tile is 16 positions,
 // both weights' columns and both gradients live in registers (one thread per unit) and each activation is computed
 // once: as in the forward, one ex2 and one rcp per activation, so 8 activations per clock and SM; a state and a sum
-// of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for 16 activations. Otherwise a tile is one position.
+// of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for 16 activations.
+// Otherwise a tile is one position.
 #include "nade_backward_general.h"
 #include "nade_cuda.h"
 

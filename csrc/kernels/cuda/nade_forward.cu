@@ -4,7 +4,8 @@
 // parallel. nade_scan walks a chunk: one warp per (row, strip of hidden units), each lane owning the units of one
 // 128-bit vector of a weight row (128 units a strip in float32), state and activations in registers. In the plain case
 // the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation costs 1 byte of L2
-// traffic: 8 bytes per clock and SM at the bound below, a third of what L2 gives. nade_head adds the strips in a fixed order.
+// traffic: 8 bytes per clock and SM at the bound below, a third of what L2 gives. nade_head adds the strips in a fixed
+// order.
 //
 // Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13
 // further instructions per activation stay under the issue rate of 128 a clock. Where x = 0 neither state nor
