@@ -22,7 +22,8 @@ __all__ = ["masked_linear", "masked_mlp_sample", "nade", "nade_log_prob", "nade_
 _said: set[str] = set()
 
 
-def _call(name: str, *arguments: Any) -> Any:
+def call(name: str, *arguments: Any) -> Any:
+    """The op ``name`` with its schema's arguments, through whichever door is open."""
     # None also while torch.compile traces; peek_interpreter_stack is not None there.
     if torch._C._functorch.maybe_current_level() is not None:
         return _twin(name, "under torch.func transforms", *arguments)
@@ -93,7 +94,7 @@ def nade(
         >>> nade(x, in_weight, torch.zeros(2), out_weight, torch.zeros(3))
         tensor([[1.0000, 1.4621, 1.4621]])
     """
-    return _call(
+    return call(
         "nade",
         x,
         in_weight,
@@ -153,7 +154,7 @@ def nade_log_prob(
         >>> nade_log_prob(torch.tensor([[1, 0, 1]]), zeros, torch.zeros(2), zeros, torch.zeros(3))
         tensor([-2.0794])
     """
-    return _call(
+    return call(
         "nade_log_prob",
         x,
         in_weight,
@@ -226,7 +227,7 @@ def nade_sample(
         >>> values.shape, log_prob
         (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
     """
-    return _call(
+    return call(
         "nade_sample",
         state,
         in_weight,
@@ -287,7 +288,7 @@ def masked_linear(
             f"masked_linear: mask must match weight of shape {tuple(weight.shape)}, "
             f"got a mask of shape ({mask.out_features}, {mask.in_features})"
         )
-    return _call("masked_linear", input, weight, bias, *mask.plan, algorithm)
+    return call("masked_linear", input, weight, bias, *mask.plan, algorithm)
 
 
 def masked_mlp_sample(
@@ -353,7 +354,7 @@ def masked_mlp_sample(
         >>> values.shape, state.shape
         (torch.Size([1, 3]), torch.Size([1, 5]))
     """
-    return _call(
+    return call(
         "masked_mlp_sample",
         state,
         list(weights),

@@ -83,7 +83,9 @@ class MaskedLinear(nn.Linear):
         return Mask(self.out_features, self.in_features, *plan)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.masked_linear(input, self.weight, self.mask, self.bias)
+        # As functional.masked_linear, whose check of the mask against the weight was made in __init__.
+        plan = self.mask_extents, self.mask_rows, self.mask_columns, self.mask_tiles, self.mask_dense
+        return functional.call("masked_linear", input, self.weight, self.bias, *plan, "auto")
 
     def extra_repr(self) -> str:
         plan = repr(self.mask).partition("plan=")[2].rstrip(")")
