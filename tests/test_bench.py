@@ -1,5 +1,7 @@
 """The benchmarks run, agree with float64 and write their tables; at sizes too small to measure anything."""
 
+# ruff: noqa: E402 (the path to bench/ is set first)
+
 import json
 import os
 import subprocess
@@ -11,12 +13,15 @@ import torch
 
 pytest.importorskip("sklearn", reason="needs the bench extra")
 
+# bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+
 from ar_fast._timing import interleave
 from bench import peers
 from bench.run import run_case, select
 from bench.settings import Settings
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
 
 
