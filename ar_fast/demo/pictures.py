@@ -41,7 +41,7 @@ def save_learning_curve(path: Path, history: Sequence[dict], baseline: float) ->
 
     epochs = [entry["epoch"] for entry in history]
     figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-    axes.plot(epochs, [-entry["train"] for entry in history], label="training (augmented batches)")
+    axes.plot(epochs, [-entry["train"] for entry in history], label="training")
     axes.plot(epochs, [-entry["validation"] for entry in history], label="validation")
     best = max(history, key=lambda entry: entry["validation"])
     axes.plot(best["epoch"], -best["validation"], "o", color="black", label=f"kept: {-best['validation']:.2f} nats")
@@ -49,7 +49,7 @@ def save_learning_curve(path: Path, history: Sequence[dict], baseline: float) ->
     axes.set_xlabel("epoch")
     axes.set_ylabel("negative log-likelihood, nats per image")
     low = min(min(-entry["train"], -entry["validation"]) for entry in history)
-    axes.set_ylim(low * 0.95, -baseline * 1.05)
+    axes.set_ylim(low * 0.95, max(-baseline, -best["validation"]) * 1.05)
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
