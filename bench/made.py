@@ -150,7 +150,7 @@ def _build_sampling(settings: Settings) -> Built:
         return Contender(_passes(parts, evaluate), judged)
 
     makers = {
-        OURS: lambda: Contender(lambda: parts.model.sample(batch, seed=0, return_log_prob=True)),
+        OURS: lambda: Contender(lambda: parts.model.sample(batch, seed=0, return_log_prob=True), tuple),
         PASSES_PRODUCT: lambda: Contender(
             _passes(parts, lambda x: product_network(x, parts.weights, parts.masks, parts.biases)), judged
         ),
