@@ -222,9 +222,9 @@ def _masked_mlp_sample(
     layers = len(weights)
     for name, tensors, count in (("biases", biases, layers), ("extents", extents, layers)):
         if len(tensors) != count:
-            raise RuntimeError(f"{op}: {name} must have one tensor per weight, {count}, got {len(tensors)}")
+            raise RuntimeError(f"{op}: {name} must hold as many tensors as weights, {count}, got {len(tensors)}")
     if len(unit_ends) != layers - 1:
-        raise RuntimeError(f"{op}: unit_ends must have one tensor per hidden layer, {layers - 1}, got {len(unit_ends)}")
+        raise RuntimeError(f"{op}: unit_ends must hold one tensor per hidden layer, {layers - 1}, got {len(unit_ends)}")
     variables = weights[-1].shape[0]
     below = variables
     for k in range(layers):

@@ -103,8 +103,8 @@ BAD = [
     ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),
     ("masked_linear", {"bias": torch.ones(3)}, r"bias must have .* got (shape )?\[3\]"),
     ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
-    ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must have"),
-    ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must have"),
+    ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must hold .*, 2, got 1"),
+    ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per hidden layer, 1, got 0"),
     (
         "masked_mlp_sample",
         {"weights": [torch.ones(3, 5), torch.ones(4, 3)]},

@@ -58,7 +58,9 @@ def test_shapes_and_dtypes(kind, context_features, dtype, device):
         assert model.sample(seed=1).shape == (2, 3, 4) and model.log_prob(x[0, 0]).shape == ()
     else:
         assert samples.shape == (6, 5, 2, 3, 4) and log_prob.shape == (6, 5)
-        torch.testing.assert_close(model.log_prob(x[:, 1], context[1]), expected[:, 1])
+        # A product of another size may round its 16-bit results otherwise.
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(model.log_prob(x[:, 1], context[1]), expected[:, 1], rtol=tolerance, atol=tolerance)
     assert samples.dtype == log_prob.dtype == torch.float32
 
 
