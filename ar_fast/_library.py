@@ -37,14 +37,14 @@ def _load() -> tuple[Any, dict[str, Any]]:
     record_path = _HERE / "_build.json"
     if not record_path.exists():
         raise ImportError(
-            "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, or set "
-            "AR_FAST_BACKEND=reference to run the slow plain-torch twins"
+            "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, "
+            "or set AR_FAST_BACKEND=reference to run the slow plain-torch twins"
         )
     record = json.loads(record_path.read_text())
     if _series(record["torch"]) != _series(torch.__version__):
         raise ImportError(
-            f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: build it again with "
-            "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+            f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: build it again "
+            "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
     torch.ops.load_library(str(_HERE / ("libar_fast_ops.dylib" if sys.platform == "darwin" else "libar_fast_ops.so")))
     try:

@@ -1,4 +1,4 @@
-"""The CUDA kernels and their emulation under AddressSanitizer, which must be loaded first: in a process of their own."""
+"""The CUDA kernels and their emulation under AddressSanitizer, in a process of their own: it must be loaded first."""
 
 import os
 import shutil

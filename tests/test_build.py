@@ -106,5 +106,5 @@ def test_explain_names_kernel_and_instruction_set():
     lines = ar_fast.explain("nade_log_prob", torch.ones(3, 30), weight, torch.zeros(20), weight, torch.zeros(30))
     assert len(lines) == 1
     assert "kernel nade_forward" in lines[0] and ar_fast.info()["cpu_isa"] in lines[0]
-    with pytest.raises(ValueError, match="op must be one of .*, got 'matmul'"):
+    with pytest.raises(ValueError, match=r"op must be one of .*, got 'matmul'"):
         ar_fast.explain("matmul")

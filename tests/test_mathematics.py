@@ -7,6 +7,8 @@ from model_cases import CASES, all_binary, make_context, make_model
 import ar_fast.models.base as base
 from ar_fast import _library
 
+FIXED_SEED = 0
+
 bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
 
 

@@ -8,6 +8,8 @@ from model_cases import CASES, KINDS, make_context, make_model, random_binary
 
 from ar_fast import heads, models, orderings, reference
 
+FIXED_SEED = 0
+
 
 def twin_of(model):
     if isinstance(model, models.NADE):

@@ -1,4 +1,4 @@
-"""The op nade_sample: equal to its twin draw by draw, and independent of how the work is cut (contract: bit for bit)."""
+"""The op nade_sample: equal to its twin draw by draw, and bit for bit independent of how the work is cut."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ from conftest import available_isas, isa
 from nade_cases import nade_case
 
 from ar_fast import functional, reference
+
+FIXED_SEED = 0
 
 
 def sampler(case, batch, **options):
