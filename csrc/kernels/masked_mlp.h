@@ -6,7 +6,8 @@
 // become computable when the first p variables are known, so each unit is computed exactly once.
 // Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; the schedule is ours.
 //
-// In a row the reduction over inputs runs in ascending order of unit, independent of batch, tile and threads.
+// The order of a sum over inputs is fixed by the extents alone (ascending on the CPU, by lanes of a warp on CUDA), so a
+// row does not depend on batch, tile and threads.
 #pragma once
 
 #include "types.h"

@@ -1,0 +1,144 @@
+// Masked linear maps of a few rows: the weight's bytes are the cost, so each unmasked weight is read once for all of them,
+// 128 bits at a time.
+#include "masked_linear_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+// Rows of the batch that one pass over the weight serves.
+constexpr int kRows = 4;
+
+template <typename S>
+struct RowsArguments {
+  DeviceMask mask;
+  Operand<S> weight;
+  const S* input;                  // y: input; dX: grad_output
+  int64_t input_stride;
+  const S* bias;
+  S* output;
+  int batch;
+};
+
+// One warp per output feature; lanes stride over the columns that it sees.
+template <typename S>
+__global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_rows_kernel(RowsArguments<S> arguments) {
+  using T = Compute<S>;
+  constexpr int size = Vector<S>::size;
+  const DeviceMask& mask = arguments.mask;
+  const int lane = lane_id(), r = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarpSize;
+  const int first = static_cast<int>(blockIdx.y) * kRows, rows = min(kRows, arguments.batch - first);
+  if (r >= mask.out_features) return;  // a whole warp
+  const int seen = mask.columns_seen(r);
+  T sums[kRows] = {};
+  for (int c = lane * size; c < seen; c += kWarpSize * size) {
+    if (!mask.tile_used(r, c)) continue;
+    const Vector<S> weight = arguments.weight.template fetch<true>(mask, r, c);
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      if (c + i >= mask.in_features || !mask.allows(r, c + i)) continue;
+      const int column = mask.column(c + i);
+#pragma unroll
+      for (int b = 0; b < kRows; ++b) {
+        if (b < rows) {
+          sums[b] = fma(to_compute(weight.values[i]), to_compute(arguments.input[(first + b) * arguments.input_stride + column]),
+                        sums[b]);
+        }
+      }
+    }
+  }
+  const int feature = mask.row(r);
+#pragma unroll
+  for (int b = 0; b < kRows; ++b) {
+    T sum = warp_sum(sums[b]);
+    if (b < rows && lane == 0) {
+      if (arguments.bias != nullptr) sum += to_compute(arguments.bias[feature]);
+      from_compute(arguments.output[static_cast<int64_t>(first + b) * mask.out_features + feature], sum);
+    }
+  }
+}
+
+// A block owns the columns of 32 vectors; its warps take the rows in turn and are added up in their order.
+template <typename S>
+__global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_rows_kernel(RowsArguments<S> arguments) {
+  using T = Compute<S>;
+  constexpr int size = Vector<S>::size, width = kWarpSize * size;
+  AR_FAST_SHARED(T, partial, [kWarps][width]);
+  const DeviceMask& mask = arguments.mask;
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int block_column = static_cast<int>(blockIdx.x) * width, c = block_column + lane * size;
+  const int first = static_cast<int>(blockIdx.y) * kRows, rows = min(kRows, arguments.batch - first);
+  T sums[kRows][size] = {};
+  for (int r = mask.first_row(block_column) + warp; r < mask.out_features; r += kWarps) {
+    if (c >= mask.in_features || !mask.tile_used(r, c)) continue;
+    const Vector<S> weight = arguments.weight.template fetch<true>(mask, r, c);
+    const int feature = mask.row(r);
+#pragma unroll
+    for (int b = 0; b < kRows; ++b) {
+      if (b < rows) {
+        const T grad = to_compute(arguments.input[(first + b) * arguments.input_stride + feature]);
+#pragma unroll
+        for (int i = 0; i < size; ++i) sums[b][i] = fma(grad, to_compute(weight.values[i]), sums[b][i]);
+      }
+    }
+  }
+#pragma unroll
+  for (int b = 0; b < kRows; ++b) {
+    if (b >= rows) break;  // the same in the whole block
+#pragma unroll
+    for (int i = 0; i < size; ++i) partial[warp][lane * size + i] = sums[b][i];
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < width; i += kWarps * kWarpSize) {
+      T sum = partial[0][i];
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) sum += partial[w][i];
+      if (block_column + i < mask.in_features) {
+        from_compute(arguments.output[static_cast<int64_t>(first + b) * mask.in_features + mask.column(block_column + i)],
+                     sum);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+template <typename S>
+RowsArguments<S> arguments_of(const MaskedLinear& m, bool backward) {
+  const MaskPlan& plan = m.mask;
+  return {DeviceMask(plan),
+          Operand<S>(m.weight, plan.in_features, plan.out_features, plan.in_features, plan.rows, plan.columns),
+          static_cast<const S*>(backward ? m.grad_output : m.input),
+          backward ? m.grad_output_stride : m.input_stride,
+          static_cast<const S*>(m.bias),
+          static_cast<S*>(m.output),
+          static_cast<int>(m.batch)};
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+cudaError_t masked_linear_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
+  using namespace cuda;
+  if (m.batch == 0 || m.mask.out_features == 0) return cudaSuccess;
+  return dispatch_masked(m.storage, [&](auto type) {
+    using S = decltype(type);
+    return launch({"masked_linear_rows", dim3(blocks_of(m.mask.out_features, kWarps), blocks_of(m.batch, kRows)),
+                   kWarps * kWarpSize, 0, stream},
+                  masked_linear_rows_kernel<S>, arguments_of<S>(m, false));
+  });
+}
+
+cudaError_t masked_linear_grad_input_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
+  using namespace cuda;
+  if (m.batch == 0 || m.mask.in_features == 0) return cudaSuccess;
+  return dispatch_masked(m.storage, [&](auto type) {
+    using S = decltype(type);
+    return launch({"masked_linear_grad_input_rows",
+                   dim3(blocks_of(m.mask.in_features, kWarpSize * Vector<S>::size), blocks_of(m.batch, kRows)),
+                   kWarps * kWarpSize, 0, stream},
+                  masked_linear_grad_input_rows_kernel<S>, arguments_of<S>(m, true));
+  });
+}
+
+}  // namespace ar_fast

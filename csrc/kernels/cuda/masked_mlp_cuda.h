@@ -1,0 +1,16 @@
+// One-pass sampling of a masked perceptron on CUDA: the launcher. The contract is in kernels/masked_mlp.h; every pointer is
+// device memory, also those inside the layers.
+//
+// Enqueued on `stream` without a synchronisation. The order of a row's additions is fixed by the extents alone, so a row
+// does not depend on the batch it is drawn in.
+#pragma once
+
+#include "../masked_mlp.h"
+#include "launcher.h"
+
+namespace ar_fast {
+
+// batch > 0.
+cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, cudaStream_t stream);
+
+}  // namespace ar_fast

@@ -1,0 +1,156 @@
+// masked_linear on CUDA: picks a path and launches on the current stream. Nothing here synchronises, so the values of the
+// mask are not looked at.
+#include "../masked_linear.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include "../../kernels/cuda/masked_linear_cuda.h"
+#include "../explain.h"
+#include "../library.h"
+#include "stream.h"
+
+namespace ar_fast {
+namespace {
+
+using Launcher = cudaError_t (*)(const MaskedLinear&, cudaStream_t);
+
+int64_t count_rows(const at::Tensor& rows) {
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < rows.dim(); ++d) count *= rows.size(d);
+  return count;
+}
+
+// (..., features) as a matrix (B, features) with unit column stride.
+at::Tensor as_matrix(const at::Tensor& rows) {
+  const at::Tensor matrix = rows.dim() == 2 ? rows : rows.reshape({count_rows(rows), rows.size(-1)});
+  return matrix.stride(1) == 1 && matrix.stride(0) >= matrix.size(1) ? matrix : matrix.contiguous();
+}
+
+at::Tensor empty_rows(const at::Tensor& rows, int64_t features) {
+  std::vector<int64_t> sizes(rows.sizes().begin(), rows.sizes().end());
+  sizes.back() = features;
+  return at::empty(sizes, rows.options());
+}
+
+// Limits of the kernels' 32-bit sizes and of the grid.
+void check_limits(const char* op, int64_t batch, int64_t out_features, int64_t in_features) {
+  TORCH_CHECK(batch < (int64_t{1} << 22) && out_features < (int64_t{1} << 22) && in_features < (int64_t{1} << 30), op,
+              ": the CUDA kernels take fewer than 2^22 rows and outputs and 2^30 inputs, got ", batch, ", ", out_features,
+              " and ", in_features);
+}
+
+bool few_rows(std::string_view algorithm, int64_t batch) {
+  return algorithm == "fused" || (algorithm == "auto" && batch <= masked_linear_cuda_few_rows);
+}
+
+at::Tensor dense_mask(const ContiguousMask& mask, int64_t in_features) {
+  if (!mask.extents.defined()) return mask.dense;
+  at::Tensor places = at::arange(in_features, mask.extents.options());
+  if (mask.columns.defined()) places = at::empty_like(places).scatter_(0, mask.columns.to(at::kLong), places);
+  return at::lt(places.unsqueeze(0), mask.extents.unsqueeze(1));
+}
+
+at::Tensor select(const ContiguousMask& mask, const at::Tensor& weight) {
+  return at::where(dense_mask(mask, weight.size(1)), weight, at::zeros({}, weight.options()));
+}
+
+void run(const char* op, Launcher launcher, const MaskedLinear& arguments, const at::Tensor& beside) {
+  explain(op, " on CUDA: ", arguments.batch, " rows, ", arguments.mask.out_features, " outputs, ",
+          arguments.mask.in_features, " inputs");
+  const c10::DeviceGuard guard(beside.device());
+  check_launch(op, launcher(arguments, current_stream(beside)));
+}
+
+at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                              const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
+                              const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+  const char* op = "masked_linear";
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear(input, weight, bias, tensors, algorithm);
+  const ContiguousMask mask(tensors);
+  if (algorithm == "dense") return at::linear(input, select(mask, weight), bias);
+  const int64_t batch = count_rows(input), out_features = weight.size(0), in_features = weight.size(1);
+  check_limits(op, batch, out_features, in_features);
+  const at::Tensor x = as_matrix(input), w = weight.contiguous();
+  const at::Tensor b = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
+  at::Tensor y = empty_rows(input, out_features);
+  MaskedLinear arguments{};
+  arguments.storage = storage_type(w.scalar_type());
+  arguments.batch = batch;
+  arguments.mask = mask.plan(out_features, in_features);
+  arguments.input = x.const_data_ptr();
+  arguments.input_stride = x.stride(0);
+  arguments.weight = w.const_data_ptr();
+  arguments.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  arguments.output = y.mutable_data_ptr();
+  run(op, few_rows(algorithm, batch) ? masked_linear_rows_cuda : masked_linear_tiles_cuda, arguments, w);
+  return y;
+}
+
+at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at::Tensor& weight,
+                                         const OptionalTensor& extents, const OptionalTensor& rows,
+                                         const OptionalTensor& columns, const OptionalTensor& tiles,
+                                         const OptionalTensor& dense, std::string_view algorithm) {
+  const char* op = "masked_linear_grad_input";
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
+  const ContiguousMask mask(tensors);
+  if (algorithm == "dense") return at::linear(grad_output, select(mask, weight).t());
+  const int64_t batch = count_rows(grad_output), out_features = weight.size(0), in_features = weight.size(1);
+  check_limits(op, batch, out_features, in_features);
+  const at::Tensor dy = as_matrix(grad_output), w = weight.contiguous();
+  at::Tensor dx = empty_rows(grad_output, in_features);
+  MaskedLinear arguments{};
+  arguments.storage = storage_type(w.scalar_type());
+  arguments.batch = batch;
+  arguments.mask = mask.plan(out_features, in_features);
+  arguments.weight = w.const_data_ptr();
+  arguments.grad_output = dy.const_data_ptr();
+  arguments.grad_output_stride = dy.stride(0);
+  arguments.output = dx.mutable_data_ptr();
+  run(op, few_rows(algorithm, batch) ? masked_linear_grad_input_rows_cuda : masked_linear_grad_input_tiles_cuda,
+      arguments, w);
+  return dx;
+}
+
+at::Tensor masked_linear_grad_weight_cuda(const at::Tensor& grad_output, const at::Tensor& input,
+                                          const OptionalTensor& extents, const OptionalTensor& rows,
+                                          const OptionalTensor& columns, const OptionalTensor& tiles,
+                                          const OptionalTensor& dense, std::string_view algorithm) {
+  const char* op = "masked_linear_grad_weight";
+  const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  check_masked_linear_grad_weight(grad_output, input, tensors, algorithm);
+  const ContiguousMask mask(tensors);
+  const int64_t batch = count_rows(input), out_features = grad_output.size(-1), in_features = input.size(-1);
+  check_limits(op, batch, out_features, in_features);
+  const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
+  if (algorithm == "dense") return select(mask, at::mm(dy.t(), x));
+  at::Tensor dw = at::empty({out_features, in_features}, input.options());
+  MaskedLinear arguments{};
+  arguments.storage = storage_type(x.scalar_type());
+  arguments.batch = batch;
+  arguments.mask = mask.plan(out_features, in_features);
+  arguments.input = x.const_data_ptr();
+  arguments.input_stride = x.stride(0);
+  arguments.grad_output = dy.const_data_ptr();
+  arguments.grad_output_stride = dy.stride(0);
+  arguments.output = dw.mutable_data_ptr();
+  run(op, masked_linear_grad_weight_tiles_cuda, arguments, x);
+  return dw;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AR_FAST_CUDA_KEY, m) {
+  m.impl("masked_linear", masked_linear_cuda);
+  m.impl("masked_linear_grad_input", masked_linear_grad_input_cuda);
+  m.impl("masked_linear_grad_weight", masked_linear_grad_weight_cuda);
+}
+
+}  // namespace ar_fast
