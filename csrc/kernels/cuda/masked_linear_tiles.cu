@@ -29,7 +29,7 @@ constexpr int kPad = Vector<S>::size;
 template <typename S, bool across>
 struct Tile {
   static constexpr int rows = across ? kTile : kSteps<S>, columns = across ? kSteps<S> : kTile;
-  static constexpr int stride = columns + kPad<S>, size = rows * stride;
+  static constexpr int stride = columns + kPad<S>;
 
   template <bool masked>
   static __device__ __forceinline__ void load(S* shared, const Operand<S>& operand, const DeviceMask& mask, int free,
