@@ -40,8 +40,6 @@ PYBIND11_MODULE(_C, m) {
                                             std::move(algorithm));
         },
         no_gil);
-  m.def("masked_mlp_sample_multiply_adds", &ar_fast::masked_mlp_sample_multiply_adds,
-        "Multiply-adds per row of the last call of masked_mlp_sample on the CPU.");
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
 }

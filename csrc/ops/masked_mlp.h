@@ -48,7 +48,4 @@ MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weig
                                     MlpActivation activation, int64_t seed, int64_t first_index, int64_t start,
                                     int64_t stop, double temperature);
 
-// Multiply-adds per row of the last call on the CPU (ops/cpu): sampling costs those of one masked forward pass.
-int64_t masked_mlp_sample_multiply_adds();
-
 }  // namespace ar_fast

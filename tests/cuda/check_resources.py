@@ -32,6 +32,10 @@ REQUIRED = {
     r"nade_scan_kernelI.*Lb1E": [COPY_ASYNC, LOAD_SHARED_128],
     r"nade_scan_kernelI.*Lb0E": [LOAD_128],
     r"nade_sample_kernelI": [LOAD_128],
+    r"masked_linear_tiles_kernelI[fd]": [COPY_ASYNC],
+    r"masked_linear_tiles_kernelI[fd]LNS1_7ProductE[01]E": [LOAD_SHARED_128],
+    r"masked_linear_tiles_kernelINS_(8bfloat16|7float16)E": [COPY_ASYNC, MATRIX, LOAD_MATRIX],
+    r"masked_linear_(grad_input_)?rows_kernelI": [LOAD_128],
 }
 # Kernels whose only special functions are activations of hidden units: in float, each is one ex2 and one rcp.
 ACTIVATIONS = re.compile(r"nade_(scan|local|out_rows|inputs)_kernelI(?!d)")

@@ -120,22 +120,41 @@ int vectors_of(int64_t lanes) {
 }
 
 template <typename Compute>
-void fill_tiles(bool by_rows, const Compute* matrix, int64_t rows, int64_t columns, Compute* tiles, int64_t begin,
-                int64_t end) {
-  constexpr int64_t width = tile_width<Compute>();
+void fill_tiles(bool by_rows, const Compute* matrix, int64_t rows, int64_t columns, const int32_t* order,
+                Compute* tiles, int64_t begin, int64_t end) {
+  constexpr int64_t width = tile_width<Compute>(), block = 64;
   const int64_t lanes = by_rows ? rows : columns, steps = by_rows ? columns : rows;
+  Compute gathered[width * block];
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * width, count = std::min(width, lanes - first);
-    Compute* out = tiles + tile * steps * width;
+    Compute* out = tiles + (tile - begin) * steps * width;
     if (by_rows) {
       if (count < width) std::memset(static_cast<void*>(out), 0, steps * width * sizeof(Compute));
       // In blocks of steps, so that the lines read and written both stay in L1.
-      for (int64_t s = 0; s < steps; s += 16) {
-        transpose(matrix + first * columns + s, columns, out + s * width, width, count, std::min<int64_t>(16, steps - s));
+      for (int64_t s = 0; s < steps; s += block) {
+        const int64_t depth = std::min(block, steps - s);
+        const Compute* source = matrix + first * columns + s;
+        int64_t stride = columns;
+        if (order != nullptr) {
+          for (int64_t r = 0; r < count; ++r) {
+            const Compute* row = matrix + (first + r) * columns;
+            for (int64_t k = 0; k < depth; ++k) gathered[r * block + k] = row[order[s + k]];
+          }
+          source = gathered;
+          stride = block;
+        }
+        for (int64_t k = 0; k < depth; k += 16) {
+          transpose(source + k, stride, out + (s + k) * width, width, count, std::min<int64_t>(16, depth - k));
+        }
       }
     } else {
       for (int64_t s = 0; s < steps; ++s) {
-        std::memcpy(out + s * width, matrix + s * columns + first, count * sizeof(Compute));
+        const Compute* row = matrix + s * columns;
+        if (order == nullptr) {
+          std::memcpy(out + s * width, row + first, count * sizeof(Compute));
+        } else {
+          for (int64_t k = 0; k < count; ++k) out[s * width + k] = row[order[first + k]];
+        }
         if (count < width) std::memset(static_cast<void*>(out + s * width + count), 0, (width - count) * sizeof(Compute));
       }
     }
@@ -198,9 +217,15 @@ void write_tile(const Compute* sums, int64_t unit_begin, int64_t units, int64_t 
     }
     return;
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    Compute* out = output + (row + r) * features;
-    for (int64_t u = 0; u < units; ++u) out[order[unit_begin + u]] = sums[u * width + r];
+  Compute turned[width * 16];
+  for (int64_t u = 0; u < units; u += 16) {
+    const int64_t count = std::min<int64_t>(16, units - u);
+    transpose(sums + u * width, width, turned, 16, count, rows);
+    const int32_t* places = order + unit_begin + u;
+    for (int64_t r = 0; r < rows; ++r) {
+      Compute* out = output + (row + r) * features;
+      for (int64_t j = 0; j < count; ++j) out[places[j]] = turned[r * 16 + j];
+    }
   }
 }
 
@@ -230,7 +255,7 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
   for (int64_t tile = part.tile_begin; tile < part.tile_end; ++tile) {
     const int64_t row = tile * width, rows = std::min(width, arguments.batch - row);
     const int vectors = vectors_of<Compute>(rows);
-    const auto* x = static_cast<const Compute*>(arguments.tiles) + tile * steps * width;
+    const auto* x = static_cast<const Compute*>(arguments.tiles) + (tile - part.tile_begin) * steps * width;
     for (int64_t u = 0; u < units; ++u) {
       const int64_t unit = part.unit_begin + u;
       const Vector<Compute> start(bias == nullptr ? Compute(0) : bias[plan.rows == nullptr ? unit : plan.rows[unit]]);
@@ -302,7 +327,7 @@ void backward_input(const MaskedGemm& arguments, const MaskedGemmPart& part) {
   for (int64_t tile = part.tile_begin; tile < part.tile_end; ++tile) {
     const int64_t row = tile * width, rows = std::min(width, arguments.batch - row);
     const int vectors = vectors_of<Compute>(rows);
-    const auto* dy = static_cast<const Compute*>(arguments.tiles) + tile * steps * width;
+    const auto* dy = static_cast<const Compute*>(arguments.tiles) + (tile - part.tile_begin) * steps * width;
     std::memset(static_cast<void*>(scratch.sums), 0, units * width * sizeof(Compute));
     for_each_run(plan, false, part.unit_begin, first_row, steps, [&](int64_t run_begin, int64_t run_end) {
       for (int64_t chunk = run_begin; chunk < run_end; chunk += chunk_steps) {
@@ -370,14 +395,14 @@ void masked_gemm_scratch(bool float64, int64_t steps, int64_t* bytes) {
   *bytes = float64 ? Scratch<double>::bytes(steps) : Scratch<float>::bytes(steps);
 }
 
-void masked_gemm_tiles(bool float64, bool by_rows, const void* matrix, int64_t rows, int64_t columns, void* tiles,
-                       int64_t tile_begin, int64_t tile_end) {
+void masked_gemm_tiles(bool float64, bool by_rows, const void* matrix, int64_t rows, int64_t columns,
+                       const int32_t* order, void* tiles, int64_t tile_begin, int64_t tile_end) {
   if (float64) {
-    fill_tiles(by_rows, static_cast<const double*>(matrix), rows, columns, static_cast<double*>(tiles), tile_begin,
-               tile_end);
+    fill_tiles(by_rows, static_cast<const double*>(matrix), rows, columns, order, static_cast<double*>(tiles),
+               tile_begin, tile_end);
   } else {
-    fill_tiles(by_rows, static_cast<const float*>(matrix), rows, columns, static_cast<float*>(tiles), tile_begin,
-               tile_end);
+    fill_tiles(by_rows, static_cast<const float*>(matrix), rows, columns, order, static_cast<float*>(tiles),
+               tile_begin, tile_end);
   }
 }
 

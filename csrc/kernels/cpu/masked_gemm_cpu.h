@@ -17,7 +17,7 @@ struct MaskedGemm {
   MaskPlan plan;
   const int32_t* starts;           // [I] number of sorted rows that do not see the sorted column; nested dX only
   int64_t batch;                   // B
-  const void* tiles;               // see masked_gemm_tiles
+  const void* tiles;               // see masked_gemm_tiles; from tile_begin of the part (y, dX), all (dW)
   const void* weight;              // [O, I] storage, contiguous; dW: dY^T, [O, B] compute, rows in sorted order
   const void* bias;                // [O] compute in the op's order, or null; y only
   void* output;                    // y [B, O] or dX [B, I], compute, in the op's order; dW [O, I], see masked_gemm_dw
@@ -37,9 +37,9 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_scratch, bool float64, int64_t steps, int
 
 // matrix [rows, columns] compute -> tiles [ceil(lanes of the matrix / width)][steps][width], zero beyond the end.
 // by_rows: lanes are rows and steps are columns (y, dX); otherwise lanes are columns and steps are rows (dW).
-// Writes the tiles [tile_begin, tile_end).
+// order: the columns' sorted order, or null. Writes the tiles [tile_begin, tile_end), the first of them at `tiles`.
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_tiles, bool float64, bool by_rows, const void* matrix, int64_t rows,
-                           int64_t columns, void* tiles, int64_t tile_begin, int64_t tile_end)
+                           int64_t columns, const int32_t* order, void* tiles, int64_t tile_begin, int64_t tile_end)
 
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_y, const MaskedGemm& arguments, const MaskedGemmPart& part)
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_dx, const MaskedGemm& arguments, const MaskedGemmPart& part)

@@ -5,17 +5,16 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "../../kernels/cpu/masked_mlp_cpu.h"
+#include "../explain.h"
 #include "../library.h"
+#include "isa.h"
 
 namespace ar_fast {
 namespace {
 
 constexpr const char* op_name = "masked_mlp_sample";
-
-std::atomic<int64_t> last_multiply_adds{0};
 
 // On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises.
 void check_schedule(const MaskedMlpSample& sample) {
@@ -76,6 +75,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const int64_t rows = std::min(layout.most_rows, (share + layout.lanes - 1) / layout.lanes * layout.lanes);
     const int64_t groups = (sample.batch + rows - 1) / rows;
     const auto kernel = AR_FAST_CPU_KERNEL(masked_mlp_sample);
+    int64_t first_group_multiply_adds = 0;
     at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
       const at::Tensor scratch = at::empty({layout.bytes}, at::TensorOptions(at::kByte));
       int64_t multiply_adds = 0;
@@ -83,15 +83,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
         kernel(sample, group * rows, std::min(sample.batch, (group + 1) * rows), scratch.mutable_data_ptr(),
                &multiply_adds);
       }
-      last_multiply_adds.store(multiply_adds, std::memory_order_relaxed);
+      if (begin == 0) first_group_multiply_adds = multiply_adds;
     });
+    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, positions ", start,
+            " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(), " threads");
   }
   return {t.values, t.log_prob, t.state};
 }
 
 }  // namespace
-
-int64_t masked_mlp_sample_multiply_adds() { return last_multiply_adds.load(std::memory_order_relaxed); }
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("masked_mlp_sample", masked_mlp_sample_cpu); }
 

@@ -1,0 +1,297 @@
+"""masked_linear and its two gradient ops against their plain-torch twin in float64."""
+
+import math
+
+import pytest
+import torch
+from conftest import available_isas, isa
+from masked_cases import KINDS, blocks, masked_case
+from torch.nn import functional as F
+
+from ar_fast import Mask, functional, reference
+
+# (B, I, O). Batches around the path for a few rows (8) and a tile (64); sizes around tiles and panels.
+SIZES = [(0, 5, 6), (1, 1, 1), (1, 7, 19), (3, 111, 7), (9, 2, 130), (13, 65, 64), (70, 129, 67), (8, 19, 989)]
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-11, "atol": 1e-11},
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    # The twin gets the same 16-bit numbers; what differs is that our result is rounded to 16 bits, once.
+    torch.bfloat16: {"rtol": 8e-3, "atol": 8e-3},
+    torch.float16: {"rtol": 1e-3, "atol": 1e-3},
+}
+ALGORITHMS = ["auto", "panels", "fused", "dense"]
+
+
+def run(case, algorithm="auto"):
+    return functional.masked_linear(case.input, case.weight, case.mask, case.bias, algorithm=algorithm)
+
+
+def twin(case):
+    case = case.upcast()
+    return F.linear(case.input, case.weight, case.bias)
+
+
+def gradients(case, ops, algorithm="auto"):
+    """dX and dW of a random gradient, by the ops themselves, and what they should be in float64."""
+    grad = torch.randn(*case.input.shape[:-1], case.weight.shape[0], dtype=torch.float64, device=case.input.device)
+    grad = grad.to(case.weight.dtype)
+    dx = ops.masked_linear_grad_input(grad, case.weight, *case.plan, algorithm)
+    dw = ops.masked_linear_grad_weight(grad, case.input, *case.plan, algorithm)
+    rows, inputs = (t.double().reshape(math.prod(t.shape[:-1]), t.shape[-1]) for t in (grad, case.input))
+    want_dw = torch.where(case.allowed, rows.T @ inputs, 0.0)
+    return (dx, grad.double() @ case.upcast().weight), (dw, want_dw)
+
+
+def assert_close(got, want, dtype):
+    assert got.dtype == dtype and got.shape == want.shape
+    scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+    torch.testing.assert_close(got.double() / scale, want / scale, **TOLERANCE[dtype])
+
+
+def check_all(case, ops, algorithm="auto"):
+    dtype = case.weight.dtype
+    assert_close(run(case, algorithm), twin(case), dtype)
+    (dx, want_dx), (dw, want_dw) = gradients(case, ops, algorithm)
+    assert_close(dx, want_dx, dtype)
+    assert_close(dw, want_dw, dtype)
+    assert (dw[~case.allowed] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_the_twin(device, ops, size, kind):
+    check_all(masked_case(*size, kind, device=device), ops)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [3, 37])
+def test_every_dtype(device, ops, kind, dtype, batch):
+    check_all(masked_case(batch, 141, 77, kind, dtype=dtype, device=device), ops)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [2, 33])
+def test_every_algorithm(device, ops, kind, algorithm, batch):
+    check_all(masked_case(batch, 130, 140, kind, device=device), ops, algorithm)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_instruction_set(name, kind, dtype):
+    with isa(name):
+        for batch in (1, 5, 8, 17, 67):
+            check_all(masked_case(batch, 143, 75, kind, dtype=dtype), torch.ops.ar_fast, "fused")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(12, 700, 900), (40, 1200, 90), (20, 90, 1300)], ids=str)
+@pytest.mark.parametrize("algorithm", ["panels", "fused"])
+def test_many_panels(size, kind, algorithm):
+    check_all(masked_case(*size, kind), torch.ops.ar_fast, algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "panels"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [2, 33])
+def test_masked_weights_have_no_effect(device, ops, kind, batch, algorithm):
+    case = masked_case(batch, 133, 70, kind, device=device, poison=True)
+    assert not case.weight.isfinite().all()
+    check_all(case, ops, algorithm)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 0, 3), (1, 2, 2, 3)], ids=str)
+def test_leading_dimensions(device, ops, shape):
+    case = masked_case(shape, 20, 30, "both", device=device)
+    assert run(case).shape == (*shape, 30)
+    check_all(case, ops)
+
+
+def test_without_bias(device):
+    case = masked_case(5, 20, 30, bias=False, device=device)
+    assert_close(run(case), twin(case), torch.float32)
+
+
+@pytest.mark.parametrize("sizes", [(5, 0, 3), (5, 3, 0), (0, 0, 0)], ids=str)
+def test_no_features(device, ops, sizes):
+    case = masked_case(*sizes, device=device)
+    assert_close(run(case), twin(case), torch.float32)
+    (dx, want_dx), (dw, want_dw) = gradients(case, ops)
+    assert_close(dx, want_dx, torch.float32)
+    assert_close(dw, want_dw, torch.float32)
+
+
+def test_a_mask_that_allows_nothing_and_one_that_allows_all(device, ops):
+    for kind in ("nothing", "all"):
+        case = masked_case(11, 70, 66, device=device)
+        extents = torch.full((66,), 0 if kind == "nothing" else 70, dtype=torch.int32, device=device)
+        case.mask = Mask(66, 70, extents=extents)
+        check_all(case, ops)
+        case.mask = blocks(torch.full((66, 70), kind == "all")).to(device)
+        check_all(case, ops)
+
+
+@pytest.mark.parametrize("batch", [3, 20])
+def test_strided_inputs(device, batch):
+    case = masked_case(batch, 40, 50, device=device)
+    wide = torch.randn(batch, 100, device=device)
+    wide[:, 10:50] = case.input
+    weight, bias = case.weight.t().contiguous().t(), case.bias.repeat_interleave(2)[::2]
+    assert not weight.is_contiguous() and not bias.is_contiguous()
+    got = functional.masked_linear(wide[:, 10:50], weight, case.mask, bias)
+    torch.testing.assert_close(got, run(case), rtol=0, atol=0)
+    spread = case.input.repeat_interleave(2, 1)[:, ::2]
+    torch.testing.assert_close(functional.masked_linear(spread, weight, case.mask, bias), run(case), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck_and_gradgradcheck(device, kind):
+    case = masked_case(3, 5, 4, kind, dtype=torch.float64, device=device)
+    leaves = [t.requires_grad_() for t in (case.input, case.weight, case.bias)]
+
+    def function(input, weight, bias):
+        return functional.masked_linear(input, weight, case.mask, bias)
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_gradients_of_the_module_chain(device):
+    """Through autograd, against the twin's gradients: each operand alone, and all together."""
+    case = masked_case((2, 5), 33, 21, "both", device=device, poison=True)
+    names = ("input", "weight", "bias")
+    for wanted in (("input",), ("weight",), ("bias",), names):
+        mine = {name: getattr(case, name).detach().clone() for name in names}
+        other = {name: getattr(case.upcast(), name).detach().clone() for name in names}
+        for name in wanted:
+            mine[name].requires_grad_()
+            other[name].requires_grad_()
+        functional.masked_linear(mine["input"], mine["weight"], case.mask, mine["bias"]).square().sum().backward()
+        reference.masked_linear(other["input"], other["weight"], other["bias"], *case.plan).square().sum().backward()
+        for name in names:
+            if name not in wanted:
+                assert mine[name].grad is None
+                continue
+            assert_close(mine[name].grad, other[name].grad, torch.float32)
+    assert (mine["weight"].grad[~case.allowed] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["sorted", "both", "blocks"])
+def test_opcheck(device, ops, kind):
+    case = masked_case((2, 3), 6, 5, kind, device=device)
+    grad = torch.randn(2, 3, 5, device=device, requires_grad=True)
+    x, weight, bias = (t.requires_grad_() for t in (case.input, case.weight, case.bias))
+    torch.library.opcheck(ops.masked_linear.default, (x, weight, bias, *case.plan))
+    torch.library.opcheck(ops.masked_linear_grad_input.default, (grad, weight, *case.plan))
+    torch.library.opcheck(ops.masked_linear_grad_weight.default, (grad, x, *case.plan))
+
+
+def test_torch_compile(device):
+    case = masked_case(3, 9, 11, "both", device=device)
+    leaves = [case.weight.requires_grad_(), case.bias.requires_grad_()]
+    compiled = torch.compile(
+        lambda x: functional.masked_linear(x, case.weight, case.mask, case.bias), fullgraph=True, backend="aot_eager"
+    )
+    for batch in (3, 4, 17):
+        x = torch.randn(batch, 9, device=device)
+        eager, traced = functional.masked_linear(x, case.weight, case.mask, case.bias), compiled(x)
+        torch.testing.assert_close(traced, eager)
+        for a, b in zip(
+            torch.autograd.grad(traced.square().sum(), leaves), torch.autograd.grad(eager.square().sum(), leaves),
+            strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(a, b)
+
+
+def test_autocast_follows_linear(device):
+    case = masked_case(5, 30, 20, device=device)
+    leaves = [t.requires_grad_() for t in (case.input, case.weight, case.bias)]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        result = run(case)
+        plain = F.linear(case.input, torch.where(case.allowed, case.weight, 0.0), case.bias)
+    assert result.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(result, plain, rtol=2e-2, atol=2e-2)
+    for mine, other in zip(
+        torch.autograd.grad(result.float().sum(), leaves), torch.autograd.grad(plain.float().sum(), leaves), strict=True
+    ):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, other, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("kind", ["sorted", "both", "blocks"])
+def test_results_do_not_depend_on_threads(kind):
+    case = masked_case(70, 200, 300, kind)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        torch.manual_seed(1)
+        try:
+            (dx, _), (dw, _) = gradients(case, torch.ops.ar_fast, "fused")
+            results.append((run(case, "fused"), dx, dw))
+        finally:
+            torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+BAD_INPUTS = {
+    "input must have shape": {"input": torch.zeros(2, 4)},
+    "input must have at least one dimension, got a scalar": {"input": torch.zeros(())},
+    "input must have the dtype of weight": {"input": torch.zeros(2, 5, dtype=torch.float64)},
+    "weight must be float32, float64, bfloat16 or float16, got": {"weight": torch.zeros(3, 5, dtype=torch.int32)},
+    r"weight must have shape \(O, I\)": {"weight": torch.zeros(5)},
+    "bias must have 3 elements": {"bias": torch.zeros(4)},
+    "bias must have the dtype of weight": {"bias": torch.zeros(3, dtype=torch.float64)},
+    "extents must have 3 elements": {"extents": torch.zeros(4, dtype=torch.int32)},
+    "extents must be int": {"extents": torch.zeros(3, dtype=torch.int64)},
+    "rows must have 3 elements": {"rows": torch.zeros(2, dtype=torch.int32)},
+    "columns must have 5 elements": {"columns": torch.zeros(3, dtype=torch.int32)},
+    "a mask is either nested": {"dense": torch.zeros(3, 5, dtype=torch.bool)},
+    "a mask needs extents, or both tiles and dense, got neither": {"extents": None},
+    "a mask needs extents, or both tiles and dense, got dense alone": {
+        "extents": None, "dense": torch.zeros(3, 5, dtype=torch.bool),
+    },
+    "tiles must have 1 tiles": {
+        "extents": None, "dense": torch.zeros(3, 5, dtype=torch.bool), "tiles": torch.zeros(2, 1, dtype=torch.int32),
+    },
+    "dense must be bool|dense must be Bool": {
+        "extents": None, "dense": torch.zeros(3, 5), "tiles": torch.zeros(1, 1, dtype=torch.int32),
+    },
+    "algorithm must be one of auto, panels, fused, dense, got 'fast'": {"algorithm": "fast"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD_INPUTS)
+def test_bad_input(device, ops, message):
+    arguments = {
+        "input": torch.zeros(2, 5), "weight": torch.zeros(3, 5), "bias": torch.zeros(3),
+        "extents": torch.tensor([0, 2, 5], dtype=torch.int32), "rows": None, "columns": None, "tiles": None, "dense": None,
+        "algorithm": "auto", **BAD_INPUTS[message],
+    }  # fmt: skip
+    arguments = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    with pytest.raises(RuntimeError, match=f"masked_linear: ({message})"):
+        ops.masked_linear(*arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("message", "plan"),
+    {
+        "extents must lie in 0 ... 5, got 6": {"extents": [0, 2, 6]},
+        "extents must lie in 0 ... 5, got -1": {"extents": [-1, 2, 5]},
+        "without rows, extents must ascend, got 3 before 2": {"extents": [0, 3, 2]},
+        "rows must sort extents in ascending order": {"extents": [0, 3, 2], "rows": [0, 1, 2]},
+        "rows must be a permutation of 0 ... 2, got 1 at position 2": {"extents": [0, 2, 3], "rows": [0, 1, 1]},
+        "columns must be a permutation of 0 ... 4, got 7": {"extents": [0, 2, 3], "columns": [0, 1, 2, 3, 7]},
+    }.items(),
+)
+def test_bad_plans_on_the_cpu(message, plan):
+    tensors = [torch.tensor(plan[k], dtype=torch.int32) if k in plan else None for k in ("extents", "rows", "columns")]
+    weight, rows = torch.zeros(3, 5), torch.zeros(2, 5)
+    with pytest.raises(RuntimeError, match=f"masked_linear: {message}"):
+        torch.ops.ar_fast.masked_linear(rows, weight, None, *tensors, None, None)
+    with pytest.raises(RuntimeError, match=f"masked_linear_grad_input: {message}"):
+        torch.ops.ar_fast.masked_linear_grad_input(torch.zeros(2, 3), weight, *tensors, None, None)
+    with pytest.raises(RuntimeError, match=f"masked_linear_grad_weight: {message}"):
+        torch.ops.ar_fast.masked_linear_grad_weight(torch.zeros(2, 3), rows, *tensors, None, None)

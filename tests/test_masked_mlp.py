@@ -1,0 +1,279 @@
+"""masked_mlp_sample: equal to its twin draw by draw, independent of how the work is cut, each unit computed once."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import available_isas, isa
+from torch import Tensor
+
+from ar_fast import _library, functional, reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ACTIVATIONS = list(reference.MLP_ACTIVATIONS)
+
+
+@dataclass
+class MlpCase:
+    variables: int
+    weights: list[Tensor]
+    biases: list[Tensor]
+    extents: list[Tensor]
+    unit_ends: list[Tensor]
+    order: Tensor | None
+    activation: str
+
+    @property
+    def state_features(self) -> int:
+        return self.variables + sum(len(weight) for weight in self.weights[:-1])
+
+
+def mlp_case(variables, hidden, *, dtype=torch.float32, device="cpu", activation="relu", context_rows=0) -> MlpCase:
+    """Random weights, NaN where they are masked, and random degrees; with context_rows the first bias is by row."""
+    lowest = 0 if context_rows else min(1, variables - 1)
+    degrees = [torch.randint(lowest, max(variables, lowest + 1), (units,)).sort().values for units in hidden]
+    positions = torch.arange(variables)
+    chain = [positions + 1, *degrees, positions]
+    weights, biases, extents = [], [], []
+    for below, own in zip(chain[:-1], chain[1:], strict=True):
+        seen = torch.searchsorted(below, own, right=True)
+        weight = torch.randn(len(own), len(below), dtype=torch.float64) / max(1, len(below)) ** 0.5
+        weight = torch.where(torch.arange(len(below)) < seen[:, None], weight, float("nan"))
+        weights.append(weight.to(device, dtype))
+        biases.append(torch.randn(len(own), dtype=torch.float64).to(device, dtype))
+        extents.append(seen.to(device, torch.int32))
+    if context_rows:
+        rows = torch.randn(context_rows, hidden[0], dtype=torch.float64)
+        biases[0] = rows.to(device, reference.compute_dtype(dtype))
+    ends = [torch.searchsorted(units, positions, right=True).to(device, torch.int32) for units in degrees]
+    return MlpCase(variables, weights, biases, extents, ends, torch.randperm(variables).to(device), activation)
+
+
+def sample(case, batch, *, state=None, rows=slice(None), **options):
+    """A call of the op for ``batch`` rows, of which a bias by row gives ``rows``."""
+    dtype, device = reference.compute_dtype(case.weights[0].dtype), case.weights[0].device
+    if state is None:
+        state = torch.zeros(batch, case.state_features, dtype=dtype, device=device)
+    biases = [bias[rows] if bias.dim() == 2 else bias for bias in case.biases]
+    return functional.masked_mlp_sample(
+        state, case.weights, biases, case.extents, case.unit_ends, order=case.order, activation=case.activation,
+        **{"seed": 11, **options},
+    )  # fmt: skip
+
+
+def twin(case, batch, **options):
+    device = case.weights[0].device
+    options = {
+        "given": None, "known": None, "seed": 11, "first_index": 0, "start": 0, "stop": case.variables, "temperature": 1.0,
+        **options,
+    }  # fmt: skip
+    if options["given"] is not None:
+        options["given"] = options["given"].double()
+    return reference.masked_mlp_sample(
+        torch.zeros(batch, case.state_features, dtype=torch.float64, device=device),
+        # The twin multiplies by the mask, so it gets zeros where the op gets NaN.
+        [weight.double().nan_to_num(0.0) for weight in case.weights], [bias.double() for bias in case.biases],
+        case.extents, case.unit_ends, case.order, activation=case.activation, **options,
+    )  # fmt: skip
+
+
+def assert_equal_draws(got, want, dtype):
+    """Draws may differ only where rounding decides, which these seeds do not hit; the rest agrees within rounding."""
+    values, log_prob, state = got
+    assert log_prob.dtype == torch.float64
+    assert values.dtype == state.dtype == reference.compute_dtype(dtype)
+    assert torch.equal(values.double(), want[0])
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(log_prob, want[1], **tolerance)
+    torch.testing.assert_close(state.double(), want[2], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "size", [(0, 3, [5]), (1, 1, [1]), (5, 7, [19]), (3, 33, [111, 7]), (70, 5, [4, 3, 2]), (2, 19, [989])], ids=str
+)
+def test_draws_equal_the_twin(device, dtype, size):
+    batch, variables, hidden = size
+    case = mlp_case(variables, hidden, dtype=dtype, device=device)
+    assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(device, activation, dtype):
+    case = mlp_case(9, [17, 8], dtype=dtype, device=device, activation=activation)
+    assert_equal_draws(sample(case, 6), twin(case, 6), dtype)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_instruction_set(name, activation, dtype):
+    case = mlp_case(11, [40, 13], dtype=dtype, activation=activation)
+    with isa(name):
+        assert_equal_draws(sample(case, 37), twin(case, 37), dtype)
+
+
+def test_more_units_than_shared_memory_holds(device):
+    case = mlp_case(9, [4100], device=device)
+    assert_equal_draws(sample(case, 3), twin(case, 3), torch.float32)
+
+
+def test_no_hidden_layer(device):
+    case = mlp_case(12, [], device=device)
+    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+
+
+def test_a_context_enters_the_first_layer(device):
+    case = mlp_case(8, [21, 6], device=device, context_rows=5)
+    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+    halves = [sample(case, 3, rows=slice(0, 3)), sample(case, 2, rows=slice(3, 5), first_index=3)]
+    for whole, first, second in zip(sample(case, 5), *halves, strict=True):
+        assert torch.equal(whole, torch.cat([first, second]))
+
+
+def test_known_variables_are_taken_not_drawn(device):
+    case = mlp_case(9, [21], device=device)
+    given = (torch.rand(6, 9, device=device) < 0.5).float()
+    known = torch.rand(6, 9, device=device) < 0.5
+    options = {"given": given, "known": known, "temperature": 0.7, "first_index": 2**40 + 3}
+    got = sample(case, 6, **options)
+    assert_equal_draws(got, twin(case, 6, **options), torch.float32)
+    drawn = torch.empty_like(given)
+    drawn[:, case.order] = got[0]
+    assert torch.equal(drawn[known], given[known])
+
+
+def test_log_prob_is_at_temperature_one(device):
+    case = mlp_case(10, [30], device=device)
+    assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
+    known = torch.ones(6, 10, dtype=torch.bool, device=device)
+    _, log_prob, _ = sample(case, 6, given=torch.ones(6, 10, device=device), known=known)
+    assert (log_prob == 0).all()
+
+
+def test_batches_can_be_cut_anywhere(device):
+    case = mlp_case(17, [70, 9], device=device)
+    whole = sample(case, 83)
+    parts = [sample(case, end - begin, first_index=begin) for begin, end in ((0, 1), (1, 34), (34, 83))]
+    for together, *cut in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(cut))
+
+
+def test_positions_can_be_cut_anywhere(device):
+    case = mlp_case(17, [70, 9], device=device)
+    values, log_prob, state = sample(case, 6)
+    pieces, start = [], None
+    for begin, end in ((0, 5), (5, 5), (5, 6), (6, 17)):
+        before = None if start is None else start.clone()
+        pieces.append(sample(case, 6, state=start, start=begin, stop=end))
+        assert before is None or torch.equal(before, start), "the state that came in was modified"
+        start = pieces[-1][2]
+    assert torch.equal(torch.cat([p[0] for p in pieces], 1), values)
+    assert torch.equal(start, state)
+    torch.testing.assert_close(sum(p[1] for p in pieces), log_prob, rtol=1e-13, atol=1e-13)
+
+
+def test_threads_do_not_matter():
+    case = mlp_case(40, [130])
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try:
+            results.append(sample(case, 75))
+        finally:
+            torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("hidden", [[], [50], [300, 20], [8, 8, 8]], ids=str)
+@pytest.mark.parametrize("context", [False, True])
+def test_sampling_costs_one_masked_forward_pass(hidden, context):
+    """Counted by the kernel where it multiplies, against the ones of the masks."""
+    if context and not hidden:
+        pytest.skip("the context enters the first hidden layer")
+    case = mlp_case(23, hidden, context_rows=5 if context else 0)
+    _, said = explained(lambda: sample(case, 5))
+    done = int(re.search(r"(\d+) multiply-adds per row", said)[1])
+    forward = sum(int(extents.sum()) for extents in case.extents)
+    assert 0 < done <= 1.1 * forward
+
+
+def explained(call):
+    _library._C.explain_begin()
+    result = call()
+    return result, " ".join(_library._C.explain_end())
+
+
+def test_opcheck(device, ops):
+    case = mlp_case(5, [6, 4], device=device)
+    state = torch.zeros(3, case.state_features, device=device)
+    arguments = (
+        state, case.weights, case.biases, case.extents, case.unit_ends, case.order, None, None, "relu", 3, 0, 0, 5, 1.0,
+    )  # fmt: skip
+    torch.library.opcheck(ops.masked_mlp_sample.default, arguments)
+
+
+BAD_INPUTS = {
+    "activation must be relu, sigmoid, tanh, elu, softplus, silu, gelu or leaky_relu, got 'swish'": ("activation", "swish"),
+    r"state must have 8 columns": ("state", torch.zeros(2, 7)),
+    "state must be float32|state must be Float": ("state", torch.zeros(2, 8, dtype=torch.float64)),
+    r"weights\[1\] must have 5 columns": ("weights", [torch.zeros(5, 3), torch.zeros(3, 4)]),
+    r"weights\[1\] must have the dtype of weights\[0\]": ("weights", [torch.zeros(5, 3), torch.zeros(3, 5).double()]),
+    r"biases must hold as many tensors as weights, 2, got 1": ("biases", [torch.zeros(5)]),
+    r"biases\[0\] must have shape \(units\) or \(B, units\)": ("biases", [torch.zeros(1, 1, 5), torch.zeros(3)]),
+    r"biases\[0\] must have 2 rows, as state has": ("biases", [torch.zeros(3, 5), torch.zeros(3)]),
+    r"biases\[1\] must have shape \(units\), got": ("biases", [torch.zeros(5), torch.zeros(2, 3)]),
+    r"extents\[0\] must be int|extents\[0\] must be Int": ("extents", [torch.zeros(5), torch.zeros(3)]),
+    r"unit_ends must hold one tensor per hidden layer, 1, got 0": ("unit_ends", []),
+    r"unit_ends\[0\] must have 3 entries": ("unit_ends", [torch.zeros(4, dtype=torch.int32)]),
+    "order must have 3 entries": ("order", torch.arange(4)),
+    "given and known come together": ("given", torch.zeros(2, 3)),
+    "positions must satisfy 0 <= start <= stop <= D = 3": ("stop", 4),
+    "temperature must be positive, got 0": ("temperature", 0.0),
+}
+
+
+@pytest.mark.parametrize("message", BAD_INPUTS)
+def test_bad_input(device, ops, message):
+    arguments = {
+        "state": torch.zeros(2, 8), "weights": [torch.zeros(5, 3), torch.zeros(3, 5)],
+        "biases": [torch.zeros(5), torch.zeros(3)],
+        "extents": [torch.zeros(5, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)],
+        "unit_ends": [torch.zeros(3, dtype=torch.int32)], "order": None, "given": None, "known": None,
+        "activation": "relu", "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
+    }  # fmt: skip
+    name, value = BAD_INPUTS[message]
+    arguments[name] = value
+
+    def move(value):
+        if isinstance(value, list):
+            return [move(v) for v in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    with pytest.raises(RuntimeError, match=f"masked_mlp_sample: ({message})"):
+        ops.masked_mlp_sample(*map(move, arguments.values()))
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    {
+        r"extents\[0\] must ascend within 0 ... 3, got 1 after 2": ("extents", [[2, 1], [0, 1, 2]]),
+        r"extents\[1\]\[0\] must be at most 0, the units ready at position 0, got 1": ("extents", [[1, 2], [1, 1, 2]]),
+        r"unit_ends\[0\] must ascend within 0 ... 2, got 3": ("unit_ends", [[0, 1, 3]]),
+        r"unit_ends\[0\]\[0\] = 1 names a unit that sees 1 inputs where 0 are ready": ("unit_ends", [[1, 1, 2]]),
+        r"order must be a permutation": ("order", [0, 0, 1]),
+    }.items(),
+)
+def test_bad_schedules_on_the_cpu(message, change):
+    arguments = {"extents": [[1, 2], [0, 1, 2]], "unit_ends": [[0, 1, 2]], "order": [2, 0, 1]}
+    arguments[change[0]] = change[1]
+    with pytest.raises(RuntimeError, match=f"masked_mlp_sample: {message}"):
+        functional.masked_mlp_sample(
+            torch.zeros(1, 5), [torch.ones(2, 3), torch.ones(3, 2)], [torch.zeros(2), torch.zeros(3)],
+            [torch.tensor(e, dtype=torch.int32) for e in arguments["extents"]],
+            [torch.tensor(e, dtype=torch.int32) for e in arguments["unit_ends"]],
+            order=torch.tensor(arguments["order"]), seed=1,
+        )  # fmt: skip
