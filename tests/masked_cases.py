@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ar_fast import Mask, reference
 
-# sorted and raster are staircases in place; the next three need their rows, columns or both sorted; blocks has tiles that are
-# empty, full and mixed.
+# sorted and raster are staircases in place; the next three need their rows, columns or both sorted; blocks has tiles
+# that are empty, full and mixed.
 KINDS = ["sorted", "raster", "rows", "columns", "both", "blocks"]
 
 

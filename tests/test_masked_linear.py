@@ -267,8 +267,8 @@ BAD_INPUTS = {
 def test_bad_input(device, ops, message):
     arguments = {
         "input": torch.zeros(2, 5), "weight": torch.zeros(3, 5), "bias": torch.zeros(3),
-        "extents": torch.tensor([0, 2, 5], dtype=torch.int32), "rows": None, "columns": None, "tiles": None, "dense": None,
-        "algorithm": "auto", **BAD_INPUTS[message],
+        "extents": torch.tensor([0, 2, 5], dtype=torch.int32), "rows": None, "columns": None, "tiles": None,
+        "dense": None, "algorithm": "auto", **BAD_INPUTS[message],
     }  # fmt: skip
     arguments = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     with pytest.raises(RuntimeError, match=f"masked_linear: ({message})"):
