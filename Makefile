@@ -5,9 +5,11 @@ PYTHON ?= python3
 
 ifeq ($(VENV),0)
 RUN := $(PYTHON)
+PACKAGES :=
 READY :=
 else
 RUN := $(VENV)/bin/python
+PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
 endif
 
@@ -24,7 +26,7 @@ test: $(READY)
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)
 
-lint: $(READY)
+lint: $(PACKAGES)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
