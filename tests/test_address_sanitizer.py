@@ -44,7 +44,11 @@ emulated.load().ar_fast_test_past_the_end(ctypes.c_void_p(out.data_ptr()))
 
 @pytest.mark.parametrize(
     ("file", "selected"),
-    [("test_emulation.py", "test"), ("test_nade_tiles.py", "forward and not activations")],
+    [
+        ("test_emulation.py", "test"),
+        ("test_nade_tiles.py", "forward and not activations"),
+        ("test_masked_tiles.py", "random and not float16"),
+    ],
 )
 def test_kernels(file, selected):
     done = run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", file, "-k", selected)

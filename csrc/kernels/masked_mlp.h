@@ -16,7 +16,16 @@ namespace ar_fast {
 
 constexpr int masked_mlp_max_layers = 16;
 
-enum class MlpActivation : int32_t { relu = 0, sigmoid = 1, tanh = 2, elu = 3, softplus = 4, silu = 5, gelu = 6, leaky_relu = 7 };
+enum class MlpActivation : int32_t {
+  relu = 0,
+  sigmoid = 1,
+  tanh = 2,
+  elu = 3,
+  softplus = 4,
+  silu = 5,
+  gelu = 6,
+  leaky_relu = 7,
+};
 
 struct MaskedMlpLayer {
   int64_t units;                   // rows of weight; D for the last layer

@@ -43,7 +43,9 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
               ", got ", extents.size());
   TORCH_CHECK(unit_ends.size() + 1 == weights.size(), op, ": unit_ends must hold one tensor per hidden layer, ",
               weights.size() - 1, ", got ", unit_ends.size());
-  for (size_t l = 0; l < weights.size(); ++l) check_dim(op, element("weights", l).c_str(), weights[l], 2, "(units, inputs)");
+  for (size_t l = 0; l < weights.size(); ++l) {
+    check_dim(op, element("weights", l).c_str(), weights[l], 2, "(units, inputs)");
+  }
   const at::Tensor& first = weights[0];
   check_floating(op, "weights[0]", first);
   const auto type = first.scalar_type(), compute = compute_type(type);

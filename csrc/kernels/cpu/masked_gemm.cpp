@@ -155,7 +155,7 @@ void fill_tiles(bool by_rows, const Compute* matrix, int64_t rows, int64_t colum
         } else {
           for (int64_t k = 0; k < count; ++k) out[s * width + k] = row[order[first + k]];
         }
-        if (count < width) std::memset(static_cast<void*>(out + s * width + count), 0, (width - count) * sizeof(Compute));
+        std::memset(static_cast<void*>(out + s * width + count), 0, (width - count) * sizeof(Compute));
       }
     }
   }

@@ -289,11 +289,26 @@ void unpack(const MaskPlan& plan, const int32_t* rank, const void* packed, const
 }
 
 template <typename Storage>
-void clear(const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weight) {
+void copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
+  using Compute = typename ComputeOf<Storage>::type;
+  const int64_t columns = arguments.plan.in_features;
+  auto* out = static_cast<Compute*>(arguments.output);
+  for (int64_t row = row_begin; row < row_end; ++row, out += columns) {
+    int64_t end = columns;
+    const Compute* weight = masked_row<Storage>(arguments, row, 0, end, out);
+    if (weight != out) std::memcpy(out, weight, end * sizeof(Compute));
+    std::memset(static_cast<void*>(out + end), 0, (columns - end) * sizeof(Compute));
+  }
+}
+
+template <typename Storage>
+void clear(const MaskPlan& plan, const int32_t* rank, int64_t row_begin, int64_t row_end, void* weight) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     Storage* out = static_cast<Storage*>(weight) + row * plan.in_features;
     if (plan.dense != nullptr) {
       select(out, plan.dense + row * plan.in_features, plan.in_features, out);
+    } else if (rank != nullptr) {
+      select(out, rank, plan.extents[row], plan.in_features, out);
     } else {
       std::memset(static_cast<void*>(out + plan.extents[row]), 0,
                   (plan.in_features - plan.extents[row]) * sizeof(Storage));
@@ -313,8 +328,13 @@ void masked_unpack(ScalarType storage, const MaskPlan& plan, const int32_t* rank
   with_storage(storage, [&](auto type) { unpack<decltype(type)>(plan, rank, packed, rectangle, weight); });
 }
 
-void masked_clear(ScalarType storage, const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weight) {
-  with_storage(storage, [&](auto type) { clear<decltype(type)>(plan, row_begin, row_end, weight); });
+void masked_clear(ScalarType storage, const MaskPlan& plan, const int32_t* rank, int64_t row_begin, int64_t row_end,
+                  void* weight) {
+  with_storage(storage, [&](auto type) { clear<decltype(type)>(plan, rank, row_begin, row_end, weight); });
+}
+
+void masked_copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
+  with_storage(arguments.storage, [&](auto type) { copy_rows<decltype(type)>(arguments, row_begin, row_end); });
 }
 
 void masked_forward_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {

@@ -14,7 +14,8 @@ struct MaskedRectangle {
   int64_t row_begin, row_end, column_begin, column_end;
 };
 
-// rank[c] = the place of column c in plan.columns; null where columns is null. Its own array, as only the host needs it.
+// rank[c] = the place of column c in plan.columns; null where columns is null. Its own array, as only the host needs
+// it.
 struct MaskedRows {
   ScalarType storage;
   MaskPlan plan;
@@ -37,9 +38,12 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_pack, ScalarType storage, const MaskPlan& plan
 AR_FAST_DECLARE_CPU_KERNEL(masked_unpack, ScalarType storage, const MaskPlan& plan, const int32_t* rank,
                            const void* packed, const MaskedRectangle& rectangle, void* weight)
 
-// Zeroes, in place, the masked part of rows of a weight's gradient whose columns are in sorted order.
-AR_FAST_DECLARE_CPU_KERNEL(masked_clear, ScalarType storage, const MaskPlan& plan, int64_t row_begin, int64_t row_end,
-                           void* weight)
+// Zeroes, in place, the masked part of rows of a weight's gradient, rows and columns in the weight's own order.
+AR_FAST_DECLARE_CPU_KERNEL(masked_clear, ScalarType storage, const MaskPlan& plan, const int32_t* rank,
+                           int64_t row_begin, int64_t row_end, void* weight)
+
+// Copies rows of the weight, in its own order, to output [rows, I] compute; masked weights become exactly zero.
+AR_FAST_DECLARE_CPU_KERNEL(masked_copy_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)
 
 // output[:, o] of [B, O] compute for rows o of the weight. scratch: I of compute type.
 AR_FAST_DECLARE_CPU_KERNEL(masked_forward_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)

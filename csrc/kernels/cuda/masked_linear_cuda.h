@@ -1,8 +1,9 @@
-// Masked linear maps on CUDA: launchers. The contract is in kernels/masked_linear.h; every pointer is device memory, also
-// the mask's: its extents and tiles are read by the kernels, so nothing synchronises and all can be captured in a graph.
+// Masked linear maps on CUDA: launchers. The contract is in kernels/masked_linear.h; every pointer is device memory,
+// also the mask's: its extents and tiles are read by the kernels, so nothing synchronises and all can be captured in a
+// graph.
 //
-// Without atomics and without splitting a sum over blocks: results are bitwise the same in every run, and a row of y or of
-// dX does not depend on the other rows of its batch within one path (rows or tiles).
+// Without atomics and without splitting a sum over blocks: results are bitwise the same in every run, and a row of y or
+// of dX does not depend on the other rows of its batch within one path (rows or tiles).
 #pragma once
 
 #include "../masked_linear.h"

@@ -6,7 +6,8 @@
 
 namespace ar_fast::cuda {
 
-// Rows and columns are in sorted order: sorted row r is row rows[r] of the weight, sorted column c is column columns[c].
+// Rows and columns are in sorted order: sorted row r is row rows[r] of the weight, sorted column c is column
+// columns[c].
 struct DeviceMask {
   int out_features, in_features;
   const int32_t *extents, *rows, *columns, *tiles;
@@ -29,7 +30,9 @@ struct DeviceMask {
     return tiles == nullptr || tiles[static_cast<int64_t>(r / mask_tile_size) * tile_columns + c / mask_tile_size] != 0;
   }
   // Columns before this bound are all that the sorted rows up to `last` see.
-  __device__ __forceinline__ int columns_seen(int last) const { return extents != nullptr ? extent(last) : in_features; }
+  __device__ __forceinline__ int columns_seen(int last) const {
+    return extents != nullptr ? extent(last) : in_features;
+  }
   // Rows before this one do not see the sorted column.
   __device__ __forceinline__ int first_row(int c) const {
     if (extents == nullptr) return 0;
@@ -55,8 +58,8 @@ struct Operand {
   const int32_t *row_map, *column_map;
   bool aligned;                    // 128-bit loads fit
 
-  Operand(const void* pointer, int64_t row_stride, int64_t row_count, int64_t column_count, const int32_t* rows_by_place,
-          const int32_t* columns_by_place)
+  Operand(const void* pointer, int64_t row_stride, int64_t row_count, int64_t column_count,
+          const int32_t* rows_by_place, const int32_t* columns_by_place)
       : data(static_cast<const S*>(pointer)), stride(row_stride), rows(static_cast<int>(row_count)),
         columns(static_cast<int>(column_count)), row_map(rows_by_place), column_map(columns_by_place),
         aligned(columns_by_place == nullptr && vectors_fit(data, row_stride)) {}

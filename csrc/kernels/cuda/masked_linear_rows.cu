@@ -1,5 +1,5 @@
-// Masked linear maps of a few rows: the weight's bytes are the cost, so each unmasked weight is read once for all of them,
-// 128 bits at a time.
+// Masked linear maps of a few rows: the weight's bytes are the cost, so each unmasked weight is read once for all of
+// them, 128 bits at a time.
 #include "masked_linear_device.h"
 
 namespace ar_fast::cuda {
@@ -37,12 +37,11 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_rows_kernel(
 #pragma unroll
     for (int i = 0; i < size; ++i) {
       if (c + i >= mask.in_features || !mask.allows(r, c + i)) continue;
-      const int column = mask.column(c + i);
+      const S* const input = arguments.input + first * arguments.input_stride + mask.column(c + i);
 #pragma unroll
       for (int b = 0; b < kRows; ++b) {
         if (b < rows) {
-          sums[b] = fma(to_compute(weight.values[i]), to_compute(arguments.input[(first + b) * arguments.input_stride + column]),
-                        sums[b]);
+          sums[b] = fma(to_compute(weight.values[i]), to_compute(input[b * arguments.input_stride]), sums[b]);
         }
       }
     }
@@ -93,8 +92,8 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_r
 #pragma unroll
       for (int w = 1; w < kWarps; ++w) sum += partial[w][i];
       if (block_column + i < mask.in_features) {
-        from_compute(arguments.output[static_cast<int64_t>(first + b) * mask.in_features + mask.column(block_column + i)],
-                     sum);
+        const int64_t row = static_cast<int64_t>(first + b) * mask.in_features;
+        from_compute(arguments.output[row + mask.column(block_column + i)], sum);
       }
     }
     __syncthreads();

@@ -1,10 +1,11 @@
 // Masked linear maps by tiles of 64 x 64 outputs: y, dX and dW are one product c = a b with the mask on b (y, dX) or on
 // c (dW). float32 and float64 by multiply-adds, exact; bfloat16 and float16 by mma.sync m16n8k16 on ldmatrix fragments.
-// Two stages of shared memory: the next step's tiles arrive by cp.async, 128 bits each, while this step's are multiplied;
-// vectors that the staircase cuts, or that a permutation scatters, go through registers and are masked there.
+// Two stages of shared memory: the next step's tiles arrive by cp.async, 128 bits each, while this step's are
+// multiplied; vectors that the staircase cuts, or that a permutation scatters, go through registers and are masked
+// there.
 //
-// y stops at the extent of its last row, dX starts at the first row that sees its first column, dW writes zeros where no
-// row of the tile sees a column: half of the product is skipped.
+// y stops at the extent of its last row, dX starts at the first row that sees its first column, dW writes zeros where
+// no row of the tile sees a column: half of the product is skipped.
 #include "masked_linear_device.h"
 
 namespace ar_fast::cuda {
@@ -117,7 +118,8 @@ struct MatrixSums {
   __device__ __forceinline__ void add(const S* a, const S* b) {
     const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
     const int row = warp / 2 * 32, column = warp % 2 * 32;
-    // Rows of the four 8 x 8 matrices of a fragment: which eight, and whether along the free dimension or along the sum.
+    // Rows of the four 8 x 8 matrices of a fragment: which eight, and whether along the free dimension or along the
+    // sum.
     const int in_matrix = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
 #pragma unroll
     for (int s = 0; s < kSteps<S>; s += 16) {
@@ -200,7 +202,8 @@ __global__ void __launch_bounds__(kThreads<S>) masked_linear_tiles_kernel(TileAr
   // Steps whose tile of the mask is empty are passed over.
   const auto next_step = [&](int step) {
     if constexpr (masked) {
-      while (step < end && !mask.tile_used(product == Product::y ? column : step, product == Product::y ? step : column)) {
+      constexpr bool along_columns = product == Product::y;
+      while (step < end && !mask.tile_used(along_columns ? column : step, along_columns ? step : column)) {
         step += kSteps<S>;
       }
     }

@@ -1,9 +1,9 @@
 // One-pass sampling of a masked perceptron: one persistent kernel, a warp per sample, a block per few samples.
 //
-// A warp computes each unit of its sample once, when the last variable that it sees is known: lanes stride over the inputs
-// and one butterfly adds them up; four units that become computable together share the reads of their inputs. The warps of
-// a block walk the same weights at about the same time, so the cache serves all but the first. No barrier of the block
-// is needed. Activations live in shared memory where those of a block fit, otherwise in the state tensor.
+// A warp computes each unit of its sample once, when the last variable that it sees is known: lanes stride over the
+// inputs and one butterfly adds them up; four units that become computable together share the reads of their inputs.
+// The warps of a block walk the same weights at about the same time, so the cache serves all but the first. No barrier
+// of the block is needed. Activations live in shared memory where those of a block fit, otherwise in the state tensor.
 #include "activation.h"
 #include "masked_mlp_cuda.h"
 #include "runtime.h"

@@ -1,8 +1,8 @@
-// One-pass sampling of a masked perceptron on CUDA: the launcher. The contract is in kernels/masked_mlp.h; every pointer is
-// device memory, also those inside the layers.
+// One-pass sampling of a masked perceptron on CUDA: the launcher. The contract is in kernels/masked_mlp.h; every
+// pointer is device memory, also those inside the layers.
 //
-// Enqueued on `stream` without a synchronisation. The order of a row's additions is fixed by the extents alone, so a row
-// does not depend on the batch it is drawn in.
+// Enqueued on `stream` without a synchronisation. The order of a row's additions is fixed by the extents alone, so a
+// row does not depend on the batch it is drawn in.
 #pragma once
 
 #include "../masked_mlp.h"

@@ -6,20 +6,38 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include "../explain.h"
 #include "../library.h"
+#include "isa.h"
 #include "masked_linear_paths.h"
 
 namespace ar_fast {
 namespace {
 
-enum class Path { panels, fused, dense };
+enum class Path { panels, fused, copied, dense };
 
-Path choose(std::string_view algorithm, int64_t batch) {
+// Permuted plans with fewer features than this on a side are copied: what a product skips, gather and scatter cost.
+constexpr int64_t few_features = 128;
+
+Path choose(std::string_view algorithm, const HostMask& mask, int64_t batch) {
   if (algorithm == "dense") return Path::dense;
   if (algorithm == "fused") return Path::fused;
   if (algorithm == "panels") return Path::panels;
   // Without wide registers torch's GEMM, which picks its instructions itself, is the faster one.
+  if (batch > 8 && !mask.sorted() && std::min(mask.plan().out_features, mask.plan().in_features) <= few_features) {
+    return Path::copied;
+  }
   return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
+}
+
+void explain_path(const char* op, Path path, const HostMask& mask, int64_t batch) {
+  if (explanation() == nullptr) return;
+  static constexpr const char* names[] = {"panels through torch's GEMM", "fused kernels",
+                                          "masked copies through torch's GEMM", "a dense masked copy"};
+  explain(op, " on the CPU: ", names[static_cast<int>(path)], ", ", isa_name(), ", ",
+          !mask.nested() ? "blocks" : mask.sorted() ? "a staircase in place" : "a permuted staircase", ", ", batch,
+          " rows, ", mask.plan().out_features, " outputs, ", mask.plan().in_features, " inputs, on ",
+          at::get_num_threads(), " threads");
 }
 
 int64_t count_rows(const at::Tensor& rows) {
@@ -53,11 +71,14 @@ at::Tensor masked_linear_cpu(const at::Tensor& input, const at::Tensor& weight, 
   const MaskTensors tensors{extents, rows, columns, tiles, dense};
   check_masked_linear(input, weight, bias, tensors, algorithm);
   const HostMask mask("masked_linear", tensors, weight.size(0), weight.size(1));
-  const Path path = choose(algorithm, count_rows(input));
+  const Path path = choose(algorithm, mask, count_rows(input));
+  explain_path("masked_linear", path, mask, count_rows(input));
   if (path == Path::dense) return at::linear(input, dense_weight(mask, weight), bias);
   const at::Tensor x = as_matrix(input);
   const at::Tensor b = bias.has_value() && bias->defined() ? bias->to(x.scalar_type()).contiguous() : at::Tensor();
-  const auto forward = path == Path::fused ? fused_forward : panels_forward;
+  const auto forward = path == Path::fused    ? fused_forward
+                       : path == Path::copied ? copied_forward
+                                              : panels_forward;
   return as_rows(forward(mask, x, weight.contiguous(), b), input);
 }
 
@@ -68,10 +89,13 @@ at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at:
   const MaskTensors tensors{extents, rows, columns, tiles, dense};
   check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
   const HostMask mask("masked_linear_grad_input", tensors, weight.size(0), weight.size(1));
-  const Path path = choose(algorithm, count_rows(grad_output));
+  const Path path = choose(algorithm, mask, count_rows(grad_output));
+  explain_path("masked_linear_grad_input", path, mask, count_rows(grad_output));
   const at::Tensor dy = as_matrix(grad_output);
   if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, weight).to(dy.scalar_type())), grad_output);
-  const auto grad_input = path == Path::fused ? fused_grad_input : panels_grad_input;
+  const auto grad_input = path == Path::fused    ? fused_grad_input
+                          : path == Path::copied ? copied_grad_input
+                                                 : panels_grad_input;
   return as_rows(grad_input(mask, dy, weight.contiguous()), grad_output);
 }
 
@@ -84,13 +108,16 @@ at::Tensor masked_linear_grad_weight_cpu(const at::Tensor& grad_output, const at
   const int64_t batch = count_rows(input);
   const HostMask mask("masked_linear_grad_weight", tensors, grad_output.size(-1), input.size(-1));
   if (batch == 0) return at::zeros({grad_output.size(-1), input.size(-1)}, input.options());
-  const Path path = choose(algorithm, batch);
+  const Path path = choose(algorithm, mask, batch);
+  explain_path("masked_linear_grad_weight", path, mask, batch);
   const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
   if (path == Path::dense) {
     const at::Tensor dw = at::mm(dy.t(), x);
     return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(input.scalar_type());
   }
-  const auto grad_weight = path == Path::fused ? fused_grad_weight : panels_grad_weight;
+  const auto grad_weight = path == Path::fused    ? fused_grad_weight
+                           : path == Path::copied ? copied_grad_weight
+                                                  : panels_grad_weight;
   return grad_weight(mask, dy, x, input.scalar_type());
 }
 

@@ -89,8 +89,8 @@ std::vector<int64_t> make_panels(const HostMask& mask, int64_t units, int64_t ti
   return bounds;
 }
 
-// Where each thread's share of `panels` x `tiles` items begins: shares of about the same work, cost(panel) for one tile.
-// Items run by tile or by panel.
+// Where each thread's share of `panels` x `tiles` items begins: shares of about the same work, cost(panel) for one
+// tile. Items run by tile or by panel.
 template <typename Cost>
 std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int64_t batch, const Cost& cost) {
   std::vector<int64_t> ends(panels);
@@ -105,10 +105,11 @@ std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int6
       done -= tile * total;
       begins[part] = tile * panels + (std::upper_bound(ends.begin(), ends.end(), done) - ends.begin());
     } else {
-      const int64_t panel = std::upper_bound(ends.begin(), ends.end(), done / std::max<int64_t>(tiles, 1)) - ends.begin();
+      const int64_t place = done / std::max<int64_t>(tiles, 1);
+      const int64_t panel = std::upper_bound(ends.begin(), ends.end(), place) - ends.begin();
+      if (panel == panels) continue;
       const int64_t before = panel == 0 ? 0 : ends[panel - 1];
-      begins[part] = panel == panels ? panels * tiles
-                                     : panel * tiles + (done - before * tiles) / std::max<int64_t>(ends[panel] - before, 1);
+      begins[part] = panel * tiles + (done - before * tiles) / std::max<int64_t>(ends[panel] - before, 1);
     }
   }
   begins[0] = 0;
@@ -128,8 +129,8 @@ struct ThreadScratch {
   at::Tensor memory;
 };
 
-// y or dX: a thread goes through its panels tile by tile, with the tile in its own scratch, where the weight is used as it lies;
-// where panels of it are packed, panel by panel, past tiles that were filled beforehand.
+// y or dX: a thread goes through its panels tile by tile, with the tile in its own scratch, where the weight is used as
+// it lies; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
 template <typename Cost, typename Kernel>
 void run_product(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
                  const Cost& cost, const Kernel& kernel) {
@@ -259,7 +260,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
         if (in_place) {
           AR_FAST_CPU_KERNEL(masked_gemm_dw)
           (own, begin, end, static_cast<char*>(dw.mutable_data_ptr()) + begin * row_bytes, in_features);
-          AR_FAST_CPU_KERNEL(masked_clear)(type, plan, begin, end, dw.mutable_data_ptr());
+          AR_FAST_CPU_KERNEL(masked_clear)(type, plan, nullptr, begin, end, dw.mutable_data_ptr());
           continue;
         }
         char* rows = scratch.of(part) + scratch.kernel_bytes;

@@ -35,6 +35,13 @@ at::Tensor panels_forward(const HostMask& mask, const at::Tensor& x, const at::T
 at::Tensor panels_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
+// torch's GEMM over all columns of a bounded piece of the masked weight at a time, in the weight's own order: nothing
+// is skipped, and nothing is gathered or scattered either, which costs more where the plan is permuted and O or I is
+// small.
+at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+at::Tensor copied_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
+at::Tensor copied_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
+
 // Our own kernels: batches of a few rows stream the weight once, larger ones run a product of tiles.
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);

@@ -46,7 +46,8 @@ HostMask::HostMask(const char* op, const MaskTensors& mask, int64_t out_features
     const int32_t here = static_cast<int32_t>(extent(r));
     TORCH_CHECK(here >= 0 && here <= most, op, ": extents must lie in 0 ... ", in_features, ", got ", here);
     TORCH_CHECK(here >= before, op, ": ",
-                plan_.rows == nullptr ? "without rows, extents must ascend" : "rows must sort extents in ascending order",
+                plan_.rows == nullptr ? "without rows, extents must ascend"
+                                      : "rows must sort extents in ascending order",
                 ", got ", before, " before ", here);
     before = here;
   }

@@ -85,8 +85,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
       }
       if (begin == 0) first_group_multiply_adds = multiply_adds;
     });
-    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, positions ", start,
-            " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(), " threads");
+    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, positions ",
+            start, " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(),
+            " threads");
   }
   return {t.values, t.log_prob, t.state};
 }

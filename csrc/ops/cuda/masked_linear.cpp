@@ -1,5 +1,5 @@
-// masked_linear on CUDA: picks a path and launches on the current stream. Nothing here synchronises, so the values of the
-// mask are not looked at.
+// masked_linear on CUDA: picks a path and launches on the current stream. Nothing here synchronises, so the values of
+// the mask are not looked at.
 #include "../masked_linear.h"
 
 #include <ATen/ops/arange.h>
@@ -42,8 +42,8 @@ at::Tensor empty_rows(const at::Tensor& rows, int64_t features) {
 // Limits of the kernels' 32-bit sizes and of the grid.
 void check_limits(const char* op, int64_t batch, int64_t out_features, int64_t in_features) {
   TORCH_CHECK(batch < (int64_t{1} << 22) && out_features < (int64_t{1} << 22) && in_features < (int64_t{1} << 30), op,
-              ": the CUDA kernels take fewer than 2^22 rows and outputs and 2^30 inputs, got ", batch, ", ", out_features,
-              " and ", in_features);
+              ": the CUDA kernels take fewer than 2^22 rows and outputs and 2^30 inputs, got ", batch, ", ",
+              out_features, " and ", in_features);
 }
 
 bool few_rows(std::string_view algorithm, int64_t batch) {

@@ -1,5 +1,5 @@
-// masked_mlp_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of extents, unit_ends
-// and order are not looked at.
+// masked_mlp_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of extents,
+// unit_ends and order are not looked at.
 #include "../masked_mlp.h"
 
 #include "../../kernels/cuda/masked_mlp_cuda.h"
