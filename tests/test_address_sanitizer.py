@@ -47,7 +47,7 @@ emulated.load().ar_fast_test_past_the_end(ctypes.c_void_p(out.data_ptr()))
     [
         ("test_emulation.py", "test"),
         ("test_nade_tiles.py", "forward and not activations"),
-        ("test_masked_tiles.py", "random and not float16"),
+        ("test_masked_tiles.py", "random"),
     ],
 )
 def test_kernels(file, selected):

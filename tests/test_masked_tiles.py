@@ -1,4 +1,4 @@
-"""The CUDA kernels of the masked ops, under the emulation, at sizes that cross each of their tiles, in every order of threads.
+"""The CUDA kernels of the masked ops, under the emulation, at sizes that cross their tiles, in every order of threads.
 
 Without conftest.py, so that they also run under AddressSanitizer.
 """
@@ -68,11 +68,10 @@ def test_masked_linear(ops, size, kind, dtype, algorithm):
             torch.where(allowed, grad.double().T @ x.double(), 0.0),
         ),
     }
+    tolerance = {"rtol": STORAGE[dtype], "atol": STORAGE[dtype]}
     for name, (got, want) in wanted.items():
         scale = max(1.0, float(want.abs().max()))
-        torch.testing.assert_close(
-            got.double() / scale, want / scale, rtol=STORAGE[dtype], atol=STORAGE[dtype], msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got.double() / scale, want / scale, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
