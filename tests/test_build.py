@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def copy(tmp_path) -> Path:
     """A copy of the package without its binaries."""
     shutil.copytree(PACKAGE, tmp_path / "ar_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
+
+
+def libraries_needed() -> list[str]:
+    done = subprocess.run(["readelf", "-d", PACKAGE / "libar_fast_ops.so"], capture_output=True, text=True, check=True)
+    return re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
 
 
 def test_another_torch_gives_a_clear_message(copy):
@@ -71,10 +77,26 @@ def test_cpu_capability_is_obeyed():
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
 def test_the_ops_library_has_no_python_and_no_cuda_runtime_to_load():
-    done = subprocess.run(["readelf", "-d", PACKAGE / "libar_fast_ops.so"], capture_output=True, text=True, check=True)
-    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
+    needed = libraries_needed()
     assert any(name.startswith("libtorch_cpu") for name in needed)
     assert not [name for name in needed if "python" in name or "cudart" in name]
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
+def test_the_ops_library_runs_on_torchs_threads():
+    """Without OpenMP at::parallel_for compiles too, and runs on one thread."""
+    assert [name for name in libraries_needed() if "gomp" in name or "omp" in name]
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread")
+def test_a_call_runs_on_several_threads():
+    weight = torch.randn(784, 512)
+    x, bias = torch.rand(128, 784), torch.zeros(512)
+    own, process = time.thread_time(), time.process_time()
+    for _ in range(5):
+        ar_fast.functional.nade_log_prob(x, weight, bias, weight, torch.zeros(784))
+    own, process = time.thread_time() - own, time.process_time() - process
+    assert process > 1.5 * own, "the calling thread did all the work"
 
 
 def test_cuda_is_built_where_nvcc_is_found():
