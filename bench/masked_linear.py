@@ -1,6 +1,7 @@
 """Masked linear maps over the grid of batch and layer sizes."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,24 +22,33 @@ COMPILED = "torch.compile of F.linear(x, W * M)"
 CHECKED_ROWS = 16
 
 
-def staircase(in_features: int, out_features: int) -> Mask:
-    """Inputs 1 ... I, outputs spread evenly over them and sorted: half of the weights are masked."""
+def staircase(in_features: int, out_features: int, permuted: bool = False) -> Mask:
+    """Inputs 1 ... I, outputs spread evenly over them and sorted: half of the weights are masked.
+
+    ``permuted``: the same mask with its rows and columns in random order, as foreign weights have it.
+    """
+    in_degrees = torch.arange(1, in_features + 1)
     out_degrees = (torch.arange(out_features) + 1) * in_features // (out_features + 1)
-    return Mask.from_degrees(torch.arange(1, in_features + 1), out_degrees)
+    if permuted:
+        generator = torch.Generator().manual_seed(in_features * out_features)
+        in_degrees = in_degrees[torch.randperm(in_features, generator=generator)]
+        out_degrees = out_degrees[torch.randperm(out_features, generator=generator)]
+    return Mask.from_degrees(in_degrees, out_degrees)
 
 
-def _parts(batch: int, in_features: int, out_features: int, device: torch.device):
+def _parts(batch: int, in_features: int, out_features: int, device: torch.device, permuted: bool = False):
     x = data.normal(batch, in_features, seed=batch).to(device)
     weight = data.normal(out_features, in_features, seed=9).to(device) / in_features**0.5
     bias = data.normal(out_features, seed=10).to(device)
-    mask = staircase(in_features, out_features).to(device)
+    mask = staircase(in_features, out_features, permuted).to(device)
     return x, weight, bias, mask, mask.to_dense().to(weight.dtype)
 
 
-def _forward(batch: int, in_features: int, out_features: int, settings: Settings) -> Built:
-    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device)
+def _forward(batch: int, in_features: int, out_features: int, settings: Settings, permuted: bool = False) -> Built:
+    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device, permuted)
     masked = weight * dense
-    panels = peers.Panels(weight, bias, mask.extents)
+    # Panels need a staircase in place.
+    panels = None if permuted else peers.Panels(weight, bias, mask.extents)
     reference = F.linear(x[:CHECKED_ROWS].double(), masked.double(), bias.double())
 
     def eager(function: Callable[[], Tensor]) -> Callable[[], Contender]:
@@ -84,22 +94,25 @@ def _training(batch: int, in_features: int, out_features: int, settings: Setting
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    for batch in settings.linear_batches:
-        for in_features in settings.linear_features:
-            for out_features in settings.linear_features:
-                sizes = f"B {batch}, I {in_features}, O {out_features}"
-                shape = (batch, in_features, out_features, settings)
-                contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
-                if settings.full and settings.compile_seconds > 0:
-                    contenders.append(COMPILED)
-                yield Case(
-                    "masked_linear, forward", sizes, "random normal", lambda shape=shape: _forward(*shape), contenders
-                )
-                if settings.full or settings.tiny:
-                    yield Case(
-                        "masked_linear, forward + backward",
-                        sizes,
-                        "random normal",
-                        lambda shape=shape: _training(*shape),
-                        [OURS, PRODUCT],
-                    )
+    grid = [
+        (batch, in_features, out_features)
+        for batch in settings.linear_batches
+        for in_features in settings.linear_features
+        for out_features in settings.linear_features
+    ]
+
+    def case(name: str, size: tuple[int, int, int], build: Callable[[], Built], contenders: list[str]) -> Case:
+        sizes = "B {}, I {}, O {}".format(*size)
+        return Case(f"masked_linear, {name}", sizes, "random normal", build, contenders)
+
+    contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
+    if settings.full and settings.compile_seconds > 0:
+        contenders.append(COMPILED)
+    for size in grid:
+        yield case("forward", size, partial(_forward, *size, settings), contenders)
+    for size in grid:
+        build = partial(_forward, *size, settings, permuted=True)
+        yield case("forward, permuted plan", size, build, [OURS, PRODUCT, BEFOREHAND])
+    if settings.full or settings.tiny:
+        for size in grid:
+            yield case("forward + backward", size, partial(_training, *size, settings), [OURS, PRODUCT])
