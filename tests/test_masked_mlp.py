@@ -189,12 +189,14 @@ def test_threads_do_not_matter():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("hidden", [[], [50], [300, 20], [8, 8, 8]], ids=str)
-@pytest.mark.parametrize("context", [False, True])
+# The context enters the first hidden layer: without one there is none.
+@pytest.mark.parametrize(
+    ("hidden", "context"),
+    [([], False), *((hidden, context) for hidden in ([50], [300, 20], [8, 8, 8]) for context in (False, True))],
+    ids=str,
+)
 def test_sampling_costs_one_masked_forward_pass(hidden, context):
     """Counted by the kernel where it multiplies, against the ones of the masks."""
-    if context and not hidden:
-        pytest.skip("the context enters the first hidden layer")
     case = mlp_case(23, hidden, context_rows=5 if context else 0)
     _, said = explained(lambda: sample(case, 5))
     done = int(re.search(r"(\d+) multiply-adds per row", said)[1])
