@@ -108,6 +108,22 @@ def _nade(
     _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
+def _head(op: str, head: str, levels: int, owner: str, rows: int, variables: int, offsets: Tensor | None) -> None:
+    _one_of(op, "head", head, reference.HEADS)
+    if levels < 2 if head == "logistic_mixture" else levels != 0:
+        rule = "at least 2 for logistic_mixture" if head == "logistic_mixture" else "0 but for logistic_mixture"
+        raise RuntimeError(f"{op}: levels must be {rule}, got {levels}")
+    if head == "bernoulli" and rows != variables:
+        raise RuntimeError(
+            f"{op}: {owner} must have one row per variable, {variables}, for a bernoulli head, got {rows}"
+        )
+    if head.endswith("mixture") and rows % (3 if offsets is not None else 3 * variables):
+        raise RuntimeError(
+            f"{op}: {owner} must have 3 K rows per variable (logits, means, log-scales) for a mixture head, got {rows} "
+            f"for {variables} variables"
+        )
+
+
 def _nade_log_prob(
     x: Tensor,
     in_weight: Tensor,
@@ -115,16 +131,38 @@ def _nade_log_prob(
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
     activation_scale: Tensor | None,
     activation: str,
+    head: str = "bernoulli",
+    levels: int = 0,
     *_: object,
 ) -> None:
     op = "nade_log_prob"
-    _shape(op, "x", x, "(B, D)", None, None)
-    _shape(op, "in_weight", in_weight, "(D, H), D as in x,", x.shape[1], None)
-    _shape(op, "out_weight", out_weight, "(D, H), D as in x,", x.shape[1], in_weight.shape[1])
-    arguments = x, in_weight, in_bias, out_weight, out_bias, order, None, None, activation_scale, activation
-    _nade(*arguments, op=op)
+    weights = in_weight, in_bias, out_weight, out_bias
+    _nade(x, *weights, order, in_offsets, out_offsets, activation_scale, activation, op=op)
+    _head(op, head, levels, "out_weight", out_weight.shape[0], x.shape[1], out_offsets)
+
+
+def _head_log_prob(parameters: Tensor, x: Tensor, offsets: Tensor | None, head: str, levels: int) -> None:
+    op = "head_log_prob"
+    _shape(op, "parameters", parameters, "(B, R_out)", None, None)
+    _dtype(op, "parameters", parameters, torch.float32, torch.float64)
+    _shape(op, "x", x, "(B, D)", parameters.shape[0], None)
+    _device(op, "x", x, "parameters", parameters)
+    rows, variables = parameters.shape[1], x.shape[1]
+    if variables == 0:
+        raise RuntimeError(f"{op}: x must have at least one variable, got shape {list(x.shape)}")
+    if offsets is not None:
+        _shape(op, "offsets", offsets, "(D + 1)", variables + 1)
+        _dtype(op, "offsets", offsets, torch.int64)
+    elif rows == 0 or rows % variables:
+        raise RuntimeError(
+            f"{op}: parameters must have a multiple of D = {variables} columns unless offsets is given, "
+            f"got shape {list(parameters.shape)}"
+        )
+    _head(op, head, levels, "parameters", rows, variables, offsets)
 
 
 def _draws(
@@ -158,10 +196,15 @@ def _nade_sample(
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
     activation_scale: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
+    variables: int,
     activation: str,
+    head: str,
+    levels: int,
     seed: int,
     first_index: int,
     start: int,
@@ -170,17 +213,29 @@ def _nade_sample(
     *_: object,
 ) -> None:
     op = "nade_sample"
-    _shape(op, "in_weight", in_weight, "(D, H)", None, None)
+    if variables < 1:
+        raise RuntimeError(f"{op}: variables must be positive, got {variables}")
+    _shape(op, "in_weight", in_weight, "(R_in, H)", None, None)
     _dtype(op, "in_weight", in_weight, *FLOATING)
-    variables, hidden = in_weight.shape
-    _shape(op, "out_weight", out_weight, "(D, H)", variables, hidden)
-    _shape(op, "out_bias", out_bias, "(D)", variables)
+    hidden = in_weight.shape[1]
+    _shape(op, "out_weight", out_weight, "(R_out, H)", None, hidden)
+    _shape(op, "out_bias", out_bias, "(R_out)", out_weight.shape[0])
     _shape(op, "state", state, "(B, H)", None, hidden)
     _dtype(op, "state", state, reference.compute_dtype(in_weight.dtype))
     for name, tensor in (("out_weight", out_weight), ("out_bias", out_bias)):
         _like(op, name, tensor, "in_weight", in_weight)
     _device(op, "state", state, "in_weight", in_weight)
     _indices(op, "order", order, "(D)", variables, in_weight)
+    _indices(op, "in_offsets", in_offsets, "(D + 1)", variables + 1, in_weight)
+    _indices(op, "out_offsets", out_offsets, "(D + 1)", variables + 1, in_weight)
+    _rows(op, "in", in_weight, variables, in_offsets)
+    _rows(op, "out", out_weight, variables, out_offsets)
+    _head(op, head, levels, "out_weight", out_weight.shape[0], variables, out_offsets)
+    if head.endswith("mixture") and (in_offsets is not None or in_weight.shape[0] != variables):
+        raise RuntimeError(
+            f"{op}: in_weight must have one row per variable, {variables}, for a mixture head, "
+            f"got shape {list(in_weight.shape)}"
+        )
     if activation_scale is not None:
         _shape(op, "activation_scale", activation_scale, "(D)", variables)
         _like(op, "activation_scale", activation_scale, "in_weight", in_weight)
@@ -248,6 +303,7 @@ def _masked_mlp_sample(
 
 
 CHECKS = {
+    "head_log_prob": _head_log_prob,
     "nade": _nade,
     "nade_log_prob": _nade_log_prob,
     "nade_sample": _nade_sample,

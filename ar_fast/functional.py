@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _checks, _library, reference
 from .masks import Mask
 
-__all__ = ["masked_linear", "masked_mlp_sample", "nade", "nade_log_prob", "nade_sample"]
+__all__ = ["head_log_prob", "masked_linear", "masked_mlp_sample", "nade", "nade_log_prob", "nade_sample"]
 
 _said: set[str] = set()
 
@@ -118,26 +118,35 @@ def nade_log_prob(
     out_bias: Tensor,
     *,
     order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
     activation_scale: Tensor | None = None,
     activation: str = "sigmoid",
+    head: str = "bernoulli",
+    levels: int = 0,
     per_variable: bool = False,
     algorithm: str = "auto",
 ) -> Tensor:
-    r"""The log-likelihood of a NADE over binary variables, without a (B, D) tensor of logits.
+    r"""The log-likelihood of a NADE, without a tensor of all conditionals' parameters.
 
-    .. math:: \log p(x) = \sum_i x_i \theta_i - \log(1 + e^{\theta_i})
+    .. math:: \log p(x) = \sum_i \log p_{\mathrm{head}}(x_i; \theta_i)
 
-    with the logits :math:`\theta` of :func:`nade` where every variable has one in_weight and one out_weight row.
+    with the parameters :math:`\theta` of :func:`nade` and the head of :func:`head_log_prob`. Where a gradient is wanted
+    and the parameters of the batch exceed 64 MiB they are not kept but computed again, some rows at a time.
 
     Args:
-        x: (B, D), values in [0, 1]; dtypes as in :func:`nade`.
-        in_weight: (D, H).
+        x: (B, D), values as the head wants them; dtypes and in_weight rows as in :func:`nade`.
+        in_weight: (R_in, H).
         in_bias: (H) or (B, H).
-        out_weight: (D, H).
-        out_bias: (D).
+        out_weight: (R_out, H), for each variable as many rows as the head has parameters.
+        out_bias: (R_out).
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
         activation_scale: (D); None is 1.
         activation: "sigmoid", "tanh" or "relu".
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
         per_variable: return each variable's term instead of their sum.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
@@ -147,7 +156,7 @@ def nade_log_prob(
     Raises:
         RuntimeError: where a shape, dtype or device breaks a rule above.
 
-    Source: Larochelle and Murray, AISTATS 2011, equation 3.
+    Source: Larochelle and Murray, AISTATS 2011, equation 3; Uria, Murray, Larochelle, "RNADE", NeurIPS 2013.
 
     Example:
         >>> zeros = torch.zeros(3, 2)
@@ -162,11 +171,61 @@ def nade_log_prob(
         out_weight,
         out_bias,
         order,
+        in_offsets,
+        out_offsets,
         activation_scale,
         activation,
+        head,
+        levels,
         per_variable,
         algorithm,
     )
+
+
+def head_log_prob(
+    parameters: Tensor,
+    x: Tensor,
+    *,
+    offsets: Tensor | None = None,
+    head: str = "bernoulli",
+    levels: int = 0,
+) -> Tensor:
+    r"""The log-likelihood of values under the given parameters of their distributions.
+
+    .. math::
+        \mathrm{bernoulli:} \quad & x l - \log(1 + e^l) \\
+        \mathrm{categorical:} \quad & l_x - \log \textstyle\sum_k e^{l_k} \\
+        \mathrm{gaussian\_mixture:} \quad
+            & \log \textstyle\sum_k \mathrm{softmax}(l)_k \, N(x; \mu_k, e^{2 \max(s_k, -7)}) \\
+        \mathrm{logistic\_mixture:} \quad & \log \textstyle\sum_k \mathrm{softmax}(l)_k \,
+            \big(F(\tfrac{x + g - \mu_k}{e^{s_k}}) - F(\tfrac{x - g - \mu_k}{e^{s_k}})\big),
+            \quad g = 1 / (\mathrm{levels} - 1)
+
+    with F the sigmoid. A variable's parameters lie side by side: one logit; K logits; or K logits, K means, K
+    log-scales. The bins of logistic_mixture lie on the grid of ``levels`` values from -1 to 1, those at the ends open.
+    Every parameter that the dtype can hold has a finite log-likelihood and finite gradients.
+
+    Args:
+        parameters: (B, R_out), float32 or float64.
+        x: (B, D), bool, integer or floating: in [0, 1]; a category; real; on the grid.
+        offsets: (D + 1) int64, the first parameter of each variable; None is R_out / D each.
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
+
+    Returns:
+        (B, D) nats, in the dtype of parameters.
+
+    Raises:
+        RuntimeError: where a shape, dtype or device breaks a rule above; on the CPU also for a category out of range.
+
+    Source: Uria, Murray, Larochelle, "RNADE", NeurIPS 2013, equations 7 to 10; Salimans, Karpathy, Chen, Kingma,
+    "PixelCNN++", ICLR 2017, equation 2.
+
+    Example:
+        >>> head_log_prob(torch.zeros(1, 4), torch.tensor([[0, 1]]), head="categorical")
+        tensor([[-0.6931, -0.6931]])
+    """
+    return call("head_log_prob", parameters, x, offsets, head, levels)
 
 
 def nade_sample(
@@ -176,40 +235,51 @@ def nade_sample(
     out_bias: Tensor,
     *,
     seed: int,
+    variables: int | None = None,
     order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
     activation_scale: Tensor | None = None,
     given: Tensor | None = None,
     known: Tensor | None = None,
     activation: str = "sigmoid",
+    head: str = "bernoulli",
+    levels: int = 0,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
     temperature: float = 1.0,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Draws the variables at positions start ... stop-1 of a NADE over binary variables.
+    r"""Draws the variables at positions start ... stop-1 of a NADE.
 
-    .. math:: x_i = 1 \text{ iff } u_{ri} < \mathrm{sigmoid}(\theta_i / T), \quad i = \mathrm{order}[p]
+    .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_i), \quad i = \mathrm{order}[p]
 
-    with the logits of :func:`nade` and the uniform number :math:`u_{ri}` of Philox at key seed and counter
-    (first_index + row, variable). A row does not depend on the other rows. Nothing is differentiated.
+    with the parameters of :func:`nade` and the uniform numbers of Philox at key seed and counter
+    (first_index + row, variable, slot); csrc/kernels/head.h says how a draw follows from them, and what temperature
+    does. A row does not depend on the other rows. Nothing is differentiated.
 
     Args:
         state: (B, H) in the compute dtype: the pre-activations at position start. At position 0 they are in_bias; for
             later positions they are what the call up to there returned. Not modified.
-        in_weight: (D, H).
-        out_weight: (D, H).
-        out_bias: (D).
+        in_weight: (R_in, H): D rows, scaled by the drawn values, or a row for each category of each variable.
+        out_weight: (R_out, H), for each variable as many rows as the head has parameters.
+        out_bias: (R_out).
         seed: key of the random numbers.
+        variables: D; None is that of the offsets or of order, else R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
         activation_scale: (D); None is 1.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
         activation: "sigmoid", "tanh" or "relu".
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, divides the logit of the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw and leaves log_prob alone.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -227,6 +297,9 @@ def nade_sample(
         >>> values.shape, log_prob
         (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
     """
+    if variables is None:
+        sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
+        variables = (sizes or [len(in_weight if order is None else order)])[0]
     return call(
         "nade_sample",
         state,
@@ -234,14 +307,19 @@ def nade_sample(
         out_weight,
         out_bias,
         order,
+        in_offsets,
+        out_offsets,
         activation_scale,
         given,
         known,
+        variables,
         activation,
+        head,
+        levels,
         seed,
         first_index,
         start,
-        in_weight.shape[0] if stop is None else stop,
+        variables if stop is None else stop,
         temperature,
         algorithm,
     )

@@ -8,6 +8,7 @@ run under ``torch.func`` transforms and under ``AR_FAST_BACKEND=reference``.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 __all__ = [
     "ReferenceMADE",
     "ReferenceNADE",
+    "head_log_prob",
     "mask_from_plan",
     "masked_linear",
     "masked_mlp_sample",
@@ -113,6 +115,69 @@ def nade(
     return torch.cat(parameters, 1)[:, out_index.argsort()]
 
 
+# Heads: what a variable's parameters (..., K) mean. Log-scales are cut off below, with no gradient there; distances in
+# units of the scale are cut off far out, where a square would overflow.
+MINIMUM_LOG_SCALE = -7.0
+LARGEST_DISTANCE = 1e15
+HEADS = ("bernoulli", "categorical", "gaussian_mixture", "logistic_mixture")
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    return x.to(logits.dtype) * logits - F.softplus(logits)
+
+
+def categorical_log_prob(parameters: Tensor, x: Tensor) -> Tensor:
+    return parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+
+
+def mixture_parameters(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., 3 K) -> logits, means and log-scales, (..., K) each."""
+    logits, means, log_scales = parameters.unflatten(-1, (3, -1)).unbind(-2)
+    return logits, means, log_scales.clamp(min=MINIMUM_LOG_SCALE)
+
+
+def gaussian_mixture_log_prob(parameters: Tensor, x: Tensor) -> Tensor:
+    logits, means, log_scales = mixture_parameters(parameters)
+    z = ((x.unsqueeze(-1) - means) * (-log_scales).exp()).clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE)
+    log_density = -0.5 * z * z - log_scales - 0.5 * math.log(2 * math.pi)
+    return (logits.log_softmax(-1) + log_density).logsumexp(-1)
+
+
+def logistic_mixture_log_prob(parameters: Tensor, x: Tensor, levels: int) -> Tensor:
+    """The probability of the bin around x, half a step to each side; F(a) - F(b) = F(a) F(-b) (1 - e^(b-a))."""
+    logits, means, log_scales = mixture_parameters(parameters)
+    half, x = 1 / (levels - 1), x.unsqueeze(-1)
+    inverse = (-log_scales).exp()
+    a = ((x + half - means) * inverse).clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE)
+    b = ((x - half - means) * inverse).clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE)
+    width = 2 * half * inverse
+    log_width = math.log(2 * half) - log_scales
+    log_mass = torch.where(width < 1e-4, log_width - width / 2, (-torch.expm1(-width.clamp(min=1e-4))).log())
+    inside = F.logsigmoid(a) + F.logsigmoid(-b) + log_mass
+    log_probability = torch.where(x < half - 1, F.logsigmoid(a), torch.where(x > 1 - half, F.logsigmoid(-b), inside))
+    return (logits.log_softmax(-1) + log_probability).logsumexp(-1)
+
+
+def _head_log_prob(parameters: Tensor, x: Tensor, head: str, levels: int) -> Tensor:
+    """parameters (..., K), x (...)."""
+    if head == "bernoulli":
+        return bernoulli_log_prob(parameters.squeeze(-1), x)
+    if head == "categorical":
+        return categorical_log_prob(parameters, x)
+    if head == "gaussian_mixture":
+        return gaussian_mixture_log_prob(parameters, x)
+    return logistic_mixture_log_prob(parameters, x, levels)
+
+
+def head_log_prob(parameters: Tensor, x: Tensor, offsets: Tensor | None, head: str, levels: int) -> Tensor:
+    """log p of each variable, (B, D). See ``functional.head_log_prob``."""
+    x = x.to(parameters.dtype)
+    if offsets is None:
+        return _head_log_prob(parameters.unflatten(1, (x.shape[1], -1)), x, head, levels)
+    own = parameters.tensor_split(offsets[1:-1].tolist(), dim=1)
+    return torch.stack([_head_log_prob(part, x[:, i], head, levels) for i, part in enumerate(own)], 1)
+
+
 def nade_log_prob(
     x: Tensor,
     in_weight: Tensor,
@@ -120,41 +185,69 @@ def nade_log_prob(
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
     activation_scale: Tensor | None = None,
     activation: str = "sigmoid",
+    head: str = "bernoulli",
+    levels: int = 0,
     per_variable: bool = False,
     algorithm: str = "auto",
 ) -> Tensor:
-    """The Bernoulli log-likelihood in nats, (B,) or (B, D). See ``functional.nade_log_prob``."""
-    logits = nade(
-        x, in_weight, in_bias, out_weight, out_bias, order, activation_scale=activation_scale, activation=activation
+    """The log-likelihood in nats, (B,) or (B, D). See ``functional.nade_log_prob``."""
+    parameters = nade(
+        x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, activation
     )
-    log_prob = bernoulli_log_prob(logits, x)
+    log_prob = head_log_prob(parameters, x, out_offsets, head, levels)
     return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)
 
 
-def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    return x.to(logits.dtype) * logits - F.softplus(logits)
+def _draw_category(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """The first category whose running sum of probabilities exceeds the uniform number."""
+    weights = (logits / temperature - logits.amax(-1, keepdim=True) / temperature).exp().double().cumsum(-1)
+    return (weights > uniform.unsqueeze(-1) * weights[..., -1:]).int().argmax(-1)
+
+
+def head_draw(
+    parameters: Tensor, seed: int, sample: Tensor, variable: Tensor, head: str, levels: int, temperature: float
+) -> Tensor:
+    """One draw of a variable from parameters (..., K), by the uniform numbers of its counters; csrc/kernels/head.h."""
+    uniform = [philox_uniform(seed, sample, variable, slot) for slot in range(3)]
+    if head == "bernoulli":
+        return (uniform[0] < torch.sigmoid(parameters.squeeze(-1) / temperature).double()).to(parameters.dtype)
+    if head == "categorical":
+        return _draw_category(parameters, uniform[0], temperature).to(parameters.dtype)
+    logits, means, log_scales = mixture_parameters(parameters)
+    component = _draw_category(logits, uniform[0], temperature).unsqueeze(-1)
+    mean = means.gather(-1, component).squeeze(-1).double()
+    scale = log_scales.gather(-1, component).squeeze(-1).double().exp()
+    if head == "gaussian_mixture":
+        normal = (-2 * uniform[1].log()).sqrt() * (2 * math.pi * uniform[2]).cos()
+        return (mean + scale * temperature**0.5 * normal).to(parameters.dtype)
+    value = mean + scale * temperature * (uniform[1].log() - (-uniform[1]).log1p())
+    level = ((value + 1) / 2 * (levels - 1)).round().clamp(0, levels - 1)
+    return (2 * level / (levels - 1) - 1).to(parameters.dtype)
 
 
 def _draw(
-    logits: Tensor,
+    parameters: Tensor,
     variable: Tensor,
     seed: int,
     first_index: int,
     temperature: float,
     given: Tensor | None,
     known: Tensor | None,
+    head: str = "bernoulli",
+    levels: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One Bernoulli variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known."""
-    sample = torch.arange(logits.shape[0], device=logits.device) + first_index
-    uniform = philox_uniform(seed, sample, variable)
-    value = (uniform < torch.sigmoid(logits / temperature).double()).to(logits.dtype)
+    """One variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known."""
+    sample = torch.arange(parameters.shape[0], device=parameters.device) + first_index
+    value = head_draw(parameters, seed, sample, variable, head, levels, temperature)
     if given is None or known is None:
-        return value, bernoulli_log_prob(logits, value).double()
+        return value, _head_log_prob(parameters, value, head, levels).double()
     is_known = known.index_select(1, variable.view(1))[:, 0].bool()
-    value = torch.where(is_known, given.index_select(1, variable.view(1))[:, 0].to(logits.dtype), value)
-    return value, bernoulli_log_prob(logits, value).double().masked_fill(is_known, 0.0)
+    log_prob = _head_log_prob(parameters, value, head, levels).double().masked_fill(is_known, 0.0)
+    return torch.where(is_known, given.index_select(1, variable.view(1))[:, 0].to(value.dtype), value), log_prob
 
 
 def nade_sample(
@@ -163,10 +256,15 @@ def nade_sample(
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
     activation_scale: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
+    variables: int,
     activation: str,
+    head: str,
+    levels: int,
     seed: int,
     first_index: int,
     start: int,
@@ -177,17 +275,22 @@ def nade_sample(
     """Draws positions start ... stop-1. Returns values (B, stop - start), log_prob (B,) and the state after them."""
     dtype = compute_dtype(in_weight.dtype)
     if order is None:
-        order = torch.arange(in_weight.shape[0], device=state.device)
-    in_weight, out_weight, out_bias = in_weight.to(dtype), out_weight.to(dtype), out_bias.to(dtype)
+        order = torch.arange(variables, device=state.device)
+    gathers = in_offsets is not None or in_weight.shape[0] != variables
+    in_index, in_counts = _rows_by_position(in_weight.shape[0], order, in_offsets)
+    out_index, out_counts = _rows_by_position(out_weight.shape[0], order, out_offsets)
+    in_rows = in_weight.to(dtype)[in_index].split(in_counts)
+    out_rows = out_weight.to(dtype)[out_index].split(out_counts)
+    out_biases = out_bias.to(dtype)[out_index].split(out_counts)
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
     values = []
     for p in range(start, stop):
         i = order[p]
         scaled = state if activation_scale is None else activation_scale[i].to(dtype) * state
-        logits = ACTIVATIONS[activation](scaled) @ out_weight[i] + out_bias[i]
-        value, value_log_prob = _draw(logits, i, seed, first_index, temperature, given, known)
+        parameters = ACTIVATIONS[activation](scaled) @ out_rows[p].T + out_biases[p]
+        value, value_log_prob = _draw(parameters, i, seed, first_index, temperature, given, known, head, levels)
         log_prob = log_prob + value_log_prob
-        state = state + value[:, None] * in_weight[i]
+        state = state + (in_rows[p][value.long()] if gathers else value[:, None] * in_rows[p])
         values.append(value)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, state
@@ -264,7 +367,7 @@ def masked_mlp_sample(
             pre_activation = layers[k] @ weights[k][units].T + biases[k][..., units]
             layers[k + 1][:, units] = MLP_ACTIVATIONS[activation](pre_activation)
         logits = layers[-1] @ weights[-1][p] + biases[-1][p]
-        value, value_log_prob = _draw(logits, order[p], seed, first_index, temperature, given, known)
+        value, value_log_prob = _draw(logits.unsqueeze(-1), order[p], seed, first_index, temperature, given, known)
         log_prob = log_prob + value_log_prob
         layers[0][:, p] = value
     return layers[0][:, start:stop].clone(), log_prob, torch.cat(layers, 1)
@@ -282,7 +385,7 @@ class _ReferenceModel(nn.Module):
         for p in range(self.variables):
             i = torch.tensor(p) if self.order is None else self.order[p]
             logits = self(x, None if context is None else context.expand(n, -1))[:, i]
-            x[:, i] = _draw(logits, i.to(x.device), seed, 0, temperature, None, None)[0]
+            x[:, i] = _draw(logits.unsqueeze(-1), i.to(x.device), seed, 0, temperature, None, None)[0]
         return x
 
 

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/explain.h"
+#include "ops/head.h"
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
 #include "ops/nade.h"
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade", &ar_fast::nade, no_gil);
   m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
+  m.def("head_log_prob", &ar_fast::head_log_prob, no_gil);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
   m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
   m.def("masked_linear", &ar_fast::masked_linear, no_gil);

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
+from .. import heads
 from . import _files
 from .base import AutoregressiveModel, State
 from .distribution import AutoregressiveDistribution
 from .made import MADE
-from .nade import NADE
+from .nade import NADE, RNADE
 
-__all__ = ["MADE", "NADE", "AutoregressiveDistribution", "AutoregressiveModel", "State", "load"]
+__all__ = ["MADE", "NADE", "RNADE", "AutoregressiveDistribution", "AutoregressiveModel", "State", "load"]
 
-_MODELS = {"MADE": MADE, "NADE": NADE}
+_MODELS = {"MADE": MADE, "NADE": NADE, "RNADE": RNADE}
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
@@ -32,7 +33,7 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
     arguments = dict(stored["config"])
     try:
         arguments["dtype"] = _DTYPES[arguments["dtype"]]
-        arguments.pop("head")
+        arguments["head"] = heads.from_config(arguments["head"])
         if stored["order"] == "permutation":
             # Any will do: the file's is loaded over it.
             arguments["order"] = torch.arange(torch.Size(arguments["event_shape"]).numel())

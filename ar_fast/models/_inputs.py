@@ -55,18 +55,25 @@ def _capturing(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def check_values(model: AutoregressiveModel, name: str, x: Tensor, where: Tensor | None = None) -> None:
-    """Raises where x, or its part where ``where``, is outside the head's support; NaN is."""
+def check_values(
+    model: AutoregressiveModel, name: str, x: Tensor, where: Tensor | None = None, variable: int | None = None
+) -> None:
+    """Raises where x, or its part where ``where``, is outside the head's support; NaN is. x holds events, or values of
+    one variable."""
     if x.dtype == torch.bool or not _validates(model, x):
         return
-    violation = model.head.violation(x)
+    upper = None
+    if isinstance(model.counts, list):
+        upper = torch.tensor(model.counts, device=x.device)
+        upper = upper.reshape(model.event_shape) if variable is None else upper[variable]
+    violation = model.head.violation(x, upper)
     if where is not None:
         violation = violation & where
     if bool(violation.any()):
         index = tuple(violation.nonzero()[0].tolist())
         raise ValueError(
-            f"{model._name}: {name} must be in the support of {model.head!r}, {model.head.support}, "
-            f"got {x[index].item()} at index {index}"
+            f"{model._name}: {name} must be in the support of {model.head!r}, "
+            f"{model.head.support(model.event_shape)}, got {x[index].item()} at index {index}"
         )
 
 
@@ -121,7 +128,7 @@ def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tu
                 f"context_batch the last dimensions of the batch {tuple(batch)}, got {tuple(context.shape)}"
             )
         context = context.expand(*batch, -1).reshape(math.prod(batch), -1).to(model.dtype)
-    return batch, x.reshape(math.prod(batch), model.variables), context
+    return batch, model.head.encode(x, model.compute_dtype).reshape(math.prod(batch), model.variables), context
 
 
 def flatten_known(
@@ -149,7 +156,7 @@ def flatten_known(
     given, known = given.expand(full), known.expand(full)
     check_values(model, "given", given, known)
     rows = (math.prod(batch), model.variables)
-    return given.reshape(rows).to(model.compute_dtype), known.reshape(rows)
+    return model.head.encode(given, model.compute_dtype).reshape(rows).to(model.compute_dtype), known.reshape(rows)
 
 
 def _check_prefix(model: AutoregressiveModel, known: Tensor) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     """
 
     order: Tensor | None
+    #: The heads that a model takes.
+    _heads: ClassVar[tuple[type[heads.Head], ...]] = (heads.Head,)
 
     def __init__(
         self,
@@ -76,8 +78,11 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         self.event_shape = _inputs.event_shape(self._name, event_shape)
         self.variables = math.prod(self.event_shape)
         self.head = heads.Bernoulli() if head is None else head
-        if not isinstance(self.head, heads.Bernoulli):
-            raise ValueError(f"{self._name}: head must be heads.Bernoulli(), got {head!r}")
+        if not isinstance(self.head, self._heads):
+            names = " or ".join(f"heads.{kind.__name__}" for kind in self._heads)
+            raise ValueError(f"{self._name}: head must be {names}, got {head!r}")
+        #: K of each variable, or one K.
+        self.counts = self.head.counts(self.variables)
         if not isinstance(context_features, int) or context_features < 0:
             raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
         self.context_features = context_features
@@ -101,7 +106,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """(B, D, K) in the compute dtype."""
+        """(B, R_out) in the compute dtype. Here and below x is as head.encode gives it."""
 
     @abc.abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
@@ -117,7 +122,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
-        """(*batch, K) of the variable at position."""
+        """(*batch, K) of the variable at position, an int."""
 
     @property
     @abc.abstractmethod
@@ -134,7 +139,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _set_output_bias(self, parameters: Tensor) -> None:
-        """Takes (D, K) by variable."""
+        """Takes (D, K) by variable, in float64."""
 
     # The interface.
 
@@ -160,14 +165,19 @@ class AutoregressiveModel(nn.Module, abc.ABC):
                 batch, as in the shapes that ``sample`` returns.
 
         Returns:
-            (*batch, D, K) in the compute dtype, by flat index of the variable.
+            (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) where variables differ
+            in K, those of a variable side by side.
 
         Raises:
             ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
         """
         batch, rows, context_rows = _inputs.flatten(self, x, context)
         parameters = self._parameters_of(rows, context_rows)
-        return parameters.reshape(*batch, self.variables, self.head.parameters_per_variable)
+        return (
+            parameters.reshape(*batch, self.variables, -1)
+            if isinstance(self.counts, int)
+            else (parameters.reshape(*batch, -1))
+        )
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, per_variable: bool = False) -> Tensor:
         """The log-probability in nats.
@@ -225,7 +235,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             progress: show a progress bar.
 
         Returns:
-            (*n, *context_batch, *event_shape) in the compute dtype; with return_log_prob also (*n, *context_batch).
+            (*n, *context_batch, *event_shape) in the compute dtype, int64 for categories and levels; with
+            return_log_prob also (*n, *context_batch).
 
         Raises:
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
@@ -272,7 +283,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
                     samples[part, where] = values
                     log_prob[part] += chunk_log_prob
                     bar.update(count * (stop - start))
-        samples = samples.reshape(batch + self.event_shape)
+        samples = self.head.decode(samples).reshape(batch + self.event_shape)
         return (samples, log_prob.to(self.compute_dtype).reshape(batch)) if return_log_prob else samples
 
     def begin(self, batch: int | Sequence[int] = (), context: Tensor | None = None) -> State:
@@ -313,8 +324,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         _inputs.check_tensor(self, "value", value)
         if value.shape != batch:
             raise ValueError(f"{self._name}: value must have shape {tuple(batch)}, got {tuple(value.shape)}")
-        _inputs.check_values(self, "value", value)
-        tensors = self._append(state.tensors, state.position, value.to(state.parameters.dtype))
+        _inputs.check_values(self, "value", value, variable=state.variable)
+        tensors = self._append(state.tensors, state.position, self.head.encode(value, self.compute_dtype))
         return self._state(state.position + 1, tensors)
 
     def _state(self, position: int, tensors: tuple[Tensor, ...]) -> State:

@@ -41,7 +41,7 @@ class AutoregressiveDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self.model.head.support, len(self.event_shape))
+        return constraints.independent(self.model.head.support(self.event_shape), len(self.event_shape))
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> AutoregressiveDistribution:
         shape = torch.Size(batch_shape)

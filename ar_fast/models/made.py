@@ -61,6 +61,8 @@ class MADE(AutoregressiveModel):
         (torch.Size([16, 784]), torch.Size([16]))
     """
 
+    _heads = (heads.Bernoulli,)
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -134,13 +136,13 @@ class MADE(AutoregressiveModel):
         return reference.MLP_ACTIVATIONS[self.activation](hidden)
 
     def _parameters_by_position(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """(B, D, K) from x by position."""
+        """(B, D) logits from x by position."""
         hidden = self.layers[0](x.to(self.dtype))
         if context is not None:
             hidden = hidden + F.linear(context, self.context_weight)
         for layer in self.layers[1:]:
             hidden = layer(self._activate(hidden))
-        return hidden.to(self.compute_dtype).unsqueeze(-1)
+        return hidden.to(self.compute_dtype)
 
     def _by_variable(self, by_position: Tensor) -> Tensor:
         return by_position if self.order is None else by_position.index_select(1, self.order.argsort())
@@ -167,7 +169,7 @@ class MADE(AutoregressiveModel):
         return self._grow((share[..., :0], share, *[share[..., :0]] * len(self.hidden_features)), 0)
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
-        variables = torch.cat([tensors[0], value.unsqueeze(-1)], -1)
+        variables = torch.cat([tensors[0], value.unsqueeze(-1).to(tensors[0].dtype)], -1)
         return self._grow((variables, *tensors[1:]), position + 1)
 
     def _grow(self, tensors: tuple[Tensor, ...], known: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""NADE: one network per variable, with shared weights, in O(H) per variable."""
+"""NADE and RNADE: one network per variable, with shared weights, in O(H) per variable."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from .. import functional, heads, reference
 from ._context import add_context
 from .base import AutoregressiveModel
 
-__all__ = ["NADE"]
+__all__ = ["NADE", "RNADE"]
 
 
 class NADE(AutoregressiveModel):
     r"""The neural autoregressive distribution estimator.
 
     .. math::
-        p(x_i = 1 \mid x_{<i}) = \mathrm{sigmoid}\Big(b_i + V_i \cdot f\big(c + U z + \sum_{j < i} x_j W_j\big)\Big)
+        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; \theta_i), \quad
+        \theta_i = b_i + V_i \, f\big(s_i (c + U z + \sum_{j < i} x_j W_j)\big)
 
-    with W = in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context and f = activation;
-    "before" is in the sense of the order. D (2 H + 1) + H parameters, and H C for a context; evaluating and drawing an
-    event both cost O(D H).
+    with W = in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation and
+    s = activation_scale (1 unless asked for); "before" is in the sense of the order. With a Categorical head variable j
+    adds the row of W that belongs to its category. R_in rows of W (one per variable, or per category), R_out rows of V
+    (one per parameter of the head): (R_in + R_out) H + R_out + H weights, and H C for a context; evaluating and drawing
+    an event both cost O(R_out H).
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: H.
         activation: "sigmoid", "tanh" or "relu".
+        activation_scale: learn a factor of the pre-activations for each variable, from 1; see :class:`RNADE`.
         head: None is heads.Bernoulli().
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
@@ -58,6 +62,7 @@ class NADE(AutoregressiveModel):
         hidden_features: int,
         activation: str = "sigmoid",
         *,
+        activation_scale: bool = False,
         head: heads.Head | None = None,
         order: Tensor | Sequence[int] | None = None,
         context_features: int = 0,
@@ -80,11 +85,19 @@ class NADE(AutoregressiveModel):
             raise ValueError(f"NADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features
         self.activation = activation
-        variables = self.variables
-        self.in_weight = nn.Parameter(torch.empty(variables, hidden_features, device=device, dtype=dtype))
+        offsets = self.head.offsets(self.variables, device)
+        gathers = isinstance(self.head, heads.Categorical)
+        out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
+        in_rows = out_rows if gathers else self.variables
+        self.register_buffer("out_offsets", offsets, persistent=False)
+        self.register_buffer("in_offsets", offsets if gathers else None, persistent=False)
+        self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, device=device, dtype=dtype))
         self.in_bias = nn.Parameter(torch.empty(hidden_features, device=device, dtype=dtype))
-        self.out_weight = nn.Parameter(torch.empty(variables, hidden_features, device=device, dtype=dtype))
-        self.out_bias = nn.Parameter(torch.empty(variables, device=device, dtype=dtype))
+        self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, device=device, dtype=dtype))
+        self.out_bias = nn.Parameter(torch.empty(out_rows, device=device, dtype=dtype))
+        self.activation_scale = None
+        if activation_scale:
+            self.activation_scale = nn.Parameter(torch.empty(self.variables, device=device, dtype=dtype))
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(
@@ -93,7 +106,7 @@ class NADE(AutoregressiveModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases."""
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases, unit scales; the means of mixtures spread out."""
         fans = [(self.in_weight, self.variables), (self.out_weight, self.hidden_features)]
         if self.context_weight is not None:
             fans.append((self.context_weight, self.context_features))
@@ -101,10 +114,20 @@ class NADE(AutoregressiveModel):
             nn.init.uniform_(weight, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
         nn.init.zeros_(self.in_bias)
         nn.init.zeros_(self.out_bias)
+        if self.activation_scale is not None:
+            nn.init.ones_(self.activation_scale)
+        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
+            # Components that start alike stay alike for long.
+            middle = (getattr(self.head, "levels", 0) - 1) / 2 if self.head.levels else 0.0
+            self.initialize_from_mean(torch.full(self.event_shape, middle))
 
     def config(self) -> dict[str, Any]:
         base = self._base_config()
-        own = {"hidden_features": self.hidden_features, "activation": self.activation}
+        own = {
+            "hidden_features": self.hidden_features,
+            "activation": self.activation,
+            "activation_scale": self.activation_scale is not None,
+        }
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
     def _in_bias(self, context: Tensor | None) -> Tensor:
@@ -114,42 +137,50 @@ class NADE(AutoregressiveModel):
         # Under autocast the product has 16 bits; the op wants the dtype of its weights.
         return F.linear(context, self.context_weight, self.in_bias).to(self.dtype)
 
+    @property
+    def _structure(self) -> dict[str, Any]:
+        """The keyword arguments that every NADE op takes."""
+        return {
+            "order": self.order,
+            "in_offsets": self.in_offsets,
+            "out_offsets": self.out_offsets,
+            "activation_scale": self.activation_scale,
+            "activation": self.activation,
+        }
+
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
-        logits = functional.nade(
-            x,
-            self.in_weight,
-            self._in_bias(context),
-            self.out_weight,
-            self.out_bias,
-            order=self.order,
-            activation=self.activation,
-        )
-        return logits.unsqueeze(-1)
+        weights = self.in_weight, self._in_bias(context), self.out_weight, self.out_bias
+        return functional.nade(x, *weights, **self._structure)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        weights = self.in_weight, self._in_bias(context), self.out_weight, self.out_bias
         return functional.nade_log_prob(
-            x,
-            self.in_weight,
-            self._in_bias(context),
-            self.out_weight,
-            self.out_bias,
-            order=self.order,
-            activation=self.activation,
-            per_variable=per_variable,
+            x, *weights, **self._structure, head=self.head.kind, levels=self.head.levels, per_variable=per_variable
         )
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         return (self._in_bias(context).to(self.compute_dtype).expand(*batch, self.hidden_features),)
 
+    def _rows(self, counts: int | list[int], position: int) -> slice:
+        """The weight rows of the variable at position."""
+        variable = int(self._variable(position))
+        if isinstance(counts, int):
+            return slice(variable * counts, (variable + 1) * counts)
+        return slice(sum(counts[:variable]), sum(counts[: variable + 1]))
+
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.head, heads.Categorical):
+            return (tensors[0] + self.in_weight[self._rows(self.counts, position)][value].to(self.compute_dtype),)
         row = self.in_weight[self._variable(position)].to(self.compute_dtype)
-        return (tensors[0] + value.unsqueeze(-1) * row,)
+        return (tensors[0] + value.unsqueeze(-1).to(self.compute_dtype) * row,)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
-        variable = self._variable(position)
-        hidden = reference.ACTIVATIONS[self.activation](tensors[0])
-        logit = hidden @ self.out_weight[variable].to(self.compute_dtype) + self.out_bias[variable]
-        return logit.unsqueeze(-1)
+        state, rows = tensors[0], self._rows(self.counts, position)
+        if self.activation_scale is not None:
+            state = state * self.activation_scale[self._variable(position)].to(self.compute_dtype)
+        hidden = reference.ACTIVATIONS[self.activation](state)
+        weight, bias = self.out_weight[rows].to(self.compute_dtype), self.out_bias[rows].to(self.compute_dtype)
+        return F.linear(hidden, weight, bias)
 
     @property
     def _state_features(self) -> int:
@@ -162,15 +193,67 @@ class NADE(AutoregressiveModel):
         return bias.expand(rows, -1).contiguous(), None
 
     def _sample_chunk(self, state: Tensor, extra: None, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return functional.nade_sample(
-            state,
-            self.in_weight,
-            self.out_weight,
-            self.out_bias,
-            order=self.order,
-            activation=self.activation,
-            **arguments,
-        )
+        weights = self.in_weight, self.out_weight, self.out_bias
+        head = {"variables": self.variables, "head": self.head.kind, "levels": self.head.levels}
+        return functional.nade_sample(state, *weights, **self._structure, **head, **arguments)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
-        self.out_bias.copy_(parameters.squeeze(-1))
+        self.out_bias.copy_(parameters.flatten())
+
+
+class RNADE(NADE):
+    r"""NADE over real variables: mixtures of Gaussians, rectified units, a learnt activation scale per variable.
+
+    .. math::
+        p(x_i \mid x_{<i}) = \sum_k \pi_{ik} N(x_i; \mu_{ik}, \sigma_{ik}^2), \quad
+        (\log \pi, \mu, \log \sigma)_i = b_i + V_i \max\big(0, s_i (c + \sum_{j < i} x_j W_j)\big)
+
+    up to the normalisation of :math:`\pi`. Standardise the data: scales below e^-7 are cut off. The scale s_i lets the
+    units keep their range while the sum grows with i; it changes every activation, so none can be skipped.
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        hidden_features: H.
+        components: K, of each mixture.
+        activation: "sigmoid", "tanh" or "relu".
+        activation_scale: learn s; else s is 1.
+        head: None is heads.GaussianMixture(components); given, it must be a GaussianMixture.
+        order: (D) integers; None is ``orderings.raster(event_shape)``.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+
+    Source: Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
+
+    Example:
+        >>> model = RNADE(3, hidden_features=8, components=2)
+        >>> x = model.sample(5, seed=0)
+        >>> x.shape, model.log_prob(x).shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    _heads = (heads.GaussianMixture,)
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        hidden_features: int,
+        components: int = 10,
+        activation: str = "relu",
+        *,
+        activation_scale: bool = True,
+        head: heads.Head | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            hidden_features,
+            activation,
+            activation_scale=activation_scale,
+            head=heads.GaussianMixture(components) if head is None else head,
+            **arguments,
+        )

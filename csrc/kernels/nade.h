@@ -10,6 +10,7 @@
 // everything else that is real has the compute type: double for float64 storage, float otherwise.
 #pragma once
 
+#include "head.h"
 #include "types.h"
 
 namespace ar_fast {
@@ -41,7 +42,8 @@ struct NadeInput {
 
 struct NadeForward {
   void* parameters;                // [B, R_out] compute, written; null if not wanted
-  // Fused Bernoulli log-likelihood, where R_out = D and x is not null:
+  // The head's log-likelihood of the input, read from x or from categories:
+  Head head;
   void* log_prob_per_variable;     // [B, D] compute, written; null if not wanted
   void* log_prob;                  // [B] compute, written, summed in double; null if not wanted
 };
@@ -56,13 +58,15 @@ struct NadeBackward {
   void* grad_activation_scale;     // [B, D] compute: one row's share; the caller sums over B
 };
 
-// Draws positions start ... stop-1 of Bernoulli variables.
+// Draws positions start ... stop-1.
 struct NadeSample {
+  Head head;
+  bool gathers;                    // a drawn category adds its row of in_weight; else a value scales its variable's row
   int64_t batch;                   // B
   int64_t start, stop;             // positions in the order
   uint64_t seed;
   int64_t first_index;             // sample index of row 0, for the random counter
-  double temperature;              // > 0; divides the logit of the draw, not of log_prob
+  double temperature;              // > 0; changes the draw as head.h says, not log_prob
   const void* given;               // [B, D] compute, by variable; null if nothing is known
   const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
   void* state;                     // [B, H] compute: the pre-activations a_start on entry, a_stop on return

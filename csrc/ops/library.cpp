@@ -12,16 +12,23 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "bool needs_activation_scale, str algorithm) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "nade_log_prob(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
-      "Tensor? order=None, Tensor? activation_scale=None, str activation='sigmoid', bool per_variable=False, "
+      "Tensor? order=None, Tensor? in_offsets=None, Tensor? out_offsets=None, Tensor? activation_scale=None, "
+      "str activation='sigmoid', str head='bernoulli', int levels=0, bool per_variable=False, "
       "str algorithm='auto') -> Tensor");
   m.def(
       "nade_log_prob_forward(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
-      "Tensor? order, Tensor? activation_scale, str activation, bool per_variable, bool keep_logits, "
-      "str algorithm) -> (Tensor, Tensor)");
+      "Tensor? order, Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, str activation, str head, "
+      "int levels, bool per_variable, bool keep_parameters, str algorithm) -> (Tensor, Tensor)");
   m.def(
       "nade_sample(Tensor state, Tensor in_weight, Tensor out_weight, Tensor out_bias, Tensor? order, "
-      "Tensor? activation_scale, Tensor? given, Tensor? known, str activation, int seed, int first_index, "
-      "int start, int stop, float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+      "Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, Tensor? given, Tensor? known, "
+      "int variables, str activation, str head, int levels, int seed, int first_index, int start, int stop, "
+      "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+
+  m.def("head_log_prob(Tensor parameters, Tensor x, Tensor? offsets, str head, int levels) -> Tensor");
+  m.def(
+      "head_log_prob_backward(Tensor grad, Tensor parameters, Tensor x, Tensor? offsets, str head, int levels) "
+      "-> (Tensor, Tensor)");
 
   m.def(
       "masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? extents, Tensor? rows, Tensor? columns, "

@@ -1,5 +1,8 @@
 #include "nade.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
 #include <utility>
 
 namespace ar_fast {
@@ -48,6 +51,14 @@ void check_vector(const char* op, const char* name, const at::Tensor& vector, co
   check_same_device(op, name, vector, "in_weight", in_weight);
 }
 
+void check_rows(const char* op, const char* name, const at::Tensor& weight, const char* offsets_name,
+                const OptionalTensor& offsets, const c10::SymInt& variables) {
+  if (offsets.has_value()) return;
+  TORCH_CHECK(weight.sym_size(0) % variables == 0 && weight.sym_size(0) > 0, op, ": ", name,
+              " must have a multiple of D = ", variables, " rows unless ", offsets_name, " is given, got shape ",
+              weight.sym_sizes());
+}
+
 }  // namespace
 
 void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
@@ -78,16 +89,8 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
     check_vector(op, "activation_scale", *activation_scale, "(D)", variables, "entries, one per variable,", in_weight);
   }
 
-  if (!in_offsets.has_value()) {
-    TORCH_CHECK(in_weight.sym_size(0) % variables == 0 && in_weight.sym_size(0) > 0, op,
-                ": in_weight must have a multiple of D = ", variables, " rows unless in_offsets is given, got shape ",
-                in_weight.sym_sizes());
-  }
-  if (!out_offsets.has_value()) {
-    TORCH_CHECK(out_weight.sym_size(0) % variables == 0 && out_weight.sym_size(0) > 0, op,
-                ": out_weight must have a multiple of D = ", variables, " rows unless out_offsets is given, got shape ",
-                out_weight.sym_sizes());
-  }
+  check_rows(op, "in_weight", in_weight, "in_offsets", in_offsets, variables);
+  check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, variables);
   const bool gathers = in_offsets.has_value() || in_weight.sym_size(0) != variables;
   const auto type = x.scalar_type(), storage = in_weight.scalar_type();
   if (at::isFloatingType(type)) {
@@ -100,31 +103,36 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
   }
 }
 
-void check_bernoulli(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& out_weight) {
-  check_size(op, "in_weight", in_weight, 0, x.sym_size(1), "rows, one per variable,");
-  check_size(op, "out_weight", out_weight, 0, x.sym_size(1), "rows, one per variable,");
-}
-
 void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
-                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
-                       const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
-                       double temperature) {
+                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
+                       int64_t start, int64_t stop, double temperature) {
   const char* op = "nade_sample";
+  TORCH_CHECK(variables > 0, op, ": variables must be positive, got ", variables);
   check_weight(op, "in_weight", in_weight, in_weight);
   check_weight(op, "out_weight", out_weight, in_weight);
-  const c10::SymInt variables = in_weight.sym_size(0), hidden = in_weight.sym_size(1);
-  TORCH_CHECK(variables > 0, op, ": in_weight must have at least one row, got shape ", in_weight.sym_sizes());
-  check_size(op, "out_weight", out_weight, 0, variables, "rows, one per variable,");
-  check_vector(op, "out_bias", out_bias, "(D)", variables, "entries, one per variable,", in_weight);
+  const c10::SymInt hidden = in_weight.sym_size(1), count = variables;
+  check_vector(op, "out_bias", out_bias, "(R_out)", out_weight.sym_size(0), "entries, one per row of out_weight,",
+               in_weight);
   check_dim(op, "state", state, 2, "(B, H)");
   check_size(op, "state", state, 1, hidden, "hidden units, as in_weight has,");
   check_dtype(op, "state", state, compute_type(in_weight.scalar_type()));
   check_same_device(op, "state", state, "in_weight", in_weight);
-  check_order(op, order, variables, in_weight);
+  check_order(op, order, count, in_weight);
+  check_offsets(op, "in_offsets", in_offsets, count, in_weight);
+  check_offsets(op, "out_offsets", out_offsets, count, in_weight);
+  check_rows(op, "in_weight", in_weight, "in_offsets", in_offsets, count);
+  check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, count);
+  check_head_rows(op, head, "out_weight", out_weight.sym_size(0), count, out_offsets);
+  TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::bernoulli ||
+                  (!in_offsets.has_value() && in_weight.sym_size(0) == count),
+              op, ": in_weight must have one row per variable, ", variables, ", for a mixture head, got shape ",
+              in_weight.sym_sizes());
   if (activation_scale.has_value()) {
-    check_vector(op, "activation_scale", *activation_scale, "(D)", variables, "entries, one per variable,", in_weight);
+    check_vector(op, "activation_scale", *activation_scale, "(D)", count, "entries, one per variable,", in_weight);
   }
-  check_sample_arguments(op, state, variables, compute_type(in_weight.scalar_type()), given, known, start, stop,
+  check_sample_arguments(op, state, count, compute_type(in_weight.scalar_type()), given, known, start, stop,
                          temperature);
 }
 
@@ -143,9 +151,8 @@ const T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
 }
 
-}  // namespace
-
-NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+// variables and gathers need x or, in sampling, are given.
+NadeTensors prepare_nade(int64_t variables, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
                          const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
                          const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                          const OptionalTensor& activation_scale, Activation activation) {
@@ -163,7 +170,7 @@ NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const
   t.model = NadeModel{};
   t.model.storage = storage_type(in_weight.scalar_type());
   t.model.activation = activation;
-  t.model.variables = order.has_value() ? order->size(0) : x.defined() ? x.size(1) : in_weight.size(0);
+  t.model.variables = variables;
   t.model.hidden = in_weight.size(1);
   t.model.in_rows = in_weight.size(0);
   t.model.out_rows = out_weight.size(0);
@@ -179,7 +186,7 @@ NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const
 
   t.input = NadeInput{};
   if (x.defined()) {
-    const bool gathers = in_offsets.has_value() || in_weight.size(0) != x.size(1);
+    const bool gathers = in_offsets.has_value() || in_weight.size(0) != variables;
     t.x = typed(x, gathers ? at::kLong : type);
     t.input.batch = x.size(0);
     if (gathers) {
@@ -188,6 +195,125 @@ NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const
       t.input.x = t.x.const_data_ptr();
     }
   }
+  return t;
+}
+
+at::TensorOptions compute_options(const at::Tensor& weight) {
+  return weight.options().dtype(compute_type(weight.scalar_type()));
+}
+
+}  // namespace
+
+NadeForwardTensors prepare_nade_forward(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                        const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                        const std::string& activation, const std::string& algorithm) {
+  const char* op = "nade";
+  check_algorithm(op, algorithm, {"auto", "chunks"});
+  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
+  NadeForwardTensors t{prepare_nade(x.size(1), x, in_weight, in_bias, out_weight, out_bias, order, in_offsets,
+                                    out_offsets, activation_scale, parse_activation(op, activation))};
+  t.parameters = at::empty({t.input.batch, t.model.out_rows}, compute_options(in_weight));
+  t.output.parameters = t.parameters.mutable_data_ptr();
+  return t;
+}
+
+NadeForwardTensors prepare_nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                         const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                         const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                         const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                         const std::string& activation, const std::string& head, int64_t levels,
+                                         bool per_variable, bool keep_parameters, const std::string& algorithm) {
+  const char* op = "nade_log_prob";
+  check_algorithm(op, algorithm, {"auto", "chunks"});
+  const Head parsed = parse_head(op, head, levels);
+  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
+  check_head_rows(op, parsed, "out_weight", out_weight.sym_size(0), x.sym_size(1), out_offsets);
+  NadeForwardTensors t{prepare_nade(x.size(1), x, in_weight, in_bias, out_weight, out_bias, order, in_offsets,
+                                    out_offsets, activation_scale, parse_activation(op, activation))};
+  const auto options = compute_options(in_weight);
+  t.log_prob = per_variable ? at::empty(x.sizes(), options) : at::empty({t.input.batch}, options);
+  t.parameters =
+      keep_parameters ? at::empty({t.input.batch, t.model.out_rows}, options) : at::empty({0}, options);
+  t.output.head = parsed;
+  t.output.parameters = keep_parameters ? t.parameters.mutable_data_ptr() : nullptr;
+  (per_variable ? t.output.log_prob_per_variable : t.output.log_prob) = t.log_prob.mutable_data_ptr();
+  return t;
+}
+
+NadeBackwardTensors prepare_nade_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight,
+                                          const at::Tensor& in_bias, const at::Tensor& out_weight,
+                                          const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                          const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                          const std::string& activation, bool needs_x, bool needs_activation_scale,
+                                          const std::string& algorithm) {
+  const char* op = "nade_backward";
+  check_algorithm(op, algorithm, {"auto", "chunks"});
+  check_nade(op, x, in_weight, in_bias, out_weight, at::Tensor(), order, in_offsets, out_offsets, activation_scale);
+  NadeBackwardTensors t{prepare_nade(x.size(1), x, in_weight, in_bias, out_weight, at::Tensor(), order, in_offsets,
+                                     out_offsets, activation_scale, parse_activation(op, activation))};
+  const int64_t batch = t.input.batch;
+  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == batch && grad.size(1) == t.model.out_rows, op,
+              ": grad must have shape (B, R_out) = (", batch, ", ", t.model.out_rows, "), got ", grad.sizes());
+  TORCH_CHECK(!needs_x || at::isFloatingType(x.scalar_type()), op, ": x must be floating to have a gradient, got ",
+              dtype_name(x.scalar_type()));
+  const auto options = compute_options(in_weight);
+  t.grad = typed(grad, compute_type(in_weight.scalar_type()));
+  t.grad_x = needs_x ? at::empty(x.sizes(), options) : at::empty({0}, options);
+  t.grad_in_weight = at::empty(in_weight.sizes(), in_weight.options());
+  t.grad_in_bias = at::empty(in_bias.sizes(), options);
+  t.grad_out_weight = at::empty(out_weight.sizes(), in_weight.options());
+  t.grad_activation_scale =
+      needs_activation_scale ? at::empty({batch, t.model.variables}, options) : at::empty({0}, options);
+  t.output.grad_parameters = t.grad.const_data_ptr();
+  t.output.grad_in_weight = t.grad_in_weight.mutable_data_ptr();
+  t.output.grad_out_weight = t.grad_out_weight.mutable_data_ptr();
+  t.output.grad_in_bias = t.grad_in_bias.mutable_data_ptr();
+  t.output.grad_x = needs_x ? t.grad_x.mutable_data_ptr() : nullptr;
+  t.output.grad_activation_scale = needs_activation_scale ? t.grad_activation_scale.mutable_data_ptr() : nullptr;
+  return t;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> NadeBackwardTensors::result() const {
+  return {grad_x, grad_in_weight, grad_in_bias, grad_out_weight,
+          output.grad_activation_scale ? grad_activation_scale.sum(0) : grad_activation_scale};
+}
+
+NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor& in_weight,
+                                      const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                      const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                      const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                      const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                                      const std::string& activation, const std::string& head, int64_t levels,
+                                      int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                      double temperature, const std::string& algorithm) {
+  const char* op = "nade_sample";
+  check_algorithm(op, algorithm, {"auto", "rows"});
+  const Head parsed = parse_head(op, head, levels);
+  check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
+                    known, variables, parsed, start, stop, temperature);
+  NadeSampleTensors t{prepare_nade(variables, at::Tensor(), in_weight, at::Tensor(), out_weight, out_bias, order,
+                                   in_offsets, out_offsets, activation_scale, parse_activation(op, activation))};
+  const int64_t batch = state.size(0);
+  t.given = contiguous_or_undefined(given);
+  t.known = contiguous_or_undefined(known);
+  t.next = state.clone(at::MemoryFormat::Contiguous);
+  t.values = at::empty({batch, stop - start}, state.options());
+  t.log_prob = at::zeros({batch}, state.options().dtype(at::kDouble));
+  t.sample.head = parsed;
+  t.sample.gathers = in_offsets.has_value() || in_weight.size(0) != variables;
+  t.sample.batch = batch;
+  t.sample.start = start;
+  t.sample.stop = stop;
+  t.sample.seed = static_cast<uint64_t>(seed);
+  t.sample.first_index = first_index;
+  t.sample.temperature = temperature;
+  t.sample.given = pointer<void>(t.given);
+  t.sample.known = pointer<uint8_t>(t.known);
+  t.sample.state = t.next.mutable_data_ptr();
+  t.sample.values = t.values.mutable_data_ptr();
+  t.sample.log_prob = t.log_prob.mutable_data_ptr<double>();
   return t;
 }
 

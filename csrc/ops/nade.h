@@ -14,6 +14,7 @@
 
 #include "../kernels/nade.h"
 #include "common.h"
+#include "head.h"
 
 namespace ar_fast {
 
@@ -30,27 +31,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
     const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
     bool needs_activation_scale, std::string algorithm);
 
-// Bernoulli log-likelihood -> (B), or (B, D) by variable
+// log-likelihood -> (B), or (B, D) by variable
 at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
                          const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                         const OptionalTensor& activation_scale, std::string activation, bool per_variable,
-                         std::string algorithm);
+                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                         const OptionalTensor& activation_scale, std::string activation, std::string head,
+                         int64_t levels, bool per_variable, std::string algorithm);
 
-// -> log_prob, logits (B, D) or (0)
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(const at::Tensor& x, const at::Tensor& in_weight,
-                                                         const at::Tensor& in_bias, const at::Tensor& out_weight,
-                                                         const at::Tensor& out_bias, const OptionalTensor& order,
-                                                         const OptionalTensor& activation_scale,
-                                                         std::string activation, bool per_variable, bool keep_logits,
-                                                         std::string algorithm);
+// -> log_prob, parameters (B, R_out) or (0)
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm);
 
-// Draws positions start ... stop-1 from state (B, H) -> values (B, stop - start) by position, log_prob (B) float64 of
-// the drawn ones, the state after them
+// Draws positions start ... stop-1 of `variables` variables from state (B, H) -> values (B, stop - start) by position,
+// log_prob (B) float64 of the drawn ones, the state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm);
+    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
+    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm);
 
 // --- shared by the implementations
 
@@ -62,13 +64,11 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
                 const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                 const OptionalTensor& activation_scale);
 
-// The fused Bernoulli ops take one row of each weight per variable.
-void check_bernoulli(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& out_weight);
-
 void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
-                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
-                       const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
-                       double temperature);
+                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
+                       int64_t start, int64_t stop, double temperature);
 
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
@@ -77,9 +77,51 @@ struct NadeTensors {
   NadeInput input;
 };
 
-NadeTensors prepare_nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                         const OptionalTensor& activation_scale, Activation activation);
+// Each op's checks, its outputs, and the structures that the kernels take.
+struct NadeForwardTensors : NadeTensors {
+  at::Tensor parameters, log_prob;
+  NadeForward output{};
+};
+
+NadeForwardTensors prepare_nade_forward(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                        const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                        const std::string& activation, const std::string& algorithm);
+
+NadeForwardTensors prepare_nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                         const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                         const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                         const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                         const std::string& activation, const std::string& head, int64_t levels,
+                                         bool per_variable, bool keep_parameters, const std::string& algorithm);
+
+struct NadeBackwardTensors : NadeTensors {
+  at::Tensor grad, grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale;
+  NadeBackward output{};
+  // What the op returns, once the kernels have run.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> result() const;
+};
+
+NadeBackwardTensors prepare_nade_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight,
+                                          const at::Tensor& in_bias, const at::Tensor& out_weight,
+                                          const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                          const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                          const std::string& activation, bool needs_x, bool needs_activation_scale,
+                                          const std::string& algorithm);
+
+struct NadeSampleTensors : NadeTensors {
+  at::Tensor given, known, next, values, log_prob;
+  NadeSample sample{};
+};
+
+NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor& in_weight,
+                                      const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                      const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                      const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                      const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                                      const std::string& activation, const std::string& head, int64_t levels,
+                                      int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                      double temperature, const std::string& algorithm);
 
 }  // namespace ar_fast

@@ -1,9 +1,10 @@
 // NADE: front doors, fake implementations, gradients, autocast.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
 
 #include "autograd.h"
 #include "library.h"
@@ -35,34 +36,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
                  std::move(activation), needs_x, needs_activation_scale, std::move(algorithm));
 }
 
-at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                         const OptionalTensor& activation_scale, std::string activation, bool per_variable,
-                         std::string algorithm) {
+at::Tensor nade_log_prob(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_log_prob);
-  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
-                 per_variable, std::move(algorithm));
+  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+                 std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
 }
 
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(const at::Tensor& x, const at::Tensor& in_weight,
-                                                         const at::Tensor& in_bias, const at::Tensor& out_weight,
-                                                         const at::Tensor& out_bias, const OptionalTensor& order,
-                                                         const OptionalTensor& activation_scale,
-                                                         std::string activation, bool per_variable, bool keep_logits,
-                                                         std::string algorithm) {
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_log_prob_forward);
-  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
-                 per_variable, keep_logits, std::move(algorithm));
+  return op.call(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+                 std::move(activation), std::move(head), levels, per_variable, keep_parameters, std::move(algorithm));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
+    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_sample);
-  return op.call(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, std::move(activation),
-                 seed, first_index, start, stop, temperature, std::move(algorithm));
+  return op.call(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
+                 known, variables, std::move(activation), std::move(head), levels, seed, first_index, start, stop,
+                 temperature, std::move(algorithm));
 }
 
 namespace {
@@ -98,25 +101,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
 
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
-    std::string activation, bool per_variable, bool keep_logits, std::string /*algorithm*/) {
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string /*algorithm*/) {
   const char* op = "nade_log_prob";
   parse_activation(op, activation);
-  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, std::nullopt, std::nullopt, activation_scale);
-  check_bernoulli(op, x, in_weight, out_weight);
+  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
+  check_head_rows(op, parse_head(op, head, levels), "out_weight", out_weight.sym_size(0), x.sym_size(1), out_offsets);
   const auto options = compute_options(in_weight);
   return {per_variable ? at::empty_symint(x.sym_sizes(), options) : at::empty_symint({x.sym_size(0)}, options),
-          keep_logits ? at::empty_symint(x.sym_sizes(), options) : at::empty({0}, options)};
+          keep_parameters ? at::empty_symint({x.sym_size(0), out_weight.sym_size(0)}, options)
+                          : at::empty({0}, options)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, int64_t /*seed*/, int64_t /*first_index*/, int64_t start,
-    int64_t stop, double temperature, std::string /*algorithm*/) {
+    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
+    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t /*seed*/,
+    int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
   parse_activation("nade_sample", activation);
-  check_nade_sample(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, start, stop,
-                    temperature);
+  check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
+                    known, variables, parse_head("nade_sample", head, levels), start, stop, temperature);
   return {at::empty_symint({state.sym_size(0), stop - start}, state.options()),
           at::empty_symint({state.sym_size(0)}, state.options().dtype(at::kDouble)),
           at::empty_symint(state.sym_sizes(), state.options())};
@@ -125,21 +131,39 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
 // ---------------------------------------------------------------- gradients
 
 // The tensors that both backward passes need, in the order in which they are saved.
-enum Saved { kX, kInWeight, kInBias, kOutWeight, kOrder, kInOffsets, kOutOffsets, kActivationScale, kLogits };
+enum Saved { kX, kInWeight, kInBias, kOutWeight, kOrder, kInOffsets, kOutOffsets, kActivationScale, kOutBias, kParameters };
 
-// grad of the parameters -> gradients of x, in_weight, in_bias, out_weight, out_bias, activation_scale.
-variable_list parameter_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved,
-                                  const at::Tensor& grad) {
-  const at::Tensor& in_bias = saved[kInBias];
+// Parameters of more than this are not kept for the backward pass but recomputed, some rows at a time.
+constexpr int64_t kept_bytes = int64_t{64} << 20;
+
+int64_t parameter_bytes(const at::Tensor& out_weight) {
+  return out_weight.size(0) * static_cast<int64_t>(c10::elementSize(compute_type(out_weight.scalar_type())));
+}
+
+// In the compute type.
+struct Gradients {
+  at::Tensor x, in_weight, in_bias, out_weight, out_bias, activation_scale;
+
+  void add(const Gradients& other) {
+    in_weight.add_(other.in_weight);
+    out_weight.add_(other.out_weight);
+    out_bias.add_(other.out_bias);
+    if (activation_scale.defined()) activation_scale.add_(other.activation_scale);
+  }
+};
+
+// grad (B, R_out) of the parameters of the rows x, whose biases are in_bias.
+Gradients parameter_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved, const at::Tensor& x,
+                              const at::Tensor& in_bias, const at::Tensor& grad) {
   const bool needs_x = ctx->saved_data["needs_x"].toBool();
   const bool needs_scale = ctx->saved_data["needs_activation_scale"].toBool();
   auto [grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_scale] =
-      nade_backward(grad, saved[kX], saved[kInWeight], in_bias, saved[kOutWeight], or_none(saved[kOrder]),
+      nade_backward(grad, x, saved[kInWeight], in_bias, saved[kOutWeight], or_none(saved[kOrder]),
                     or_none(saved[kInOffsets]), or_none(saved[kOutOffsets]), or_none(saved[kActivationScale]),
                     std::string(ctx->saved_data["activation"].toStringRef()), needs_x, needs_scale,
                     std::string(ctx->saved_data["algorithm"].toStringRef()));
-  return {needs_x ? grad_x : at::Tensor(), grad_in_weight, grad_in_bias.to(in_bias.scalar_type()), grad_out_weight,
-          grad.sum(0).to(in_bias.scalar_type()), needs_scale ? grad_scale.to(in_bias.scalar_type()) : at::Tensor()};
+  return {needs_x ? grad_x : at::Tensor(), grad_in_weight, grad_in_bias,
+          grad_out_weight, grad.sum(0), needs_scale ? grad_scale : at::Tensor()};
 }
 
 void save_nade(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const OptionalTensor& activation_scale,
@@ -148,6 +172,18 @@ void save_nade(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const
   ctx->saved_data["needs_activation_scale"] = requires_grad(activation_scale);
   ctx->saved_data["activation"] = activation;
   ctx->saved_data["algorithm"] = algorithm;
+}
+
+// As autograd returns them: x, in_weight, in_bias, out_weight, out_bias, activation_scale, in their tensors' types.
+variable_list finish(const char* op, const Gradients& g, const at::Tensor& grad, const variable_list& saved) {
+  const auto type = saved[kInWeight].scalar_type();
+  const auto typed = [](const at::Tensor& tensor, at::ScalarType to) {
+    return tensor.defined() ? tensor.to(to) : at::Tensor();
+  };
+  return once_differentiable(op,
+                             {typed(g.x, saved[kX].scalar_type()), typed(g.in_weight, type), typed(g.in_bias, type),
+                              typed(g.out_weight, type), typed(g.out_bias, type), typed(g.activation_scale, type)},
+                             {grad, saved[kX], saved[kInWeight], saved[kInBias], saved[kOutWeight]});
 }
 
 struct NadeFunction : torch::autograd::Function<NadeFunction> {
@@ -165,9 +201,7 @@ struct NadeFunction : torch::autograd::Function<NadeFunction> {
   }
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    auto g = parameter_gradients(ctx, saved, grads[0]);
-    if (g[0].defined()) g[0] = g[0].to(saved[kX].scalar_type());
-    g = once_differentiable("nade", std::move(g), {grads[0], saved[kX], saved[kInWeight], saved[kInBias], saved[kOutWeight]});
+    const auto g = finish("nade", parameter_gradients(ctx, saved, saved[kX], saved[kInBias], grads[0]), grads[0], saved);
     return {g[0], g[1], g[2], g[3], g[4], at::Tensor(), at::Tensor(), at::Tensor(), g[5], at::Tensor(), at::Tensor()};
   }
 };
@@ -185,59 +219,114 @@ at::Tensor nade_autograd(const at::Tensor& x, const at::Tensor& in_weight, const
               std::move(activation), std::move(algorithm));
 }
 
+// Gradients of the log-likelihood of the rows x, given their parameters.
+Gradients log_prob_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved, const at::Tensor& x,
+                             const at::Tensor& in_bias, const at::Tensor& parameters, const at::Tensor& grad) {
+  auto [grad_parameters, grad_target] =
+      head_log_prob_backward(grad, parameters, x, or_none(saved[kOutOffsets]),
+                             std::string(ctx->saved_data["head"].toStringRef()), ctx->saved_data["levels"].toInt());
+  Gradients g = parameter_gradients(ctx, saved, x, in_bias, grad_parameters);
+  if (g.x.defined()) g.x = g.x + grad_target;
+  return g;
+}
+
+// The same where the parameters of all rows are too many to keep.
+Gradients recomputed_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved,
+                               const at::Tensor& grad) {
+  const at::Tensor &x = saved[kX], &in_bias = saved[kInBias];
+  const int64_t batch = x.size(0), rows = std::max<int64_t>(1, kept_bytes / parameter_bytes(saved[kOutWeight]));
+  const auto compute = compute_type(saved[kInWeight].scalar_type());
+  Gradients total;
+  variable_list grads_x, grads_in_bias;
+  for (int64_t first = 0; first < batch; first += rows) {
+    const int64_t count = std::min(rows, batch - first);
+    const at::Tensor part = x.narrow(0, first, count);
+    const at::Tensor bias = in_bias.dim() == 2 ? in_bias.narrow(0, first, count) : in_bias;
+    const at::Tensor parameters =
+        nade(part, saved[kInWeight], bias, saved[kOutWeight], saved[kOutBias], or_none(saved[kOrder]),
+             or_none(saved[kInOffsets]), or_none(saved[kOutOffsets]), or_none(saved[kActivationScale]),
+             std::string(ctx->saved_data["activation"].toStringRef()),
+             std::string(ctx->saved_data["algorithm"].toStringRef()));
+    Gradients g = log_prob_gradients(ctx, saved, part, bias, parameters, grad.narrow(0, first, count));
+    grads_x.push_back(g.x);
+    grads_in_bias.push_back(g.in_bias);
+    // 16-bit gradients are added up in float32.
+    g.in_weight = g.in_weight.to(compute);
+    g.out_weight = g.out_weight.to(compute);
+    if (first == 0) {
+      total = g;
+    } else {
+      total.add(g);
+    }
+  }
+  if (total.x.defined()) total.x = at::cat(grads_x);
+  if (in_bias.dim() == 2) {
+    total.in_bias = at::cat(grads_in_bias);
+  } else {
+    for (size_t i = 1; i < grads_in_bias.size(); ++i) total.in_bias.add_(grads_in_bias[i]);
+  }
+  return total;
+}
+
 struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& in_weight,
                             const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
-                            const OptionalTensor& order, const OptionalTensor& activation_scale,
-                            std::string activation, bool per_variable, std::string algorithm) {
+                            const OptionalTensor& order, const OptionalTensor& in_offsets,
+                            const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                            std::string activation, std::string head, int64_t levels, bool per_variable,
+                            std::string algorithm) {
     save_nade(ctx, x, activation_scale, activation, algorithm);
-    ctx->saved_data["per_variable"] = per_variable;
+    ctx->saved_data["head"] = head;
+    ctx->saved_data["levels"] = levels;
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [log_prob, logits] =
-        nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
-                              std::move(activation), per_variable, /*keep_logits=*/true, std::move(algorithm));
-    ctx->save_for_backward({x, in_weight, in_bias, out_weight, or_undefined(order), at::Tensor(), at::Tensor(),
-                            or_undefined(activation_scale), logits});
+    const bool keep = x.size(0) * parameter_bytes(out_weight) <= kept_bytes;
+    auto [log_prob, parameters] = nade_log_prob_forward(
+        x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+        std::move(activation), std::move(head), levels, per_variable, keep, std::move(algorithm));
+    ctx->save_for_backward({x, in_weight, in_bias, out_weight, or_undefined(order), or_undefined(in_offsets),
+                            or_undefined(out_offsets), or_undefined(activation_scale), out_bias,
+                            keep ? parameters : at::Tensor()});
     return log_prob;
   }
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor& logits = saved[kLogits];
-    const at::Tensor grad = ctx->saved_data["per_variable"].toBool() ? grads[0] : grads[0].unsqueeze(1);
-    const at::Tensor x = saved[kX].to(logits.scalar_type());
-    variable_list g;
+    Gradients g;
     {
       at::AutoGradMode no_graph(false);
-      g = parameter_gradients(ctx, saved, (x - at::sigmoid(logits)) * grad);
-      if (g[0].defined()) g[0] = (g[0] + logits * grad).to(saved[kX].scalar_type());
+      g = saved[kParameters].defined()
+              ? log_prob_gradients(ctx, saved, saved[kX], saved[kInBias], saved[kParameters], grads[0])
+              : recomputed_gradients(ctx, saved, grads[0]);
     }
-    g = once_differentiable("nade_log_prob", std::move(g),
-                            {grads[0], saved[kX], saved[kInWeight], saved[kInBias], saved[kOutWeight]});
-    return {g[0], g[1], g[2], g[3], g[4], at::Tensor(), g[5], at::Tensor(), at::Tensor(), at::Tensor()};
+    const auto list = finish("nade_log_prob", g, grads[0], saved);
+    return {list[0],      list[1],      list[2],      list[3],      list[4],      at::Tensor(), at::Tensor(),
+            at::Tensor(), list[5],      at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
-at::Tensor nade_log_prob_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                                  const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                  const OptionalTensor& order, const OptionalTensor& activation_scale,
-                                  std::string activation, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob_autograd(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
   if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
-    return NadeLogProbFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
-                                      std::move(activation), per_variable, std::move(algorithm));
+    return NadeLogProbFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
+                                      activation_scale, std::move(activation), std::move(head), levels, per_variable,
+                                      std::move(algorithm));
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale, std::move(activation),
-                       per_variable, std::move(algorithm));
+  return nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
+                       std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
 }
 
-// Below autograd nade_log_prob is its forward without the logits.
-at::Tensor nade_log_prob_below_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                        const OptionalTensor& order, const OptionalTensor& activation_scale,
-                                        std::string activation, bool per_variable, std::string algorithm) {
-  return std::get<0>(nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, activation_scale,
-                                           std::move(activation), per_variable, /*keep_logits=*/false,
-                                           std::move(algorithm)));
+// Below autograd nade_log_prob is its forward without the parameters.
+at::Tensor nade_log_prob_below_autograd(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
+  return std::get<0>(nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
+                                           activation_scale, std::move(activation), std::move(head), levels,
+                                           per_variable, /*keep_parameters=*/false, std::move(algorithm)));
 }
 
 // ---------------------------------------------------------------- autocast: float32, 16-bit storage stays
@@ -261,15 +350,16 @@ at::Tensor nade_autocast(const at::Tensor& x, const at::Tensor& in_weight, const
               std::move(activation), std::move(algorithm));
 }
 
-at::Tensor nade_log_prob_autocast(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                                  const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                  const OptionalTensor& order, const OptionalTensor& activation_scale,
-                                  std::string activation, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob_autocast(
+    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
   const auto type = in_weight.scalar_type();
   return nade_log_prob(widest(x, compute_type(type)), in_weight, widest(in_bias, type), widest(out_weight, type),
-                       widest(out_bias, type), order, widest(activation_scale, type), std::move(activation),
-                       per_variable, std::move(algorithm));
+                       widest(out_bias, type), order, in_offsets, out_offsets, widest(activation_scale, type),
+                       std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
 }
 
 }  // namespace

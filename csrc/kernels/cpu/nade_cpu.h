@@ -11,27 +11,40 @@
 namespace ar_fast {
 
 struct NadeChunks {
-  const int64_t* starts;   // [count + 1], from 0 to D
+  const int64_t* starts;   // [count + 1], from the first position to the one after the last
   int64_t count;
   int64_t max_positions;   // in one chunk
   int64_t max_in_rows;     // in_weight rows of one chunk
   int64_t max_out_rows;    // out_weight rows of one chunk
 };
 
+// A run of chunks that the forward takes as one task. Where rows are few there are several, and a state before each.
+struct NadeSegment {
+  int64_t chunk_begin, chunk_end;
+  void* states;            // [B, NadeLayout::state_bytes] before its first position; null = in_bias
+  double* sums;            // [B] its share of log_prob, written
+};
+
 struct NadeLayout {
   int64_t strip;                     // hidden units of one strip
   int64_t strips;
+  int64_t state_bytes;               // of one row's state in NadeSegment
+  int64_t steps_bytes;               // scratch of one call of nade_segment_states
   int64_t forward_bytes;             // scratch of one call of nade_forward for `rows` rows
   int64_t backward_weights_bytes;    // of one call of nade_backward_weights
   int64_t backward_input_bytes;      // of one call of nade_backward_input
-  int64_t sample_bytes;              // of one call of nade_sample
+  int64_t sample_bytes;              // of one call of nade_sample for `rows` rows
 };
 
 AR_FAST_DECLARE_CPU_KERNEL(nade_layout, const NadeModel&, const NadeChunks&, int64_t batch, int64_t rows, NadeLayout*)
 
-// Rows [row_begin, row_end).
+// Rows [row_begin, row_end) of one segment. NadeForward::log_prob is left to the caller, who adds the segments' sums.
 AR_FAST_DECLARE_CPU_KERNEL(nade_forward, const NadeModel&, const NadeInput&, const NadeForward&, const NadeChunks&,
-                           int64_t row_begin, int64_t row_end, void* scratch)
+                           const NadeSegment&, int64_t row_begin, int64_t row_end, void* scratch)
+
+// Writes one strip of the states of all segments, which follow each other from the first chunk.
+AR_FAST_DECLARE_CPU_KERNEL(nade_segment_states, const NadeModel&, const NadeInput&, const NadeChunks&,
+                           const NadeSegment* segments, int64_t count, int64_t strip, void* scratch)
 
 // Weight and bias gradients of one strip of hidden units, over all rows in ascending order: no other call writes
 // them, so the result does not depend on the number of threads.
@@ -42,8 +55,9 @@ AR_FAST_DECLARE_CPU_KERNEL(nade_backward_weights, const NadeModel&, const NadeIn
 AR_FAST_DECLARE_CPU_KERNEL(nade_backward_input, const NadeModel&, const NadeInput&, const NadeBackward&,
                            const NadeChunks&, int64_t row_begin, int64_t row_end, void* scratch)
 
-// Rows [row_begin, row_end). A row's arithmetic does not depend on any other row.
-AR_FAST_DECLARE_CPU_KERNEL(nade_sample, const NadeModel&, const NadeSample&, int64_t row_begin, int64_t row_end,
-                           void* scratch)
+// Rows [row_begin, row_end); the chunks run from sample.start to sample.stop. A row's arithmetic does not depend on any
+// other row, nor on the chunks but for the order in which log_prob is summed.
+AR_FAST_DECLARE_CPU_KERNEL(nade_sample, const NadeModel&, const NadeSample&, const NadeChunks&, int64_t row_begin,
+                           int64_t row_end, void* scratch)
 
 }  // namespace ar_fast

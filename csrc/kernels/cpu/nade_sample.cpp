@@ -1,48 +1,52 @@
-// NADE sampling: Bernoulli variables, one after another. A few rows go through the positions together, so that a
-// weight row is fetched once for all of them; each row's own arithmetic is the same in any company.
-#include "../philox.h"
+// NADE sampling: one variable after another. All rows of a call pass through a chunk of positions before the next one,
+// so that its weights stay in the cache, a few rows together, so that a weight row is fetched once for all of them. A
+// lone row looks ahead instead: it scores a few positions as if zeros came out, and jumps to the first that did not
+// (exact, since a zero leaves the state alone). A row's own arithmetic is the same in any company.
+#include "head_math.h"
 #include "nade_strip.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
 constexpr int rows_together = 4;
-// Logits of drawn variables wait here until their log-likelihood is summed, a vector at a time.
-constexpr int64_t log_prob_block = 256;
+constexpr int positions_ahead = 4;
 
-// h . weight for several rows. The order of a row's sum: lanes of 4 interleaved vectors, then across.
-template <int Rows, typename S, typename T>
-void dot(const S* weight, const T* h, int64_t row_stride, int64_t hidden, T* result) {
+// h . w for several rows of h and several weight rows. The order of a sum: lanes of 4 interleaved vectors, then across.
+template <int Rows, int Weights, typename S, typename T>
+AR_FAST_INLINE void dot(const S* const (&weights)[Weights], const T* h, int64_t row_stride, int64_t hidden,
+         T (&result)[Rows * Weights]) {
   constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
-  Vec<T> sums[Rows][strip_vectors], w[strip_vectors];
-  for (int r = 0; r < Rows; ++r) {
-    for (int u = 0; u < strip_vectors; ++u) sums[r][u] = zero<T>();
+  Vec<T> sums[Rows * Weights][strip_vectors], w[Weights][strip_vectors];
+  for (auto& sum : sums) {
+    for (auto& vector : sum) vector = zero<T>();
   }
   const auto add = [&](int64_t j) {
     for (int r = 0; r < Rows; ++r) {
-      const T* row = h + r * row_stride + j;
       for (int u = 0; u < strip_vectors; ++u) {
-        sums[r][u] = at::vec::fmadd(Vec<T>::loadu(row + u * width), w[u], sums[r][u]);
+        const Vec<T> value = Vec<T>::loadu(h + r * row_stride + j + u * width);
+        for (int k = 0; k < Weights; ++k) {
+          sums[r * Weights + k][u] = at::vec::fmadd(value, w[k][u], sums[r * Weights + k][u]);
+        }
       }
     }
   };
   int64_t j = 0;
   for (; j + strip <= hidden; j += strip) {
-    load_strip<false, T>(weight + j, strip, w);
+    for (int k = 0; k < Weights; ++k) load_strip<false, T>(weights[k] + j, strip, w[k]);
     add(j);
   }
   if (j < hidden) {
-    load_strip<true, T>(weight + j, hidden - j, w);
+    for (int k = 0; k < Weights; ++k) load_strip<true, T>(weights[k] + j, hidden - j, w[k]);
     add(j);
   }
-  for (int r = 0; r < Rows; ++r) {
-    result[r] = horizontal_sum((sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]));
+  for (int i = 0; i < Rows * Weights; ++i) {
+    result[i] = horizontal_sum((sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3]));
   }
 }
 
 // a += x weight (weight null: nothing to add) and h = f(scale a).
 template <bool Ragged, Activation A, typename S, typename T>
-void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
+AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
   Vec<T> state[strip_vectors], value[strip_vectors];
   load_state(a, state);
   if (weight) {
@@ -64,107 +68,288 @@ void update(const S* weight, int64_t hidden, T x, T scale, T* a, T* h) {
   if (j < hidden) update_strip<true, A>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
 }
 
+// philox_uniform of one sample for `count` variables, slot 0, 16 at a time: two vectors whose chains overlap. `out` has
+// room for whole turns.
 template <typename T>
-double sum_log_prob(const T* logits, const T* values, int64_t count) {
-  constexpr int64_t width = Vec<T>::size();
-  double sum = 0;
-  for (int64_t j = 0; j < count; j += width) {
-    T terms[Vec<T>::size()];
-    const Vec<T> l = Vec<T>::loadu(logits + j);
-    (Vec<T>::loadu(values + j) * l - softplus<T>(l)).store(terms);
-    for (int64_t k = 0; k < width && j + k < count; ++k) sum += static_cast<double>(terms[k]);
-  }
-  return sum;
-}
-
-template <int Rows, typename S, typename T, Activation A>
-void sample_rows(const NadeModel& model, const NadeSample& sample, int64_t first_row, void* scratch_memory) {
-  constexpr int64_t width = Vec<T>::size();
-  const int64_t padded = padded_hidden<T>(model), hidden = model.hidden, count = sample.stop - sample.start;
-  Scratch scratch(scratch_memory);
-  T* a = scratch.take<T>(Rows * padded);
-  T* h = scratch.take<T>(Rows * padded);
-  T* drawn_logits = scratch.take<T>(Rows * (log_prob_block + width));
-  T* drawn_values = scratch.take<T>(Rows * (log_prob_block + width));
-  const S* in_weight = static_cast<const S*>(model.in_weight);
-  const S* out_weight = static_cast<const S*>(model.out_weight);
-  const T* out_bias = static_cast<const T*>(model.out_bias);
-  const T* scales = static_cast<const T*>(model.activation_scale);
-  const Vec<T> temperature(static_cast<T>(sample.temperature));
-
-  for (int r = 0; r < Rows; ++r) {
-    const T* state = static_cast<const T*>(sample.state) + (first_row + r) * hidden;
-    for (int64_t j = 0; j < padded; ++j) a[r * padded + j] = j < hidden ? state[j] : T(0);
-  }
-  double log_prob[Rows] = {};
-  int64_t drawn[Rows] = {};
-  const S* pending[Rows] = {};  // the in_weight row of the last variable, not yet added
-  bool changed[Rows];
-  T x[Rows] = {};
-  for (int r = 0; r < Rows; ++r) changed[r] = true;
-  const auto flush = [&](int r) {
-    const int64_t offset = r * (log_prob_block + width);
-    log_prob[r] += sum_log_prob(drawn_logits + offset, drawn_values + offset, drawn[r]);
-    drawn[r] = 0;
-  };
-
-  for (int64_t p = sample.start; p < sample.stop; ++p) {
-    const int64_t variable = variable_at(model, p);
-    for (int r = 0; r < Rows; ++r) {
-      if (!changed[r] && !scales) continue;
-      update<A>(pending[r], hidden, x[r], scales ? scales[variable] : T(1), a + r * padded, h + r * padded);
-      pending[r] = nullptr;
-    }
-    T logits[width] = {}, draws[width];
-    dot<Rows>(out_weight + variable * hidden, h, padded, hidden, logits);
-    for (int r = 0; r < Rows; ++r) logits[r] += out_bias[variable];
-    sigmoid<T>(Vec<T>::loadu(logits) / temperature).store(draws);
-    for (int r = 0; r < Rows; ++r) {
-      const int64_t row = first_row + r, index = row * model.variables + variable;
-      if (sample.known && sample.known[index]) {
-        x[r] = static_cast<const T*>(sample.given)[index];
-      } else {
-        const double uniform = philox_uniform(sample.seed, static_cast<uint64_t>(sample.first_index + row),
-                                              static_cast<uint32_t>(variable), 0);
-        x[r] = uniform < static_cast<double>(draws[r]) ? T(1) : T(0);
-        const int64_t slot = r * (log_prob_block + width) + drawn[r]++;
-        drawn_logits[slot] = logits[r];
-        drawn_values[slot] = x[r];
-        if (drawn[r] == log_prob_block) flush(r);
+void uniforms(uint64_t seed, uint64_t sample, const Position<T>* positions, int64_t count, double* out) {
+  constexpr int lanes = 8, vectors = 2;
+  using Lanes = uint64_t __attribute__((vector_size(lanes * sizeof(uint64_t))));
+  using Doubles = double __attribute__((vector_size(lanes * sizeof(double))));
+  constexpr uint64_t word = 0xFFFFFFFFull;
+  for (int64_t p = 0; p < count; p += lanes * vectors) {
+    Lanes c0[vectors], c1[vectors], c2[vectors], c3[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      c0[v] = Lanes{} + (sample & word);
+      c1[v] = Lanes{} + (sample >> 32);
+      c3[v] = Lanes{};
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t q = p + v * lanes + i;
+        c2[v][i] = static_cast<uint32_t>(positions[q < count ? q : p].variable);
       }
-      static_cast<T*>(sample.values)[row * count + p - sample.start] = x[r];
-      changed[r] = x[r] != T(0);
-      if (changed[r]) pending[r] = in_weight + variable * hidden;
     }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    if (pending[r]) update<A>(pending[r], hidden, x[r], T(1), a + r * padded, h + r * padded);
-    flush(r);
-    T* state = static_cast<T*>(sample.state) + (first_row + r) * hidden;
-    for (int64_t j = 0; j < hidden; ++j) state[j] = a[r * padded + j];
-    static_cast<double*>(sample.log_prob)[first_row + r] = log_prob[r];
+    uint64_t key0 = seed & word, key1 = seed >> 32;
+    for (int round = 0; round < 10; ++round) {
+      for (int v = 0; v < vectors; ++v) {
+        const Lanes product0 = c0[v] * 0xD2511F53ull, product1 = c2[v] * 0xCD9E8D57ull;
+        c0[v] = (product1 >> 32) ^ c1[v] ^ key0;
+        c1[v] = product1 & word;
+        c2[v] = (product0 >> 32) ^ c3[v] ^ key1;
+        c3[v] = product0 & word;
+      }
+      key0 = (key0 + 0x9E3779B9u) & word;
+      key1 = (key1 + 0xBB67AE85u) & word;
+    }
+    for (int v = 0; v < vectors; ++v) {
+      using Signed = int64_t __attribute__((vector_size(lanes * sizeof(int64_t))));
+      const Doubles bits = __builtin_convertvector(reinterpret_cast<Signed>((c0[v] << 20) | (c1[v] >> 12)), Doubles);
+      const Doubles uniform = (bits + 0.5) * (1.0 / 4503599627370496.0);
+      __builtin_memcpy(out + p + v * lanes, &uniform, sizeof(uniform));
+    }
   }
 }
 
+// T log(u / (1 - u)): a Bernoulli variable is 1 iff this is below its logit. Off the chain from logit to logit, where
+// the sigmoid of the logit would be on it. `count` is rounded up to a vector; both arrays have room.
 template <typename T>
-int64_t scratch_bytes(const NadeModel& model) {
-  return 2 * Scratch::bytes<T>(rows_together * padded_hidden<T>(model)) +
-         2 * Scratch::bytes<T>(rows_together * (log_prob_block + Vec<T>::size()));
+void bernoulli_thresholds(const double* uniform, int64_t count, T temperature, T* threshold) {
+  constexpr int64_t width = Vec<T>::size();
+  for (int64_t p = 0; p < count; p += width) {
+    T smaller[width], sign[width];
+    for (int64_t i = 0; i < width; ++i) {
+      const double u = p + i < count ? uniform[p + i] : 0.5;
+      smaller[i] = static_cast<T>(u < 0.5 ? u : 1 - u);
+      sign[i] = u < 0.5 ? temperature : -temperature;
+    }
+    const Vec<T> s = Vec<T>::loadu(smaller);
+    (Vec<T>::loadu(sign) * (s.log() - s.neg().log1p())).store(threshold + p);
+  }
+}
+
+// What a row carries from one position to the next beside its state.
+template <typename S, typename T>
+struct Row {
+  const S* pending;   // the in_weight row of the last variable, not yet added to a, or null
+  T x;                // its factor
+  bool changed;       // h is not that of a and pending
+  double log_prob;
+};
+
+template <typename S, typename T>
+struct Buffers {
+  T *a, *h;            // [rows, padded]
+  Row<S, T>* rows;
+  Position<T>* positions;
+  double* uniforms;    // [max_positions]
+  T* thresholds;       // [rows_together, chunk_stride]
+  T* logits;           // the same: of Bernoulli variables
+  T* values;           // the same
+  T* terms;            // the same: log p of each variable
+  T* parameters;       // [rows_together, max_out_rows]
+  T* weights;          // [max_out_rows]
+  int64_t chunk_stride;
+
+  Buffers(const NadeModel& model, const NadeChunks& chunks, int64_t row_count, Scratch& scratch)
+      : chunk_stride((chunks.max_positions + 15) / 16 * 16) {
+    const int64_t padded = padded_hidden<T>(model);
+    a = scratch.take<T>(row_count * padded);
+    h = scratch.take<T>(row_count * padded);
+    rows = scratch.take<Row<S, T>>(row_count);
+    positions = scratch.take<Position<T>>(chunks.max_positions);
+    uniforms = scratch.take<double>(chunk_stride);
+    thresholds = scratch.take<T>(rows_together * chunk_stride);
+    logits = scratch.take<T>(rows_together * chunk_stride);
+    values = scratch.take<T>(rows_together * chunk_stride);
+    terms = scratch.take<T>(rows_together * chunk_stride);
+    parameters = scratch.take<T>(rows_together * chunks.max_out_rows);
+    weights = scratch.take<T>(chunks.max_out_rows);
+  }
+};
+
+template <typename S, typename T, Activation A>
+class Sampler {
+ public:
+  Sampler(const NadeModel& model, const NadeSample& sample, Buffers<S, T>& buffers)
+      : model_(model), sample_(sample), b_(buffers), padded_(padded_hidden<T>(model)),
+        bernoulli_(sample.head.kind == HeadKind::bernoulli) {}
+
+  // `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
+  template <int Rows>
+  void chunk(int64_t base, int64_t first, int64_t start, int64_t count) {
+    if (bernoulli_) {
+      for (int r = 0; r < Rows; ++r) {
+        uniforms(sample_.seed, static_cast<uint64_t>(sample_.first_index + base + first + r), b_.positions, count,
+                 b_.uniforms);
+        bernoulli_thresholds(b_.uniforms, count, static_cast<T>(sample_.temperature),
+                             b_.thresholds + r * b_.chunk_stride);
+      }
+    }
+    const bool ahead = Rows == 1 && bernoulli_ && !sample_.gathers && !model_.activation_scale;
+    for (int64_t p = 0; p < count;) {
+      if (ahead && p + positions_ahead <= count) {
+        p = look_ahead(base, first, p);
+      } else {
+        step<Rows>(base, first, p++);
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const T* values = b_.values + r * b_.chunk_stride;
+      T* terms = b_.terms + r * b_.chunk_stride;
+      if (bernoulli_) bernoulli_log_prob(b_.logits + r * b_.chunk_stride, values, count, terms);
+      double sum = 0;
+      for (int64_t p = 0; p < count; ++p) {
+        if (!is_known(base + first + r, p)) sum += static_cast<double>(terms[p]);
+      }
+      b_.rows[first + r].log_prob += sum;
+      T* out = static_cast<T*>(sample_.values) + (base + first + r) * (sample_.stop - sample_.start) + start - sample_.start;
+      for (int64_t p = 0; p < count; ++p) out[p] = values[p];
+    }
+  }
+
+  // Adds what is pending.
+  void finish(int64_t r) {
+    Row<S, T>& row = b_.rows[r];
+    if (row.pending) update<A>(row.pending, model_.hidden, row.x, T(1), b_.a + r * padded_, b_.h + r * padded_);
+  }
+
+ private:
+  bool is_known(int64_t row, int64_t p) const {
+    return sample_.known && sample_.known[row * model_.variables + b_.positions[p].variable];
+  }
+
+  void refresh(int64_t r, T scale) {
+    Row<S, T>& row = b_.rows[r];
+    if (!row.changed && !model_.activation_scale) return;
+    update<A>(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
+    row.pending = nullptr;
+    row.changed = false;
+  }
+
+  void take(int64_t r, const Position<T>& position, T x) {
+    Row<S, T>& row = b_.rows[r];
+    if (!sample_.gathers && x == T(0)) return;
+    const int64_t category = sample_.gathers ? static_cast<int64_t>(x) : 0;
+    row.pending = static_cast<const S*>(model_.in_weight) + (position.in_row + category) * model_.hidden;
+    row.x = sample_.gathers ? T(1) : x;
+    row.changed = true;
+  }
+
+  // A known value, or the draw of a Bernoulli variable.
+  T bernoulli_value(int64_t row, int slot, int64_t p, T logit) {
+    b_.logits[slot * b_.chunk_stride + p] = logit;
+    const T x = is_known(row, p) ? given(row, p) : b_.thresholds[slot * b_.chunk_stride + p] < logit ? T(1) : T(0);
+    b_.values[slot * b_.chunk_stride + p] = x;
+    return x;
+  }
+
+  T given(int64_t row, int64_t p) const {
+    return static_cast<const T*>(sample_.given)[row * model_.variables + b_.positions[p].variable];
+  }
+
+  template <int Rows>
+  void step(int64_t base, int64_t first, int64_t p) {
+    const Position<T>& position = b_.positions[p];
+    const S* out_weight = static_cast<const S*>(model_.out_weight) + position.out_row * model_.hidden;
+    const T* out_bias = static_cast<const T*>(model_.out_bias) + position.out_row;
+    for (int r = 0; r < Rows; ++r) refresh(first + r, position.scale);
+    if (bernoulli_) {
+      T logits[Rows];
+      dot<Rows, 1>({out_weight}, b_.h + first * padded_, padded_, model_.hidden, logits);
+      for (int r = 0; r < Rows; ++r) {
+        take(first + r, position, bernoulli_value(base + first + r, r, p, logits[r] + out_bias[0]));
+      }
+      return;
+    }
+    for (int64_t k = 0; k < position.out_rows; ++k) {
+      T sums[Rows];
+      dot<Rows, 1>({out_weight + k * model_.hidden}, b_.h + first * padded_, padded_, model_.hidden, sums);
+      for (int r = 0; r < Rows; ++r) b_.parameters[r * position.out_rows + k] = sums[r] + out_bias[k];
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const T* parameters = b_.parameters + r * position.out_rows;
+      const int64_t row = base + first + r;
+      const T x = is_known(row, p)
+                      ? given(row, p)
+                      : head_draw_one(sample_.head, parameters, position.out_rows, sample_.seed,
+                                      static_cast<uint64_t>(sample_.first_index + row),
+                                      static_cast<uint32_t>(position.variable), static_cast<T>(sample_.temperature),
+                                      b_.weights);
+      b_.values[r * b_.chunk_stride + p] = x;
+      b_.terms[r * b_.chunk_stride + p] =
+          is_known(row, p) ? T(0) : head_log_prob_one(sample_.head, parameters, position.out_rows, x);
+      take(first + r, position, x);
+    }
+  }
+
+  // Scores positions_ahead positions with the state of the first; returns the position after the first that was not
+  // zero, or after all of them.
+  int64_t look_ahead(int64_t base, int64_t r, int64_t p) {
+    refresh(r, T(1));
+    const S* weights[positions_ahead];
+    for (int k = 0; k < positions_ahead; ++k) {
+      weights[k] = static_cast<const S*>(model_.out_weight) + b_.positions[p + k].out_row * model_.hidden;
+    }
+    T logits[positions_ahead];
+    dot<1, positions_ahead>(weights, b_.h + r * padded_, padded_, model_.hidden, logits);
+    for (int k = 0; k < positions_ahead; ++k, ++p) {
+      const T bias = static_cast<const T*>(model_.out_bias)[b_.positions[p].out_row];
+      const T x = bernoulli_value(base + r, 0, p, logits[k] + bias);
+      take(r, b_.positions[p], x);
+      if (x != T(0)) return p + 1;
+    }
+    return p;
+  }
+
+  const NadeModel& model_;
+  const NadeSample& sample_;
+  Buffers<S, T>& b_;
+  const int64_t padded_;
+  const bool bernoulli_;
+};
+
+template <typename S, typename T, Activation A>
+void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
+                 int64_t row_end, void* scratch_memory) {
+  const int64_t padded = padded_hidden<T>(model), hidden = model.hidden, count = row_end - row_begin;
+  Scratch scratch(scratch_memory);
+  Buffers<S, T> buffers(model, chunks, count, scratch);
+  Sampler<S, T, A> sampler(model, sample, buffers);
+  T* states = static_cast<T*>(sample.state) + row_begin * hidden;
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t j = 0; j < padded; ++j) buffers.a[r * padded + j] = j < hidden ? states[r * hidden + j] : T(0);
+    buffers.rows[r] = {nullptr, T(0), true, 0.0};
+  }
+  for (int64_t c = 0; c < chunks.count; ++c) {
+    const int64_t start = chunks.starts[c], positions = chunks.starts[c + 1] - start;
+    fill_positions(model, start, start + positions, buffers.positions);
+    int64_t r = 0;
+    for (; r + rows_together <= count; r += rows_together) {
+      sampler.template chunk<rows_together>(row_begin, r, start, positions);
+    }
+    for (; r < count; ++r) sampler.template chunk<1>(row_begin, r, start, positions);
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    sampler.finish(r);
+    for (int64_t j = 0; j < hidden; ++j) states[r * hidden + j] = buffers.a[r * padded + j];
+    static_cast<double*>(sample.log_prob)[row_begin + r] = buffers.rows[r].log_prob;
+  }
 }
 
 }  // namespace
 
-int64_t nade_sample_scratch_bytes(const NadeModel& model) {
-  return model.storage == ScalarType::float64 ? scratch_bytes<double>(model) : scratch_bytes<float>(model);
+int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows) {
+  int64_t bytes = 0;
+  dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
+    Scratch scratch(nullptr);
+    const Buffers<S, T> buffers(model, chunks, rows, scratch);
+    bytes = scratch.bytes_taken();
+  });
+  return bytes;
 }
 
-void nade_sample(const NadeModel& model, const NadeSample& sample, int64_t row_begin, int64_t row_end, void* scratch) {
+void nade_sample(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
+                 int64_t row_end, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    int64_t row = row_begin;
-    for (; row + rows_together <= row_end; row += rows_together) {
-      sample_rows<rows_together, S, T, A>(model, sample, row, scratch);
-    }
-    for (; row < row_end; ++row) sample_rows<1, S, T, A>(model, sample, row, scratch);
+    sample_rows<S, T, A>(model, sample, chunks, row_begin, row_end, scratch);
   });
 }
 

@@ -85,7 +85,7 @@ void fill_addends(const NadeModel& model, const NadeInput& input, int64_t row, c
 
 // A strip of one row of a weight, from `data`; only the last strip of a weight is ragged, with `count` units.
 template <bool Ragged, typename T, typename S>
-inline void load_strip(const S* data, int64_t count, Vec<T> (&out)[strip_vectors]) {
+AR_FAST_INLINE void load_strip(const S* data, int64_t count, Vec<T> (&out)[strip_vectors]) {
   constexpr int64_t width = Vec<T>::size();
   for (int u = 0; u < strip_vectors; ++u) {
     if constexpr (!Ragged) {
@@ -105,14 +105,14 @@ inline void store_strip(const T* data, int64_t count, S* out) {
 
 // h = f(pre-activation) from a state in state_unit.
 template <Activation A, bool Scaled, typename T>
-inline void activate_strip(const Vec<T> (&a)[strip_vectors], T scale, Vec<T> (&h)[strip_vectors]) {
+AR_FAST_INLINE void activate_strip(const Vec<T> (&a)[strip_vectors], T scale, Vec<T> (&h)[strip_vectors]) {
   const Vec<T> s(scale);
   for (int u = 0; u < strip_vectors; ++u) h[u] = activate_state<A, T>(Scaled ? a[u] * s : a[u]);
 }
 
 // a += x w for one row of in_weight.
 template <bool Ragged, typename S, typename T>
-inline void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vectors]) {
+AR_FAST_INLINE void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vectors]) {
   Vec<T> w[strip_vectors];
   load_strip<Ragged, T>(row, units, w);
   const Vec<T> x(factor);
@@ -121,7 +121,7 @@ inline void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vec
 
 // a += x W over the positions of a chunk, x in units of `unit`.
 template <bool Ragged, typename S, typename T>
-inline void advance_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
+AR_FAST_INLINE void advance_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
                           int64_t h0, int64_t units, T unit, Vec<T> (&a)[strip_vectors]) {
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   for (int64_t p = 0; p < count; ++p) {
@@ -132,12 +132,12 @@ inline void advance_strip(const NadeModel& model, const Position<T>* positions, 
 }
 
 template <typename T>
-inline void load_state(const T* data, Vec<T> (&a)[strip_vectors]) {
+AR_FAST_INLINE void load_state(const T* data, Vec<T> (&a)[strip_vectors]) {
   for (int u = 0; u < strip_vectors; ++u) a[u] = Vec<T>::loadu(data + u * Vec<T>::size());
 }
 
 template <typename T>
-inline void store_state(const Vec<T> (&a)[strip_vectors], T* data) {
+AR_FAST_INLINE void store_state(const Vec<T> (&a)[strip_vectors], T* data) {
   for (int u = 0; u < strip_vectors; ++u) a[u].store(data + u * Vec<T>::size());
 }
 
@@ -151,25 +151,27 @@ inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64
 }
 
 // Scratch of one call of nade_sample; in nade_sample.cpp.
-int64_t nade_sample_scratch_bytes(const NadeModel& model);
+int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows);
 
-// Cuts a caller's scratch into aligned arrays.
+// Cuts a caller's scratch into aligned arrays. With a null base it only counts.
 class Scratch {
  public:
-  explicit Scratch(void* base) : next_(static_cast<char*>(base)) {}
+  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
   template <typename T>
   T* take(int64_t count) {
-    char* here = next_;
-    next_ += bytes<T>(count);
-    return reinterpret_cast<T*>(here);
+    T* here = base_ ? reinterpret_cast<T*>(base_ + taken_) : nullptr;
+    taken_ += bytes<T>(count);
+    return here;
   }
+  int64_t bytes_taken() const { return taken_; }
   template <typename T>
   static int64_t bytes(int64_t count) {
     return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
   }
 
  private:
-  char* next_;
+  char* base_;
+  int64_t taken_ = 0;
 };
 
 // Calls body.template operator()<S, T, A>() for the model's storage and activation.

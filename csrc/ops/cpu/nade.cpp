@@ -3,8 +3,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +12,7 @@
 #include "../explain.h"
 #include "../library.h"
 #include "isa.h"
+#include "values.h"
 
 namespace ar_fast {
 namespace {
@@ -23,16 +22,19 @@ constexpr int64_t rows_per_task = 64;
 // Rows of a weight in one chunk: with H = 512 in float, 32 rows of both weights are 128 KiB.
 constexpr int64_t rows_per_chunk = 32;
 
+int64_t rows_of(const int64_t* offsets, int64_t rows, int64_t variables, int64_t i) {
+  return offsets ? offsets[i + 1] - offsets[i] : rows / variables;
+}
+
 struct Chunks {
   std::vector<int64_t> starts{0};
   NadeChunks view{};
 };
 
-Chunks cut(const NadeModel& model, int64_t most_rows) {
-  const auto rows_of = [&](const int64_t* offsets, int64_t rows, int64_t variable) {
-    return offsets ? offsets[variable + 1] - offsets[variable] : rows / model.variables;
-  };
+// Positions start ... stop - 1 in chunks of at most `most_rows` rows of a weight.
+Chunks cut(const NadeModel& model, int64_t most_rows, int64_t start, int64_t stop) {
   Chunks chunks;
+  chunks.starts[0] = start;
   int64_t in_rows = 0, out_rows = 0, positions = 0;
   const auto close = [&](int64_t position) {
     chunks.starts.push_back(position);
@@ -41,40 +43,19 @@ Chunks cut(const NadeModel& model, int64_t most_rows) {
     chunks.view.max_out_rows = std::max(chunks.view.max_out_rows, out_rows);
     in_rows = out_rows = positions = 0;
   };
-  for (int64_t p = 0; p < model.variables; ++p) {
+  for (int64_t p = start; p < stop; ++p) {
     const int64_t variable = model.order ? model.order[p] : p;
-    const int64_t in = rows_of(model.in_offsets, model.in_rows, variable);
-    const int64_t out = rows_of(model.out_offsets, model.out_rows, variable);
+    const int64_t in = rows_of(model.in_offsets, model.in_rows, model.variables, variable);
+    const int64_t out = rows_of(model.out_offsets, model.out_rows, model.variables, variable);
     if (positions > 0 && std::max({in_rows + in, out_rows + out, positions + 1}) > most_rows) close(p);
     in_rows += in;
     out_rows += out;
     ++positions;
   }
-  close(model.variables);
+  close(stop);
   chunks.view.starts = chunks.starts.data();
   chunks.view.count = static_cast<int64_t>(chunks.starts.size()) - 1;
   return chunks;
-}
-
-// On the CPU values can be looked at without a synchronisation, so indices that would read outside a tensor raise.
-void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows) {
-  if (!offsets) return;
-  TORCH_CHECK(offsets[0] == 0 && offsets[variables] == rows, op, ": ", name, " must run from 0 to ", rows, ", got ",
-              offsets[0], " to ", offsets[variables]);
-  for (int64_t i = 0; i < variables; ++i) {
-    TORCH_CHECK(offsets[i] < offsets[i + 1], op, ": ", name, " must ascend, got ", offsets[i], " before ",
-                offsets[i + 1], " at ", i);
-  }
-}
-
-void check_order_values(const char* op, const int64_t* order, int64_t variables) {
-  if (!order) return;
-  std::vector<bool> seen(variables, false);
-  for (int64_t p = 0; p < variables; ++p) {
-    TORCH_CHECK(order[p] >= 0 && order[p] < variables && !seen[order[p]], op,
-                ": order must be a permutation of 0 ... D-1 = ", variables - 1, ", got ", order[p], " at position ", p);
-    seen[order[p]] = true;
-  }
 }
 
 void check_values(const char* op, const NadeTensors& t) {
@@ -84,12 +65,41 @@ void check_values(const char* op, const NadeTensors& t) {
   check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows);
   if (!t.input.categories) return;
   for (int64_t i = 0; i < m.variables; ++i) {
-    const int64_t count = m.in_offsets ? m.in_offsets[i + 1] - m.in_offsets[i] : m.in_rows / m.variables;
+    const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     for (int64_t row = 0; row < t.input.batch; ++row) {
       const int64_t category = t.input.categories[row * m.variables + i];
       TORCH_CHECK(category >= 0 && category < count, op, ": x must lie in [0, ", count, ") for variable ", i,
                   ", got ", category, " in row ", row);
     }
+  }
+}
+
+// Where a category is gathered and predicted, a variable has as many categories on both sides.
+void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head) {
+  const NadeModel& m = t.model;
+  if (head.kind != HeadKind::categorical || (m.in_offsets == nullptr && m.in_rows == m.variables)) return;
+  for (int64_t i = 0; i < m.variables; ++i) {
+    const int64_t in = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+    const int64_t out = rows_of(m.out_offsets, m.out_rows, m.variables, i);
+    TORCH_CHECK(in == out, op, ": in_weight and out_weight must have as many rows for a categorical variable, got ",
+                in, " and ", out, " for variable ", i);
+  }
+}
+
+void check_given_categories(const char* op, const NadeSampleTensors& t) {
+  if (!t.sample.gathers || !t.known.defined()) return;
+  const NadeModel& m = t.model;
+  const auto check = [&]<typename T>(const T* given) {
+    for (int64_t i = 0; i < t.sample.batch * m.variables; ++i) {
+      const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i % m.variables);
+      TORCH_CHECK(!t.sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(count)), op,
+                  ": given must lie in [0, ", count, ") for variable ", i % m.variables, ", got ", given[i]);
+    }
+  };
+  if (m.storage == ScalarType::float64) {
+    check(static_cast<const double*>(t.sample.given));
+  } else {
+    check(static_cast<const float*>(t.sample.given));
   }
 }
 
@@ -124,58 +134,91 @@ int64_t rows_per_slice(int64_t batch) {
   return std::max<int64_t>(1, std::min(rows_per_task, (batch + threads - 1) / threads));
 }
 
-void run_forward(const NadeTensors& t, const NadeForward& output) {
-  if (t.input.batch == 0) return;
-  const Chunks chunks = cut(t.model, rows_per_chunk);
-  const int64_t slice = rows_per_slice(t.input.batch);
-  const NadeLayout layout = layout_of(t.model, chunks.view, t.input.batch, slice);
-  explain_nade("nade_forward", t.model, chunks.view, layout, "row groups", (t.input.batch + slice - 1) / slice);
-  const auto kernel = AR_FAST_CPU_KERNEL(nade_forward);
-  in_slices(t.input.batch, slice, layout.forward_bytes, [&](int64_t begin, int64_t end, void* scratch) {
-    kernel(t.model, t.input, output, chunks.view, begin, end, scratch);
-  });
+// Fewer rows than threads: the variables are shared out too, in segments that start from states found beforehand.
+int64_t segments_for(const NadeModel& model, int64_t batch, int64_t slice, int64_t chunks) {
+  const int64_t threads = at::get_num_threads(), slices = (batch + slice - 1) / slice;
+  const int64_t turns = (slices + threads - 1) / threads;
+  const bool well_shared = 5 * batch >= 4 * turns * threads * slice;
+  return well_shared ? 1 : std::min(chunks, 4 * threads);
 }
 
-at::TensorOptions compute_options(const NadeTensors& t) {
-  return t.in_weight.options().dtype(compute_type(t.in_weight.scalar_type()));
+template <typename T>
+void store_log_prob(const std::vector<double>& sums, int64_t batch, void* log_prob) {
+  for (int64_t row = 0; row < batch; ++row) {
+    double sum = 0;
+    for (size_t i = row; i < sums.size(); i += batch) sum += sums[i];
+    static_cast<T*>(log_prob)[row] = static_cast<T>(sum);
+  }
+}
+
+void run_forward(const NadeTensors& t, const NadeForward& output) {
+  const int64_t batch = t.input.batch;
+  if (batch == 0) return;
+  const Chunks chunks = cut(t.model, rows_per_chunk, 0, t.model.variables);
+  const int64_t slice = rows_per_slice(batch), slices = (batch + slice - 1) / slice;
+  const int64_t count = segments_for(t.model, batch, slice, chunks.view.count);
+  const NadeLayout layout = layout_of(t.model, chunks.view, batch, slice);
+  explain_nade("nade_forward", t.model, chunks.view, layout, count > 1 ? "segments" : "row groups",
+               count > 1 ? count : slices);
+
+  std::vector<double> sums(count * batch);
+  const at::Tensor states = count > 1 ? at::empty({count * batch * layout.state_bytes}, at::kByte) : at::Tensor();
+  std::vector<NadeSegment> segments(count);
+  for (int64_t s = 0; s < count; ++s) {
+    segments[s] = {chunks.view.count * s / count, chunks.view.count * (s + 1) / count,
+                   count > 1 ? states.mutable_data_ptr<uint8_t>() + s * batch * layout.state_bytes : nullptr,
+                   sums.data() + s * batch};
+  }
+  if (count > 1) {
+    const auto states_kernel = AR_FAST_CPU_KERNEL(nade_segment_states);
+    in_slices(layout.strips, 1, layout.steps_bytes, [&](int64_t begin, int64_t end, void* scratch) {
+      for (int64_t strip = begin; strip < end; ++strip) {
+        states_kernel(t.model, t.input, chunks.view, segments.data(), count, strip, scratch);
+      }
+    });
+  }
+  const auto kernel = AR_FAST_CPU_KERNEL(nade_forward);
+  in_slices(count * slices, 1, layout.forward_bytes, [&](int64_t task, int64_t, void* scratch) {
+    const int64_t begin = task % slices * slice;
+    kernel(t.model, t.input, output, chunks.view, segments[task / slices], begin, std::min(batch, begin + slice),
+           scratch);
+  });
+  if (!output.log_prob) return;
+  if (t.model.storage == ScalarType::float64) {
+    store_log_prob<double>(sums, batch, output.log_prob);
+  } else {
+    store_log_prob<float>(sums, batch, output.log_prob);
+  }
 }
 
 at::Tensor nade_cpu(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
                     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                     const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
-  const char* op = "nade";
-  check_algorithm(op, algorithm, {"auto", "chunks"});
-  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
-  const NadeTensors t = prepare_nade(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                     activation_scale, parse_activation(op, activation));
-  check_values(op, t);
-  at::Tensor parameters = at::empty({t.input.batch, t.model.out_rows}, compute_options(t));
-  NadeForward output{};
-  output.parameters = parameters.mutable_data_ptr();
-  run_forward(t, output);
-  return parameters;
+  const auto t = prepare_nade_forward(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
+                                      activation_scale, activation, algorithm);
+  check_values("nade", t);
+  run_forward(t, t.output);
+  return t.parameters;
 }
 
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& activation_scale,
-    std::string activation, bool per_variable, bool keep_logits, std::string algorithm) {
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
+    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm) {
   const char* op = "nade_log_prob";
-  check_algorithm(op, algorithm, {"auto", "chunks"});
-  check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, std::nullopt, std::nullopt, activation_scale);
-  check_bernoulli(op, x, in_weight, out_weight);
-  const NadeTensors t = prepare_nade(x, in_weight, in_bias, out_weight, out_bias, order, std::nullopt, std::nullopt,
-                                     activation_scale, parse_activation(op, activation));
+  const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
+                                       activation_scale, activation, head, levels, per_variable, keep_parameters,
+                                       algorithm);
   check_values(op, t);
-  const auto options = compute_options(t);
-  at::Tensor log_prob = per_variable ? at::empty(x.sizes(), options) : at::empty({x.size(0)}, options);
-  at::Tensor logits = keep_logits ? at::empty(x.sizes(), options) : at::empty({0}, options);
-  NadeForward output{};
-  output.parameters = keep_logits ? logits.mutable_data_ptr() : nullptr;
-  (per_variable ? output.log_prob_per_variable : output.log_prob) = log_prob.mutable_data_ptr();
-  run_forward(t, output);
-  return {log_prob, logits};
+  const bool wide = t.model.storage == ScalarType::float64;
+  check_head_values(op, t.output.head, t.model.variables, t.model.out_rows, t.model.out_offsets, t.input.batch,
+                    wide ? nullptr : static_cast<const float*>(t.input.x),
+                    wide ? static_cast<const double*>(t.input.x) : nullptr);
+  check_gathered_categories(op, t, t.output.head);
+  run_forward(t, t.output);
+  return {t.log_prob, t.parameters};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward_cpu(
@@ -183,93 +226,56 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
     const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
     bool needs_activation_scale, std::string algorithm) {
-  const char* op = "nade_backward";
-  check_algorithm(op, algorithm, {"auto", "chunks"});
-  check_nade(op, x, in_weight, in_bias, out_weight, at::Tensor(), order, in_offsets, out_offsets, activation_scale);
-  const NadeTensors t = prepare_nade(x, in_weight, in_bias, out_weight, at::Tensor(), order, in_offsets, out_offsets,
-                                     activation_scale, parse_activation(op, activation));
-  check_values(op, t);
-  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == t.input.batch && grad.size(1) == t.model.out_rows, op,
-              ": grad must have shape (B, R_out) = (", t.input.batch, ", ", t.model.out_rows, "), got ", grad.sizes());
-  const auto options = compute_options(t);
-  const at::Tensor dense_grad = grad.to(options.dtype()).contiguous();
+  const auto t = prepare_nade_backward(grad, x, in_weight, in_bias, out_weight, order, in_offsets, out_offsets,
+                                       activation_scale, activation, needs_x, needs_activation_scale, algorithm);
+  check_values("nade_backward", t);
   const int64_t batch = t.input.batch;
-  at::Tensor grad_x = needs_x ? at::empty(x.sizes(), options) : at::empty({0}, options);
-  at::Tensor grad_in_weight = at::empty(in_weight.sizes(), in_weight.options());
-  at::Tensor grad_in_bias = at::empty(in_bias.sizes(), options);
-  at::Tensor grad_out_weight = at::empty(out_weight.sizes(), in_weight.options());
-  at::Tensor grad_scale = needs_activation_scale ? at::empty({batch, t.model.variables}, options) : at::empty({0}, options);
-  TORCH_CHECK(!needs_x || at::isFloatingType(x.scalar_type()), op, ": x must be floating to have a gradient, got ",
-              dtype_name(x.scalar_type()));
-
-  NadeBackward output{};
-  output.grad_parameters = dense_grad.const_data_ptr();
-  output.grad_in_weight = grad_in_weight.mutable_data_ptr();
-  output.grad_out_weight = grad_out_weight.mutable_data_ptr();
-  output.grad_in_bias = grad_in_bias.mutable_data_ptr();
-  output.grad_x = needs_x ? grad_x.mutable_data_ptr() : nullptr;
-  output.grad_activation_scale = needs_activation_scale ? grad_scale.mutable_data_ptr() : nullptr;
-
   // About sqrt(D) checkpoints balance their memory against that of one chunk.
   const auto root = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(t.model.variables))));
-  const Chunks chunks = cut(t.model, std::clamp<int64_t>(root, 16, 256));
+  const Chunks chunks = cut(t.model, std::clamp<int64_t>(root, 16, 256), 0, t.model.variables);
   const NadeLayout layout = layout_of(t.model, chunks.view, batch, 1);
   explain_nade("nade_backward_weights", t.model, chunks.view, layout, "strips", layout.strips);
   const auto weights = AR_FAST_CPU_KERNEL(nade_backward_weights);
   in_slices(layout.strips, 1, layout.backward_weights_bytes, [&](int64_t begin, int64_t end, void* scratch) {
-    for (int64_t strip = begin; strip < end; ++strip) weights(t.model, t.input, output, chunks.view, strip, scratch);
+    for (int64_t strip = begin; strip < end; ++strip) weights(t.model, t.input, t.output, chunks.view, strip, scratch);
   });
   if ((needs_x || needs_activation_scale) && batch > 0) {
     const auto rows = AR_FAST_CPU_KERNEL(nade_backward_input);
     in_slices(batch, 1, layout.backward_input_bytes, [&](int64_t begin, int64_t end, void* scratch) {
-      rows(t.model, t.input, output, chunks.view, begin, end, scratch);
+      rows(t.model, t.input, t.output, chunks.view, begin, end, scratch);
     });
   }
-  if (needs_activation_scale) grad_scale = grad_scale.sum(0);
-  return {grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_scale};
+  return t.result();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& activation_scale, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
+    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "nade_sample";
-  check_algorithm(op, algorithm, {"auto", "rows"});
-  check_nade_sample(state, in_weight, out_weight, out_bias, order, activation_scale, given, known, start, stop,
-                    temperature);
-  const NadeTensors t = prepare_nade(at::Tensor(), in_weight, at::Tensor(), out_weight, out_bias, order, std::nullopt,
-                                     std::nullopt, activation_scale, parse_activation(op, activation));
-  check_order_values(op, t.model.order, t.model.variables);
-  const int64_t batch = state.size(0);
-  at::Tensor next = state.clone(at::MemoryFormat::Contiguous);
-  at::Tensor values = at::empty({batch, stop - start}, state.options());
-  at::Tensor log_prob = at::zeros({batch}, state.options().dtype(at::kDouble));
-  const at::Tensor given_rows = given.has_value() ? given->contiguous() : at::Tensor();
-  const at::Tensor known_rows = known.has_value() ? known->contiguous() : at::Tensor();
-
-  NadeSample sample{};
-  sample.batch = batch;
-  sample.start = start;
-  sample.stop = stop;
-  sample.seed = static_cast<uint64_t>(seed);
-  sample.first_index = first_index;
-  sample.temperature = temperature;
-  sample.given = given_rows.defined() ? given_rows.const_data_ptr() : nullptr;
-  sample.known = known_rows.defined() ? static_cast<const uint8_t*>(known_rows.const_data_ptr()) : nullptr;
-  sample.state = next.mutable_data_ptr();
-  sample.values = values.mutable_data_ptr();
-  sample.log_prob = log_prob.mutable_data_ptr<double>();
+  const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
+                                     activation_scale, given, known, variables, activation, head, levels, seed,
+                                     first_index, start, stop, temperature, algorithm);
+  check_values(op, t);
+  check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, 0, nullptr, nullptr);
+  check_gathered_categories(op, t, t.sample.head);
+  check_given_categories(op, t);
+  const int64_t batch = t.sample.batch;
   if (batch > 0 && stop > start) {
-    const NadeLayout layout = layout_of(t.model, NadeChunks{}, batch, 1);
-    explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", start, " to ", stop, ", on ",
-            at::get_num_threads(), " threads");
+    const Chunks chunks = cut(t.model, rows_per_chunk, start, stop);
+    const int64_t slice = rows_per_slice(batch);
+    const NadeLayout layout = layout_of(t.model, chunks.view, batch, slice);
+    explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", start, " to ", stop, " in ",
+            chunks.view.count, " chunks of at most ", chunks.view.max_positions, ", ", (batch + slice - 1) / slice,
+            " row groups on ", at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(nade_sample);
-    in_slices(batch, rows_per_slice(batch), layout.sample_bytes, [&](int64_t begin, int64_t end, void* scratch) {
-      kernel(t.model, sample, begin, end, scratch);
+    in_slices(batch, slice, layout.sample_bytes, [&](int64_t begin, int64_t end, void* scratch) {
+      kernel(t.model, t.sample, chunks.view, begin, end, scratch);
     });
   }
-  return {values, log_prob, next};
+  return {t.values, t.log_prob, t.next};
 }
 
 }  // namespace

@@ -1,0 +1,255 @@
+// The heads' arithmetic for one variable, its parameters side by side in vectors.
+#pragma once
+
+#include <limits>
+
+#include "../head.h"
+#include "../philox.h"
+#include "vec_math.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+
+// log sum_k exp(v_k), gathered a vector at a time: the lanes have their own maximum and sum.
+template <typename T>
+class LogSumExp {
+ public:
+  // The first `count` lanes of v.
+  void add(const Vec<T>& v, int64_t count) {
+    const Vec<T> value = Vec<T>::set(Vec<T>(lowest), v, count);
+    const Vec<T> maximum = at::vec::maximum(maximum_, value);
+    sum_ = sum_ * (maximum_ - maximum).exp() + (value - maximum).exp();
+    maximum_ = maximum;
+  }
+  T result() const {
+    T maxima[Vec<T>::size()];
+    maximum_.store(maxima);
+    T maximum = maxima[0];
+    for (int i = 1; i < Vec<T>::size(); ++i) maximum = maxima[i] > maximum ? maxima[i] : maximum;
+    return maximum + std::log(horizontal_sum(sum_ * (maximum_ - Vec<T>(maximum)).exp()));
+  }
+
+ private:
+  // Far below every value, and yet finite: its difference to itself is 0.
+  static constexpr T lowest = -std::numeric_limits<T>::max() / 2;
+  Vec<T> maximum_{Vec<T>(lowest)};
+  Vec<T> sum_{zero<T>()};
+};
+
+template <typename T>
+inline Vec<T> load_lanes(const T* data, int64_t count) {
+  return count == Vec<T>::size() ? load(data) : load_partial(data, count);
+}
+
+template <typename T>
+inline void store_lanes(const Vec<T>& value, T* data, int64_t count) {
+  value.store(data, static_cast<int>(count));
+}
+
+// Calls body(k, count) for 0 ... total-1 a vector at a time.
+template <typename T, typename Body>
+inline void for_lanes(int64_t total, const Body& body) {
+  constexpr int64_t width = Vec<T>::size();
+  for (int64_t k = 0; k < total; k += width) body(k, total - k < width ? total - k : width);
+}
+
+template <typename T>
+inline T log_sum_exp(const T* values, int64_t count) {
+  LogSumExp<T> sum;
+  for_lanes<T>(count, [&](int64_t k, int64_t n) { sum.add(load_lanes(values + k, n), n); });
+  return sum.result();
+}
+
+// x l - log(1 + e^l) of `count` variables.
+template <typename T>
+inline void bernoulli_log_prob(const T* logits, const T* x, int64_t count, T* log_prob) {
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    const Vec<T> l = load_lanes(logits + k, n);
+    store_lanes<T>(load_lanes(x + k, n) * l - softplus<T>(l), log_prob + k, n);
+  });
+}
+
+// Some components of a mixture at x: their log-density (log-probability of the bin), and its derivatives by the mean and
+// by the log-scale.
+template <typename T>
+struct Components {
+  Vec<T> log_density, by_mean, by_log_scale;
+};
+
+template <typename T>
+inline Vec<T> cut_distance(const Vec<T>& distance) {
+  const Vec<T> most(static_cast<T>(head_largest_distance));
+  return at::vec::clamp(distance, most.neg(), most);
+}
+
+template <typename T>
+inline Components<T> gaussian_components(T x, const Vec<T>& mean, const Vec<T>& log_scale) {
+  const Vec<T> inverse = log_scale.neg().exp();
+  const Vec<T> z = cut_distance<T>((Vec<T>(x) - mean) * inverse);
+  return {Vec<T>(T(-0.5)) * z * z - log_scale - Vec<T>(T(0.918938533204672741780)), z * inverse,
+          z * z - Vec<T>(T(1))};
+}
+
+template <typename T>
+inline Components<T> logistic_components(T x, int64_t levels, const Vec<T>& mean, const Vec<T>& log_scale) {
+  const T half = T(1) / static_cast<T>(levels - 1);
+  const bool lowest = x < half - T(1), highest = x > T(1) - half;
+  const Vec<T> one(T(1)), inverse = log_scale.neg().exp(), center = Vec<T>(x) - mean;
+  const Vec<T> a = cut_distance<T>((center + Vec<T>(half)) * inverse);
+  const Vec<T> b = cut_distance<T>((center - Vec<T>(half)) * inverse);
+  const Vec<T> below = sigmoid<T>(a.neg()), above = sigmoid<T>(b);
+  if (lowest) return {softplus<T>(a.neg()).neg(), (inverse * below).neg(), (a * below).neg()};
+  if (highest) return {softplus<T>(b).neg(), inverse * above, b * above};
+  // log(1 - e^-width) and its derivative; narrow bins by their series, since the width itself may underflow.
+  const Vec<T> width = Vec<T>(2 * half) * inverse, narrow(T(1e-4));
+  const Vec<T> log_width = Vec<T>(std::log(2 * half)) - log_scale;
+  const Vec<T> is_narrow = width < narrow, series = width * Vec<T>(T(0.5));
+  const Vec<T> log_mass = Vec<T>::blendv(width.neg().expm1().neg().log(), log_width - series, is_narrow);
+  const Vec<T> mass_slope = Vec<T>::blendv(width / width.expm1(), one - series, is_narrow);
+  return {log_mass - softplus<T>(a.neg()) - softplus<T>(b), inverse * (above - below),
+          b * above - a * below - mass_slope};
+}
+
+// A mixture's parameters: K logits, K means, K log-scales.
+template <typename T>
+struct Mixture {
+  Head head;
+  int64_t count;
+  const T *logits, *means, *log_scales;
+
+  Mixture(const Head& h, const T* parameters, int64_t rows)
+      : head(h), count(rows / 3), logits(parameters), means(parameters + count), log_scales(means + count) {}
+
+  Components<T> components(T x, int64_t k, int64_t n) const {
+    const Vec<T> mean = load_lanes(means + k, n), raw = load_lanes(log_scales + k, n);
+    const Vec<T> floor(static_cast<T>(head_minimum_log_scale));
+    const Vec<T> log_scale = at::vec::maximum(raw, floor);
+    Components<T> result = head.kind == HeadKind::gaussian_mixture
+                               ? gaussian_components<T>(x, mean, log_scale)
+                               : logistic_components<T>(x, head.levels, mean, log_scale);
+    result.by_log_scale = Vec<T>::blendv(result.by_log_scale, zero<T>(), raw < floor);
+    return result;
+  }
+
+  // log sum_k e^l_k, and log sum_k e^(l_k + log-density_k): their difference is log p.
+  void log_sums(T x, T* of_logits, T* joint) const {
+    LogSumExp<T> logit_sum, joint_sum;
+    for_lanes<T>(count, [&](int64_t k, int64_t n) {
+      const Vec<T> l = load_lanes(logits + k, n);
+      logit_sum.add(l, n);
+      joint_sum.add(l + components(x, k, n).log_density, n);
+    });
+    *of_logits = logit_sum.result();
+    *joint = joint_sum.result();
+  }
+};
+
+template <typename T>
+inline T head_log_prob_one(const Head& head, const T* parameters, int64_t rows, T x) {
+  switch (head.kind) {
+    case HeadKind::bernoulli: {
+      T result;
+      bernoulli_log_prob(parameters, &x, 1, &result);
+      return result;
+    }
+    case HeadKind::categorical: return parameters[static_cast<int64_t>(x)] - log_sum_exp(parameters, rows);
+    default: {
+      T of_logits, joint;
+      Mixture<T>(head, parameters, rows).log_sums(x, &of_logits, &joint);
+      return joint - of_logits;
+    }
+  }
+}
+
+// Writes grad times the derivatives of log p by the parameters; returns that by x.
+template <typename T>
+inline T head_backward_one(const Head& head, const T* parameters, int64_t rows, T x, T grad, T* grad_parameters) {
+  const Vec<T> g(grad);
+  switch (head.kind) {
+    case HeadKind::bernoulli: {
+      T probability[Vec<T>::size()];
+      sigmoid<T>(Vec<T>(parameters[0])).store(probability);
+      grad_parameters[0] = grad * (x - probability[0]);
+      return grad * parameters[0];
+    }
+    case HeadKind::categorical: {
+      const Vec<T> normalizer(log_sum_exp(parameters, rows));
+      for_lanes<T>(rows, [&](int64_t k, int64_t n) {
+        store_lanes<T>((g * (load_lanes(parameters + k, n) - normalizer).exp()).neg(), grad_parameters + k, n);
+      });
+      grad_parameters[static_cast<int64_t>(x)] += grad;
+      return T(0);
+    }
+    default: {
+      const Mixture<T> mixture(head, parameters, rows);
+      T of_logits, joint;
+      mixture.log_sums(x, &of_logits, &joint);
+      Vec<T> by_x = zero<T>();
+      for_lanes<T>(mixture.count, [&](int64_t k, int64_t n) {
+        const Vec<T> l = load_lanes(mixture.logits + k, n);
+        const Components<T> c = mixture.components(x, k, n);
+        const Vec<T> share = g * (l + c.log_density - Vec<T>(joint)).exp();
+        const Vec<T> by_mean = share * c.by_mean;
+        store_lanes<T>(share - g * (l - Vec<T>(of_logits)).exp(), grad_parameters + k, n);
+        store_lanes(by_mean, grad_parameters + mixture.count + k, n);
+        store_lanes<T>(share * c.by_log_scale, grad_parameters + 2 * mixture.count + k, n);
+        by_x = by_x - Vec<T>::set(zero<T>(), by_mean, n);
+      });
+      return horizontal_sum(by_x);
+    }
+  }
+}
+
+// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole. weights: [count].
+template <typename T>
+inline int64_t draw_category(const T* logits, int64_t count, double uniform, T temperature, T* weights) {
+  Vec<T> largest(logits[0]);
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    largest = at::vec::maximum(largest, Vec<T>::set(Vec<T>(logits[0]), load_lanes(logits + k, n), n));
+  });
+  T maxima[Vec<T>::size()];
+  largest.store(maxima);
+  T maximum = maxima[0];
+  for (int i = 1; i < Vec<T>::size(); ++i) maximum = maxima[i] > maximum ? maxima[i] : maximum;
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    store_lanes<T>(((load_lanes(logits + k, n) - Vec<T>(maximum)) / Vec<T>(temperature)).exp(), weights + k, n);
+  });
+  double total = 0, sum = 0;
+  for (int64_t k = 0; k < count; ++k) total += static_cast<double>(weights[k]);
+  const double bound = uniform * total;
+  int64_t last = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    if (weights[k] > T(0)) last = k;
+    sum += static_cast<double>(weights[k]);
+    if (sum > bound) return k;
+  }
+  return last;  // rounding left the sum at the bound
+}
+
+// One draw; weights: [rows] scratch.
+template <typename T>
+inline T head_draw_one(const Head& head, const T* parameters, int64_t rows, uint64_t seed, uint64_t sample,
+                       uint32_t variable, T temperature, T* weights) {
+  const double uniform = philox_uniform(seed, sample, variable, 0);
+  if (head.kind == HeadKind::bernoulli) {
+    T probability[Vec<T>::size()];
+    sigmoid<T>(Vec<T>(parameters[0] / temperature)).store(probability);
+    return uniform < static_cast<double>(probability[0]) ? T(1) : T(0);
+  }
+  if (head.kind == HeadKind::categorical) {
+    return static_cast<T>(draw_category(parameters, rows, uniform, temperature, weights));
+  }
+  const Mixture<T> mixture(head, parameters, rows);
+  const int64_t k = draw_category(mixture.logits, mixture.count, uniform, temperature, weights);
+  const double mean = mixture.means[k], u1 = philox_uniform(seed, sample, variable, 1), t = temperature;
+  const double raw = mixture.log_scales[k], scale = std::exp(raw < head_minimum_log_scale ? head_minimum_log_scale : raw);
+  if (head.kind == HeadKind::gaussian_mixture) {
+    const double u2 = philox_uniform(seed, sample, variable, 2);
+    return static_cast<T>(mean + scale * std::sqrt(t) * std::sqrt(-2 * std::log(u1)) *
+                                     std::cos(6.283185307179586476925 * u2));
+  }
+  const double value = mean + scale * t * (std::log(u1) - std::log1p(-u1)), steps = static_cast<double>(head.levels - 1);
+  const double level = std::nearbyint((value + 1) / 2 * steps);
+  return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

@@ -1,0 +1,71 @@
+// The head ops on the CPU: rows on torch's threads.
+#include "../head.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "../../kernels/cpu/head_cpu.h"
+#include "../library.h"
+#include "values.h"
+
+namespace ar_fast {
+namespace {
+
+// Elements that are worth a thread.
+constexpr int64_t grain = 16384;
+
+void check_values(const char* op, const HeadTensors& t) {
+  check_offset_values(op, "offsets", t.rows.offsets, t.rows.variables, t.rows.parameter_rows);
+  const bool wide = t.rows.storage == ScalarType::float64;
+  check_head_values(op, t.rows.head, t.rows.variables, t.rows.parameter_rows, t.rows.offsets, t.rows.batch,
+                    wide ? nullptr : static_cast<const float*>(t.rows.x),
+                    wide ? static_cast<const double*>(t.rows.x) : nullptr);
+}
+
+template <typename Body>
+void over_rows(const HeadTensors& t, const Body& body) {
+  at::parallel_for(0, t.rows.batch, std::max<int64_t>(1, grain / std::max<int64_t>(1, t.rows.parameter_rows)), body);
+}
+
+at::Tensor head_log_prob_cpu(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
+                             std::string head, int64_t levels) {
+  const char* op = "head_log_prob";
+  const Head parsed = parse_head(op, head, levels);
+  check_head_log_prob(op, parameters, x, offsets, parsed);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  check_values(op, t);
+  at::Tensor log_prob = at::empty(x.sizes(), parameters.options());
+  const HeadLogProb output{log_prob.mutable_data_ptr()};
+  const auto kernel = AR_FAST_CPU_KERNEL(head_log_prob);
+  over_rows(t, [&](int64_t begin, int64_t end) { kernel(t.rows, output, begin, end); });
+  return log_prob;
+}
+
+std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cpu(const at::Tensor& grad, const at::Tensor& parameters,
+                                                              const at::Tensor& x, const OptionalTensor& offsets,
+                                                              std::string head, int64_t levels) {
+  const char* op = "head_log_prob_backward";
+  const Head parsed = parse_head(op, head, levels);
+  check_head_log_prob(op, parameters, x, offsets, parsed);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  check_values(op, t);
+  const at::Tensor dense_grad = prepare_head_grad(t, grad);
+  at::Tensor grad_parameters = at::empty(parameters.sizes(), parameters.options());
+  at::Tensor grad_x = at::empty(x.sizes(), parameters.options());
+  const HeadBackward output{dense_grad.const_data_ptr(), grad.dim() == 2 ? t.rows.variables : 0,
+                            grad_parameters.mutable_data_ptr(), grad_x.mutable_data_ptr()};
+  const auto kernel = AR_FAST_CPU_KERNEL(head_backward);
+  over_rows(t, [&](int64_t begin, int64_t end) { kernel(t.rows, output, begin, end); });
+  return {grad_parameters, grad_x};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
+  m.impl("head_log_prob", head_log_prob_cpu);
+  m.impl("head_log_prob_backward", head_log_prob_backward_cpu);
+}
+
+}  // namespace ar_fast

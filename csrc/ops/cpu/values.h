@@ -1,0 +1,17 @@
+// On the CPU values can be looked at without a synchronisation, so indices that would read outside a tensor raise.
+#pragma once
+
+#include "../../kernels/head.h"
+#include "../common.h"
+
+namespace ar_fast {
+
+void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows);
+
+void check_order_values(const char* op, const int64_t* order, int64_t variables);
+
+// Each variable has parameters as the head wants them, and a category of x [B, D] (null: none) is one of them.
+void check_head_values(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
+                       int64_t batch, const float* x, const double* x_double);
+
+}  // namespace ar_fast

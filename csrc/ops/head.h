@@ -1,0 +1,49 @@
+// The head ops: the log-likelihood of values under given parameters, and what every op with a head shares. The
+// arithmetic is in kernels/head.h.
+//
+// Shapes: parameters (B, R_out), those of a variable side by side; x (B, D); offsets (D + 1) int64, the first parameter
+// of each variable, or none where each has R_out / D. Types: parameters float32 or float64; x bool, integer or floating.
+#pragma once
+
+#include <string>
+#include <tuple>
+
+#include "../kernels/head.h"
+#include "common.h"
+
+namespace ar_fast {
+
+// -> log p of each variable (B, D)
+at::Tensor head_log_prob(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
+                         std::string head, int64_t levels);
+
+// grad (B, D), or (B) for the gradient of the sum over variables -> grad_parameters (B, R_out), grad_x (B, D)
+std::tuple<at::Tensor, at::Tensor> head_log_prob_backward(const at::Tensor& grad, const at::Tensor& parameters,
+                                                          const at::Tensor& x, const OptionalTensor& offsets,
+                                                          std::string head, int64_t levels);
+
+// --- shared by the implementations
+
+Head parse_head(const char* op, const std::string& name, int64_t levels);
+
+// How many parameters the variables may have, as far as shapes tell. `owner` is the tensor whose rows or columns they
+// are, of which there are `rows`.
+void check_head_rows(const char* op, const Head& head, const char* owner, const c10::SymInt& rows,
+                     const c10::SymInt& variables, const OptionalTensor& offsets);
+
+void check_head_log_prob(const char* op, const at::Tensor& parameters, const at::Tensor& x,
+                         const OptionalTensor& offsets, const Head& head);
+
+// Contiguous tensors of the kernels' types, and the structure that points into them.
+struct HeadTensors {
+  at::Tensor parameters, x, offsets;
+  HeadRows rows;
+};
+
+HeadTensors prepare_head(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
+                         const Head& head);
+
+// grad as the backward takes it, after its checks.
+at::Tensor prepare_head_grad(const HeadTensors& tensors, const at::Tensor& grad);
+
+}  // namespace ar_fast
