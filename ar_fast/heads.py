@@ -58,8 +58,9 @@ class Head(abc.ABC):
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """parameters (..., D, K), or (..., R_out) where K differs; x (..., D) -> nats of each variable (..., D)."""
         variables = x.shape[-1]
-        flat = parameters.reshape(x.shape[:-1].numel(), -1)
         offsets = self.offsets(variables, parameters.device)
+        counts = self.counts(variables)
+        flat = parameters.reshape(-1, counts * variables if isinstance(counts, int) else sum(counts))
         rows = self.encode(x, parameters.dtype).reshape(-1, variables)
         log_prob = functional.head_log_prob(flat, rows, offsets=offsets, head=self.kind, levels=self.levels)
         return log_prob.reshape(x.shape)
@@ -219,7 +220,8 @@ class LogisticMixture(_Mixture):
     r"""A mixture of logistic distributions over 0 ... levels-1, each value a bin; the bins at the ends are open.
 
     The levels are fed and modelled on a grid from -1 to 1; K logits, K means, K log-scales a variable on that grid.
-    Log-scales are cut off at -7 from below. Temperature divides the logits and multiplies the scales. Samples are int64.
+    Log-scales are cut off at -7 from below. Temperature divides the logits and multiplies the scales. Samples are
+    int64.
 
     Args:
         components: K.

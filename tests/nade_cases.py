@@ -18,6 +18,8 @@ class NadeCase:
     out_offsets: Tensor | None = None
     activation_scale: Tensor | None = None
     activation: str = "sigmoid"
+    head: str = "bernoulli"
+    levels: int = 0
 
     def arguments(self) -> tuple:
         """In the order of the schema of nade."""
@@ -28,7 +30,7 @@ class NadeCase:
 
     def log_prob_arguments(self) -> tuple:
         """In the order of the schema of nade_log_prob."""
-        return (*self.arguments()[:6], self.activation_scale, self.activation)
+        return (*self.arguments(), self.head, self.levels)
 
     def real_tensors(self) -> dict[str, Tensor]:
         """The tensors that have a gradient, by name."""
@@ -59,12 +61,20 @@ def nade_case(
     scaled: bool = False,
     row_bias: bool = False,
     ragged: bool = False,
+    head: str = "bernoulli",
 ) -> NadeCase:
     """``x``: "binary" and "dense" (reals), "bool", "integer" (0, 1) or "category" (gathers a row). ``parameters`` per
-    variable; ``ragged``: rows of both weights differ between variables. ``row_bias``: in_bias is (B, H)."""
+    variable; ``ragged``: rows of both weights differ between variables. ``row_bias``: in_bias is (B, H). ``head``
+    chooses x itself, and ``parameters`` then counts categories or components."""
     real = {"dtype": dtype, "device": device}
     counts = torch.randint(1, 4, (variables,)) if ragged else torch.full((variables,), parameters)
     categories = torch.randint(2, 5, (variables,)) if ragged else torch.full((variables,), 3)
+    levels = 0
+    if head == "categorical":
+        x, categories = "category", counts
+    elif head.endswith("mixture"):
+        x, counts = head, 3 * counts
+        levels = 7 if head == "logistic_mixture" else 0
     in_rows = int(categories.sum()) if x == "category" else variables
     values = {
         "binary": lambda: (torch.rand(batch, variables) < 0.3).to(dtype),
@@ -72,20 +82,26 @@ def nade_case(
         "bool": lambda: torch.rand(batch, variables) < 0.3,
         "integer": lambda: torch.randint(0, 2, (batch, variables)),
         "category": lambda: (torch.rand(batch, variables) * categories).long(),
+        "gaussian_mixture": lambda: torch.randn(batch, variables).to(dtype),
+        "logistic_mixture": lambda: (2 * torch.randint(0, 7, (batch, variables)) / 6 - 1).to(dtype),
     }[x]()
 
     def offsets(sizes: Tensor) -> Tensor:
         return torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)]).to(device)
 
+    # Real draws feed back: with small weights rounding does not grow from one to the next.
+    size = 0.1 if head.endswith("mixture") else 1.0
     return NadeCase(
         x=values.to(device),
-        in_weight=torch.randn(in_rows, hidden, **real),
+        in_weight=torch.randn(in_rows, hidden, **real) * size,
         in_bias=torch.randn(*([batch] if row_bias else []), hidden, **real),
         out_weight=torch.randn(int(counts.sum()), hidden, **real) / max(1, hidden) ** 0.5,
-        out_bias=torch.randn(int(counts.sum()), **real),
+        out_bias=torch.randn(int(counts.sum()), **real) * size,
         order=torch.randperm(variables).to(device) if ordered else None,
         in_offsets=offsets(categories) if ragged and x == "category" else None,
         out_offsets=offsets(counts) if ragged else None,
         activation_scale=torch.rand(variables, **real) + 0.5 if scaled else None,
         activation=activation,
+        head=head,
+        levels=levels,
     )

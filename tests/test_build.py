@@ -106,7 +106,15 @@ def test_cuda_is_built_where_nvcc_is_found():
     info = ar_fast.info()
     assert info["cuda_built"]
     assert info["cuda_architectures"] == "75-real;80-real;90a-real;80-virtual"
-    for op in ("nade", "nade_log_prob_forward", "nade_backward", "nade_sample", "masked_linear", "masked_mlp_sample"):
+    for op in (
+        "nade",
+        "nade_log_prob_forward",
+        "nade_backward",
+        "nade_sample",
+        "masked_linear",
+        "masked_mlp_sample",
+        "head_log_prob",
+    ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ar_fast::{op}", "CUDA"), op
 
 

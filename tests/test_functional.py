@@ -44,7 +44,12 @@ def linear_arguments():
     }
 
 
+def head_arguments():
+    return {"parameters": torch.ones(2, 4), "x": torch.ones(2, 4)}
+
+
 GOOD = {
+    "head_log_prob": head_arguments,
     "nade": nade_arguments,
     "nade_log_prob": nade_arguments,
     "nade_sample": sample_arguments,
@@ -79,12 +84,16 @@ BAD = [
     ("nade", {"out_offsets": torch.arange(4)}, r"out_offsets must have .* got (shape )?\[4\]"),
     ("nade", {"activation_scale": torch.ones(3)}, r"activation_scale must have .* got (shape )?\[3\]"),
     ("nade", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
-    (
-        "nade_log_prob",
-        {"x": torch.zeros(2, 4, dtype=int64), "in_weight": torch.ones(8, 3)},
-        r"in_weight must have .* got (shape )?\[8, 3\]",
-    ),
-    ("nade_log_prob", {"out_weight": torch.ones(8, 3), "out_bias": torch.ones(8)}, "out_weight must have .* got"),
+    ("nade_log_prob", {"out_weight": torch.ones(8, 3), "out_bias": torch.ones(8)}, "out_weight must have .* got 8"),
+    ("nade_log_prob", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 4"),
+    ("nade_log_prob", {"head": "gauss"}, "head must be .*, got 'gauss'"),
+    ("nade_log_prob", {"levels": 8}, "levels must be 0 but for logistic_mixture, got 8"),
+    ("head_log_prob", {"parameters": torch.ones(4)}, r"parameters must have shape \(B, R_out\), got \[4\]"),
+    ("head_log_prob", {"parameters": torch.ones(2, 4, dtype=torch.bfloat16)}, "parameters must be .*float32"),
+    ("head_log_prob", {"x": torch.ones(3, 4)}, r"x must have .* got (shape )?\[3, 4\]"),
+    ("head_log_prob", {"parameters": torch.ones(2, 6)}, "parameters must have a multiple of D = 4 columns"),
+    ("head_log_prob", {"offsets": torch.arange(4)}, r"offsets must have .* got (shape )?\[4\]"),
+    ("head_log_prob", {"head": "logistic_mixture", "levels": 0}, "levels must be at least 2 .* got 0"),
     ("nade_sample", {"state": torch.zeros(2, 4)}, r"state must have .* got (shape )?\[2, 4\]"),
     ("nade_sample", {"state": torch.zeros(2, 3, dtype=float64)}, "state must be .*(float32|Float), got"),
     ("nade_sample", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),
@@ -98,6 +107,9 @@ BAD = [
     ),
     ("nade_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("nade_sample", {"temperature": 0.0}, "temperature must be positive"),
+    ("nade_sample", {"variables": 0}, "variables must be positive, got 0"),
+    ("nade_sample", {"head": "categorical", "variables": 3, "stop": 3}, "in_weight must have a multiple of D = 3 rows"),
+    ("nade_sample", {"head": "mixture"}, "head must be .*, got 'mixture'"),
     ("nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
     ("masked_linear", {"input": torch.ones(2, 4)}, r"input must have shape \(\.\.\., 3\).* got \[2, 4\]"),
     ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),

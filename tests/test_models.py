@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_cases import CASES, KINDS, make_context, make_model, random_binary
 
-from ar_fast import heads, models, orderings, reference
+from ar_fast import models, orderings, reference
 
 FIXED_SEED = 0
 
@@ -224,7 +224,7 @@ def test_initialize_from_mean(kind):
             parameter.mul_(1e-6)
     mean = torch.tensor([[0.1, 0.5, 0.9], [0.3, 0.2, 0.7]])
     model.initialize_from_mean(mean)
-    probability = model.head.mean(model(torch.zeros(2, 3, dtype=torch.float64))).reshape(2, 3)
+    probability = model(torch.zeros(2, 3, dtype=torch.float64)).sigmoid().reshape(2, 3)
     torch.testing.assert_close(probability, mean.double(), atol=1e-4, rtol=0)
     model.initialize_from_mean(torch.zeros(2, 3))
     assert bool(model(torch.zeros(2, 3, dtype=torch.float64)).isfinite().all()), (
@@ -334,16 +334,28 @@ def test_autocast_keeps_log_prob_in_float32(kind, context_features, device):
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_bernoulli_head():
-    head = heads.Bernoulli()
-    logits = torch.tensor([[-1.5], [0.0], [2.0]], dtype=torch.float64)
-    x = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    expected = torch.distributions.Bernoulli(logits=logits.squeeze(-1))
-    torch.testing.assert_close(head.log_prob(logits, x), expected.log_prob(x))
-    torch.testing.assert_close(head.mean(logits), expected.mean)
-    torch.testing.assert_close(head.parameters_from_mean(expected.mean), logits)
-    uniforms = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    draws = head.sample(logits.expand(99, 3, 1), uniforms[:, None].expand(99, 3))
-    torch.testing.assert_close(draws.mean(0), expected.mean, atol=0.01, rtol=0)
-    assert head.violation(torch.tensor([0.0, 1.0, 0.5, torch.nan, -1.0])).tolist() == [False, False, True, True, True]
-    assert head == heads.Bernoulli() and repr(head) == "Bernoulli()"
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_goes_on_where_it_was_interrupted(kind, device, monkeypatch):
+    model = make_model(kind, (2, 3), device=device)
+    whole, log_prob = model.sample(5, seed=3, return_log_prob=True)
+    sampling = model.sampling(5, seed=3)
+    sampling.advance(2)
+    advance = type(model)._sample_chunk
+
+    def interrupted(*arguments, **options):
+        advance(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_sample_chunk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sampling.advance(3)
+    assert sampling.position == 2 and not sampling.done
+    sampling.advance(1)
+    sampling.advance()
+    assert sampling.done and torch.equal(sampling.samples, whole)
+    torch.testing.assert_close(sampling.log_prob, log_prob)
+    sampling.advance(4)
+    assert torch.equal(sampling.samples, whole)
+    with pytest.raises(ValueError, match="Sampling: positions must be an integer >= 0 or None, got -1"):
+        sampling.advance(-1)

@@ -95,7 +95,8 @@ def test_gradients():
     for argument in arguments:
         argument.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, scale, *arguments: reference.nade_log_prob(x, *arguments, order, scale), (x, scale, *arguments)
+        lambda x, scale, *arguments: reference.nade_log_prob(x, *arguments, order, activation_scale=scale),
+        (x, scale, *arguments),
     )
     weight, bias, mask = (
         random(4, 3).requires_grad_(),
@@ -116,7 +117,8 @@ def test_sampling_goes_on_from_a_returned_state(op):
         order, given, known = options
 
         def run(state, start, stop):
-            return reference.nade_sample(state, *weights, order, None, given, known, "tanh", 9, 5, start, stop, 1.0)
+            structure = order, None, None, None, given, known, 4, "tanh", "bernoulli", 0
+            return reference.nade_sample(state, *weights, *structure, 9, 5, start, stop, 1.0)
     else:
         state = torch.zeros(6, 7, dtype=torch.float64)
         layers = [random(3, 4), random(4, 3)], [random(3), random(4)]

@@ -55,6 +55,7 @@ def test_the_config_says_what_the_model_is(tmp_path):
         "event_shape": [2, 3],
         "hidden_features": 13,
         "activation": "sigmoid",
+        "activation_scale": False,
         "head": {"name": "Bernoulli"},
         "context_features": 0,
         "dtype": "float64",
@@ -167,9 +168,12 @@ def test_a_model_in_the_identity_order_is_refused_by_one_in_a_permutation(kind, 
 def test_a_config_that_makes_no_model_is_refused(tmp_path):
     make_model("NADE", (2, 3)).save(tmp_path)
     edit_config(model="os.system")(tmp_path)
-    with pytest.raises(ValueError, match=r"model must be one of MADE, NADE, got 'os\.system'"):
+    with pytest.raises(ValueError, match=r"model must be one of MADE, NADE, RNADE, got 'os\.system'"):
         models.load(tmp_path)
-    edit_config(model="NADE", config={"event_shape": [2, 3], "dtype": "float64", "head": None, "surprise": 1})(tmp_path)
+    bernoulli = {"name": "Bernoulli"}
+    edit_config(model="NADE", config={"event_shape": [2, 3], "dtype": "float64", "head": bernoulli, "surprise": 1})(
+        tmp_path
+    )
     with pytest.raises(ValueError, match=r"config.json must describe a NADE, got .*surprise"):
         models.load(tmp_path)
 

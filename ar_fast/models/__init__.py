@@ -12,8 +12,9 @@ from .base import AutoregressiveModel, State
 from .distribution import AutoregressiveDistribution
 from .made import MADE
 from .nade import NADE, RNADE
+from .sampling import Sampling
 
-__all__ = ["MADE", "NADE", "RNADE", "AutoregressiveDistribution", "AutoregressiveModel", "State", "load"]
+__all__ = ["MADE", "NADE", "RNADE", "AutoregressiveDistribution", "AutoregressiveModel", "Sampling", "State", "load"]
 
 _MODELS = {"MADE": MADE, "NADE": NADE, "RNADE": RNADE}
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}

@@ -17,12 +17,13 @@ from typing_extensions import Self
 from .. import heads, orderings, reference
 from . import _files, _inputs
 from .distribution import AutoregressiveDistribution
+from .sampling import Request, Sampling
 
 __all__ = ["AutoregressiveModel", "State"]
 
-# Sampling goes in blocks of rows of about this many state elements, and for each in chunks of positions, so that memory
-# is bounded and progress and Ctrl-C come every second or so. Chunks do not depend on the number of rows, so that a
-# row's log_prob, a sum of their sums, does not either.
+# Sampling goes in blocks of rows of about this many state elements (fewer where a variable has many parameters), and
+# for each in chunks of positions, so that memory is bounded and progress and Ctrl-C come every second or so. Chunks do
+# not depend on the number of rows, so that a row's log_prob, a sum of their sums, does not either.
 _BLOCK_ELEMENTS = 2**21
 _CHUNK_POSITIONS = 1024
 
@@ -173,11 +174,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """
         batch, rows, context_rows = _inputs.flatten(self, x, context)
         parameters = self._parameters_of(rows, context_rows)
-        return (
-            parameters.reshape(*batch, self.variables, -1)
-            if isinstance(self.counts, int)
-            else (parameters.reshape(*batch, -1))
-        )
+        shape = (self.variables, self.counts) if isinstance(self.counts, int) else (sum(self.counts),)
+        return parameters.reshape(*batch, *shape)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, per_variable: bool = False) -> Tensor:
         """The log-probability in nats.
@@ -241,6 +239,58 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         Raises:
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
         """
+        request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
+        cost = self._state_features * self._parameters_per_position
+        block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
+        chunk = max(1, _CHUNK_POSITIONS // self._parameters_per_position)
+        parts = []
+        with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
+            for first in range(0, request.rows, block):
+                part = Sampling(request, slice(first, min(first + block, request.rows)))
+                while not part.done:
+                    start = part.position
+                    part.advance(chunk)
+                    bar.update((part.position - start) * len(part._values))
+                parts.append((part._values, part._log_prob))
+        if not parts:
+            empty = Sampling(request, slice(0, 0))
+            parts.append((empty._values, empty._log_prob))
+        values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        samples = self.head.decode(values).reshape(request.batch + self.event_shape)
+        return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
+
+    def sampling(
+        self,
+        n: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        given: Tensor | None = None,
+        known: Tensor | None = None,
+        clamp: bool = False,
+        temperature: float = 1.0,
+    ) -> Sampling:
+        """Starts to draw what ``sample`` draws at once; the arguments are the same, and so are the errors.
+
+        For events of very many variables: look at what is there already, stop, and go on later.
+        """
+        request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
+        return Sampling(request, slice(0, request.rows))
+
+    def _request(
+        self,
+        n: int | Sequence[int],
+        context: Tensor | None,
+        seed: int | None,
+        generator: torch.Generator | None,
+        first_index: int,
+        given: Tensor | None,
+        known: Tensor | None,
+        clamp: bool,
+        temperature: float,
+    ) -> Request:
         shape = _inputs.sample_shape(self._name, "n", n)
         _inputs.check_context(self, context)
         contexts = None if context is None else context.reshape(-1, self.context_features)
@@ -252,39 +302,22 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         given, known = _inputs.flatten_known(self, given, known, clamp, batch)
         seed = _inputs.draw_seed(self._name, seed, generator)
 
-        rows = math.prod(batch)
-        first_row = first_index * (1 if contexts is None else contexts.shape[0])
-        samples = torch.empty(rows, self.variables, dtype=self.compute_dtype, device=self.device)
-        log_prob = torch.zeros(rows, dtype=torch.float64, device=self.device)
-        block = max(1, min(rows, _BLOCK_ELEMENTS // self._state_features))
-        with tqdm(total=rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
-            for first in range(0, rows, block):
-                part = slice(first, min(first + block, rows))
-                count = part.stop - part.start
-                part_contexts = None
-                if contexts is not None:
-                    index = torch.arange(part.start, part.stop, device=self.device) % contexts.shape[0]
-                    part_contexts = contexts[index]
-                state, extra = self._sample_state(count, part_contexts)
-                for start in range(0, self.variables, _CHUNK_POSITIONS):
-                    stop = min(start + _CHUNK_POSITIONS, self.variables)
-                    values, chunk_log_prob, state = self._sample_chunk(
-                        state,
-                        extra,
-                        seed=seed,
-                        first_index=first_row + first,
-                        start=start,
-                        stop=stop,
-                        temperature=float(temperature),
-                        given=None if given is None else given[part],
-                        known=None if known is None else known[part],
-                    )
-                    where = slice(start, stop) if self.order is None else self.order[start:stop]
-                    samples[part, where] = values
-                    log_prob[part] += chunk_log_prob
-                    bar.update(count * (stop - start))
-        samples = self.head.decode(samples).reshape(batch + self.event_shape)
-        return (samples, log_prob.to(self.compute_dtype).reshape(batch)) if return_log_prob else samples
+        return Request(
+            self,
+            torch.Size(batch),
+            contexts,
+            seed,
+            first_index * (1 if contexts is None else contexts.shape[0]),
+            float(temperature),
+            given,
+            known,
+        )
+
+    @property
+    def _parameters_per_position(self) -> int:
+        """Parameters that a step of sampling computes, on average."""
+        total = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
+        return max(1, total // self.variables)
 
     def begin(self, batch: int | Sequence[int] = (), context: Tensor | None = None) -> State:
         """Starts an evaluation one variable at a time; differentiable.

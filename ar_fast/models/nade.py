@@ -106,7 +106,7 @@ class NADE(AutoregressiveModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases, unit scales; the means of mixtures spread out."""
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases, scales of 1; means of mixtures spread out."""
         fans = [(self.in_weight, self.variables), (self.out_weight, self.hidden_features)]
         if self.context_weight is not None:
             fans.append((self.context_weight, self.context_features))

@@ -130,16 +130,15 @@ struct Mixture {
     return result;
   }
 
-  // log sum_k e^l_k, and log sum_k e^(l_k + log-density_k): their difference is log p.
-  void log_sums(T x, T* of_logits, T* joint) const {
-    LogSumExp<T> logit_sum, joint_sum;
+  // log sum_k e^l_k, and log p = log sum_k e^(l_k - that + log-density_k): logits are normalised first, so that large
+  // ones cost no digits.
+  void log_sums(T x, T* of_logits, T* log_prob) const {
+    *of_logits = log_sum_exp(logits, count);
+    LogSumExp<T> joint;
     for_lanes<T>(count, [&](int64_t k, int64_t n) {
-      const Vec<T> l = load_lanes(logits + k, n);
-      logit_sum.add(l, n);
-      joint_sum.add(l + components(x, k, n).log_density, n);
+      joint.add(load_lanes(logits + k, n) - Vec<T>(*of_logits) + components(x, k, n).log_density, n);
     });
-    *of_logits = logit_sum.result();
-    *joint = joint_sum.result();
+    *log_prob = joint.result();
   }
 };
 
@@ -153,9 +152,9 @@ inline T head_log_prob_one(const Head& head, const T* parameters, int64_t rows, 
     }
     case HeadKind::categorical: return parameters[static_cast<int64_t>(x)] - log_sum_exp(parameters, rows);
     default: {
-      T of_logits, joint;
-      Mixture<T>(head, parameters, rows).log_sums(x, &of_logits, &joint);
-      return joint - of_logits;
+      T of_logits, log_prob;
+      Mixture<T>(head, parameters, rows).log_sums(x, &of_logits, &log_prob);
+      return log_prob;
     }
   }
 }
@@ -181,15 +180,15 @@ inline T head_backward_one(const Head& head, const T* parameters, int64_t rows, 
     }
     default: {
       const Mixture<T> mixture(head, parameters, rows);
-      T of_logits, joint;
-      mixture.log_sums(x, &of_logits, &joint);
+      T of_logits, log_prob;
+      mixture.log_sums(x, &of_logits, &log_prob);
       Vec<T> by_x = zero<T>();
       for_lanes<T>(mixture.count, [&](int64_t k, int64_t n) {
-        const Vec<T> l = load_lanes(mixture.logits + k, n);
+        const Vec<T> log_weight = load_lanes(mixture.logits + k, n) - Vec<T>(of_logits);
         const Components<T> c = mixture.components(x, k, n);
-        const Vec<T> share = g * (l + c.log_density - Vec<T>(joint)).exp();
+        const Vec<T> share = g * (log_weight + c.log_density - Vec<T>(log_prob)).exp();
         const Vec<T> by_mean = share * c.by_mean;
-        store_lanes<T>(share - g * (l - Vec<T>(of_logits)).exp(), grad_parameters + k, n);
+        store_lanes<T>(share - g * log_weight.exp(), grad_parameters + k, n);
         store_lanes(by_mean, grad_parameters + mixture.count + k, n);
         store_lanes<T>(share * c.by_log_scale, grad_parameters + 2 * mixture.count + k, n);
         by_x = by_x - Vec<T>::set(zero<T>(), by_mean, n);
