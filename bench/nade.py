@@ -12,6 +12,7 @@ from .cases import OURS, Built, Case, Contender, against, no_grad, relative_erro
 from .settings import Settings
 
 LOOP = "loop over D"
+PLAIN = "loop over D, indexing"
 IN_PLACE = "loop, in place"
 COMPILED = f"torch.compile, {peers.COMPILED_STEPS} steps"
 CUMSUM = "(B, D, H) cumsum"
@@ -90,6 +91,7 @@ def _build_training(x: Tensor, parameters: dict[str, Tensor], settings: Settings
     makers = {
         OURS: eager(functional.nade_log_prob),
         LOOP: eager(_of_logits(peers.nade_loop)),
+        PLAIN: eager(_of_logits(peers.nade_plain_loop)),
         COMPILED: compiled,
         CUMSUM: eager(_of_logits(peers.nade_cumsum)),
         REPLAY: replay,
@@ -138,7 +140,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         x, name = make(batch, variables)
         x = x.to(device)
         forward = [OURS, LOOP, IN_PLACE, *compiled, CUMSUM, *replay]
-        training = [OURS, LOOP, *compiled, *([CUMSUM] if settings.full else []), *replay]
+        training = [OURS, LOOP, PLAIN, *compiled, *([CUMSUM] if settings.full else []), *replay]
         yield Case("NADE log_prob, forward", sizes, name, lambda x=x: _build_log_prob(x, parameters, settings), forward)
         yield Case(
             "NADE log_prob, forward + backward",

@@ -30,6 +30,15 @@ def nade_loop(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor,
     return torch.stack(logits, 1) + out_bias
 
 
+def nade_plain_loop(x: Tensor, in_weight: Tensor, in_bias: Tensor, out_weight: Tensor, out_bias: Tensor) -> Tensor:
+    """The same as it is usually written: rows by index, whose gradient fills a (D, H) tensor of zeros at every step."""
+    state, logits = in_bias.expand(x.shape[0], -1), []
+    for i in range(x.shape[1]):
+        logits.append(torch.sigmoid(state) @ out_weight[i] + out_bias[i])
+        state = state + x[:, i : i + 1] * in_weight[i]
+    return torch.stack(logits, 1)
+
+
 class InPlaceLoop:
     """The loop over D with every buffer made beforehand and every step in place, for use without gradients."""
 

@@ -83,3 +83,16 @@ def write(directory: Path, name: str, rows: list[Row], environment: dict) -> tup
     results = [{key: value for key, value in vars(row).items() if value is not None} for row in rows]
     paths[1].write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
     return paths
+
+
+def write_table(
+    directory: Path, name: str, title: str, environment: dict, header: list[str], rows: list[list[str]], note: str
+) -> Path:
+    """Writes one table of its own to NAME.md, and returns its path."""
+    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in environment.items() if key != "settings"), ""]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---:|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.md"
+    path.write_text("\n".join([*lines, "", note]) + "\n")
+    return path

@@ -22,18 +22,34 @@ inline void grad_activation(const NadeModel& model, const Position<T>& position,
   }
 }
 
-// One row through one chunk, forward then backward; grad_in and grad_out hold the chunk's rows by position.
+// Rows of the batch that go backward through a chunk together: they share the loads of out_weight and the sums of its
+// gradient. More would not fit into the registers.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int rows_together = 2;
+#else
+constexpr int rows_together = 1;
+#endif
+
+// A row of the batch in a chunk.
+template <typename T>
+struct ChunkRow {
+  Addend<T>* addends;
+  const T* grad;         // of its parameters
+  const T* checkpoint;   // its state before the chunk
+  T* delta;              // the gradient of its state, in: after the chunk, out: before it
+  T* activations;        // [positions + 1, strip] scratch: one for each distinct state
+};
+
+// Recomputes a row's activations forward; returns the last of them.
 template <bool Ragged, typename S, typename T, Activation A>
-void weights_chunk(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
-                   int64_t h0, int64_t units, const T* grad, const T* checkpoint, T* delta, T* activations, T* grad_in, T* grad_out) {
-  constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
+T* recompute_activations(const NadeModel& model, const Position<T>* positions, const ChunkRow<T>& row, int64_t count,
+                         int64_t h0, int64_t units) {
+  constexpr int64_t strip = strip_width<T>();
   const bool scaled = model.activation_scale != nullptr;
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   Vec<T> a[strip_vectors], h[strip_vectors];
-  // Forward: one stored activation per distinct state, `activations` ends on the last.
-  load_state(checkpoint, a);
-  int64_t out_slots = 0;
-  T* top = activations - strip;
+  load_state(row.checkpoint, a);
+  T* top = row.activations - strip;
   bool changed = true;
   for (int64_t p = 0; p < count; ++p) {
     if (changed || scaled) {
@@ -45,52 +61,119 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const A
       top += strip;
       store_state(h, top);
     }
-    out_slots += positions[p].out_rows;
-    changed = addends[p].category >= 0;
+    changed = row.addends[p].category >= 0;
     if (changed) {
-      add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden,
-                      state_unit<A, T>() * addends[p].x, units, a);
+      add_row<Ragged>(in_weight + (positions[p].in_row + row.addends[p].category) * model.hidden,
+                      state_unit<A, T>() * row.addends[p].x, units, a);
     }
   }
-  // Backward. Within a run of zeros h does not change, so dh is gathered over the run and passed on once.
-  Vec<T> d[strip_vectors], dh[strip_vectors];
-  load_state(delta, d);
-  for (int u = 0; u < strip_vectors; ++u) dh[u] = zero<T>();
-  load_state(top, h);
-  const auto pass_on = [&](T scale) {
-    const Vec<T> s(scale);
+  return top;
+}
+
+// Some rows through one chunk, forward then backward; grad_in and grad_out hold the chunk's rows by position. Rows are
+// added in their order, so the sums do not depend on how many go together.
+template <int Rows, bool Ragged, typename S, typename T, Activation A>
+void weights_chunk(const NadeModel& model, const Position<T>* positions, const ChunkRow<T>* rows, int64_t count,
+                   int64_t h0, int64_t units, int64_t out_slots, T* grad_in, T* grad_out) {
+  constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
+  const bool scaled = model.activation_scale != nullptr;
+  const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
+  Vec<T> h[Rows][strip_vectors], d[Rows][strip_vectors], dh[Rows][strip_vectors];
+  T* top[Rows];
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    top[r] = recompute_activations<Ragged, S, T, A>(model, positions, rows[r], count, h0, units);
+    load_state(rows[r].delta, d[r]);
+    load_state(top[r], h[r]);
+    for (int u = 0; u < strip_vectors; ++u) dh[r][u] = zero<T>();
+  }
+  // Within a run of zeros h does not change, so dh is gathered over the run and passed on once.
+  const auto pass_on = [&](int r, T scale) __attribute__((always_inline)) {
+    AR_FAST_UNROLL
     for (int u = 0; u < strip_vectors; ++u) {
-      d[u] = at::vec::fmadd(dh[u] * s, derivative_from_value<A>(h[u]), d[u]);
-      dh[u] = zero<T>();
+      const Vec<T> slope = scaled ? dh[r][u] * Vec<T>(scale) : dh[r][u];
+      d[r][u] = at::vec::fmadd(slope, derivative_from_value<A>(h[r][u]), d[r][u]);
+      dh[r][u] = zero<T>();
     }
-    top -= strip;
+    top[r] -= strip;
   };
   for (int64_t p = count - 1; p >= 0; --p) {
     const Position<T>& position = positions[p];
-    if (p < count - 1 && (addends[p].category >= 0 || scaled)) {
-      pass_on(positions[p + 1].scale);
-      load_state(top, h);
-    }
-    if (addends[p].category >= 0) {
-      T* row = grad_in + (position.in_slot + addends[p].category) * strip;
-      const Vec<T> x(addends[p].x);
-      for (int u = 0; u < strip_vectors; ++u) {
-        at::vec::fmadd(x, d[u], Vec<T>::loadu(row + u * width)).store(row + u * width);
+    AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+      if (p < count - 1 && (rows[r].addends[p].category >= 0 || scaled)) {
+        pass_on(r, positions[p + 1].scale);
+        load_state(top[r], h[r]);
       }
     }
-    grad_activation<Ragged, S>(model, position, grad, h0, units, dh);
+    const Addend<T>& first = rows[0].addends[p];
+    const Addend<T>& last = rows[Rows - 1].addends[p];
+    if (Rows == 2 && first.category >= 0 && first.category == last.category) {
+      T* row = grad_in + (position.in_slot + first.category) * strip;
+      const Vec<T> x0(first.x), x1(last.x);
+      for (int u = 0; u < strip_vectors; ++u) {
+        const Vec<T> sum = at::vec::fmadd(x0, d[0][u], Vec<T>::loadu(row + u * width));
+        at::vec::fmadd(x1, d[Rows - 1][u], sum).store(row + u * width);
+      }
+    } else {
+      AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+        const Addend<T>& addend = rows[r].addends[p];
+        if (addend.category < 0) continue;
+        T* row = grad_in + (position.in_slot + addend.category) * strip;
+        const Vec<T> x(addend.x);
+        for (int u = 0; u < strip_vectors; ++u) {
+          at::vec::fmadd(x, d[r][u], Vec<T>::loadu(row + u * width)).store(row + u * width);
+        }
+      }
+    }
     out_slots -= position.out_rows;
     for (int64_t k = 0; k < position.out_rows; ++k) {
+      Vec<T> w[strip_vectors], g[Rows];
+      load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
       T* row = grad_out + (out_slots + k) * strip;
-      const Vec<T> g(grad[position.out_row + k]);
+      for (int r = 0; r < Rows; ++r) g[r] = Vec<T>(rows[r].grad[position.out_row + k]);
       for (int u = 0; u < strip_vectors; ++u) {
-        at::vec::fmadd(g, h[u], Vec<T>::loadu(row + u * width)).store(row + u * width);
+        Vec<T> sum = Vec<T>::loadu(row + u * width);
+        AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+          dh[r][u] = at::vec::fmadd(g[r], w[u], dh[r][u]);
+          sum = at::vec::fmadd(g[r], h[r][u], sum);
+        }
+        sum.store(row + u * width);
       }
     }
   }
-  pass_on(positions[0].scale);
-  store_state(d, delta);
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    pass_on(r, positions[0].scale);
+    store_state(d[r], rows[r].delta);
+  }
 }
+
+// Scratch of one strip.
+template <typename T>
+struct StripBuffers {
+  T* checkpoints;   // [chunks + 1, B, strip]
+  T* delta;         // [B, strip]
+  T* grad_in;       // [max_in_rows, strip]
+  T* grad_out;      // [max_out_rows, strip]
+  Position<T>* positions;
+  ChunkRow<T> rows[rows_together];
+
+  StripBuffers(const NadeChunks& chunks, int64_t batch, Scratch& scratch) {
+    constexpr int64_t strip = strip_width<T>();
+    checkpoints = scratch.take<T>((chunks.count + 1) * batch * strip);
+    delta = scratch.take<T>(batch * strip);
+    grad_in = scratch.take<T>(chunks.max_in_rows * strip);
+    grad_out = scratch.take<T>(chunks.max_out_rows * strip);
+    positions = scratch.take<Position<T>>(chunks.max_positions);
+    for (ChunkRow<T>& row : rows) {
+      row.activations = scratch.take<T>((chunks.max_positions + 1) * strip);
+      row.addends = scratch.take<Addend<T>>(chunks.max_positions);
+    }
+  }
+};
 
 template <typename S, typename T, Activation A>
 void backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
@@ -100,15 +183,12 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
   const int64_t units = hidden - h0 < strip ? hidden - h0 : strip;
   const bool ragged = units < strip;
   Scratch scratch(scratch_memory);
-  T* checkpoints = scratch.take<T>((chunks.count + 1) * batch * strip);
-  T* delta = scratch.take<T>(batch * strip);
-  T* buffers = scratch.take<T>((chunks.max_in_rows + chunks.max_out_rows + chunks.max_positions + 1) * strip);
-  auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* addends = scratch.take<Addend<T>>(chunks.max_positions);
-  T* grad_in = buffers;
-  T* grad_out = grad_in + chunks.max_in_rows * strip;
-  T* activations = grad_out + chunks.max_out_rows * strip;
-  const auto checkpoint = [&](int64_t c, int64_t row) { return checkpoints + (c * batch + row) * strip; };
+  StripBuffers<T> buffers(chunks, batch, scratch);
+  T *delta = buffers.delta, *grad_in = buffers.grad_in, *grad_out = buffers.grad_out;
+  Position<T>* positions = buffers.positions;
+  ChunkRow<T>* rows = buffers.rows;
+  Addend<T>* addends = rows[0].addends;
+  const auto checkpoint = [&](int64_t c, int64_t row) { return buffers.checkpoints + (c * batch + row) * strip; };
 
   for (int64_t row = 0; row < batch; ++row) {
     initial_state(model, row, h0, units, strip, state_unit<A, T>(), checkpoint(0, row));
@@ -135,17 +215,19 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
     const auto [in_rows, out_rows] = fill_positions(model, start, start + count, positions);
     for (int64_t j = 0; j < in_rows * strip; ++j) grad_in[j] = T(0);
     for (int64_t j = 0; j < out_rows * strip; ++j) grad_out[j] = T(0);
-    for (int64_t row = 0; row < batch; ++row) {
-      fill_addends(model, input, row, positions, count, addends);
-      const T* row_grad = grad + row * model.out_rows;
-      if (ragged) {
-        weights_chunk<true, S, T, A>(model, positions, addends, count, h0, units, row_grad, checkpoint(c, row),
-                                     delta + row * strip, activations, grad_in, grad_out);
-      } else {
-        weights_chunk<false, S, T, A>(model, positions, addends, count, h0, units, row_grad, checkpoint(c, row),
-                                      delta + row * strip, activations, grad_in, grad_out);
+    const auto go = [&]<int Rows>(int64_t first) {
+      for (int r = 0; r < Rows; ++r) {
+        fill_addends(model, input, first + r, positions, count, rows[r].addends);
+        rows[r].grad = grad + (first + r) * model.out_rows;
+        rows[r].checkpoint = checkpoint(c, first + r);
+        rows[r].delta = delta + (first + r) * strip;
       }
-    }
+      const auto kernel = ragged ? weights_chunk<Rows, true, S, T, A> : weights_chunk<Rows, false, S, T, A>;
+      kernel(model, positions, rows, count, h0, units, out_rows, grad_in, grad_out);
+    };
+    int64_t row = 0;
+    for (; row + rows_together <= batch; row += rows_together) go.template operator()<rows_together>(row);
+    for (; row < batch; ++row) go.template operator()<1>(row);
     int64_t out_slot = 0;
     for (int64_t p = 0; p < count; ++p) {
       const Position<T>& position = positions[p];
@@ -268,6 +350,16 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
 }
 
 }  // namespace
+
+int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t batch) {
+  Scratch scratch(nullptr);
+  if (model.storage == ScalarType::float64) {
+    const StripBuffers<double> buffers(chunks, batch, scratch);
+  } else {
+    const StripBuffers<float> buffers(chunks, batch, scratch);
+  }
+  return scratch.bytes_taken();
+}
 
 void nade_backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                            const NadeChunks& chunks, int64_t strip, void* scratch) {

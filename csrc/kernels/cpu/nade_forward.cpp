@@ -176,10 +176,7 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
     layout->steps_bytes = steps;
     layout->forward_bytes = Scratch::bytes<T>(rows * padded) + Scratch::bytes<T>(chunks.max_out_rows * width) + steps +
                             Scratch::bytes<T>(chunks.max_out_rows) + 2 * Scratch::bytes<T>(chunks.max_positions);
-    // Checkpoints of all rows at the start of every chunk; delta of all rows; gradients and states of one chunk.
-    layout->backward_weights_bytes =
-        Scratch::bytes<T>((chunks.count + 1) * batch * strip) + Scratch::bytes<T>(batch * strip) +
-        Scratch::bytes<T>((chunks.max_in_rows + chunks.max_out_rows + chunks.max_positions + 1) * strip) + steps;
+    layout->backward_weights_bytes = nade_backward_weights_scratch_bytes(model, chunks, batch);
     layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
                                    Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +
                                    Scratch::bytes<T>(chunks.max_positions * 2 * width) + steps;

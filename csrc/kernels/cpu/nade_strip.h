@@ -83,18 +83,20 @@ void fill_addends(const NadeModel& model, const NadeInput& input, int64_t row, c
   }
 }
 
-// A strip of one row of a weight, from `data`; only the last strip of a weight is ragged, with `count` units.
+// Vector u of a strip of one row of a weight; only the last strip of a weight is ragged, with `count` units.
+template <bool Ragged, typename T, typename S>
+AR_FAST_INLINE Vec<T> load_strip_vector(const S* data, int u, int64_t count) {
+  constexpr int64_t width = Vec<T>::size();
+  if constexpr (Ragged) {
+    const int64_t rest = count - u * width;
+    if (rest < width) return rest > 0 ? load_partial(data + u * width, rest) : zero<T>();
+  }
+  return load(data + u * width);
+}
+
 template <bool Ragged, typename T, typename S>
 AR_FAST_INLINE void load_strip(const S* data, int64_t count, Vec<T> (&out)[strip_vectors]) {
-  constexpr int64_t width = Vec<T>::size();
-  for (int u = 0; u < strip_vectors; ++u) {
-    if constexpr (!Ragged) {
-      out[u] = load(data + u * width);
-    } else {
-      const int64_t rest = count - u * width;
-      out[u] = rest >= width ? load(data + u * width) : rest > 0 ? load_partial(data + u * width, rest) : zero<T>();
-    }
-  }
+  for (int u = 0; u < strip_vectors; ++u) out[u] = load_strip_vector<Ragged, T>(data, u, count);
 }
 
 // Writes a strip of T into storage S, rounding to nearest even.
@@ -149,6 +151,9 @@ inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64
   for (int64_t j = 0; j < units; ++j) state[j] = unit * bias[j];
   for (int64_t j = units; j < width; ++j) state[j] = T(0);
 }
+
+// Scratch of one call of nade_backward_weights; in nade_backward.cpp.
+int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t batch);
 
 // Scratch of one call of nade_sample; in nade_sample.cpp.
 int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows);

@@ -1,0 +1,105 @@
+"""python -m bench.sampling: samples per second of NADE against the batch size, for small to very large events."""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ar_fast import functional, models
+
+from . import data, peers
+from .cases import no_grad
+from .run import environment
+from .settings import Settings
+from .tables import duration, write_table
+
+# D, H; the last is a 256 x 256 colour image.
+EVENTS = ((784, 500), (3072, 512), (196_608, 512))
+BATCHES = (1, 4, 16, 64, 128, 512)
+# The loop takes a minute for an event this long: it is timed over the first variables and scaled up.
+LOOP_VARIABLES = 4096
+
+
+def _parameters(variables: int, hidden: int) -> dict[str, Tensor]:
+    """Random weights; output biases of real digits' pixel frequencies, so that draws are about as sparse as digits."""
+    frequency = data.digits(500, variables)[0].mean(0) if variables <= 4096 else data.digits(500, 784)[0].mean(0)
+    frequency = frequency.repeat(-(-variables // len(frequency)))[:variables].clamp(0.01, 0.99)
+    return {**data.nade_parameters(variables, hidden), "out_bias": frequency.logit()}
+
+
+def _median_time(function, seconds: float) -> float:
+    """Warm, over about this many seconds and at least three calls."""
+    function()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _row(variables: int, hidden: int, batch: int, seconds: float) -> list[str]:
+    parameters = _parameters(variables, hidden)
+    state = parameters["in_bias"].expand(batch, -1).contiguous()
+    weights = {name: parameters[name] for name in ("in_weight", "out_weight", "out_bias")}
+    ones = functional.nade_sample(state, **weights, seed=0)[0].mean().item()
+    ours = _median_time(lambda: functional.nade_sample(state, **weights, seed=0), seconds)
+    half = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    bfloat16 = _median_time(lambda: functional.nade_sample(state, **half, seed=0), seconds)
+    part = min(variables, LOOP_VARIABLES)
+    first = {name: tensor if name == "in_bias" else tensor[:part] for name, tensor in parameters.items()}
+    loop = _median_time(no_grad(peers.InPlaceLoop(state.new_zeros(batch, part), **first).sample), seconds)
+    loop *= variables / part
+    return [
+        f"{variables}, {hidden}", str(batch), f"{100 * ones:.0f}%", duration(ours), f"{batch / ours:.3g}",
+        f"{batch / bfloat16:.3g}", f"{batch / loop:.3g}", f"{loop / ours:.1f}",
+    ]  # fmt: skip
+
+
+def _million(hidden: int, progress: bool) -> str:
+    """One sample of 10^6 variables through the model, with its progress bar."""
+    model = models.NADE(10**6, hidden_features=hidden)
+    with torch.no_grad():
+        model.out_bias.fill_(math.log(0.13 / 0.87))
+    start = time.perf_counter()
+    sample = model.sample(1, seed=0, progress=progress)
+    seconds = time.perf_counter() - start
+    return (
+        f"One event of 1,000,000 variables, H = {hidden}, through `NADE.sample(1, progress=True)`: "
+        f"{duration(seconds)}, {100 * sample.mean().item():.0f}% ones."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per figure, at least three calls (default: 1)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs, measures nothing")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
+    arguments = parser.parse_args()
+    where = environment(Settings(torch.device("cpu"), tiny=arguments.tiny, seconds=arguments.seconds))
+    header = ["D, H", "B", "ones", "a call", "samples/s", "bfloat16 weights", "loop, in place", "loop / ar_fast"]
+    events, batches = (((16, 5), (40, 7)), (1, 6)) if arguments.tiny else (EVENTS, BATCHES)
+    rows = []
+    for variables, hidden in events:
+        for batch in batches:
+            if variables * batch > 196_608 * 64:
+                continue
+            rows.append(_row(variables, hidden, batch, arguments.seconds))
+            print("  ".join(rows[-1]), flush=True)
+    million = _million(8 if arguments.tiny else 128, progress=not arguments.tiny)
+    note = (
+        f"{million}\n\nDraws use float32 arithmetic for both kinds of weights. The loop draws with every buffer made "
+        f"beforehand and every step in place; events beyond {LOOP_VARIABLES} variables are timed over the first "
+        f"{LOOP_VARIABLES} and scaled up, which flatters it: their weights stay in the cache."
+    )
+    path = write_table(arguments.out, "cpu-sampling", "NADE sampling", where, header, rows, note)
+    print(path.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

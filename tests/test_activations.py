@@ -1,0 +1,116 @@
+"""The CPU kernels' activations: how far they are from float64, at every instruction set."""
+
+import pytest
+import torch
+from conftest import available_isas, isa
+
+from ar_fast import functional
+
+ISAS = pytest.mark.parametrize("name", available_isas())
+
+
+def grid():
+    return torch.cat([torch.linspace(-87, 100, 200_001), torch.logspace(-20, 0, 5001), -torch.logspace(-20, 0, 5001)])
+
+
+def activations(values, activation):
+    """f(values), read from the state that the sampling of a MADE returns: hidden units that see no variable."""
+    units = values.numel()
+    ends = torch.full((1,), units, dtype=torch.int32)
+    extents = [torch.zeros(units, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)]
+    weights, biases = [torch.zeros(units, 1), torch.zeros(1, units)], [values, torch.zeros(1)]
+    state = functional.masked_mlp_sample(
+        torch.zeros(1, 1 + units), weights, biases, extents, [ends], seed=0, activation=activation
+    )[2]
+    return state[0, 1:]
+
+
+def gradients(values, activation):
+    """f'(values), from the gradient of a NADE of one variable that sums its hidden units."""
+    values = values.clone().requires_grad_()
+    ones = torch.ones(1, values.numel())
+    functional.nade(torch.zeros(1, 1), ones, values, ones, torch.zeros(1), activation=activation).sum().backward()
+    return values.grad
+
+
+@ISAS
+def test_sigmoid(name):
+    values = grid()
+    with isa(name):
+        got, below = activations(values, "sigmoid"), activations(torch.linspace(-1000, -87, 9001), "sigmoid")
+    want = values.double().sigmoid()
+    assert ((got.double() - want).abs() / want).max() < 2e-6
+    assert (below.double() - torch.linspace(-1000, -87, 9001).double().sigmoid()).abs().max() < 1e-37 + 2e-6 * 1.7e-38
+
+
+@ISAS
+def test_tanh(name):
+    values = grid()
+    with isa(name):
+        got = activations(values, "tanh")
+    want = values.double().tanh()
+    assert ((got.double() - want).abs() / want.abs()).nan_to_num(0.0).max() < 2e-6
+
+
+@ISAS
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_derivatives(name, activation):
+    values = grid()
+    with isa(name):
+        got = gradients(values, activation)
+    exact = values.double().requires_grad_()
+    getattr(torch, activation)(exact).sum().backward()
+    assert (got.double() - exact.grad).abs().max() < 1e-7
+
+
+@ISAS
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
+def test_infinities_and_nan(name, activation):
+    values = torch.tensor([float("inf"), -float("inf"), float("nan"), 3e38, -3e38, 0.0, -0.0] * 5)
+    with isa(name):
+        got = activations(values, activation)
+    torch.testing.assert_close(got, getattr(torch, activation)(values), equal_nan=True)
+
+
+@ISAS
+def test_the_sigmoid_of_nades_state(name):
+    """NADE keeps its state in units of -log2(e): beside the sigmoid's own error there is the rounding of that state."""
+    values = torch.linspace(-87, 100, 20_001)
+    units, eye = values.numel(), torch.eye(1, values.numel())
+    with isa(name):
+        got = torch.stack(
+            [
+                functional.nade(torch.zeros(1, 1), eye * 0, part, torch.eye(part.numel())[:1], torch.zeros(1))[0, 0]
+                for part, eye in ((values[i : i + 1].expand(1), eye[:, :1]) for i in range(0, units, 50))
+            ]
+        )
+    want = values[::50].double().sigmoid()
+    state_rounding = 2.0**-24 * (values[::50].double().abs() + 1)
+    assert (((got.double() - want).abs() / want) < 2e-6 + state_rounding).all()
+
+
+def test_the_gradient_keeps_no_tensor_of_all_states(tmp_path):
+    """D = 20,000, H = 512, B = 64: the peak grows by the gradients (84 MB) and less than 1 / 20 of one (B, D, H)."""
+    import subprocess
+    import sys
+
+    code = """
+import resource, torch
+from ar_fast import functional
+torch.manual_seed(0)
+def problem(variables):
+    weights = [torch.randn(variables, 512) * 0.02, torch.zeros(512), torch.randn(variables, 512) * 0.02]
+    x = (torch.rand(64, variables) < 0.2).float()
+    return x, [w.requires_grad_() for w in (*weights, torch.zeros(variables))]
+def gradient(x, leaves):
+    return torch.autograd.grad(functional.nade_log_prob(x, *leaves).mean(), leaves)
+large, small = problem(20_000), problem(100)
+gradient(*small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+got = gradient(*large)
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(peak - sum(g.numel() * 4 for g in got))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    extra, tensor = int(done.stdout), 64 * 20_000 * 512 * 4
+    assert extra < tensor / 20, f"{extra / 2**20:.0f} MiB beside the gradients"
