@@ -15,7 +15,7 @@ class LogSumExp {
  public:
   // The first `count` lanes of v.
   void add(const Vec<T>& v, int64_t count) {
-    const Vec<T> value = Vec<T>::set(Vec<T>(lowest), v, count);
+    const Vec<T> value = Vec<T>::set(Vec<T>(-std::numeric_limits<T>::infinity()), v, count);
     const Vec<T> maximum = at::vec::maximum(maximum_, value);
     sum_ = sum_ * (maximum_ - maximum).exp() + (value - maximum).exp();
     maximum_ = maximum;
@@ -29,8 +29,8 @@ class LogSumExp {
   }
 
  private:
-  // Far below every value, and yet finite: its difference to itself is 0.
-  static constexpr T lowest = -std::numeric_limits<T>::max() / 2;
+  // Not above any value, and yet finite: its difference to itself is 0.
+  static constexpr T lowest = -std::numeric_limits<T>::max();
   Vec<T> maximum_{Vec<T>(lowest)};
   Vec<T> sum_{zero<T>()};
 };

@@ -33,39 +33,70 @@ constexpr int rows_together = 1;
 // A row of the batch in a chunk.
 template <typename T>
 struct ChunkRow {
-  Addend<T>* addends;
+  const Change<T>*changes, *changes_end;
   const T* grad;         // of its parameters
   const T* checkpoint;   // its state before the chunk
   T* delta;              // the gradient of its state, in: after the chunk, out: before it
-  T* activations;        // [positions + 1, strip] scratch: one for each distinct state
+  T* activations;        // [positions + 1, strip] scratch: one for each distinct state, in ascending order
 };
 
-// Recomputes a row's activations forward; returns the last of them.
+// Where a row adds an input, in the order of positions; found once for all strips. Inputs of zero are left out.
+template <typename T>
+struct Changes {
+  const Change<T>* changes;   // [B, D]
+  const int64_t* begins;      // [B, chunks + 1] in a row's changes
+  int64_t variables, chunks;
+
+  Changes(const NadeModel& model, const NadeChunks& cuts, const NadeChanges& found)
+      : changes(static_cast<const Change<T>*>(found.changes)), begins(found.begins), variables(model.variables),
+        chunks(cuts.count) {}
+  const Change<T>* begin(int64_t row, int64_t chunk) const {
+    return changes + row * variables + begins[row * (chunks + 1) + chunk];
+  }
+  const Change<T>* end(int64_t row, int64_t chunk) const { return begin(row, chunk + 1); }
+};
+
+// a += x W over some changes.
+template <bool Ragged, typename S, typename T>
+AR_FAST_INLINE void add_changes(const S* in_weight, int64_t hidden, const Position<T>* positions,
+                                const Change<T>* first, const Change<T>* last, int64_t units, T unit,
+                                Vec<T> (&a)[strip_vectors]) {
+  for (; first != last; ++first) {
+    add_row<Ragged>(in_weight + (positions[first->position].in_row + first->category) * hidden, unit * first->x, units,
+                    a);
+  }
+}
+
+// Recomputes a row's activations forward; returns the last of them. With activation_scale there is one for each position,
+// else one for each state.
 template <bool Ragged, typename S, typename T, Activation A>
 T* recompute_activations(const NadeModel& model, const Position<T>* positions, const ChunkRow<T>& row, int64_t count,
                          int64_t h0, int64_t units) {
   constexpr int64_t strip = strip_width<T>();
-  const bool scaled = model.activation_scale != nullptr;
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   Vec<T> a[strip_vectors], h[strip_vectors];
   load_state(row.checkpoint, a);
-  T* top = row.activations - strip;
-  bool changed = true;
-  for (int64_t p = 0; p < count; ++p) {
-    if (changed || scaled) {
-      if (scaled) {
-        activate_strip<A, true>(a, positions[p].scale, h);
-      } else {
-        activate_strip<A, false>(a, T(1), h);
-      }
-      top += strip;
+  T* top = row.activations;
+  const Change<T>* change = row.changes;
+  if (model.activation_scale) {
+    for (int64_t p = 0; p < count; ++p, top += strip) {
+      activate_strip<A, true>(a, positions[p].scale, h);
       store_state(h, top);
+      if (change != row.changes_end && change->position == p) {
+        add_changes<Ragged>(in_weight, model.hidden, positions, change, change + 1, units, state_unit<A, T>(), a);
+        ++change;
+      }
     }
-    changed = row.addends[p].category >= 0;
-    if (changed) {
-      add_row<Ragged>(in_weight + (positions[p].in_row + row.addends[p].category) * model.hidden,
-                      state_unit<A, T>() * row.addends[p].x, units, a);
-    }
+    return top - strip;
+  }
+  activate_strip<A, false>(a, T(1), h);
+  store_state(h, top);
+  for (; change != row.changes_end; ++change) {
+    // The state after the chunk is the next chunk's.
+    if (change->position == count - 1) break;
+    add_changes<Ragged>(in_weight, model.hidden, positions, change, change + 1, units, state_unit<A, T>(), a);
+    activate_strip<A, false>(a, T(1), h);
+    store_state(h, top += strip);
   }
   return top;
 }
@@ -80,9 +111,11 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
   const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
   Vec<T> h[Rows][strip_vectors], d[Rows][strip_vectors], dh[Rows][strip_vectors];
   T* top[Rows];
+  const Change<T>* change[Rows];
   AR_FAST_UNROLL
   for (int r = 0; r < Rows; ++r) {
     top[r] = recompute_activations<Ragged, S, T, A>(model, positions, rows[r], count, h0, units);
+    change[r] = rows[r].changes_end;
     load_state(rows[r].delta, d[r]);
     load_state(top[r], h[r]);
     for (int u = 0; u < strip_vectors; ++u) dh[r][u] = zero<T>();
@@ -99,29 +132,31 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
   };
   for (int64_t p = count - 1; p >= 0; --p) {
     const Position<T>& position = positions[p];
+    bool changes[Rows];
     AR_FAST_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-      if (p < count - 1 && (rows[r].addends[p].category >= 0 || scaled)) {
+    for (int r = 0; r < Rows; ++r) {
+      changes[r] = change[r] != rows[r].changes && change[r][-1].position == p;
+      if (p < count - 1 && (changes[r] || scaled)) {
         pass_on(r, positions[p + 1].scale);
         load_state(top[r], h[r]);
       }
+      if (changes[r]) --change[r];
     }
-    const Addend<T>& first = rows[0].addends[p];
-    const Addend<T>& last = rows[Rows - 1].addends[p];
-    if (Rows == 2 && first.category >= 0 && first.category == last.category) {
-      T* row = grad_in + (position.in_slot + first.category) * strip;
-      const Vec<T> x0(first.x), x1(last.x);
+    if (Rows == 2 && changes[0] && changes[Rows - 1] && change[0]->category == change[Rows - 1]->category) {
+      T* row = grad_in + (position.in_slot + change[0]->category) * strip;
+      const Vec<T> x0(change[0]->x), x1(change[Rows - 1]->x);
+      AR_FAST_UNROLL
       for (int u = 0; u < strip_vectors; ++u) {
         const Vec<T> sum = at::vec::fmadd(x0, d[0][u], Vec<T>::loadu(row + u * width));
         at::vec::fmadd(x1, d[Rows - 1][u], sum).store(row + u * width);
       }
     } else {
       AR_FAST_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-        const Addend<T>& addend = rows[r].addends[p];
-        if (addend.category < 0) continue;
-        T* row = grad_in + (position.in_slot + addend.category) * strip;
-        const Vec<T> x(addend.x);
+      for (int r = 0; r < Rows; ++r) {
+        if (!changes[r]) continue;
+        T* row = grad_in + (position.in_slot + change[r]->category) * strip;
+        const Vec<T> x(change[r]->x);
+        AR_FAST_UNROLL
         for (int u = 0; u < strip_vectors; ++u) {
           at::vec::fmadd(x, d[r][u], Vec<T>::loadu(row + u * width)).store(row + u * width);
         }
@@ -129,15 +164,18 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
     }
     out_slots -= position.out_rows;
     for (int64_t k = 0; k < position.out_rows; ++k) {
-      Vec<T> w[strip_vectors], g[Rows];
-      load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
+      Vec<T> g[Rows];
+      const S* weight = out_weight + (position.out_row + k) * model.hidden;
       T* row = grad_out + (out_slots + k) * strip;
+      AR_FAST_UNROLL
       for (int r = 0; r < Rows; ++r) g[r] = Vec<T>(rows[r].grad[position.out_row + k]);
+      AR_FAST_UNROLL
       for (int u = 0; u < strip_vectors; ++u) {
+        const Vec<T> w = load_strip_vector<Ragged, T>(weight, u, units);
         Vec<T> sum = Vec<T>::loadu(row + u * width);
         AR_FAST_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-          dh[r][u] = at::vec::fmadd(g[r], w[u], dh[r][u]);
+        for (int r = 0; r < Rows; ++r) {
+          dh[r][u] = at::vec::fmadd(g[r], w, dh[r][u]);
           sum = at::vec::fmadd(g[r], h[r][u], sum);
         }
         sum.store(row + u * width);
@@ -170,14 +208,13 @@ struct StripBuffers {
     positions = scratch.take<Position<T>>(chunks.max_positions);
     for (ChunkRow<T>& row : rows) {
       row.activations = scratch.take<T>((chunks.max_positions + 1) * strip);
-      row.addends = scratch.take<Addend<T>>(chunks.max_positions);
     }
   }
 };
 
 template <typename S, typename T, Activation A>
 void backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
-                      const NadeChunks& chunks, int64_t strip_index, void* scratch_memory) {
+                      const NadeChunks& chunks, const NadeChanges& found, int64_t strip_index, void* scratch_memory) {
   constexpr int64_t strip = strip_width<T>();
   const int64_t batch = input.batch, hidden = model.hidden, h0 = strip_index * strip;
   const int64_t units = hidden - h0 < strip ? hidden - h0 : strip;
@@ -187,7 +224,8 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
   T *delta = buffers.delta, *grad_in = buffers.grad_in, *grad_out = buffers.grad_out;
   Position<T>* positions = buffers.positions;
   ChunkRow<T>* rows = buffers.rows;
-  Addend<T>* addends = rows[0].addends;
+  const Changes<T> changes(model, chunks, found);
+  const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   const auto checkpoint = [&](int64_t c, int64_t row) { return buffers.checkpoints + (c * batch + row) * strip; };
 
   for (int64_t row = 0; row < batch; ++row) {
@@ -195,16 +233,15 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
     for (int64_t j = 0; j < strip; ++j) delta[row * strip + j] = T(0);
   }
   for (int64_t c = 0; c + 1 < chunks.count; ++c) {
-    const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
-    fill_positions(model, start, start + count, positions);
+    fill_positions(model, chunks.starts[c], chunks.starts[c + 1], positions);
     for (int64_t row = 0; row < batch; ++row) {
-      fill_addends(model, input, row, positions, count, addends);
       Vec<T> a[strip_vectors];
       load_state(checkpoint(c, row), a);
+      const Change<T>*first = changes.begin(row, c), *last = changes.end(row, c);
       if (ragged) {
-        advance_strip<true, S>(model, positions, addends, count, h0, units, state_unit<A, T>(), a);
+        add_changes<true>(in_weight, hidden, positions, first, last, units, state_unit<A, T>(), a);
       } else {
-        advance_strip<false, S>(model, positions, addends, count, h0, units, state_unit<A, T>(), a);
+        add_changes<false>(in_weight, hidden, positions, first, last, units, state_unit<A, T>(), a);
       }
       store_state(a, checkpoint(c + 1, row));
     }
@@ -217,7 +254,8 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
     for (int64_t j = 0; j < out_rows * strip; ++j) grad_out[j] = T(0);
     const auto go = [&]<int Rows>(int64_t first) {
       for (int r = 0; r < Rows; ++r) {
-        fill_addends(model, input, first + r, positions, count, rows[r].addends);
+        rows[r].changes = changes.begin(first + r, c);
+        rows[r].changes_end = changes.end(first + r, c);
         rows[r].grad = grad + (first + r) * model.out_rows;
         rows[r].checkpoint = checkpoint(c, first + r);
         rows[r].delta = delta + (first + r) * strip;
@@ -361,10 +399,38 @@ int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeCh
   return scratch.bytes_taken();
 }
 
+void nade_changes(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks, const NadeChanges& found,
+                  int64_t row_begin, int64_t row_end, void* scratch) {
+  const auto fill = [&]<typename T>() {
+    Scratch arrays(scratch);
+    auto* positions = arrays.take<Position<T>>(chunks.max_positions);
+    auto* addends = arrays.take<Addend<T>>(chunks.max_positions);
+    for (int64_t row = row_begin; row < row_end; ++row) found.begins[row * (chunks.count + 1)] = 0;
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
+      fill_positions(model, start, start + count, positions);
+      for (int64_t row = row_begin; row < row_end; ++row) {
+        int64_t* begins = found.begins + row * (chunks.count + 1) + c;
+        auto* changes = static_cast<Change<T>*>(found.changes) + row * model.variables;
+        fill_addends(model, input, row, positions, count, addends);
+        int64_t next = begins[0];
+        for (int64_t p = 0; p < count; ++p) {
+          // Written in any case, kept where the input is not zero: no branch to guess.
+          changes[next] = {static_cast<int32_t>(p), static_cast<int32_t>(addends[p].category), addends[p].x};
+          next += addends[p].category >= 0;
+          if (next == model.variables) break;
+        }
+        begins[1] = next;
+      }
+    }
+  };
+  model.storage == ScalarType::float64 ? fill.template operator()<double>() : fill.template operator()<float>();
+}
+
 void nade_backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
-                           const NadeChunks& chunks, int64_t strip, void* scratch) {
+                           const NadeChunks& chunks, const NadeChanges& changes, int64_t strip, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    backward_weights<S, T, A>(model, input, output, chunks, strip, scratch);
+    backward_weights<S, T, A>(model, input, output, chunks, changes, strip, scratch);
   });
 }
 

@@ -25,11 +25,18 @@ struct NadeSegment {
   double* sums;            // [B] its share of log_prob, written
 };
 
+// Where the rows' inputs are not zero.
+struct NadeChanges {
+  void* changes;           // [B, D] of NadeLayout::change_bytes: a row's non-zero inputs in the order of positions
+  int64_t* begins;         // [B, chunks + 1] the first one of each chunk
+};
+
 struct NadeLayout {
   int64_t strip;                     // hidden units of one strip
   int64_t strips;
   int64_t state_bytes;               // of one row's state in NadeSegment
-  int64_t steps_bytes;               // scratch of one call of nade_segment_states
+  int64_t change_bytes;              // of one entry of NadeChanges
+  int64_t steps_bytes;               // scratch of one call of nade_segment_states or nade_changes
   int64_t forward_bytes;             // scratch of one call of nade_forward for `rows` rows
   int64_t backward_weights_bytes;    // of one call of nade_backward_weights
   int64_t backward_input_bytes;      // of one call of nade_backward_input
@@ -46,10 +53,14 @@ AR_FAST_DECLARE_CPU_KERNEL(nade_forward, const NadeModel&, const NadeInput&, con
 AR_FAST_DECLARE_CPU_KERNEL(nade_segment_states, const NadeModel&, const NadeInput&, const NadeChunks&,
                            const NadeSegment* segments, int64_t count, int64_t strip, void* scratch)
 
+// Writes the changes of rows [row_begin, row_end).
+AR_FAST_DECLARE_CPU_KERNEL(nade_changes, const NadeModel&, const NadeInput&, const NadeChunks&, const NadeChanges&,
+                           int64_t row_begin, int64_t row_end, void* scratch)
+
 // Weight and bias gradients of one strip of hidden units, over all rows in ascending order: no other call writes
 // them, so the result does not depend on the number of threads.
 AR_FAST_DECLARE_CPU_KERNEL(nade_backward_weights, const NadeModel&, const NadeInput&, const NadeBackward&,
-                           const NadeChunks&, int64_t strip, void* scratch)
+                           const NadeChunks&, const NadeChanges&, int64_t strip, void* scratch)
 
 // grad_x and grad_activation_scale of rows [row_begin, row_end).
 AR_FAST_DECLARE_CPU_KERNEL(nade_backward_input, const NadeModel&, const NadeInput&, const NadeBackward&,

@@ -173,6 +173,7 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
     layout->strip = strip;
     layout->strips = padded / strip;
     layout->state_bytes = static_cast<int64_t>(sizeof(T)) * padded;
+    layout->change_bytes = sizeof(Change<T>);
     layout->steps_bytes = steps;
     layout->forward_bytes = Scratch::bytes<T>(rows * padded) + Scratch::bytes<T>(chunks.max_out_rows * width) + steps +
                             Scratch::bytes<T>(chunks.max_out_rows) + 2 * Scratch::bytes<T>(chunks.max_positions);

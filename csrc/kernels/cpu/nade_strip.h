@@ -38,6 +38,14 @@ struct Addend {
   T x;                // its factor
 };
 
+// An addend that is not zero, and where.
+template <typename T>
+struct Change {
+  int32_t position;   // counted from the first of its chunk
+  int32_t category;
+  T x;
+};
+
 inline int64_t variable_at(const NadeModel& model, int64_t position) {
   return model.order ? model.order[position] : position;
 }

@@ -74,15 +74,18 @@ void check_values(const char* op, const NadeTensors& t) {
   }
 }
 
-// Where a category is gathered and predicted, a variable has as many categories on both sides.
+// Where a value is gathered and predicted, a variable has a row of in_weight for each value that the head can take.
 void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head) {
   const NadeModel& m = t.model;
-  if (head.kind != HeadKind::categorical || (m.in_offsets == nullptr && m.in_rows == m.variables)) return;
+  if (m.in_offsets == nullptr && m.in_rows == m.variables) return;
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t in = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     const int64_t out = rows_of(m.out_offsets, m.out_rows, m.variables, i);
-    TORCH_CHECK(in == out, op, ": in_weight and out_weight must have as many rows for a categorical variable, got ",
-                in, " and ", out, " for variable ", i);
+    TORCH_CHECK(head.kind != HeadKind::categorical || in == out, op,
+                ": in_weight and out_weight must have as many rows for a categorical variable, got ", in, " and ", out,
+                " for variable ", i);
+    TORCH_CHECK(head.kind != HeadKind::bernoulli || in == 2, op,
+                ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", in, " for variable ", i);
   }
 }
 
@@ -235,9 +238,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const Chunks chunks = cut(t.model, std::clamp<int64_t>(root, 16, 256), 0, t.model.variables);
   const NadeLayout layout = layout_of(t.model, chunks.view, batch, 1);
   explain_nade("nade_backward_weights", t.model, chunks.view, layout, "strips", layout.strips);
+  const at::Tensor found = at::empty({batch * t.model.variables * layout.change_bytes}, at::kByte);
+  std::vector<int64_t> begins(batch * (chunks.view.count + 1));
+  const NadeChanges changes{found.mutable_data_ptr(), begins.data()};
+  const auto find = AR_FAST_CPU_KERNEL(nade_changes);
+  in_slices(batch, rows_per_slice(batch), layout.steps_bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    find(t.model, t.input, chunks.view, changes, begin, end, scratch);
+  });
   const auto weights = AR_FAST_CPU_KERNEL(nade_backward_weights);
   in_slices(layout.strips, 1, layout.backward_weights_bytes, [&](int64_t begin, int64_t end, void* scratch) {
-    for (int64_t strip = begin; strip < end; ++strip) weights(t.model, t.input, t.output, chunks.view, strip, scratch);
+    for (int64_t strip = begin; strip < end; ++strip) {
+      weights(t.model, t.input, t.output, chunks.view, changes, strip, scratch);
+    }
   });
   if ((needs_x || needs_activation_scale) && batch > 0) {
     const auto rows = AR_FAST_CPU_KERNEL(nade_backward_input);
