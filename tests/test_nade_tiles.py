@@ -6,6 +6,8 @@ import emulated
 import pytest
 import torch
 
+from ar_fast import reference
+
 # Hidden units: one, odd, around a warp (32), several strips of 128-bit vectors (64, 128, 256 units), aligned and not,
 # and more than one warp per sample. Variables: around the backward's tile (16) and the forward's chunk (32).
 HIDDEN = [1, 7, 19, 31, 32, 33, 111, 500, 989]
@@ -168,11 +170,12 @@ def test_bernoulli_head(ops):
     model, x = Model(300, 8, torch.float32), inputs(3, 300, torch.float32)
     logits = model.twin(x, "sigmoid")[0].detach()
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x.double())
-    weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order, None, "sigmoid")
-    total, kept = ops.nade_log_prob_forward(x, *weights, False, True, "auto")
+    weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order, None, None, None)
+    arguments = (x, *weights, "sigmoid", "bernoulli", 0)
+    total, kept = ops.nade_log_prob_forward(*arguments, False, True, "auto")
     torch.testing.assert_close(total.double(), expected.sum(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kept.double(), logits, rtol=1e-5, atol=1e-5)
-    per_variable, _ = ops.nade_log_prob_forward(x, *weights, True, False, "auto")
+    per_variable, _ = ops.nade_log_prob_forward(*arguments, True, False, "auto")
     torch.testing.assert_close(per_variable.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -198,38 +201,217 @@ def test_activations_are_accurate(ops, activation):
     assert ((actual.double() - expected).abs() / expected.abs()).nan_to_num(0).max() < 1e-6
 
 
+# Parameters of a variable: one lane, a few (8 warps split the hidden units of a row), past a warp, past 8 warps of 8.
+COUNTS = [1, 3, 33, 70]
+HEADS = {"bernoulli": (0, 1), "categorical": (0, 1), "gaussian_mixture": (0, 3), "logistic_mixture": (9, 3)}
+
+
+def head_model(head, count, hidden, dtype, variables=5, ragged=False, scaled=False):
+    """A model whose variables have ``count`` categories or components, or different ones around it."""
+    counts = [count + i % 3 for i in range(variables)] if ragged else [count] * variables
+    each = HEADS[head][1]
+    if head == "bernoulli":
+        return Model(variables, hidden, dtype, scaled=scaled), counts
+    gathers = head == "categorical" and (ragged or count > 1)
+    if ragged:
+        return Model(variables, hidden, dtype, counts if gathers else 1, [each * n for n in counts], scaled), counts
+    return Model(variables, hidden, dtype, count if gathers else 1, each * count, scaled), counts
+
+
+def head_values(head, counts, batch, dtype):
+    generator = torch.Generator().manual_seed(3)
+    uniform = torch.rand(batch, len(counts), generator=generator, dtype=torch.float64)
+    if head == "bernoulli":
+        return (uniform < 0.5).to(dtype)
+    if head == "categorical":
+        return (uniform * torch.tensor(counts)).long()
+    if head == "gaussian_mixture":
+        return (4 * uniform - 2).to(dtype)
+    return ((uniform * 9).floor() / 4 - 1).to(dtype)
+
+
+def tolerance_of(dtype):
+    return {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "bernoulli"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_head_ops(ops, dtype, head, count, ragged):
+    """log p and its gradients over rows of parameters, without a model."""
+    levels, each = HEADS[head]
+    counts = [count + i % 3 if ragged else count for i in range(5)]
+    offsets = torch.tensor([0, *(each * n for n in counts)]).cumsum(0)
+    generator = torch.Generator().manual_seed(count)
+    parameters = torch.randn(4, int(offsets[-1]), generator=generator, dtype=torch.float64).to(dtype)
+    x = head_values(head, counts, 4, dtype)
+    arguments = (offsets if ragged else None, head, levels)
+    leaves = (parameters.double().requires_grad_(), x.double().requires_grad_())
+    expected = reference.head_log_prob(*leaves, *arguments)
+    bounds = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(ops.head_log_prob(parameters, x, *arguments).double(), expected.detach(), **bounds)
+    for shape in ((4, 5), (4,)):
+        grad = torch.randn(shape, generator=generator, dtype=dtype)
+        got = ops.head_log_prob_backward(grad, parameters, x, *arguments)
+        whole = grad.double() if len(shape) == 2 else grad.double()[:, None].expand(4, 5)
+        want = torch.autograd.grad(expected, leaves, whole, retain_graph=True, materialize_grads=True)
+        for a, b in zip(got, want, strict=True):
+            scale = 1 + b.abs().max().item()
+            torch.testing.assert_close(a.double(), b, rtol=bounds["rtol"], atol=bounds["atol"] * scale)
+
+
+def test_a_category_that_is_none_has_no_log_prob(ops):
+    parameters = torch.zeros(1, 9)
+    log_prob = ops.head_log_prob(parameters, torch.tensor([[0.0, 3.0, float("nan")]]), None, "categorical", 0)
+    assert log_prob.isnan().tolist() == [[False, True, True]]
+
+
+def test_extreme_parameters(ops):
+    """Narrow and wide bins, log-scales below the floor, values far from every mean."""
+    for head, (levels, each) in HEADS.items():
+        if each == 1:
+            continue
+        generator = torch.Generator().manual_seed(1)
+        parameters = (
+            torch.randn(6, 12, generator=generator) * torch.tensor([1.0, 30.0, 100.0, 1e4, 1e10, 1e30])[:, None]
+        )
+        x = head_values(head, [2, 2], 6, torch.float32)
+        expected = reference.head_log_prob(parameters.double(), x.double(), None, head, levels)
+        got = ops.head_log_prob(parameters, x, None, head, levels)
+        assert got.isfinite().all()
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+        grads = ops.head_log_prob_backward(torch.ones(6), parameters, x, None, head, levels)
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("head", list(HEADS))
+def test_fused_heads(ops, head, count, ragged):
+    if head == "bernoulli" and (ragged or count > 1):
+        return
+    for hidden, dtype in ((19, torch.float64), (160, torch.float32)):
+        model, counts = head_model(head, count, hidden, dtype, ragged=ragged)
+        x = head_values(head, counts, 3, dtype)
+        parameters = model.twin(x, "sigmoid")[0].detach()
+        levels = HEADS[head][0]
+        expected = reference.head_log_prob(parameters, x.double(), model.out_offsets, head, levels)
+        weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order)
+        arguments = (x, *weights, model.in_offsets, model.out_offsets, None, "sigmoid", head, levels)
+        total, kept = ops.nade_log_prob_forward(*arguments, False, True, "auto")
+        per_variable, _ = ops.nade_log_prob_forward(*arguments, True, False, "auto")
+        bounds = tolerance_of(dtype)
+        torch.testing.assert_close(kept.double(), parameters, **bounds)
+        torch.testing.assert_close(per_variable.double(), expected, **bounds)
+        torch.testing.assert_close(total.double(), expected.sum(1), **bounds)
+
+
+class Sampler:
+    """Calls of nade_sample on ``model``, and the twin's in float64."""
+
+    def __init__(self, ops, model, head="bernoulli", activation="sigmoid"):
+        self.ops, self.model, self.head, self.activation = ops, model, head, activation
+
+    def arguments(self, model, given, known, temperature, first_index, start, stop):
+        return (
+            model.in_weight, model.out_weight, model.out_bias, model.order, model.in_offsets, model.out_offsets,
+            model.scale, given, known, len(model.order), self.activation, self.head, HEADS[self.head][0], 11,
+            first_index, start, stop, temperature,
+        )  # fmt: skip
+
+    def __call__(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):
+        arguments = self.arguments(self.model, given, known, temperature, first_index, start, stop)
+        return self.ops.nade_sample(state, *arguments)
+
+    def twin(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):
+        wide = Model.__new__(Model)
+        for name, value in vars(self.model).items():
+            setattr(wide, name, value.double() if value is not None and value.is_floating_point() else value)
+        given = None if given is None else given.double()
+        arguments = self.arguments(wide, given, known, temperature, first_index, start, stop)
+        return reference.nade_sample(state.double(), *arguments)
+
+    def check(self, batch, tolerance):
+        """Draws equal the twin's, in one go or in two, alone or in company, with known values and without."""
+        model, head, variables = self.model, self.head, len(self.model.order)
+        compute = reference.compute_dtype(model.in_weight.dtype)
+        state = model.in_bias.to(compute).expand(batch, -1).contiguous()
+        values, log_prob, after = self(state, 0, variables)
+        want = self.twin(state, 0, variables)
+        for got, expected in zip((values, log_prob, after), want, strict=True):
+            torch.testing.assert_close(got.double(), expected, **tolerance)
+
+        x = torch.empty_like(values).index_copy(1, model.order, values)
+        gathers = model.in_offsets is not None or len(model.in_weight) != variables
+        weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order)
+        arguments = (*weights, model.in_offsets, model.out_offsets, model.scale, self.activation)
+        scored, _ = self.ops.nade_log_prob_forward(
+            x.long() if gathers else x, *arguments, head, HEADS[head][0], False, False, "auto"
+        )
+        torch.testing.assert_close(log_prob, scored.double(), rtol=1e-4, atol=1e-4)
+
+        middle = variables // 2
+        first, first_log_prob, between = self(state, 0, middle)
+        second, second_log_prob, end = self(between, middle, variables)
+        assert torch.equal(torch.cat([first, second], 1), values) and torch.equal(end, after)
+        torch.testing.assert_close(first_log_prob + second_log_prob, log_prob)
+        alone, alone_log_prob, alone_after = self(state[batch - 1 :], 0, variables, first_index=batch - 1)
+        assert torch.equal(alone[0], values[-1]) and torch.equal(alone_log_prob[0], log_prob[-1])
+        assert torch.equal(alone_after[0], after[-1])
+
+        known = torch.zeros(batch, variables, dtype=torch.bool).index_fill(1, model.order[: middle + 1], True)
+        known[0, model.order[0]] = False
+        options = {"given": x.flip(0), "known": known, "temperature": 0.7, "first_index": 2**40 + 3}
+        got = self(state, 0, variables, **options)
+        for a, b in zip(got, self.twin(state, 0, variables, **options), strict=True):
+            torch.testing.assert_close(a.double(), b, **tolerance)
+        taken = torch.empty_like(x).index_copy(1, model.order, got[0])
+        assert torch.equal(taken[known], x.flip(0)[known])
+
+
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_sampling(ops, hidden):
-    """log_prob of what is drawn equals the forward's, in one go or in two."""
     dtype = torch.float64 if hidden < 100 else torch.float32
-    model = Model(19, hidden, dtype)
-    state = model.in_bias.expand(3, -1).contiguous()
-    weights = (model.in_weight, model.out_weight, model.out_bias, model.order, None)
-
-    def sample(state, start, stop, first_index=0, given=None, known=None):
-        return ops.nade_sample(state, *weights, given, known, "sigmoid", 11, first_index, start, stop, 1.0)
-
-    values, log_prob, after = sample(state, 0, 19)
-    x = torch.empty_like(values).index_copy(1, model.order, values)
-    expected = torch.distributions.Bernoulli(logits=model.twin(x, "sigmoid")[0].detach()).log_prob(x.double())
-    torch.testing.assert_close(log_prob, expected.sum(1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(after, state + x @ model.in_weight, rtol=1e-4, atol=1e-4)
-    assert 0 < values.mean() < 1
-
-    head, head_log_prob, middle = sample(state, 0, 8)
-    tail, tail_log_prob, end = sample(middle, 8, 19)
-    assert torch.equal(torch.cat([head, tail], 1), values) and torch.equal(end, after)
-    torch.testing.assert_close(head_log_prob + tail_log_prob, log_prob)
-    alone, alone_log_prob, _ = sample(state[2:], 0, 19, first_index=2)
-    assert torch.equal(alone[0], values[2]) and torch.equal(alone_log_prob[0], log_prob[2])
-
-    known = torch.zeros(3, 19, dtype=torch.bool).index_fill(1, model.order[:6], True)
-    given, given_log_prob, _ = sample(state, 0, 19, given=x.flip(0), known=known)
-    assert torch.equal(given[:, :6], x.flip(0)[:, model.order[:6]])
-    assert not torch.equal(given_log_prob, log_prob)
+    Sampler(ops, Model(19, hidden, dtype)).check(3, tolerance_of(dtype))
 
 
-def test_too_many_hidden_units_to_sample(ops):
-    weight = torch.zeros(1, 8193)
-    with pytest.raises(RuntimeError, match="nade_sample: on CUDA in_weight must have at most 8192 hidden units"):
-        ops.nade_sample(weight, weight, weight, torch.zeros(1), None, None, None, None, "sigmoid", 0, 0, 0, 1, 1.0)
+@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "bernoulli"])
+def test_sampling_heads(ops, head, count, ragged):
+    for hidden, dtype in ((19, torch.float64), (160, torch.float32)):
+        model, _ = head_model(head, count, hidden, dtype, ragged=ragged, scaled=ragged and hidden == 160)
+        Sampler(ops, model, head).check(2, tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sampling_from_16_bits(ops, dtype, head):
+    for hidden in (33, 160):
+        Sampler(ops, head_model(head, 10, hidden, dtype)[0], head, "tanh").check(2, tolerance_of(torch.float32))
+
+
+def test_sampling_gathered_bits(ops):
+    Sampler(ops, Model(9, 19, torch.float64, rows_in=2, scaled=True)).check(2, tolerance_of(torch.float64))
+
+
+@pytest.mark.parametrize(("hidden", "dtype"), [(1030, torch.float64), (9001, torch.float32)])
+def test_sampling_many_hidden_units(ops, hidden, dtype):
+    """Past what shared memory holds, and past what registers do: bernoulli at 9001 was refused once."""
+    for head in ("bernoulli", "categorical"):
+        Sampler(ops, head_model(head, 3, hidden, dtype, variables=4)[0], head).check(2, tolerance_of(dtype))
+
+
+def test_sampling_more_parameters_than_shared_memory_holds(ops):
+    """And so many that one row of the batch is drawn after the other."""
+    model, _ = head_model("categorical", 5000, 8, torch.float64, variables=2, ragged=True)
+    for budget in (0, 256 << 20):
+        emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
+        Sampler(ops, model, "categorical").check(2, tolerance_of(torch.float64))
+
+
+def test_rows_that_a_drawn_category_could_not_gather(ops):
+    model = Model(2, 4, torch.float32, rows_in=3, rows_out=2)
+    with pytest.raises(RuntimeError, match="nade_sample: in_weight and out_weight must have as many rows"):
+        Sampler(ops, model, "categorical")(torch.zeros(1, 4), 0, 2)

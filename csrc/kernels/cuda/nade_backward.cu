@@ -271,10 +271,11 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
 
 namespace ar_fast {
 
-int64_t nade_backward_cuda_scratch(const NadeModel& model, const NadeInput& input) {
-  const cuda::BackwardPlan plan = cuda::BackwardPlan::of(model, input);
-  return model.storage == ScalarType::float64 ? cuda::BackwardScratch<double>(model, plan, nullptr).bytes
-                                              : cuda::BackwardScratch<float>(model, plan, nullptr).bytes;
+NadeBackwardCut nade_backward_cuda_cut(const NadeModel& model, const NadeInput& input) {
+  const auto plan = cuda::BackwardPlan::of(model, input);
+  return {plan.tile, cuda::ceil_divide(model.variables, plan.tile), plan.segments,
+          model.storage == ScalarType::float64 ? cuda::BackwardScratch<double>(model, plan, nullptr).bytes
+                                               : cuda::BackwardScratch<float>(model, plan, nullptr).bytes};
 }
 
 cudaError_t nade_backward_cuda(const NadeModel& model, const NadeInput& input, const NadeBackward& output,

@@ -1,9 +1,9 @@
 // NADE on CUDA: launchers. The arithmetic is in kernels/nade.h; every pointer of its structures is device memory.
 //
 // All work is enqueued on `stream` without a synchronisation, so it can be captured in a graph. Scratch is device
-// memory of the bytes that the function beside the launcher says, aligned to 256; it may be reused when the stream has
-// passed the launch. A row's result does not depend on the batch it is in, and gradients are bitwise the same in every
-// run.
+// memory of the scratch_bytes that the cut beside the launcher says, aligned to 256; it may be reused when the stream
+// has passed the launch. A row's result does not depend on the batch it is in, and gradients are bitwise the same in
+// every run.
 #pragma once
 
 #include "../nade.h"
@@ -11,19 +11,37 @@
 
 namespace ar_fast {
 
-int64_t nade_forward_cuda_scratch(const NadeModel& model, int64_t batch);
-// batch > 0.
+// How the forward is cut: chunks of positions in parallel, strips of hidden units, `rows` of the batch at a time.
+struct NadeForwardCut {
+  bool tiles;          // both weights staged in shared memory
+  int64_t chunk, chunks, strip, strips, rows;
+  int64_t scratch_bytes;
+};
+NadeForwardCut nade_forward_cuda_cut(const NadeModel& model, const NadeInput& input);
+// batch > 0. scratch: scratch_bytes of the cut.
 cudaError_t nade_forward_cuda(const NadeModel& model, const NadeInput& input, const NadeForward& output, void* scratch,
                               cudaStream_t stream);
 
-int64_t nade_backward_cuda_scratch(const NadeModel& model, const NadeInput& input);
+// How the backward is cut: segments of tiles of `tile` positions, one segment after another.
+struct NadeBackwardCut {
+  int64_t tile, tiles, segments;
+  int64_t scratch_bytes;
+};
+NadeBackwardCut nade_backward_cuda_cut(const NadeModel& model, const NadeInput& input);
 // grad_in_weight, grad_out_weight and grad_in_bias are not null. batch = 0 writes zeros.
 cudaError_t nade_backward_cuda(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                                void* scratch, cudaStream_t stream);
 
-// The most hidden units that nade_sample_cuda takes: the state of a sample lives in the registers of one block.
-int64_t nade_sample_cuda_max_hidden(ScalarType storage);
+// How sampling is cut: a block of `warps` warps per sample, `rows` of the batch at a time.
+struct NadeSampleCut {
+  bool registers;      // the plain Bernoulli case: a sample's state in the registers of its block
+  int64_t warps, shared_bytes;
+  bool units_shared, parameters_shared;  // in shared memory, not in scratch
+  int64_t rows;
+  int64_t scratch_bytes;
+};
+NadeSampleCut nade_sample_cuda_cut(const NadeModel& model, const NadeSample& sample);
 // batch > 0.
-cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, cudaStream_t stream);
+cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, void* scratch, cudaStream_t stream);
 
 }  // namespace ar_fast

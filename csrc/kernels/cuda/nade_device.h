@@ -66,6 +66,11 @@ struct NadeArguments {
   __device__ __forceinline__ T factor(int row, int variable) const {
     return x != nullptr ? x[static_cast<int64_t>(row) * variables + variable] : T(1);
   }
+  // What the head judges: a real value or a category.
+  __device__ __forceinline__ T target(int row, int variable) const {
+    const int64_t at = static_cast<int64_t>(row) * variables + variable;
+    return x != nullptr ? x[at] : static_cast<T>(categories[at]);
+  }
   __device__ __forceinline__ T scale(int variable) const {
     return activation_scale != nullptr ? activation_scale[variable] : T(1);
   }
@@ -86,19 +91,28 @@ inline NadeArguments<S> rows_from(NadeArguments<S> arguments, int64_t first, int
   return arguments;
 }
 
-// Units u ... u + N - 1 of a row, N = the elements of 128 bits; zero past the last hidden unit.
+// Units u ... u + N - 1 of a weight row as stored, N = the elements of 128 bits; zero past the last hidden unit.
+template <typename S>
+__device__ __forceinline__ Vector<S> load_stored(const S* row, int u, int hidden, bool aligned) {
+  Vector<S> loaded{};
+  if (aligned) {
+    if (u < hidden) loaded = load_vector(row + u);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Vector<S>::size; ++i) {
+      if (u + i < hidden) loaded.values[i] = row[u + i];
+    }
+  }
+  return loaded;
+}
+
+// The same in the compute type.
 template <typename S>
 __device__ __forceinline__ void load_units(const S* row, int u, int hidden, bool aligned,
                                            Compute<S> (&units)[Vector<S>::size]) {
-  if (aligned) {
-    Vector<S> loaded{};
-    if (u < hidden) loaded = load_vector(row + u);
+  const Vector<S> loaded = load_stored(row, u, hidden, aligned);
 #pragma unroll
-    for (int i = 0; i < Vector<S>::size; ++i) units[i] = to_compute(loaded.values[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < Vector<S>::size; ++i) units[i] = u + i < hidden ? to_compute(row[u + i]) : Compute<S>(0);
-  }
+  for (int i = 0; i < Vector<S>::size; ++i) units[i] = to_compute(loaded.values[i]);
 }
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }

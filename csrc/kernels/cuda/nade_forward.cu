@@ -1,15 +1,17 @@
-// NADE forward: parameters, and the fused Bernoulli log-likelihood.
+// NADE forward: parameters, and the fused log-likelihood.
 //
 // Three kernels. nade_states finds the state before each chunk of about sqrt(D) positions, so that chunks run in
 // parallel. nade_scan walks a chunk: one warp per (row, strip of hidden units), each lane owning the units of one
 // 128-bit vector of a weight row (128 units a strip in float32), state and activations in registers. In the plain case
 // the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation costs 1 byte of L2
 // traffic: 8 bytes per clock and SM at the bound below, a third of what L2 gives. nade_head adds the strips in a fixed
-// order.
+// order and has the head's log-likelihood, a thread a variable for bernoulli and a warp a variable for the other heads;
+// it reads 4 bytes (8 in float64) for the 128 (64) products of a warp of the scan.
 //
 // Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13
 // further instructions per activation stay under the issue rate of 128 a clock. Where x = 0 neither state nor
 // activation changes, and neither is touched (exact); a warp has one row, so the branch is uniform.
+#include "head_device.h"
 #include "nade_cuda.h"
 #include "nade_device.h"
 
@@ -153,32 +155,66 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
   }
 }
 
-// One block per row: parameters = out_bias + the strips' shares in order; log_prob summed in double in a fixed order.
+// What nade_head writes; each is null where it is not wanted.
 template <typename T>
-__global__ void __launch_bounds__(kHeadThreads)
-    nade_head_kernel(int batch, int64_t out_rows, int strips, const T* __restrict__ partial,
-                     const T* __restrict__ out_bias, const T* __restrict__ x, T* __restrict__ parameters,
-                     T* __restrict__ log_prob_per_variable, T* __restrict__ log_prob) {
-  AR_FAST_SHARED(double, warp_sums, [kHeadThreads / kWarpSize]);
-  const int t = static_cast<int>(threadIdx.x);
-  const int64_t row = blockIdx.x;
+struct HeadOutput {
+  T* parameters;             // [B, R_out]
+  T* log_prob_per_variable;  // [B, D]
+  T* log_prob;               // [B]
+
+  __device__ __forceinline__ bool has_log_prob() const {
+    return log_prob_per_variable != nullptr || log_prob != nullptr;
+  }
+};
+
+// One block per row: parameters = out_bias + the strips' shares in order, then log p of each variable; log_prob summed
+// in double in a fixed order. A bernoulli variable is its thread's own; the parameters of other heads go where the
+// first strip's share was, which only this block reads, before a warp takes the variable.
+template <typename S, bool bernoulli>
+__global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
+    nade_head_kernel(NadeArguments<S> arguments, Head head, int strips, Compute<S>* __restrict__ partial,
+                     HeadOutput<Compute<S>> output) {
+  using T = Compute<S>;
+  constexpr int kHeadWarps = kHeadThreads / kWarpSize;
+  AR_FAST_SHARED(double, warp_sums, [kHeadWarps]);
+  const int t = static_cast<int>(threadIdx.x), warp = t / kWarpSize;
+  const int row = static_cast<int>(blockIdx.x);
+  const int64_t out_rows = arguments.out_rows;
+  T* const own = partial + row * out_rows;
   double total = 0;
   for (int64_t i = t; i < out_rows; i += kHeadThreads) {
-    T value = out_bias[i];
-    for (int s = 0; s < strips; ++s) value += partial[(s * static_cast<int64_t>(batch) + row) * out_rows + i];
-    if (parameters != nullptr) parameters[row * out_rows + i] = value;
-    if (log_prob_per_variable == nullptr && log_prob == nullptr) continue;
-    const T term = fma(x[row * out_rows + i], value, -softplus(value));
-    if (log_prob_per_variable != nullptr) log_prob_per_variable[row * out_rows + i] = term;
-    total += static_cast<double>(term);
+    T value = arguments.out_bias[i];
+    for (int s = 0; s < strips; ++s) value += own[s * static_cast<int64_t>(arguments.batch) * out_rows + i];
+    if (output.parameters != nullptr) output.parameters[row * out_rows + i] = value;
+    if constexpr (bernoulli) {
+      if (!output.has_log_prob()) continue;
+      const T term = bernoulli_log_prob(value, arguments.target(row, static_cast<int>(i)));
+      if (output.log_prob_per_variable != nullptr) output.log_prob_per_variable[row * out_rows + i] = term;
+      total += static_cast<double>(term);
+    } else {
+      own[i] = value;
+    }
   }
-  if (log_prob == nullptr) return;
+  if constexpr (!bernoulli) {
+    __syncthreads();
+    for (int i = warp; i < arguments.variables; i += kHeadWarps) {
+      const int64_t first = arguments.first_out_row(i);
+      const T term = head_log_prob_one(head, own + first, static_cast<int>(arguments.first_out_row(i + 1) - first),
+                                       arguments.target(row, i));
+      if (t % kWarpSize != 0) continue;
+      if (output.log_prob_per_variable != nullptr) {
+        output.log_prob_per_variable[static_cast<int64_t>(row) * arguments.variables + i] = term;
+      }
+      total += static_cast<double>(term);
+    }
+  }
+  if (output.log_prob == nullptr) return;
   total = warp_sum(total);
-  if (t % kWarpSize == 0) warp_sums[t / kWarpSize] = total;
+  if (t % kWarpSize == 0) warp_sums[warp] = total;
   __syncthreads();
   if (t != 0) return;
-  for (int w = 1; w < kHeadThreads / kWarpSize; ++w) total += warp_sums[w];
-  log_prob[row] = static_cast<T>(total);
+  for (int w = 1; w < kHeadWarps; ++w) total += warp_sums[w];
+  output.log_prob[row] = static_cast<T>(total);
 }
 
 // How the forward is cut; a function of the model alone but for the rows taken at a time, which do not enter the
@@ -222,6 +258,8 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
   cut_scratch<S>(model, plan, scratch, &states, &partial);
   const NadeArguments<S> all(model, input);
   const auto kernel = is_plain(model, input) ? nade_scan_kernel<S, true> : nade_scan_kernel<S, false>;
+  const bool has_log_prob = output.log_prob != nullptr || output.log_prob_per_variable != nullptr;
+  const bool by_threads = !has_log_prob || output.head.kind == HeadKind::bernoulli;
   const auto from = [](void* base, int64_t offset) {
     return base != nullptr ? static_cast<T*>(base) + offset : nullptr;
   };
@@ -236,11 +274,12 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
     error = launch({"nade_scan", grid, kRowsPerBlock * kWarpSize, 0, stream}, kernel, arguments, plan.chunk,
                    static_cast<const T*>(states), partial);
     if (error != cudaSuccess) return error;
-    error =
-        launch({"nade_head", static_cast<unsigned>(rows), kHeadThreads, 0, stream}, nade_head_kernel<T>,
-               static_cast<int>(rows), model.out_rows, static_cast<int>(plan.strips), static_cast<const T*>(partial),
-               arguments.out_bias, arguments.x, from(output.parameters, first * model.out_rows),
-               from(output.log_prob_per_variable, first * model.variables), from(output.log_prob, first));
+    const HeadOutput<T> rows_output = {from(output.parameters, first * model.out_rows),
+                                       from(output.log_prob_per_variable, first * model.variables),
+                                       from(output.log_prob, first)};
+    error = launch({"nade_head", static_cast<unsigned>(rows), kHeadThreads, 0, stream},
+                   by_threads ? nade_head_kernel<S, true> : nade_head_kernel<S, false>, arguments, output.head,
+                   static_cast<int>(plan.strips), partial, rows_output);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -251,15 +290,22 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
 
 namespace ar_fast {
 
-int64_t nade_forward_cuda_scratch(const NadeModel& model, int64_t batch) {
-  int64_t bytes = 0;
+NadeForwardCut nade_forward_cuda_cut(const NadeModel& model, const NadeInput& input) {
+  NadeForwardCut cut{};
   cuda::dispatch_storage(model.storage, [&](auto storage) {
     using S = decltype(storage);
+    const auto plan = cuda::ForwardPlan::of(model, input.batch, storage);
     cuda::Compute<S>*states, *partial;
-    bytes = cuda::cut_scratch<S>(model, cuda::ForwardPlan::of(model, batch, storage), nullptr, &states, &partial);
+    cut = {cuda::is_plain(model, input),
+           plan.chunk,
+           plan.chunks,
+           cuda::kWarpSize * cuda::Vector<S>::size,
+           plan.strips,
+           plan.rows,
+           cuda::cut_scratch<S>(model, plan, nullptr, &states, &partial)};
     return cudaSuccess;
   });
-  return bytes;
+  return cut;
 }
 
 cudaError_t nade_forward_cuda(const NadeModel& model, const NadeInput& input, const NadeForward& output, void* scratch,

@@ -1,4 +1,6 @@
-// NADE sampling: one persistent kernel draws positions start ... stop - 1, one block per sample.
+// NADE sampling of the plain Bernoulli case: one persistent kernel draws positions start ... stop - 1, one block per
+// sample. What it does not take (other heads, several weight rows per variable, a state too large for the registers of
+// a block) goes to nade_sample_general.cu.
 //
 // Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp
 // and no barrier; more take up to 16 warps (12) and one barrier a position (sums by parity in two buffers). State and
@@ -9,7 +11,7 @@
 //
 // The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
 #include "nade_cuda.h"
-#include "nade_device.h"
+#include "nade_sample_general.h"
 
 namespace ar_fast::cuda {
 namespace {
@@ -46,16 +48,7 @@ struct WeightRow {
     constexpr int size = Vector<S>::size;
 #pragma unroll
     for (int v = 0; v < kVectors<S>; ++v) {
-      const int unit = first_unit + v * kWarpSize * size;
-      vectors[v] = Vector<S>{};
-      if (aligned) {
-        if (unit < hidden) vectors[v] = load_vector(row + unit);
-      } else {
-#pragma unroll
-        for (int i = 0; i < size; ++i) {
-          if (unit + i < hidden) vectors[v].values[i] = row[unit + i];
-        }
-      }
+      vectors[v] = load_stored(row, first_unit + v * kWarpSize * size, hidden, aligned);
     }
   }
 };
@@ -151,8 +144,26 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
 }
 
 template <typename S>
-cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t stream) {
+int64_t warps_for(const NadeModel& model) {
+  return std::max<int64_t>(1, ceil_divide(model.hidden, kUnitsPerWarp<S>));
+}
+
+// 0 where the general kernel draws.
+template <typename S>
+int64_t plain_warps(const NadeModel& model, const NadeSample& request) {
+  const bool plain = request.head.kind == HeadKind::bernoulli && !request.gathers &&
+                     is_plain(model, NadeInput{request.batch, nullptr, nullptr});
+  const int64_t warps = warps_for<S>(model);
+  return plain && warps <= kMaxWarps<S> ? warps : 0;
+}
+
+template <typename S>
+cudaError_t draw(const NadeModel& model, const NadeSample& request, void* scratch, cudaStream_t stream) {
   using T = Compute<S>;
+  const int64_t warps = plain_warps<S>(model, request);
+  if (warps == 0) {
+    return nade_sample_general<S>(model, request, GeneralSamplePlan::of(model, request), scratch, stream);
+  }
   const NadeArguments<S> arguments(model, NadeInput{request.batch, nullptr, nullptr});
   const SampleArguments<T> sample = {static_cast<int>(request.start),
                                      static_cast<int>(request.stop),
@@ -164,9 +175,8 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t
                                      static_cast<T*>(request.state),
                                      static_cast<T*>(request.values),
                                      static_cast<double*>(request.log_prob)};
-  const auto warps = static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(model.hidden, kUnitsPerWarp<S>)));
-  if (warps > kMaxWarps<S>) return cudaErrorInvalidValue;
-  return launch({"nade_sample", static_cast<unsigned>(request.batch), warps * kWarpSize, 0, stream},
+  return launch({"nade_sample", static_cast<unsigned>(request.batch), static_cast<unsigned>(warps * kWarpSize), 0,
+                 stream},
                 warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, sample);
 }
 
@@ -175,18 +185,22 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, cudaStream_t
 
 namespace ar_fast {
 
-int64_t nade_sample_cuda_max_hidden(ScalarType storage) {
-  int64_t units = 0;
-  cuda::dispatch_storage(storage, [&](auto type) {
-    units = cuda::kMaxWarps<decltype(type)> * cuda::kUnitsPerWarp<decltype(type)>;
+NadeSampleCut nade_sample_cuda_cut(const NadeModel& model, const NadeSample& sample) {
+  int64_t warps = 0;
+  cuda::dispatch_storage(model.storage, [&](auto storage) {
+    warps = cuda::plain_warps<decltype(storage)>(model, sample);
     return cudaSuccess;
   });
-  return units;
+  if (warps > 0) return {true, warps, 0, true, true, sample.batch, 0};
+  const auto plan = cuda::GeneralSamplePlan::of(model, sample);
+  return {false, cuda::general_sample_warps, plan.shared_bytes, plan.units_shared, plan.parameters_shared, plan.rows,
+          plan.scratch_bytes};
 }
 
-cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, cudaStream_t stream) {
-  return cuda::dispatch_storage(model.storage,
-                                [&](auto storage) { return cuda::draw<decltype(storage)>(model, sample, stream); });
+cudaError_t nade_sample_cuda(const NadeModel& model, const NadeSample& sample, void* scratch, cudaStream_t stream) {
+  return cuda::dispatch_storage(model.storage, [&](auto storage) {
+    return cuda::draw<decltype(storage)>(model, sample, scratch, stream);
+  });
 }
 
 }  // namespace ar_fast

@@ -135,7 +135,8 @@ __host__ __device__ inline bool vectors_fit(const T* base, int64_t row_elements)
   return reinterpret_cast<uintptr_t>(base) % 16 == 0 && row_elements * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
 
-// For memory that nothing writes while the kernel runs (ld.global.nc); for shared memory, load_shared_vector.
+// For memory that nothing writes while the kernel runs (ld.global.nc); for shared memory and what the kernel itself has
+// written, load_shared_vector.
 template <typename T>
 __device__ __forceinline__ Vector<T> load_vector(const T* address) {
   Vector<T> result;
@@ -174,6 +175,28 @@ template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
   for (int bits = kWarpSize / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(kFullMask, value, bits);
+  return value;
+}
+
+// The largest of the warp's numbers, in every lane.
+template <typename T>
+__device__ __forceinline__ T warp_max(T value) {
+#pragma unroll
+  for (int bits = kWarpSize / 2; bits > 0; bits /= 2) {
+    const T other = __shfl_xor_sync(kFullMask, value, bits);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// The sum over this lane and those below it; the order of the additions is fixed.
+template <typename T>
+__device__ __forceinline__ T warp_running_sum(T value) {
+#pragma unroll
+  for (unsigned step = 1; step < kWarpSize; step *= 2) {
+    const T below = __shfl_up_sync(kFullMask, value, step);
+    if (lane_id() >= static_cast<int>(step)) value += below;
+  }
   return value;
 }
 
@@ -220,6 +243,15 @@ __device__ __forceinline__ float reciprocal_instruction(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+#endif
+}
+
+// cos(pi x). cos itself would reduce large arguments in local memory.
+__device__ __forceinline__ double cos_pi(double x) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return std::cos(3.141592653589793238463 * x);
+#else
+  return cospi(x);
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include "../../kernels/cuda/nade_cuda.h"
+#include "../explain.h"
 #include "../library.h"
 #include "stream.h"
 
@@ -18,12 +19,28 @@ void check_limits(const char* op, const NadeModel& model, int64_t batch) {
               model.variables, " and ", model.hidden);
 }
 
+// A drawn category gathers its row of in_weight: where the counts of rows are known here, there must be one for each.
+void check_gathered_rows(const char* op, const NadeModel& model, const NadeSample& sample) {
+  if (!sample.gathers || sample.head.kind != HeadKind::categorical || model.in_offsets || model.out_offsets) return;
+  TORCH_CHECK(model.in_rows == model.out_rows, op,
+              ": in_weight and out_weight must have as many rows for a categorical variable, got ", model.in_rows,
+              " and ", model.out_rows, " for ", model.variables, " variables");
+}
+
+at::Tensor empty_scratch(int64_t bytes, const at::Tensor& weight) {
+  return at::empty({bytes}, weight.options().dtype(at::kByte));
+}
+
 void run_forward(const char* op, const NadeTensors& t, const NadeForward& output) {
   if (t.input.batch == 0) return;
   check_limits(op, t.model, t.input.batch);
+  const NadeForwardCut cut = nade_forward_cuda_cut(t.model, t.input);
+  explain(op, " on CUDA: kernels nade_states, nade_scan",
+          cut.tiles ? " (tiles of both weights in shared memory)" : " (weight rows from L2)", ", nade_head; ",
+          cut.chunks, " chunks of ", cut.chunk, " positions, ", cut.strips, " strips of ", cut.strip,
+          " hidden units (H = ", t.model.hidden, "), ", t.input.batch, " rows, ", cut.rows, " at a time");
   const c10::DeviceGuard guard(t.in_weight.device());
-  const at::Tensor scratch =
-      at::empty({nade_forward_cuda_scratch(t.model, t.input.batch)}, t.in_weight.options().dtype(at::kByte));
+  const at::Tensor scratch = empty_scratch(cut.scratch_bytes, t.in_weight);
   check_launch(op,
                nade_forward_cuda(t.model, t.input, output, scratch.mutable_data_ptr(), current_stream(t.in_weight)));
 }
@@ -59,9 +76,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const auto t = prepare_nade_backward(grad, x, in_weight, in_bias, out_weight, order, in_offsets, out_offsets,
                                        activation_scale, activation, needs_x, needs_activation_scale, algorithm);
   check_limits(op, t.model, t.input.batch);
+  const NadeBackwardCut cut = nade_backward_cuda_cut(t.model, t.input);
+  explain(op, " on CUDA: kernels nade_states, ",
+          cut.tile > 1 ? "nade_local, nade_suffix, nade_far" : "nade_out_rows, nade_suffix, nade_in_rows",
+          needs_x || needs_activation_scale ? ", nade_inputs" : "", ", nade_bias; ", cut.tiles, " tiles of ", cut.tile,
+          " positions in ", cut.segments, " segments, ", t.input.batch, " rows");
   const c10::DeviceGuard guard(in_weight.device());
-  const at::Tensor scratch =
-      at::empty({nade_backward_cuda_scratch(t.model, t.input)}, in_weight.options().dtype(at::kByte));
+  const at::Tensor scratch = empty_scratch(cut.scratch_bytes, in_weight);
   check_launch(op,
                nade_backward_cuda(t.model, t.input, t.output, scratch.mutable_data_ptr(), current_stream(in_weight)));
   return t.result();
@@ -77,13 +98,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(
   const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
                                      activation_scale, given, known, variables, activation, head, levels, seed,
                                      first_index, start, stop, temperature, algorithm);
-  const int64_t most = nade_sample_cuda_max_hidden(t.model.storage);
   check_limits(op, t.model, t.sample.batch);
-  TORCH_CHECK(t.model.hidden <= most, op, ": on CUDA in_weight must have at most ", most, " hidden units in ",
-              in_weight.scalar_type(), ", got shape ", in_weight.sizes());
+  check_gathered_rows(op, t.model, t.sample);
   if (t.sample.batch > 0 && stop > start) {
+    const NadeSampleCut cut = nade_sample_cuda_cut(t.model, t.sample);
+    explain(op, " on CUDA: kernel ", cut.registers ? "nade_sample" : "nade_sample_general", ", a block of ", cut.warps,
+            " warps per sample, state in ",
+            cut.registers ? "registers" : cut.units_shared ? "shared memory" : "global memory", ", parameters in ",
+            cut.registers ? "registers" : cut.parameters_shared ? "shared memory" : "global memory", ", ",
+            t.sample.batch, " rows, ", cut.rows, " at a time, positions ", start, " to ", stop);
     const c10::DeviceGuard guard(in_weight.device());
-    check_launch(op, nade_sample_cuda(t.model, t.sample, current_stream(in_weight)));
+    const at::Tensor scratch = empty_scratch(cut.scratch_bytes, in_weight);
+    check_launch(op, nade_sample_cuda(t.model, t.sample, scratch.mutable_data_ptr(), current_stream(in_weight)));
   }
   return {t.values, t.log_prob, t.next};
 }

@@ -1,0 +1,365 @@
+// NADE sampling for every head: one persistent block of 8 warps per sample draws positions start ... stop - 1.
+//
+// A position reads K rows of out_weight and one of in_weight, 128 bits a load. The warps share out groups of 8 rows of
+// out_weight, which share each read of the activations, with 4 or 8 loads of a lane in flight; where there are fewer
+// groups than warps, several warps split the hidden units of a group. Warp 0 draws; the last warp has log p of the
+// value while the others go on, with the parameters in two buffers by turns. A thread keeps the same hidden units
+// throughout, so that its part of the state needs no barrier. Three barriers a position: activations, parameters,
+// value; two where the state did not change, none where the value is known. Off the chain from value to value:
+// in_weight's row (read while the parameters are computed, unless the value is to say which one), the random numbers
+// (32 positions at a time), what a position is (one ahead).
+//
+// Designed for L2, 24 bytes per clock and SM: in float32 a position takes (K + 1) H / 6 clocks for the weights and, at
+// 8 activations per clock, H / 8 for the activations. State, activations and parameters lie in shared memory where they
+// fit in it, else in global memory that only this block touches.
+//
+// The reduction order is fixed by K and H alone, so a row does not depend on the batch it is drawn in.
+#include "nade_sample_general.h"
+
+#include "head_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kWarps = general_sample_warps;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kRows = 8;  // parameter rows that a warp takes together
+// Of those, rows whose loads are in flight together.
+template <typename S>
+constexpr int kLoads = sizeof(S) == 4 ? 8 : 4;
+// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
+constexpr int64_t kMostSharedBytes = 60 * 1024;
+
+template <typename T>
+struct GeneralSample {
+  Head head;
+  bool gathers;
+  int start, stop;
+  uint64_t seed;
+  int64_t first_index;
+  T temperature;
+  const T* given;
+  const uint8_t* known;
+  T* state;
+  T* values;
+  double* log_prob;
+  int padded;
+  int64_t most_rows;
+  T* units;       // [rows, 2, padded]: state and activations; null = shared memory
+  T* parameters;  // [rows, 2, most_rows]; null = shared memory
+};
+
+// What every thread knows of a position.
+template <typename T>
+struct SamplePosition {
+  int variable, rows;
+  int64_t in_row, out_row;
+  T scale, given;
+  bool known;
+
+  template <typename S>
+  static __device__ __forceinline__ SamplePosition of(const NadeArguments<S>& model, const GeneralSample<T>& sample,
+                                                      int64_t row, int p) {
+    SamplePosition here;
+    here.variable = model.variable_at(p);
+    here.in_row = model.first_in_row(here.variable);
+    here.out_row = model.first_out_row(here.variable);
+    here.rows = static_cast<int>(model.first_out_row(here.variable + 1) - here.out_row);
+    here.scale = model.scale(here.variable);
+    const int64_t at = row * model.variables + here.variable;
+    here.known = sample.known != nullptr && sample.known[at] != 0;
+    here.given = here.known ? sample.given[at] : T(0);
+    return here;
+  }
+};
+
+// N values of shared memory, or of what the kernel itself has written, 128 bits at a time.
+template <typename T, int N>
+__device__ __forceinline__ void load_reals(const T* from, T (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += Vector<T>::size) {
+    const Vector<T> loaded = load_shared_vector(from + i);
+#pragma unroll
+    for (int j = 0; j < Vector<T>::size; ++j) values[i + j] = loaded.values[j];
+  }
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void store_reals(T* to, const T (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += Vector<T>::size) {
+    Vector<T> stored;
+#pragma unroll
+    for (int j = 0; j < Vector<T>::size; ++j) stored.values[j] = values[i + j];
+    store_vector(to + i, stored);
+  }
+}
+
+// Warps that split the hidden units of a group of parameter rows: 1, 2, 4 or 8. With more than one, a variable has no
+// more than 8 kRows sums of `rows` parameters.
+__device__ __forceinline__ int segments_of(int rows) {
+  const int groups = (rows + kRows - 1) / kRows;
+  int segments = kWarps;
+  while (segments > 1 && segments * groups > kWarps) segments /= 2;
+  return segments;
+}
+
+// sums [segments, rows]: the shares of the parameters in the order of segments; the first one has out_bias.
+template <typename S>
+__device__ __forceinline__ void sum_parameters(const NadeArguments<S>& model, const SamplePosition<Compute<S>>& here,
+                                               const Compute<S>* h, Compute<S>* sums) {
+  using T = Compute<S>;
+  constexpr int size = Vector<S>::size;
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize, hidden = model.hidden;
+  const int segments = segments_of(here.rows), tasks = (here.rows + kRows - 1) / kRows * segments;
+  for (int task = warp; task < tasks; task += kWarps) {
+    const int first = task / segments * kRows, segment = task % segments;
+    const S* const weight = model.out_weight + (here.out_row + first) * hidden;
+    T dots[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) dots[k] = T(0);
+    for (int u = (segment * kWarpSize + lane) * size; u < hidden; u += segments * kWarpSize * size) {
+      T active[size];
+      load_reals(h + u, active);
+#pragma unroll
+      for (int some = 0; some < kRows; some += kLoads<S>) {
+        Vector<S> weights[kLoads<S>];
+#pragma unroll
+        for (int k = 0; k < kLoads<S>; ++k) {
+          weights[k] = Vector<S>{};
+          if (first + some + k >= here.rows) continue;
+          weights[k] = load_stored(weight + static_cast<int64_t>(some + k) * hidden, u, hidden, model.aligned);
+        }
+#pragma unroll
+        for (int k = 0; k < kLoads<S>; ++k) {
+          if (first + some + k >= here.rows) continue;
+#pragma unroll
+          for (int i = 0; i < size; ++i) {
+            dots[some + k] = fma(to_compute(weights[k].values[i]), active[i], dots[some + k]);
+          }
+        }
+      }
+    }
+    const T sum = warp_sum_8(dots);
+    const int k = first + lane / 4;
+    if (lane % 4 != 0 || k >= here.rows) continue;
+    sums[segment * here.rows + k] = segment == 0 ? model.out_bias[here.out_row + k] + sum : sum;
+  }
+}
+
+// Adds up the segments in order, by one warp.
+template <typename T>
+__device__ __forceinline__ void add_segments(int rows, T* sums) {
+  const int segments = segments_of(rows), k = lane_id();
+  if (segments == 1) return;
+  if (k < rows) {
+    T sum = sums[k];
+    for (int s = 1; s < segments; ++s) sum += sums[s * rows + k];
+    sums[k] = sum;
+  }
+  __syncwarp();
+}
+
+template <typename S, bool units_shared>
+__global__ void __launch_bounds__(kThreads, 2)
+    nade_sample_general_kernel(NadeArguments<S> model, GeneralSample<Compute<S>> sample) {
+  using T = Compute<S>;
+  constexpr int size = Vector<S>::size, stride = kThreads * size;
+  AR_FAST_DYNAMIC_SHARED(T, shared);
+  AR_FAST_SHARED(T, drawn, [1]);
+  const int t = static_cast<int>(threadIdx.x), lane = lane_id(), warp = t / kWarpSize;
+  const int hidden = model.hidden, padded = sample.padded;
+  const int64_t row = blockIdx.x, count = sample.stop - sample.start;
+  const uint64_t index = static_cast<uint64_t>(sample.first_index + row);
+  const bool scaled = model.activation_scale != nullptr;
+  T* const buffers = sample.parameters == nullptr ? shared : sample.parameters + row * 2 * sample.most_rows;
+  T* const a = units_shared ? shared + (sample.parameters == nullptr ? 2 * sample.most_rows : 0)
+                            : sample.units + row * 2 * padded;
+  T* const h = a + padded;
+  T* const state = sample.state + row * hidden;
+
+  for (int u = t * size; u < padded; u += stride) {
+    T own[size];
+#pragma unroll
+    for (int i = 0; i < size; ++i) own[i] = u + i < hidden ? state[u + i] : T(0);
+    store_reals(a + u, own);
+  }
+
+  const S* added = nullptr;  // the row of in_weight that the state still lacks, and its factor
+  T factor = T(0);
+  Vector<S> ahead{};         // this thread's first vector of that row, unless the row is gathered
+  // a += factor added, and h = f(scale a), of the thread's own units.
+  const auto advance = [&](bool activates, T scale) {
+    for (int u = t * size; u < padded; u += stride) {
+      T own[size], active[size];
+      load_reals(a + u, own);
+      if (added != nullptr) {
+        const Vector<S> weights =
+            u < stride && !sample.gathers ? ahead : load_stored(added, u, hidden, model.aligned);
+#pragma unroll
+        for (int i = 0; i < size; ++i) own[i] = fma(factor, to_compute(weights.values[i]), own[i]);
+        store_reals(a + u, own);
+      }
+      if (!activates) continue;
+      activate(model.activation, scale, own, active);
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        if (u + i >= hidden) active[i] = T(0);
+      }
+      store_reals(h + u, active);
+    }
+    added = nullptr;
+  };
+
+  bool stale = true;  // h is not that of the state
+  int turn = 0;       // which buffer the next parameters go to
+  double log_prob = 0;
+  HeadNoise noise = {};
+  SamplePosition<T> next = SamplePosition<T>::of(model, sample, row, sample.start);
+  for (int p = sample.start; p < sample.stop; ++p) {
+    const SamplePosition<T> here = next;
+    if (p + 1 < sample.stop) next = SamplePosition<T>::of(model, sample, row, p + 1);
+    const int step = (p - sample.start) % kWarpSize;
+    if (warp == 0 && step == 0) {
+      const int variable = model.variable_at(min(p + lane, sample.stop - 1));
+      noise = head_noise(sample.head, sample.seed, index, static_cast<uint32_t>(variable));
+    }
+    if (here.known) {
+      if (added != nullptr) advance(false, T(1));
+    } else if (stale || scaled) {
+      advance(true, here.scale);
+      stale = false;
+      __syncthreads();
+    }
+    const S* const in_row = model.in_weight + here.in_row * hidden;
+    if (!sample.gathers && t * size < hidden) ahead = load_stored(in_row, t * size, hidden, model.aligned);
+    T x = here.given;
+    if (!here.known) {
+      T* const parameters = buffers + turn * sample.most_rows;
+      turn ^= 1;
+      sum_parameters(model, here, h, parameters);
+      __syncthreads();
+      if (warp == 0) {
+        add_segments(here.rows, parameters);
+        const HeadNoise own = {__shfl_sync(kFullMask, noise.uniform, step),
+                               __shfl_sync(kFullMask, noise.deviate, step)};
+        x = head_draw_one(sample.head, parameters, here.rows, own, sample.temperature);
+        if (lane == 0) drawn[0] = x;
+      }
+      __syncthreads();
+      x = drawn[0];
+      if (warp == kWarps - 1) {
+        log_prob += static_cast<double>(head_log_prob_one(sample.head, parameters, here.rows, x));
+      }
+    }
+    if (t == 0) sample.values[row * count + p - sample.start] = x;
+    if (sample.gathers) {
+      added = in_row + static_cast<int64_t>(x) * hidden;
+      factor = T(1);
+      stale = true;
+    } else if (x != T(0)) {
+      added = in_row;
+      factor = x;
+      stale = true;
+    }
+  }
+  if (added != nullptr) advance(false, T(1));
+  for (int u = t * size; u < padded; u += stride) {
+    T own[size];
+    load_reals(a + u, own);
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      if (u + i < hidden) state[u + i] = own[i];
+    }
+  }
+  if (t == kThreads - 1) sample.log_prob[row] = log_prob;
+}
+
+template <typename T>
+void cut_scratch(const GeneralSamplePlan& plan, Scratch& scratch, T** units, T** parameters) {
+  *units = plan.units_shared ? nullptr : scratch.take<T>(plan.rows * 2 * plan.padded);
+  *parameters = plan.parameters_shared ? nullptr : scratch.take<T>(plan.rows * 2 * plan.most_rows);
+}
+
+}  // namespace
+
+GeneralSamplePlan GeneralSamplePlan::of(const NadeModel& model, const NadeSample& sample) {
+  const bool wide = model.storage == ScalarType::float64;
+  const int64_t real = wide ? 8 : 4, vector = wide ? 2 : model.storage == ScalarType::float32 ? 4 : 8;
+  GeneralSamplePlan plan;
+  plan.padded = ceil_divide(model.hidden, vector) * vector;
+  // Where variables differ, only the device knows the largest; and the segments' sums need 8 kRows.
+  const int64_t rows = model.out_offsets != nullptr ? model.out_rows : model.out_rows / model.variables;
+  plan.most_rows = std::max<int64_t>(kWarps * kRows, ceil_divide(rows, 4) * 4);
+  const int64_t units_bytes = 2 * plan.padded * real, parameters_bytes = 2 * plan.most_rows * real;
+  plan.units_shared = units_bytes <= kMostSharedBytes;
+  plan.parameters_shared = (plan.units_shared ? units_bytes : 0) + parameters_bytes <= kMostSharedBytes;
+  plan.shared_bytes = (plan.units_shared ? units_bytes : 0) + (plan.parameters_shared ? parameters_bytes : 0);
+  const int64_t row_bytes = units_bytes + parameters_bytes - plan.shared_bytes;
+  plan.rows = std::min(sample.batch, std::max<int64_t>(1, kScratchBudget / std::max<int64_t>(1, row_bytes)));
+  Scratch scratch(nullptr);
+  if (wide) {
+    double *units, *parameters;
+    cut_scratch(plan, scratch, &units, &parameters);
+  } else {
+    float *units, *parameters;
+    cut_scratch(plan, scratch, &units, &parameters);
+  }
+  plan.scratch_bytes = scratch.bytes();
+  return plan;
+}
+
+template <typename S>
+cudaError_t nade_sample_general(const NadeModel& model, const NadeSample& request, const GeneralSamplePlan& plan,
+                                void* memory, cudaStream_t stream) {
+  using T = Compute<S>;
+  const int64_t variables = model.variables, count = request.stop - request.start;
+  const NadeArguments<S> arguments(model, NadeInput{request.batch, nullptr, nullptr});
+  const auto kernel =
+      plan.units_shared ? nade_sample_general_kernel<S, true> : nade_sample_general_kernel<S, false>;
+  GeneralSample<T> sample = {request.head,
+                             request.gathers,
+                             static_cast<int>(request.start),
+                             static_cast<int>(request.stop),
+                             request.seed,
+                             request.first_index,
+                             static_cast<T>(request.temperature),
+                             static_cast<const T*>(request.given),
+                             request.known,
+                             static_cast<T*>(request.state),
+                             static_cast<T*>(request.values),
+                             static_cast<double*>(request.log_prob),
+                             static_cast<int>(plan.padded),
+                             plan.most_rows,
+                             nullptr,
+                             nullptr};
+  Scratch scratch(memory);
+  cut_scratch(plan, scratch, &sample.units, &sample.parameters);
+  for (int64_t first = 0; first < request.batch; first += plan.rows) {
+    const int64_t rows = std::min(plan.rows, request.batch - first);
+    const cudaError_t error = launch({"nade_sample_general", static_cast<unsigned>(rows), kThreads,
+                                      static_cast<size_t>(plan.shared_bytes), stream},
+                                     kernel, arguments, sample);
+    if (error != cudaSuccess) return error;
+    sample.first_index += rows;
+    if (sample.known != nullptr) {
+      sample.given += rows * variables;
+      sample.known += rows * variables;
+    }
+    sample.state += rows * model.hidden;
+    sample.values += rows * count;
+    sample.log_prob += rows;
+  }
+  return cudaSuccess;
+}
+
+#define AR_FAST_INSTANTIATE(S)                                                                              \
+  template cudaError_t nade_sample_general<S>(const NadeModel&, const NadeSample&, const GeneralSamplePlan&, \
+                                              void*, cudaStream_t);
+AR_FAST_INSTANTIATE(float)
+AR_FAST_INSTANTIATE(float16)
+AR_FAST_INSTANTIATE(bfloat16)
+AR_FAST_INSTANTIATE(double)
+#undef AR_FAST_INSTANTIATE
+
+}  // namespace ar_fast::cuda
