@@ -4,6 +4,7 @@ import argparse
 import gc
 import sys
 import time
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     settings = Settings(device, arguments.full, arguments.tiny, arguments.seconds, arguments.compile_seconds)
     start, rows = time.perf_counter(), []
-    where = environment(settings)
+    where = environment(device) | {"settings": {name: str(value) for name, value in asdict(settings).items()}}
     print(
         f"{where['device']}, {where['cpu_capability']}, {where['threads']} threads, torch {where['torch']}\n",
         flush=True,

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -67,13 +67,13 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
     return list(rows.values())
 
 
-def environment(settings: Settings) -> dict:
+def environment(device: torch.device) -> dict:
     """Hardware, driver, versions, commit and date: what the figures depend on."""
-    cuda = settings.device.type == "cuda"
+    cuda = device.type == "cuda"
     found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _output(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
-        "device": torch.cuda.get_device_name(settings.device) if cuda else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) if cuda else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -83,7 +83,6 @@ def environment(settings: Settings) -> dict:
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if cuda else None,
-        "settings": {name: str(value) for name, value in asdict(settings).items()},
     }
     return {name: value for name, value in found.items() if value is not None}
 

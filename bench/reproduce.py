@@ -1,0 +1,298 @@
+"""python -m bench.reproduce: trains a model as it was published and prints its test log-likelihood beside that row.
+
+The data is not part of the project. --data names an .npz file with the arrays train_data, valid_data and test_data,
+(N, D) of 0 and 1, in the published split. What was measured so far is in docs/results.md.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from ar_fast.models import NADE
+
+from .run import environment
+
+KEYS = ("train_data", "valid_data", "test_data")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published row and the training that reproduces it. Chosen on the validation rows only: docs/results.md.
+
+    published: the test log-likelihood in nats; source: the paper it is from. rows: of the training, validation and test
+    parts. learning_rate and weight_decay are AdamW's: the rate rises over the first warmup steps and falls to zero with
+    a cosine, the decay is on the weights but not on the biases. average: the decay per step of the moving average of
+    the parameters, which is the model that is judged.
+    """
+
+    dataset: str
+    published: float
+    source: str
+    rows: tuple[int, int, int]
+    variables: int
+    hidden_features: int
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    average: float
+    seed: int = 0
+
+
+RECIPES = {
+    "nade-mnist": Recipe(
+        dataset="binarized MNIST (Larochelle's fixed binarization)",
+        published=-88.33,
+        source="Germain et al. 2015",
+        rows=(50000, 10000, 10000),
+        variables=784,
+        hidden_features=500,
+        batch_size=100,
+        epochs=20,
+        learning_rate=3e-2,
+        warmup=300,
+        weight_decay=0.06,
+        average=0.9995,
+    ),
+    "nade-dna": Recipe(
+        dataset="DNA",
+        published=-84.81,
+        source="Germain et al. 2015",
+        rows=(1400, 600, 1186),
+        variables=180,
+        hidden_features=500,
+        batch_size=100,
+        epochs=100,
+        learning_rate=5e-3,
+        warmup=0,
+        weight_decay=0.3,
+        average=0.99,
+    ),
+    "nade-mushrooms": Recipe(
+        dataset="Mushrooms",
+        published=-9.81,
+        source="Germain et al. 2015",
+        rows=(2000, 500, 5624),
+        variables=112,
+        hidden_features=500,
+        batch_size=100,
+        epochs=60,
+        learning_rate=2e-2,
+        warmup=0,
+        weight_decay=0.01,
+        average=0.99,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """(N, D) of 0 and 1 in uint8 in each part."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"--data: must be an .npz file, got {path}, which is no file")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array")
+        with file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"--data: must be an .npz file of plain arrays, got {path}: {error}") from None
+
+
+def load(path: Path, recipe: Recipe) -> Data:
+    """Reads the three parts and checks that they are the recipe's. Nothing is unpickled.
+
+    Raises:
+        ValueError: if the file is missing or no .npz archive, or an array is missing, of another shape, or holds
+            anything but 0 and 1.
+    """
+    arrays = _read(path)
+    if not set(KEYS) <= set(arrays):
+        raise ValueError(f"--data: {path} must hold the arrays {', '.join(KEYS)}, got {', '.join(sorted(arrays))}")
+    parts = [arrays[key] for key in KEYS]
+    for key, part, rows in zip(KEYS, parts, recipe.rows, strict=True):
+        if part.shape != (rows, recipe.variables):
+            raise ValueError(
+                f"--data: {key} of {recipe.dataset} must have shape {(rows, recipe.variables)}, got {part.shape}"
+            )
+        wrong = np.argwhere((part != 0) & (part != 1))
+        if len(wrong):
+            row, variable = wrong[0]
+            raise ValueError(f"--data: {key} must hold 0 and 1, got {part[row, variable]} at [{row}, {variable}]")
+    return Data(*(torch.from_numpy(part.astype(np.uint8)) for part in parts))
+
+
+def make_model(recipe: Recipe, train: Tensor) -> NADE:
+    """In the order of the columns; the output bias starts at the means."""
+    torch.manual_seed(recipe.seed)
+    model = NADE(recipe.variables, recipe.hidden_features)
+    model.initialize_from_mean(train.double().mean(0))
+    return model
+
+
+@torch.no_grad()
+def log_likelihoods(model: NADE, x: Tensor) -> Tensor:
+    """log p(x) in nats of every row, (N) in float64."""
+    return torch.cat([model.log_prob(rows).double() for rows in x.split(500)])
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    """What the learning rate is multiplied with: a rise over warmup steps, a cosine down to zero over all."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@torch.no_grad()
+def _follow(average: NADE, model: NADE, decay: float, step: int) -> None:
+    """One step of the moving average: quicker at first, so that it forgets the initial parameters."""
+    weight = max(1 - decay, 9 / (10 + step))
+    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(parameter, weight)
+
+
+def train(model: NADE, data: Data, recipe: Recipe) -> tuple[NADE, list[dict]]:
+    """Trains model in place, and prints a line per epoch.
+
+    Returns:
+        The moving average of the parameters, as it was after the epoch with the best validation log-likelihood, and an
+        entry per epoch: epoch, train and validation (nats, of the moving average; train on as many rows as validation
+        has), seconds.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    steps = recipe.epochs * -(-len(data.train) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, recipe.warmup))
+    average, kept, best, history = copy.deepcopy(model), copy.deepcopy(model), -float("inf"), []
+    start, step = time.perf_counter(), 0
+    with tqdm(total=steps, unit="step", desc="training") as bar:
+        for epoch in range(1, recipe.epochs + 1):
+            order = torch.randperm(len(data.train), generator=generator)
+            for index in order.split(recipe.batch_size):
+                optimizer.zero_grad()
+                (-model.log_prob(data.train[index]).mean()).backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                _follow(average, model, recipe.average, step)
+                bar.update()
+            some = data.train[order[: len(data.validation)]]
+            entry = {
+                "epoch": epoch,
+                "train": log_likelihoods(average, some).mean().item(),
+                "validation": log_likelihoods(average, data.validation).mean().item(),
+                "seconds": time.perf_counter() - start,
+            }
+            history.append(entry)
+            if entry["validation"] > best:
+                best = entry["validation"]
+                kept.load_state_dict(average.state_dict())
+            line = "epoch {epoch}: train {train:.2f}, validation {validation:.2f} nats, {seconds:.0f} s"
+            bar.write(line.format(**entry), file=sys.stdout)
+            sys.stdout.flush()
+    return kept, history
+
+
+def save_curve(path: Path, title: str, history: Sequence[dict], recipe: Recipe) -> None:
+    epochs = [entry["epoch"] for entry in history]
+    best = max(history, key=lambda entry: entry["validation"])
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(epochs, [-entry["train"] for entry in history], label="training")
+    axes.plot(epochs, [-entry["validation"] for entry in history], label="validation")
+    axes.plot(best["epoch"], -best["validation"], "o", color="black", label=f"kept: {-best['validation']:.2f} nats")
+    axes.axhline(
+        -recipe.published, color="grey", linestyle=":", label=f"published, on test: {-recipe.published:.2f} nats"
+    )
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("negative log-likelihood, nats")
+    low = min(-recipe.published, *(min(-entry["train"], -entry["validation"]) for entry in history))
+    axes.set_ylim(low * 0.98, max(-recipe.published, -best["validation"]) * 1.12)
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", choices=RECIPES, help="which published row")
+    parser.add_argument("--data", type=Path, required=True, help="the .npz file")
+    parser.add_argument("--seed", type=int, help="of the first parameters and the batches (default: the recipe's)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    start = time.perf_counter()
+    arguments = _arguments(given)
+    recipe = RECIPES[arguments.experiment]
+    if arguments.seed is not None:
+        recipe = replace(recipe, seed=arguments.seed)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        data = load(arguments.data, recipe)
+    except ValueError as error:
+        print(f"bench.reproduce: {error}", file=sys.stderr)
+        return 2
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    where = environment(torch.device("cpu"))
+    print(f"{where['device']}, {where['cpu_capability']}, {where['threads']} threads, torch {where['torch']}")
+    print(", ".join(f"{name} {value}" for name, value in asdict(recipe).items()), flush=True)
+
+    model, history = train(make_model(recipe, data.train), data, recipe)
+    best = max(history, key=lambda entry: entry["validation"])
+    # The only look at the test rows.
+    test = log_likelihoods(model, data.test)
+    nats, error = test.mean().item(), test.std().item() / len(test) ** 0.5
+    seconds = time.perf_counter() - start
+
+    path = arguments.out / f"{arguments.experiment}.json"
+    results = {
+        "experiment": arguments.experiment,
+        "test": {"log_likelihood_nats": nats, "standard_error_nats": error, "published_nats": recipe.published},
+        "validation_nats": best["validation"],
+        "kept_epoch": best["epoch"],
+        "seconds": seconds,
+        "recipe": asdict(recipe),
+        "environment": where,
+        "history": history,
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    save_curve(path.with_suffix(".png"), arguments.experiment, history, recipe)
+    print(f"kept epoch {best['epoch']}: validation {best['validation']:.2f} nats; {seconds:.0f} s")
+    print(f"written to {path} and {path.with_suffix('.png')}")
+    print(f"test {nats:.2f} ± {error:.2f} nats; published {recipe.published:.2f} ({recipe.source})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
