@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ar_fast import functional, models
+from ar_fast._timing import interleave
 
 from . import data, peers
 from .cases import no_grad
 from .run import environment
-from .settings import Settings
 from .tables import duration, write_table
 
 # D, H; the last is a 256 x 256 colour image.
@@ -31,28 +31,21 @@ def _parameters(variables: int, hidden: int) -> dict[str, Tensor]:
     return {**data.nade_parameters(variables, hidden), "out_bias": frequency.logit()}
 
 
-def _median_time(function, seconds: float) -> float:
-    """Warm, over about this many seconds and at least three calls."""
-    function()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
 def _row(variables: int, hidden: int, batch: int, seconds: float) -> list[str]:
     parameters = _parameters(variables, hidden)
     state = parameters["in_bias"].expand(batch, -1).contiguous()
     weights = {name: parameters[name] for name in ("in_weight", "out_weight", "out_bias")}
     ones = functional.nade_sample(state, **weights, seed=0)[0].mean().item()
-    ours = _median_time(lambda: functional.nade_sample(state, **weights, seed=0), seconds)
     half = {name: tensor.bfloat16() for name, tensor in weights.items()}
-    bfloat16 = _median_time(lambda: functional.nade_sample(state, **half, seed=0), seconds)
     part = min(variables, LOOP_VARIABLES)
     first = {name: tensor if name == "in_bias" else tensor[:part] for name, tensor in parameters.items()}
-    loop = _median_time(no_grad(peers.InPlaceLoop(state.new_zeros(batch, part), **first).sample), seconds)
+    contenders = {
+        "ar_fast": lambda: functional.nade_sample(state, **weights, seed=0),
+        "bfloat16": lambda: functional.nade_sample(state, **half, seed=0),
+        "loop": no_grad(peers.InPlaceLoop(state.new_zeros(batch, part), **first).sample),
+    }
+    timings = interleave(contenders, seconds=seconds, min_rounds=3)
+    ours, bfloat16, loop = (timings[name].median for name in contenders)
     loop *= variables / part
     return [
         f"{variables}, {hidden}", str(batch), f"{100 * ones:.0f}%", duration(ours), f"{batch / ours:.3g}",
@@ -76,11 +69,11 @@ def _million(hidden: int, progress: bool) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="time per figure, at least three calls (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per figure, at least three turns (default: 1)")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs, measures nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     arguments = parser.parse_args()
-    where = environment(Settings(torch.device("cpu"), tiny=arguments.tiny, seconds=arguments.seconds))
+    where = environment(torch.device("cpu"))
     header = ["D, H", "B", "ones", "a call", "samples/s", "bfloat16 weights", "loop, in place", "loop / ar_fast"]
     events, batches = (((16, 5), (40, 7)), (1, 6)) if arguments.tiny else (EVENTS, BATCHES)
     rows = []
@@ -93,7 +86,8 @@ def main() -> int:
     million = _million(8 if arguments.tiny else 128, progress=not arguments.tiny)
     note = (
         f"{million}\n\nDraws use float32 arithmetic for both kinds of weights. The loop draws with every buffer made "
-        f"beforehand and every step in place; events beyond {LOOP_VARIABLES} variables are timed over the first "
+        "beforehand and every step in place. All three take turns; medians. For the loop, events beyond "
+        f"{LOOP_VARIABLES} variables are timed over the first "
         f"{LOOP_VARIABLES} and scaled up, which flatters it: their weights stay in the cache."
     )
     path = write_table(arguments.out, "cpu-sampling", "NADE sampling", where, header, rows, note)

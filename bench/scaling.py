@@ -15,7 +15,6 @@ from ar_fast._timing import interleave
 from . import data, peers
 from .cases import no_grad
 from .run import environment
-from .settings import Settings
 from .tables import duration, write_table
 
 # B, D, H around the first; then few rows of many variables.
@@ -83,7 +82,7 @@ def main() -> int:
     if arguments.peak:
         print(_peak(tuple(map(int, arguments.peak[0].split(","))), arguments.peak[1]))
         return 0
-    where = environment(Settings(torch.device("cpu"), tiny=arguments.tiny, seconds=arguments.seconds))
+    where = environment(torch.device("cpu"))
     rows = []
     for sizes in ((3, 50, 7), (2, 60, 9)) if arguments.tiny else SIZES:
         rows.append(_times(sizes, arguments.seconds))

@@ -6,7 +6,7 @@ from conftest import available_isas, isa
 from nade_cases import NadeCase, nade_case
 from torch.nn import functional as F
 
-from ar_fast import functional, reference
+from ar_fast import explain, functional, reference
 
 SIZES = [(0, 3, 5), (1, 1, 1), (5, 7, 19), (3, 65, 33), (2, 19, 111), (67, 3, 7), (1, 33, 129), (2, 5, 989)]
 TOLERANCE = {
@@ -111,6 +111,26 @@ def test_gradients_at_odd_sizes(device, size):
 def test_gradients_of_16_bit_weights(device, dtype):
     case = nade_case(4, 9, 37, dtype=dtype, device=device)
     assert_gradients(case, nade, lambda c: reference.nade(*c.arguments()), dtype)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_few_rows_share_out_the_variables(scaled):
+    """Fewer rows than threads: the forward goes in segments of variables, and ends with the bits of a whole batch."""
+    case = nade_case(9, 700, 67, scaled=scaled)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        whole, one_by_one = [], []
+        for function in (nade, lambda c: nade_log_prob(c, per_variable=True)):
+            whole.append(function(case))
+            rows = [function(NadeCase(**{**vars(case), "x": case.x[i : i + 1]})) for i in range(9)]
+            one_by_one.append(torch.cat(rows))
+        said = explain("nade", *case.arguments()[:5], order=case.order)
+        alone = explain("nade", case.x[:1], *case.arguments()[1:5], order=case.order)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(whole, one_by_one, strict=True))
+    assert any("row groups" in line for line in said) and any("segments" in line for line in alone)
 
 
 @pytest.mark.parametrize("per_variable", [False, True])
