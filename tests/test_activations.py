@@ -60,7 +60,8 @@ def test_derivatives(name, activation):
         got = gradients(values, activation)
     exact = values.double().requires_grad_()
     getattr(torch, activation)(exact).sum().backward()
-    assert (got.double() - exact.grad).abs().max() < 1e-7
+    # 1 - h^2 doubles the rounding of h, which near 1 is 6e-8 for an error of one unit in the last place.
+    assert (got.double() - exact.grad).abs().max() < (1e-7 if activation == "sigmoid" else 1.5e-7)
 
 
 @ISAS

@@ -232,8 +232,14 @@ AR_FAST_INLINE Vec<T> activate_state(const Vec<T>& state) {
 template <Activation A, typename T>
 AR_FAST_INLINE Vec<T> derivative_from_value(const Vec<T>& h) {
   const Vec<T> one(T(1));
+#if defined(AR_FAST_FAST_SIGMOID)
+  // One fused instruction, and one rounding.
   if constexpr (A == Activation::sigmoid) return at::vec::fmadd(h.neg(), h, h);
   else if constexpr (A == Activation::tanh) return at::vec::fmadd(h.neg(), h, one);
+#else
+  if constexpr (A == Activation::sigmoid) return h * (one - h);
+  else if constexpr (A == Activation::tanh) return one - h * h;
+#endif
   else return Vec<T>::blendv(zero<T>(), one, h > zero<T>());
 }
 

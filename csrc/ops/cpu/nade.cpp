@@ -74,7 +74,7 @@ void check_values(const char* op, const NadeTensors& t) {
   }
 }
 
-// Where a value is gathered and predicted, a variable has a row of in_weight for each value that the head can take.
+// Where a category is gathered and predicted, a variable has as many categories on both sides.
 void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head) {
   const NadeModel& m = t.model;
   if (m.in_offsets == nullptr && m.in_rows == m.variables) return;
@@ -84,14 +84,20 @@ void check_gathered_categories(const char* op, const NadeTensors& t, const Head&
     TORCH_CHECK(head.kind != HeadKind::categorical || in == out, op,
                 ": in_weight and out_weight must have as many rows for a categorical variable, got ", in, " and ", out,
                 " for variable ", i);
-    TORCH_CHECK(head.kind != HeadKind::bernoulli || in == 2, op,
-                ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", in, " for variable ", i);
   }
 }
 
-void check_given_categories(const char* op, const NadeSampleTensors& t) {
-  if (!t.sample.gathers || !t.known.defined()) return;
+// What is drawn or given has a row of in_weight where it gathers one.
+void check_drawn_categories(const char* op, const NadeSampleTensors& t) {
+  if (!t.sample.gathers) return;
   const NadeModel& m = t.model;
+  for (int64_t i = 0; i < m.variables; ++i) {
+    const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+    TORCH_CHECK(t.sample.head.kind != HeadKind::bernoulli || count >= 2, op,
+                ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", count,
+                " for variable ", i);
+  }
+  if (!t.known.defined()) return;
   const auto check = [&]<typename T>(const T* given) {
     for (int64_t i = 0; i < t.sample.batch * m.variables; ++i) {
       const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i % m.variables);
@@ -273,7 +279,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
   check_values(op, t);
   check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, 0, nullptr, nullptr);
   check_gathered_categories(op, t, t.sample.head);
-  check_given_categories(op, t);
+  check_drawn_categories(op, t);
   const int64_t batch = t.sample.batch;
   if (batch > 0 && stop > start) {
     const Chunks chunks = cut(t.model, rows_per_chunk, start, stop);
