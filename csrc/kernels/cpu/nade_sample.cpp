@@ -1,7 +1,8 @@
 // NADE sampling: one variable after another. All rows of a call pass through a chunk of positions before the next one,
-// so that its weights stay in the cache, a few rows together, so that a weight row is fetched once for all of them. A
-// lone row looks ahead instead: it scores a few positions as if zeros came out, and jumps to the first that did not
-// (exact, since a zero leaves the state alone). A row's own arithmetic is the same in any company.
+// so that its weights stay in the cache, a few rows together, so that a weight row is fetched once for all of them.
+// Positions are scored ahead as if zeros came out: a lone row jumps to the first that did not, rows that go together
+// score that position again (exact, since a zero leaves the state alone). A row's own arithmetic is the same in any
+// company.
 #include "head_math.h"
 #include "nade_strip.h"
 
@@ -10,38 +11,43 @@ namespace {
 
 constexpr int rows_together = 4;
 constexpr int positions_ahead = 4;
+// Whether two weight rows can be multiplied with all rows' activations at once: that takes 16 sums in registers.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr bool weights_in_pairs = true;
+#else
+constexpr bool weights_in_pairs = false;
+#endif
 
-// h . w for several rows of h and several weight rows. The order of a sum: lanes of 4 interleaved vectors, then across.
+// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together: lanes
+// of two interleaved chains of vectors, then across.
 template <int Rows, int Weights, typename S, typename T>
 AR_FAST_INLINE void dot(const S* const (&weights)[Weights], const T* h, int64_t row_stride, int64_t hidden,
-         T (&result)[Rows * Weights]) {
+                        T (&result)[Rows * Weights]) {
   constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
-  Vec<T> sums[Rows * Weights][strip_vectors], w[Weights][strip_vectors];
-  for (auto& sum : sums) {
-    for (auto& vector : sum) vector = zero<T>();
-  }
-  const auto add = [&](int64_t j) {
-    for (int r = 0; r < Rows; ++r) {
-      for (int u = 0; u < strip_vectors; ++u) {
+  Vec<T> sums[Rows * Weights][2];
+  for (auto& sum : sums) sum[0] = sum[1] = zero<T>();
+  const auto add = [&]<bool Ragged>(int64_t j, int64_t units) __attribute__((always_inline)) {
+    AR_FAST_UNROLL
+    for (int u = 0; u < strip_vectors; ++u) {
+      Vec<T> w[Weights];
+      AR_FAST_UNROLL
+      for (int k = 0; k < Weights; ++k) w[k] = load_strip_vector<Ragged, T>(weights[k] + j, u, units);
+      AR_FAST_UNROLL
+      for (int r = 0; r < Rows; ++r) {
         const Vec<T> value = Vec<T>::loadu(h + r * row_stride + j + u * width);
+        AR_FAST_UNROLL
         for (int k = 0; k < Weights; ++k) {
-          sums[r * Weights + k][u] = at::vec::fmadd(value, w[k][u], sums[r * Weights + k][u]);
+          Vec<T>& sum = sums[r * Weights + k][u % 2];
+          sum = at::vec::fmadd(value, w[k], sum);
         }
       }
     }
   };
   int64_t j = 0;
-  for (; j + strip <= hidden; j += strip) {
-    for (int k = 0; k < Weights; ++k) load_strip<false, T>(weights[k] + j, strip, w[k]);
-    add(j);
-  }
-  if (j < hidden) {
-    for (int k = 0; k < Weights; ++k) load_strip<true, T>(weights[k] + j, hidden - j, w[k]);
-    add(j);
-  }
-  for (int i = 0; i < Rows * Weights; ++i) {
-    result[i] = horizontal_sum((sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3]));
-  }
+  for (; j + strip <= hidden; j += strip) add.template operator()<false>(j, strip);
+  if (j < hidden) add.template operator()<true>(j, hidden - j);
+  AR_FAST_UNROLL
+  for (int i = 0; i < Rows * Weights; ++i) result[i] = horizontal_sum(sums[i][0] + sums[i][1]);
 }
 
 // a += x weight (weight null: nothing to add) and h = f(scale a).
@@ -183,10 +189,14 @@ class Sampler {
                              b_.thresholds + r * b_.chunk_stride);
       }
     }
-    const bool ahead = Rows == 1 && bernoulli_ && !sample_.gathers && !model_.activation_scale;
+    // Where a zero leaves everything as it was.
+    const bool skips = bernoulli_ && !sample_.gathers && !model_.activation_scale;
     for (int64_t p = 0; p < count;) {
-      if (ahead && p + positions_ahead <= count) {
+      if (skips && Rows == 1 && p + positions_ahead <= count) {
         p = look_ahead(base, first, p);
+      } else if (skips && weights_in_pairs && Rows > 1 && p + 2 <= count) {
+        two_steps<Rows>(base, first, p);
+        p += 2;
       } else {
         step<Rows>(base, first, p++);
       }
@@ -259,7 +269,18 @@ class Sampler {
       }
       return;
     }
-    for (int64_t k = 0; k < position.out_rows; ++k) {
+    int64_t k = 0;
+    for (; weights_in_pairs && k + 2 <= position.out_rows; k += 2) {
+      const S* weight = out_weight + k * model_.hidden;
+      T sums[Rows * 2];
+      dot<Rows, 2>({weight, weight + model_.hidden}, b_.h + first * padded_, padded_, model_.hidden, sums);
+      for (int r = 0; r < Rows; ++r) {
+        T* parameters = b_.parameters + r * position.out_rows + k;
+        parameters[0] = sums[2 * r] + out_bias[k];
+        parameters[1] = sums[2 * r + 1] + out_bias[k + 1];
+      }
+    }
+    for (; k < position.out_rows; ++k) {
       T sums[Rows];
       dot<Rows, 1>({out_weight + k * model_.hidden}, b_.h + first * padded_, padded_, model_.hidden, sums);
       for (int r = 0; r < Rows; ++r) b_.parameters[r * position.out_rows + k] = sums[r] + out_bias[k];
@@ -280,19 +301,45 @@ class Sampler {
     }
   }
 
+  // Scores two positions with the state of the first; a row whose first value is not zero scores the second again.
+  template <int Rows>
+  void two_steps(int64_t base, int64_t first, int64_t p) {
+    const Position<T>*one = b_.positions + p, *two = one + 1;
+    const S* weights[2] = {out_row(*one), out_row(*two)};
+    const T biases[2] = {out_bias(*one), out_bias(*two)};
+    for (int r = 0; r < Rows; ++r) refresh(first + r, T(1));
+    T logits[Rows * 2];
+    dot<Rows, 2>(weights, b_.h + first * padded_, padded_, model_.hidden, logits);
+    for (int r = 0; r < Rows; ++r) {
+      const T x = bernoulli_value(base + first + r, r, p, logits[2 * r] + biases[0]);
+      if (x != T(0)) {
+        take(first + r, *one, x);
+        refresh(first + r, T(1));
+        T again[1];
+        dot<1, 1>({weights[1]}, b_.h + (first + r) * padded_, padded_, model_.hidden, again);
+        logits[2 * r + 1] = again[0];
+      }
+      take(first + r, *two, bernoulli_value(base + first + r, r, p + 1, logits[2 * r + 1] + biases[1]));
+    }
+  }
+
+  const S* out_row(const Position<T>& position) const {
+    return static_cast<const S*>(model_.out_weight) + position.out_row * model_.hidden;
+  }
+  T out_bias(const Position<T>& position) const {
+    return static_cast<const T*>(model_.out_bias)[position.out_row];
+  }
+
   // Scores positions_ahead positions with the state of the first; returns the position after the first that was not
   // zero, or after all of them.
   int64_t look_ahead(int64_t base, int64_t r, int64_t p) {
     refresh(r, T(1));
     const S* weights[positions_ahead];
-    for (int k = 0; k < positions_ahead; ++k) {
-      weights[k] = static_cast<const S*>(model_.out_weight) + b_.positions[p + k].out_row * model_.hidden;
-    }
+    for (int k = 0; k < positions_ahead; ++k) weights[k] = out_row(b_.positions[p + k]);
     T logits[positions_ahead];
     dot<1, positions_ahead>(weights, b_.h + r * padded_, padded_, model_.hidden, logits);
     for (int k = 0; k < positions_ahead; ++k, ++p) {
-      const T bias = static_cast<const T*>(model_.out_bias)[b_.positions[p].out_row];
-      const T x = bernoulli_value(base + r, 0, p, logits[k] + bias);
+      const T x = bernoulli_value(base + r, 0, p, logits[k] + out_bias(b_.positions[p]));
       take(r, b_.positions[p], x);
       if (x != T(0)) return p + 1;
     }
