@@ -1,4 +1,8 @@
-"""The CPU kernels' activations: how far they are from float64, at every instruction set."""
+"""The CPU kernels' activations, how far they are from float64 at every instruction set; and the gradient's memory."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -76,42 +80,54 @@ def test_infinities_and_nan(name, activation):
 @ISAS
 def test_the_sigmoid_of_nades_state(name):
     """NADE keeps its state in units of -log2(e): beside the sigmoid's own error there is the rounding of that state."""
-    values = torch.linspace(-87, 100, 20_001)
-    units, eye = values.numel(), torch.eye(1, values.numel())
+    values = torch.linspace(-87, 100, 401)
+    units = values.numel()
+    weights = torch.zeros(1, units), values, torch.eye(units), torch.zeros(units)
     with isa(name):
-        got = torch.stack(
-            [
-                functional.nade(torch.zeros(1, 1), eye * 0, part, torch.eye(part.numel())[:1], torch.zeros(1))[0, 0]
-                for part, eye in ((values[i : i + 1].expand(1), eye[:, :1]) for i in range(0, units, 50))
-            ]
-        )
-    want = values[::50].double().sigmoid()
-    state_rounding = 2.0**-24 * (values[::50].double().abs() + 1)
+        got = functional.nade(torch.zeros(1, 1), *weights)[0]
+    want = values.double().sigmoid()
+    state_rounding = 2.0**-24 * (values.double().abs() + 1)
     assert (((got.double() - want).abs() / want) < 2e-6 + state_rounding).all()
 
 
-def test_the_gradient_keeps_no_tensor_of_all_states(tmp_path):
-    """D = 20,000, H = 512, B = 64: the peak grows by the gradients (84 MB) and less than 1 / 20 of one (B, D, H)."""
-    import subprocess
-    import sys
+PEAK = """
+import sys, torch
+from ar_fast import functional, reference
 
-    code = """
-import resource, torch
-from ar_fast import functional
-torch.manual_seed(0)
-def problem(variables):
-    weights = [torch.randn(variables, 512) * 0.02, torch.zeros(512), torch.randn(variables, 512) * 0.02]
-    x = (torch.rand(64, variables) < 0.2).float()
+def high_water():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+def problem(variables, hidden, batch):
+    weights = [torch.randn(variables, hidden) * 0.02, torch.zeros(hidden), torch.randn(variables, hidden) * 0.02]
+    x = (torch.rand(batch, variables) < 0.2).float()
     return x, [w.requires_grad_() for w in (*weights, torch.zeros(variables))]
+
 def gradient(x, leaves):
-    return torch.autograd.grad(functional.nade_log_prob(x, *leaves).mean(), leaves)
-large, small = problem(20_000), problem(100)
+    return torch.autograd.grad(log_prob(x, *leaves).mean(), leaves)
+
+log_prob = {"kernel": functional, "loop": reference}[sys.argv[1]].nade_log_prob
+variables, hidden, batch = map(int, sys.argv[2:])
+torch.manual_seed(0)
+large, small = problem(variables, hidden, batch), problem(20, hidden, 1)
 gradient(*small)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = high_water()
 got = gradient(*large)
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(peak - sum(g.numel() * 4 for g in got))
+print(high_water() - before - sum(g.numel() * 4 for g in got))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    extra, tensor = int(done.stdout), 64 * 20_000 * 512 * 4
-    assert extra < tensor / 20, f"{extra / 2**20:.0f} MiB beside the gradients"
+
+
+def peak_beside_gradients(contender, variables, hidden, batch):
+    """Bytes that log_prob and its gradient add to the peak of a process of their own, beside the gradients."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("a process's peak memory can be read and reset on Linux only")
+    command = [sys.executable, "-c", PEAK, contender, *map(str, (variables, hidden, batch))]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_gradient_keeps_no_tensor_of_all_states():
+    """D = 20,000, H = 512, B = 64: less than 1 / 20 of one (B, D, H) tensor; the twin takes more than its own."""
+    assert 0 < peak_beside_gradients("kernel", 20_000, 512, 64) < 64 * 20_000 * 512 * 4 / 20
+    assert peak_beside_gradients("loop", 400, 512, 64) > 64 * 400 * 512 * 4

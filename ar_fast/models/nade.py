@@ -118,7 +118,7 @@ class NADE(AutoregressiveModel):
             nn.init.ones_(self.activation_scale)
         if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
             # Components that start alike stay alike for long.
-            middle = (getattr(self.head, "levels", 0) - 1) / 2 if self.head.levels else 0.0
+            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
             self.initialize_from_mean(torch.full(self.event_shape, middle))
 
     def config(self) -> dict[str, Any]:
