@@ -38,6 +38,7 @@ struct NadeInput {
   int64_t batch;                   // B
   const void* x;                   // [B, D] compute: x scales the one in_weight row of its variable
   const int64_t* categories;       // [B, D] in [0, rows of the variable): gathers a row; out of range is undefined
+  bool odds;                       // no factor is other than 0 and 1, and it pays to keep exp(-a) (cpu/nade_form.h)
 };
 
 struct NadeForward {

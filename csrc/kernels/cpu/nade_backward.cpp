@@ -1,5 +1,7 @@
 // NADE backward. States are kept at the start of every chunk and recomputed forward inside it, never un-subtracted.
-#include "nade_strip.h"
+#include <algorithm>
+
+#include "nade_form.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
@@ -10,16 +12,15 @@ void add_to(T* sum, const Vec<T>& value) {
 }
 
 // sum over k of grad_k out_weight_k: the gradient of h at one position.
-template <bool Ragged, typename S, typename T>
-inline void grad_activation(const NadeModel& model, const Position<T>& position, const T* grad, int64_t h0,
-                            int64_t units, Vec<T> (&dh)[strip_vectors]) {
+template <typename S, typename T>
+AR_FAST_INLINE Strip<T> grad_activation(const NadeModel& model, const Position<T>& position, const T* grad, int64_t h0,
+                                        int64_t units) {
   const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
+  Strip<T> dh = vectors<strip_vectors>([](auto) { return zero<T>(); });
   for (int64_t k = 0; k < position.out_rows; ++k) {
-    Vec<T> w[strip_vectors];
-    load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
-    const Vec<T> g(grad[position.out_row + k]);
-    for (int u = 0; u < strip_vectors; ++u) dh[u] = at::vec::fmadd(g, w[u], dh[u]);
+    add_scaled(load_strip<T>(out_weight + (position.out_row + k) * model.hidden, units), grad[position.out_row + k], dh);
   }
+  return dh;
 }
 
 // Rows of the batch that go backward through a chunk together: they share the loads of out_weight and the sums of its
@@ -56,69 +57,51 @@ struct Changes {
   const Change<T>* end(int64_t row, int64_t chunk) const { return begin(row, chunk + 1); }
 };
 
-// a += x W over some changes.
-template <bool Ragged, typename S, typename T>
-AR_FAST_INLINE void add_changes(const S* in_weight, int64_t hidden, const Position<T>* positions,
-                                const Change<T>* first, const Change<T>* last, int64_t units, T unit,
-                                Vec<T> (&a)[strip_vectors]) {
-  for (; first != last; ++first) {
-    add_row<Ragged>(in_weight + (positions[first->position].in_row + first->category) * hidden, unit * first->x, units,
-                    a);
-  }
-}
-
-// Recomputes a row's activations forward; returns the last of them. With activation_scale there is one for each position,
-// else one for each state.
-template <bool Ragged, typename S, typename T, Activation A>
-T* recompute_activations(const NadeModel& model, const Position<T>* positions, const ChunkRow<T>& row, int64_t count,
-                         int64_t h0, int64_t units) {
+// Recomputes a row's activations forward; returns the last of them. Where the form is scaled there is one for each
+// position, else one for each state.
+template <Form F, typename T, Activation A>
+T* recompute_activations(const Position<T>* positions, const ChunkRow<T>& row, int64_t count, PackedInput<T>& in) {
   constexpr int64_t strip = strip_width<T>();
-  const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
-  Vec<T> a[strip_vectors], h[strip_vectors];
-  load_state(row.checkpoint, a);
+  in.bring(row.changes, row.changes_end);
+  Strip<T> a = load_vectors(row.checkpoint);
   T* top = row.activations;
   const Change<T>* change = row.changes;
-  if (model.activation_scale) {
+  if constexpr (F == Form::scaled_pre_activations) {
     for (int64_t p = 0; p < count; ++p, top += strip) {
-      activate_strip<A, true>(a, positions[p].scale, h);
-      store_state(h, top);
-      if (change != row.changes_end && change->position == p) {
-        add_changes<Ragged>(in_weight, model.hidden, positions, change, change + 1, units, state_unit<A, T>(), a);
-        ++change;
-      }
+      store_vectors(activate_vectors<F, A>(a, positions[p].scale), top);
+      if (change != row.changes_end && change->position == p) advance<F, A>(in.strip(0), 0, *change++, a);
     }
     return top - strip;
   }
-  activate_strip<A, false>(a, T(1), h);
-  store_state(h, top);
+  store_vectors(activate_vectors<F, A>(a, T(1)), top);
   for (; change != row.changes_end; ++change) {
     // The state after the chunk is the next chunk's.
     if (change->position == count - 1) break;
-    add_changes<Ragged>(in_weight, model.hidden, positions, change, change + 1, units, state_unit<A, T>(), a);
-    activate_strip<A, false>(a, T(1), h);
-    store_state(h, top += strip);
+    advance<F, A>(in.strip(0), 0, *change, a);
+    store_vectors(activate_vectors<F, A>(a, T(1)), top += strip);
   }
   return top;
 }
 
-// Some rows through one chunk, forward then backward; grad_in and grad_out hold the chunk's rows by position. Rows are
-// added in their order, so the sums do not depend on how many go together.
-template <int Rows, bool Ragged, typename S, typename T, Activation A>
-void weights_chunk(const NadeModel& model, const Position<T>* positions, const ChunkRow<T>* rows, int64_t count,
-                   int64_t h0, int64_t units, int64_t out_slots, T* grad_in, T* grad_out) {
+// Some rows through one chunk, forward then backward; out holds the chunk's rows of out_weight, grad_in and grad_out those
+// of the gradients. Rows are added in their order, so the sums do not depend on how many go together.
+template <int Rows, Form F, typename T, Activation A>
+void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_t count, PackedInput<T>& in,
+                   const T* out, T* grad_in, T* grad_out) {
   constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
-  const bool scaled = model.activation_scale != nullptr;
-  const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
+  constexpr bool scaled = F == Form::scaled_pre_activations;
   Vec<T> h[Rows][strip_vectors], d[Rows][strip_vectors], dh[Rows][strip_vectors];
   T* top[Rows];
   const Change<T>* change[Rows];
   AR_FAST_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    top[r] = recompute_activations<Ragged, S, T, A>(model, positions, rows[r], count, h0, units);
+    top[r] = recompute_activations<F, T, A>(positions, rows[r], count, in);
     change[r] = rows[r].changes_end;
-    load_state(rows[r].delta, d[r]);
-    load_state(top[r], h[r]);
-    for (int u = 0; u < strip_vectors; ++u) dh[r][u] = zero<T>();
+    for (int u = 0; u < strip_vectors; ++u) {
+      h[r][u] = Vec<T>::loadu(top[r] + u * width);
+      d[r][u] = Vec<T>::loadu(rows[r].delta + u * width);
+      dh[r][u] = zero<T>();
+    }
   }
   // Within a run of zeros h does not change, so dh is gathered over the run and passed on once.
   const auto pass_on = [&](int r, T scale) __attribute__((always_inline)) {
@@ -138,12 +121,12 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
       changes[r] = change[r] != rows[r].changes && change[r][-1].position == p;
       if (p < count - 1 && (changes[r] || scaled)) {
         pass_on(r, positions[p + 1].scale);
-        load_state(top[r], h[r]);
+        for (int u = 0; u < strip_vectors; ++u) h[r][u] = Vec<T>::loadu(top[r] + u * width);
       }
       if (changes[r]) --change[r];
     }
-    if (Rows == 2 && changes[0] && changes[Rows - 1] && change[0]->category == change[Rows - 1]->category) {
-      T* row = grad_in + (position.in_slot + change[0]->category) * strip;
+    if (Rows == 2 && changes[0] && changes[Rows - 1] && change[0]->in_slot == change[Rows - 1]->in_slot) {
+      T* row = grad_in + change[0]->in_slot * strip;
       const Vec<T> x0(change[0]->x), x1(change[Rows - 1]->x);
       AR_FAST_UNROLL
       for (int u = 0; u < strip_vectors; ++u) {
@@ -154,7 +137,7 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
       AR_FAST_UNROLL
       for (int r = 0; r < Rows; ++r) {
         if (!changes[r]) continue;
-        T* row = grad_in + (position.in_slot + change[r]->category) * strip;
+        T* row = grad_in + change[r]->in_slot * strip;
         const Vec<T> x(change[r]->x);
         AR_FAST_UNROLL
         for (int u = 0; u < strip_vectors; ++u) {
@@ -162,16 +145,15 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
         }
       }
     }
-    out_slots -= position.out_rows;
     for (int64_t k = 0; k < position.out_rows; ++k) {
       Vec<T> g[Rows];
-      const S* weight = out_weight + (position.out_row + k) * model.hidden;
-      T* row = grad_out + (out_slots + k) * strip;
+      const T* weight = out + (position.out_slot + k) * strip;
+      T* row = grad_out + (position.out_slot + k) * strip;
       AR_FAST_UNROLL
       for (int r = 0; r < Rows; ++r) g[r] = Vec<T>(rows[r].grad[position.out_row + k]);
       AR_FAST_UNROLL
       for (int u = 0; u < strip_vectors; ++u) {
-        const Vec<T> w = load_strip_vector<Ragged, T>(weight, u, units);
+        const Vec<T> w = Vec<T>::loadu(weight + u * width);
         Vec<T> sum = Vec<T>::loadu(row + u * width);
         AR_FAST_UNROLL
         for (int r = 0; r < Rows; ++r) {
@@ -185,7 +167,7 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
   AR_FAST_UNROLL
   for (int r = 0; r < Rows; ++r) {
     pass_on(r, positions[0].scale);
-    store_state(d[r], rows[r].delta);
+    for (int u = 0; u < strip_vectors; ++u) d[r][u].store(rows[r].delta + u * width);
   }
 }
 
@@ -193,145 +175,190 @@ void weights_chunk(const NadeModel& model, const Position<T>* positions, const C
 template <typename T>
 struct StripBuffers {
   T* checkpoints;   // [chunks + 1, B, strip]
+  T* reach;         // [B] a bound on |a| where the states are odds
   T* delta;         // [B, strip]
   T* grad_in;       // [max_in_rows, strip]
   T* grad_out;      // [max_out_rows, strip]
   Position<T>* positions;
+  PackedInput<T> in;
+  PackedRows<T> out;
   ChunkRow<T> rows[rows_together];
 
-  StripBuffers(const NadeChunks& chunks, int64_t batch, Scratch& scratch) {
-    constexpr int64_t strip = strip_width<T>();
-    checkpoints = scratch.take<T>((chunks.count + 1) * batch * strip);
-    delta = scratch.take<T>(batch * strip);
-    grad_in = scratch.take<T>(chunks.max_in_rows * strip);
-    grad_out = scratch.take<T>(chunks.max_out_rows * strip);
-    positions = scratch.take<Position<T>>(chunks.max_positions);
-    for (ChunkRow<T>& row : rows) {
-      row.activations = scratch.take<T>((chunks.max_positions + 1) * strip);
+  StripBuffers(const NadeChunks& chunks, int64_t batch, Scratch& scratch)
+      : checkpoints(scratch.take<T>((chunks.count + 1) * batch * strip_width<T>())), reach(scratch.take<T>(batch)),
+        delta(scratch.take<T>(batch * strip_width<T>())), grad_in(scratch.take<T>(chunks.max_in_rows * strip_width<T>())),
+        grad_out(scratch.take<T>(chunks.max_out_rows * strip_width<T>())),
+        positions(scratch.take<Position<T>>(chunks.max_positions)), in(chunks.max_in_rows, 1, scratch),
+        out(chunks.max_out_rows, 1, scratch) {
+    for (ChunkRow<T>& row : rows) row.activations = scratch.take<T>((chunks.max_positions + 1) * strip_width<T>());
+  }
+};
+
+// The gradients of one strip of hidden units.
+template <typename S, typename T, Activation A>
+class StripBackward {
+ public:
+  StripBackward(const NadeModel& model, const NadeInput& input, const NadeBackward& output, const NadeChunks& chunks,
+                const NadeChanges& found, int64_t strip_index, Scratch& scratch)
+      : model_(model), output_(output), chunks_(chunks), batch_(input.batch), h0_(strip_index * strip),
+        units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found), b_(chunks, input.batch, scratch) {}
+
+  // Every state at the start of a chunk; false if the form is odds and they would leave their range.
+  template <Form F>
+  bool find_checkpoints() {
+    constexpr bool odds = F == Form::odds;
+    for (int64_t row = 0; row < batch_; ++row) {
+      initial_state(model_, row, h0_, units_, strip, odds ? T(1) : state_unit<A, T>(), checkpoint(0, row));
+      if (!odds) continue;
+      begin_odds(checkpoint(0, row), strip, T(1), b_.reach[row]);
+      if (b_.reach[row] == std::numeric_limits<T>::infinity()) return false;
+    }
+    for (int64_t c = 0; c < chunks_.count; ++c) {
+      fill_positions(model_, chunks_.starts[c], chunks_.starts[c + 1], b_.positions);
+      b_.in.template begin_chunk<S, F>(model_, b_.positions, h0_, units_);
+      for (int64_t row = 0; row < batch_; ++row) {
+        const Change<T>*change = changes_.begin(row, c), *last = changes_.end(row, c);
+        b_.in.bring(change, last);
+        Strip<T> a = load_vectors(checkpoint(c, row));
+        T more = 0;
+        for (; change != last; ++change) {
+          if (odds) more += b_.in.reach(*change);
+          advance<F, A>(b_.in.strip(0), 0, *change, a);
+        }
+        if (odds && !keep_odds(more, checkpoint(c, row), strip, T(1), b_.reach[row])) return false;
+        store_vectors(a, checkpoint(c + 1, row));
+      }
+    }
+    return true;
+  }
+
+  template <Form F>
+  void run() {
+    for (int64_t j = 0; j < batch_ * strip; ++j) b_.delta[j] = T(0);
+    const T* grad = static_cast<const T*>(output_.grad_parameters);
+    for (int64_t c = chunks_.count - 1; c >= 0; --c) {
+      const int64_t start = chunks_.starts[c], count = chunks_.starts[c + 1] - start;
+      const auto [in_rows, out_rows] = fill_positions(model_, start, start + count, b_.positions);
+      pack_out_weight<S>(model_, b_.positions, count, h0_, units_, b_.out);
+      b_.in.template begin_chunk<S, F>(model_, b_.positions, h0_, units_);
+      std::fill_n(b_.grad_in, in_rows * strip, T(0));
+      std::fill_n(b_.grad_out, out_rows * strip, T(0));
+      const auto go = [&]<int Rows>(int64_t first) {
+        for (int r = 0; r < Rows; ++r) {
+          ChunkRow<T>& row = b_.rows[r];
+          row.changes = changes_.begin(first + r, c);
+          row.changes_end = changes_.end(first + r, c);
+          row.grad = grad + (first + r) * model_.out_rows;
+          row.checkpoint = checkpoint(c, first + r);
+          row.delta = b_.delta + (first + r) * strip;
+        }
+        weights_chunk<Rows, F, T, A>(b_.positions, b_.rows, count, b_.in, b_.out.data, b_.grad_in, b_.grad_out);
+      };
+      int64_t row = 0;
+      for (; row + rows_together <= batch_; row += rows_together) go.template operator()<rows_together>(row);
+      for (; row < batch_; ++row) go.template operator()<1>(row);
+      store_gradients(count);
+    }
+    store_bias_gradient();
+  }
+
+ private:
+  static constexpr int64_t strip = strip_width<T>();
+
+  T* checkpoint(int64_t chunk, int64_t row) { return b_.checkpoints + (chunk * batch_ + row) * strip; }
+
+  void store_gradients(int64_t count) {
+    for (int64_t p = 0; p < count; ++p) {
+      const Position<T>& position = b_.positions[p];
+      for (int64_t k = 0; k < position.in_rows; ++k) {
+        store_strip(b_.grad_in + (position.in_slot + k) * strip, units_,
+                    static_cast<S*>(output_.grad_in_weight) + (position.in_row + k) * model_.hidden + h0_);
+      }
+      for (int64_t k = 0; k < position.out_rows; ++k) {
+        store_strip(b_.grad_out + (position.out_slot + k) * strip, units_,
+                    static_cast<S*>(output_.grad_out_weight) + (position.out_row + k) * model_.hidden + h0_);
+      }
     }
   }
+
+  void store_bias_gradient() {
+    T* grad_bias = static_cast<T*>(output_.grad_in_bias) + h0_;
+    if (model_.in_bias_stride == 0) std::fill_n(grad_bias, units_, T(0));
+    for (int64_t row = 0; row < batch_; ++row) {
+      for (int64_t j = 0; j < units_; ++j) {
+        if (model_.in_bias_stride) {
+          grad_bias[row * model_.hidden + j] = b_.delta[row * strip + j];
+        } else {
+          grad_bias[j] += b_.delta[row * strip + j];
+        }
+      }
+    }
+  }
+
+  const NadeModel& model_;
+  const NadeBackward& output_;
+  const NadeChunks& chunks_;
+  const int64_t batch_, h0_, units_;
+  const Changes<T> changes_;
+  StripBuffers<T> b_;
 };
 
 template <typename S, typename T, Activation A>
 void backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                       const NadeChunks& chunks, const NadeChanges& found, int64_t strip_index, void* scratch_memory) {
-  constexpr int64_t strip = strip_width<T>();
-  const int64_t batch = input.batch, hidden = model.hidden, h0 = strip_index * strip;
-  const int64_t units = hidden - h0 < strip ? hidden - h0 : strip;
-  const bool ragged = units < strip;
   Scratch scratch(scratch_memory);
-  StripBuffers<T> buffers(chunks, batch, scratch);
-  T *delta = buffers.delta, *grad_in = buffers.grad_in, *grad_out = buffers.grad_out;
-  Position<T>* positions = buffers.positions;
-  ChunkRow<T>* rows = buffers.rows;
-  const Changes<T> changes(model, chunks, found);
-  const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
-  const auto checkpoint = [&](int64_t c, int64_t row) { return buffers.checkpoints + (c * batch + row) * strip; };
-
-  for (int64_t row = 0; row < batch; ++row) {
-    initial_state(model, row, h0, units, strip, state_unit<A, T>(), checkpoint(0, row));
-    for (int64_t j = 0; j < strip; ++j) delta[row * strip + j] = T(0);
+  StripBackward<S, T, A> strip(model, input, output, chunks, found, strip_index, scratch);
+  const auto go = [&]<Form F>() {
+    if (!strip.template find_checkpoints<F>()) return false;
+    strip.template run<F>();
+    return true;
+  };
+  if constexpr (A == Activation::sigmoid) {
+    if (keeps_odds<A>(model, input) && go.template operator()<Form::odds>()) return;
   }
-  for (int64_t c = 0; c + 1 < chunks.count; ++c) {
-    fill_positions(model, chunks.starts[c], chunks.starts[c + 1], positions);
-    for (int64_t row = 0; row < batch; ++row) {
-      Vec<T> a[strip_vectors];
-      load_state(checkpoint(c, row), a);
-      const Change<T>*first = changes.begin(row, c), *last = changes.end(row, c);
-      if (ragged) {
-        add_changes<true>(in_weight, hidden, positions, first, last, units, state_unit<A, T>(), a);
-      } else {
-        add_changes<false>(in_weight, hidden, positions, first, last, units, state_unit<A, T>(), a);
-      }
-      store_state(a, checkpoint(c + 1, row));
-    }
-  }
-  const T* grad = static_cast<const T*>(output.grad_parameters);
-  for (int64_t c = chunks.count - 1; c >= 0; --c) {
-    const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
-    const auto [in_rows, out_rows] = fill_positions(model, start, start + count, positions);
-    for (int64_t j = 0; j < in_rows * strip; ++j) grad_in[j] = T(0);
-    for (int64_t j = 0; j < out_rows * strip; ++j) grad_out[j] = T(0);
-    const auto go = [&]<int Rows>(int64_t first) {
-      for (int r = 0; r < Rows; ++r) {
-        rows[r].changes = changes.begin(first + r, c);
-        rows[r].changes_end = changes.end(first + r, c);
-        rows[r].grad = grad + (first + r) * model.out_rows;
-        rows[r].checkpoint = checkpoint(c, first + r);
-        rows[r].delta = delta + (first + r) * strip;
-      }
-      const auto kernel = ragged ? weights_chunk<Rows, true, S, T, A> : weights_chunk<Rows, false, S, T, A>;
-      kernel(model, positions, rows, count, h0, units, out_rows, grad_in, grad_out);
-    };
-    int64_t row = 0;
-    for (; row + rows_together <= batch; row += rows_together) go.template operator()<rows_together>(row);
-    for (; row < batch; ++row) go.template operator()<1>(row);
-    int64_t out_slot = 0;
-    for (int64_t p = 0; p < count; ++p) {
-      const Position<T>& position = positions[p];
-      for (int64_t k = 0; k < position.in_rows; ++k) {
-        store_strip(grad_in + (position.in_slot + k) * strip, units,
-                    static_cast<S*>(output.grad_in_weight) + (position.in_row + k) * hidden + h0);
-      }
-      for (int64_t k = 0; k < position.out_rows; ++k, ++out_slot) {
-        store_strip(grad_out + out_slot * strip, units,
-                    static_cast<S*>(output.grad_out_weight) + (position.out_row + k) * hidden + h0);
-      }
-    }
-  }
-  T* grad_bias = static_cast<T*>(output.grad_in_bias) + h0;
-  if (model.in_bias_stride == 0) {
-    for (int64_t j = 0; j < units; ++j) grad_bias[j] = T(0);
-  }
-  for (int64_t row = 0; row < batch; ++row) {
-    for (int64_t j = 0; j < units; ++j) {
-      if (model.in_bias_stride) {
-        grad_bias[row * hidden + j] = delta[row * strip + j];
-      } else {
-        grad_bias[j] += delta[row * strip + j];
-      }
-    }
+  if (model.activation_scale) {
+    go.template operator()<Form::scaled_pre_activations>();
+  } else {
+    go.template operator()<Form::pre_activations>();
   }
 }
 
 // One strip of one row through one chunk for grad_x and grad_activation_scale: lanes are summed by the caller.
-template <bool Ragged, typename S, typename T, Activation A>
-void input_chunk(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
-                 int64_t h0, int64_t units, const T* grad, const T* checkpoint, T* delta, T* states, T* activations, T* partial_x,
-                 T* partial_scale) {
+template <typename S, typename T, Activation A>
+void input_chunk(const NadeModel& model, const Position<T>* positions, const Change<T>* change, const Change<T>* last,
+                 int64_t count, int64_t h0, int64_t units, const T* grad, const T* checkpoint, T* delta, T* states,
+                 T* activations, T* partial_x, T* partial_scale) {
   constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
-  Vec<T> a[strip_vectors], h[strip_vectors], d[strip_vectors], w[strip_vectors];
-  load_state(checkpoint, a);
+  Strip<T> a = load_vectors(checkpoint);
   for (int64_t p = 0; p < count; ++p) {
-    activate_strip<A, true>(a, positions[p].scale, h);
-    store_state(a, states + p * strip);
-    store_state(h, activations + p * strip);
-    advance_strip<Ragged, S>(model, positions + p, addends + p, 1, h0, units, state_unit<A, T>(), a);
+    store_vectors(a, states + p * strip);
+    store_vectors(activate_vectors<Form::scaled_pre_activations, A>(a, positions[p].scale), activations + p * strip);
+    if (change == last || change->position != p) continue;
+    add_changes<S>(model, positions, change, change + 1, h0, units, state_unit<A, T>(), a);
+    ++change;
   }
-  load_state(delta, d);
+  Strip<T> d = load_vectors(delta);
   for (int64_t p = count - 1; p >= 0; --p) {
     const Position<T>& position = positions[p];
     if (partial_x) {
       Vec<T> sum = zero<T>();
-      load_strip<Ragged, T>(in_weight + position.in_row * model.hidden, units, w);
-      for (int u = 0; u < strip_vectors; ++u) sum = at::vec::fmadd(d[u], w[u], sum);
+      const Strip<T> w = load_strip<T>(in_weight + position.in_row * model.hidden, units);
+      unroll<strip_vectors>([&](auto u) { sum = at::vec::fmadd(d[u], w[u], sum); });
       add_to(partial_x + p * width, sum);
     }
-    Vec<T> dh[strip_vectors] = {zero<T>(), zero<T>(), zero<T>(), zero<T>()};
-    grad_activation<Ragged, S>(model, position, grad, h0, units, dh);
-    load_state(states + p * strip, a);
-    load_state(activations + p * strip, h);
+    const Strip<T> dh = grad_activation<S>(model, position, grad, h0, units);
+    const Strip<T> state = load_vectors(states + p * strip), h = load_vectors(activations + p * strip);
     const Vec<T> s(position.scale);
     Vec<T> sum = zero<T>();
-    for (int u = 0; u < strip_vectors; ++u) {
+    unroll<strip_vectors>([&](auto u) {
       const Vec<T> slope = dh[u] * derivative_from_value<A>(h[u]);
-      sum = at::vec::fmadd(slope, a[u], sum);
+      sum = at::vec::fmadd(slope, state[u], sum);
       d[u] = at::vec::fmadd(slope, s, d[u]);
-    }
+    });
     if (partial_scale) add_to(partial_scale + p * width, sum);
   }
-  store_state(d, delta);
+  store_vectors(d, delta);
 }
 
 template <typename S, typename T, Activation A>
@@ -347,7 +374,7 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
   T* partial_x = scratch.take<T>(chunks.max_positions * 2 * width);
   T* partial_scale = partial_x + chunks.max_positions * width;
   auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* addends = scratch.take<Addend<T>>(chunks.max_positions);
+  auto* changes = scratch.take<Change<T>>(chunks.max_positions);
   const T* grad = static_cast<const T*>(output.grad_parameters) + row * model.out_rows;
   const auto units_at = [&](int64_t h0) { return model.hidden - h0 < strip ? model.hidden - h0 : strip; };
 
@@ -356,23 +383,22 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
   for (int64_t c = 0; c + 1 < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + count, positions);
-    fill_addends(model, input, row, positions, count, addends);
+    const Change<T>* last = changes + find_changes(model, input, row, positions, count, changes);
     for (int64_t h0 = 0; h0 < padded; h0 += strip) {
-      Vec<T> a[strip_vectors];
-      load_state(checkpoints + c * padded + h0, a);
-      advance_strip<true, S>(model, positions, addends, count, h0, units_at(h0), state_unit<A, T>(), a);
-      store_state(a, checkpoints + (c + 1) * padded + h0);
+      Strip<T> a = load_vectors(checkpoints + c * padded + h0);
+      add_changes<S>(model, positions, changes, last, h0, units_at(h0), state_unit<A, T>(), a);
+      store_vectors(a, checkpoints + (c + 1) * padded + h0);
     }
   }
   for (int64_t c = chunks.count - 1; c >= 0; --c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + count, positions);
-    fill_addends(model, input, row, positions, count, addends);
+    const Change<T>* last = changes + find_changes(model, input, row, positions, count, changes);
     for (int64_t k = 0; k < count * width; ++k) partial_x[k] = partial_scale[k] = T(0);
     for (int64_t h0 = 0; h0 < padded; h0 += strip) {
-      input_chunk<true, S, T, A>(model, positions, addends, count, h0, units_at(h0), grad, checkpoints + c * padded + h0, delta + h0,
-                                 states, activations, output.grad_x ? partial_x : nullptr,
-                                 output.grad_activation_scale ? partial_scale : nullptr);
+      input_chunk<S, T, A>(model, positions, changes, last, count, h0, units_at(h0), grad, checkpoints + c * padded + h0,
+                           delta + h0, states, activations, output.grad_x ? partial_x : nullptr,
+                           output.grad_activation_scale ? partial_scale : nullptr);
     }
     for (int64_t p = 0; p < count; ++p) {
       const int64_t index = row * model.variables + positions[p].variable;
@@ -404,23 +430,14 @@ void nade_changes(const NadeModel& model, const NadeInput& input, const NadeChun
   const auto fill = [&]<typename T>() {
     Scratch arrays(scratch);
     auto* positions = arrays.take<Position<T>>(chunks.max_positions);
-    auto* addends = arrays.take<Addend<T>>(chunks.max_positions);
     for (int64_t row = row_begin; row < row_end; ++row) found.begins[row * (chunks.count + 1)] = 0;
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
       fill_positions(model, start, start + count, positions);
       for (int64_t row = row_begin; row < row_end; ++row) {
         int64_t* begins = found.begins + row * (chunks.count + 1) + c;
-        auto* changes = static_cast<Change<T>*>(found.changes) + row * model.variables;
-        fill_addends(model, input, row, positions, count, addends);
-        int64_t next = begins[0];
-        for (int64_t p = 0; p < count; ++p) {
-          // Written in any case, kept where the input is not zero: no branch to guess.
-          changes[next] = {static_cast<int32_t>(p), static_cast<int32_t>(addends[p].category), addends[p].x};
-          next += addends[p].category >= 0;
-          if (next == model.variables) break;
-        }
-        begins[1] = next;
+        auto* changes = static_cast<Change<T>*>(found.changes) + row * model.variables + begins[0];
+        begins[1] = begins[0] + find_changes(model, input, row, positions, count, changes);
       }
     }
   };

@@ -1,111 +1,211 @@
 // NADE forward: parameters, and the fused log-likelihood.
+#include <algorithm>
+
 #include "head_math.h"
-#include "nade_strip.h"
+#include "nade_form.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
-// One strip of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
+// Strips that go together: then the sums are loaded and stored once for both. Without skipping the activations are all
+// that counts, and more of them at once only crowd the registers.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int strips_together = 2;
+#else
+constexpr int strips_together = 1;
+#endif
+
+// partial[k] += h w_k, lane by lane, for slots [first, last).
+template <typename T, size_t N>
+AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t rows, int64_t first, int64_t last, T* partial) {
+  for (int64_t k = first; k < last; ++k) {
+    Vec<T> sum = Vec<T>::loadu(partial + k * Vec<T>::size());
+    unroll<N>([&](auto u) { sum = at::vec::fmadd(h[u], load_packed(out, k, rows, u), sum); });
+    sum.store(partial + k * Vec<T>::size());
+  }
+}
+
+// Some strips of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
 // chunk; the lanes are summed once, after the last strip.
-template <bool Ragged, bool Scaled, typename S, typename T, Activation A>
-void forward_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
-                   int64_t h0, int64_t units, T* state, T* partial) {
-  constexpr int64_t width = Vec<T>::size();
-  const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
-  const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
-  Vec<T> a[strip_vectors], h[strip_vectors], w[strip_vectors];
-  load_state(state, a);
-  bool changed = true;
-  for (int64_t p = 0; p < count; ++p) {
-    const Position<T>& position = positions[p];
-    if (changed || Scaled) activate_strip<A, Scaled>(a, position.scale, h);
-    for (int64_t k = 0; k < position.out_rows; ++k) {
-      load_strip<Ragged, T>(out_weight + (position.out_row + k) * model.hidden, units, w);
-      Vec<T> sum = Vec<T>::loadu(partial);
-      for (int u = 0; u < strip_vectors; ++u) sum = at::vec::fmadd(h[u], w[u], sum);
-      sum.store(partial);
-      partial += width;
+template <Form F, int Strips, typename T, Activation A>
+void forward_strips(const Position<T>* positions, int64_t count, const Change<T>* change, const Change<T>* last,
+                    const T* in, int64_t in_rows, const T* out, int64_t out_rows, T* state, T* partial) {
+  constexpr int N = Strips * strip_vectors;
+  auto a = load_vectors<N>(state);
+  if constexpr (F == Form::scaled_pre_activations) {
+    for (int64_t p = 0; p < count; ++p) {
+      const Position<T>& position = positions[p];
+      score(activate_vectors<F, A>(a, position.scale), out, out_rows, position.out_slot, position.out_slot + position.out_rows, partial);
+      if (change != last && change->position == p) advance<F, A>(in, in_rows, *change++, a);
     }
-    changed = addends[p].category >= 0;
-    if (changed) {
-      add_row<Ragged>(in_weight + (position.in_row + addends[p].category) * model.hidden,
-                      state_unit<A, T>() * addends[p].x, units, a);
+  } else {
+    int64_t scored = 0;
+    for (; change != last; ++change) {
+      const Position<T>& position = positions[change->position];
+      const int64_t end = position.out_slot + position.out_rows;
+      score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
+      advance<F, A>(in, in_rows, *change, a);
+      scored = end;
+    }
+    const Position<T>& position = positions[count - 1];
+    const int64_t end = position.out_slot + position.out_rows;
+    if (scored < end) {
+      score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
     }
   }
-  store_state(a, state);
+  store_vectors(a, state);
+}
+
+// Rows that pass through a strip of a chunk one after another, so that it comes from the L1 cache for all but the first.
+constexpr int rows_together = 4;
+
+// Scratch of a call: of a slice of rows, of a chunk, and of each row of a group in it.
+template <typename T>
+struct ForwardBuffers {
+  T* states;         // [rows, padded]
+  T* reach;          // [rows] a bound on |a| where the state is odds, infinity elsewhere
+  Position<T>* positions;
+  PackedInput<T> in, in_odds;
+  PackedRows<T> out;
+  struct Row {
+    Change<T>*changes, *changes_end;
+    T* partial;      // [max_out_rows, vector]
+    bool as_odds;
+  } row[rows_together];
+  T* bias;           // [max_out_rows] out_bias by slot
+  T* logits;
+  T* targets;
+  T* terms;
+
+  ForwardBuffers(const NadeModel& model, const NadeChunks& chunks, int64_t rows, Scratch& scratch)
+      : states(scratch.take<T>(rows * padded_hidden<T>(model))), reach(scratch.take<T>(rows)),
+        positions(scratch.take<Position<T>>(chunks.max_positions)),
+        in(chunks.max_in_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
+        in_odds(chunks.max_in_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
+        out(chunks.max_out_rows, padded_hidden<T>(model) / strip_width<T>(), scratch) {
+    for (Row& r : row) {
+      r.changes = scratch.take<Change<T>>(chunks.max_positions);
+      r.partial = scratch.take<T>(chunks.max_out_rows * Vec<T>::size());
+    }
+    bias = scratch.take<T>(chunks.max_out_rows);
+    logits = scratch.take<T>(chunks.max_out_rows);
+    targets = scratch.take<T>(chunks.max_positions);
+    terms = scratch.take<T>(chunks.max_positions);
+  }
+};
+
+// A row's parameters and log-likelihoods in a chunk, from its sums.
+template <typename T>
+double finish_row(const NadeModel& model, const NadeInput& input, const NadeForward& output, int64_t row,
+                  int64_t count, int64_t parameters, ForwardBuffers<T>& b, const T* partial) {
+  const Position<T>* positions = b.positions;
+  horizontal_sums(partial, parameters, b.logits);
+  for (int64_t k = 0; k < parameters; ++k) b.logits[k] += b.bias[k];
+  if (output.parameters) {
+    T* out = static_cast<T*>(output.parameters) + row * model.out_rows;
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t k = 0; k < positions[p].out_rows; ++k) out[positions[p].out_row + k] = b.logits[positions[p].out_slot + k];
+    }
+  }
+  if (!output.log_prob && !output.log_prob_per_variable) return 0;
+  if (input.categories) {
+    const int64_t* x = input.categories + row * model.variables;
+    for (int64_t p = 0; p < count; ++p) b.targets[p] = static_cast<T>(x[positions[p].variable]);
+  } else {
+    const T* x = static_cast<const T*>(input.x) + row * model.variables;
+    for (int64_t p = 0; p < count; ++p) b.targets[p] = x[positions[p].variable];
+  }
+  if (output.head.kind == HeadKind::bernoulli) {
+    bernoulli_log_prob(b.logits, b.targets, count, b.terms);
+  } else {
+    for (int64_t p = 0; p < count; ++p) {
+      b.terms[p] = head_log_prob_one(output.head, b.logits + positions[p].out_slot, positions[p].out_rows, b.targets[p]);
+    }
+  }
+  T* per_variable = output.log_prob_per_variable
+                        ? static_cast<T*>(output.log_prob_per_variable) + row * model.variables
+                        : nullptr;
+  double sum = 0;
+  for (int64_t p = 0; p < count; ++p) {
+    sum += static_cast<double>(b.terms[p]);
+    if (per_variable) per_variable[positions[p].variable] = b.terms[p];
+  }
+  return sum;
 }
 
 template <typename S, typename T, Activation A>
 void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForward& output, const NadeChunks& chunks,
                   const NadeSegment& segment, int64_t row_begin, int64_t row_end, void* scratch_memory) {
   constexpr int64_t strip = strip_width<T>();
-  constexpr int64_t width = Vec<T>::size();
-  const int64_t padded = padded_hidden<T>(model), rows = row_end - row_begin;
+  const int64_t padded = padded_hidden<T>(model), strips = padded / strip, rows = row_end - row_begin;
   Scratch scratch(scratch_memory);
-  T* states = scratch.take<T>(rows * padded);
-  T* partial = scratch.take<T>(chunks.max_out_rows * width);
-  auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* addends = scratch.take<Addend<T>>(chunks.max_positions);
-  T* logits = scratch.take<T>(chunks.max_out_rows);
-  T* targets = scratch.take<T>(chunks.max_positions);
-  T* terms = scratch.take<T>(chunks.max_positions);
+  ForwardBuffers<T> b(model, chunks, rows, scratch);
+  const bool keeps = keeps_odds<A>(model, input) && !segment.states;
   double* sums = segment.sums + row_begin;
 
-  const T* bias = static_cast<const T*>(model.out_bias);
   for (int64_t r = 0; r < rows; ++r) {
-    T* state = states + r * padded;
+    T* state = b.states + r * padded;
     if (segment.states) {
       const T* given = static_cast<const T*>(segment.states) + (row_begin + r) * padded;
       for (int64_t j = 0; j < padded; ++j) state[j] = given[j];
     } else {
-      initial_state(model, row_begin + r, 0, model.hidden, padded, state_unit<A, T>(), state);
+      initial_state(model, row_begin + r, 0, model.hidden, padded, keeps ? T(1) : state_unit<A, T>(), state);
     }
+    if (keeps) begin_odds(state, padded, state_unit<A, T>(), b.reach[r]);
     sums[r] = 0;
   }
   for (int64_t c = segment.chunk_begin; c < segment.chunk_end; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
-    const int64_t parameters = fill_positions(model, start, start + count, positions).out_rows;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = row_begin + r;
-      fill_addends(model, input, row, positions, count, addends);
-      for (int64_t k = 0; k < parameters * width; ++k) partial[k] = T(0);
-      for (int64_t h0 = 0; h0 < model.hidden; h0 += strip) {
-        T* state = states + r * padded + h0;
-        const int64_t units = h0 + strip <= model.hidden ? strip : model.hidden - h0;
-        const bool ragged = units < strip;
-        const auto kernel = model.activation_scale
-                                ? (ragged ? forward_strip<true, true, S, T, A> : forward_strip<false, true, S, T, A>)
-                                : (ragged ? forward_strip<true, false, S, T, A> : forward_strip<false, false, S, T, A>);
-        kernel(model, positions, addends, count, h0, units, state, partial);
+    const int64_t parameters = fill_positions(model, start, start + count, b.positions).out_rows;
+    pack_out_weight<S>(model, b.positions, count, 0, model.hidden, b.out);
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t k = 0; k < b.positions[p].out_rows; ++k) {
+        b.bias[b.positions[p].out_slot + k] = static_cast<const T*>(model.out_bias)[b.positions[p].out_row + k];
       }
-      T* out = output.parameters ? static_cast<T*>(output.parameters) + row * model.out_rows : nullptr;
-      int64_t index = 0;
-      for (int64_t p = 0; p < count; ++p) {
-        targets[p] = input.categories ? static_cast<T>(addends[p].category) : addends[p].x;
-        for (int64_t k = 0; k < positions[p].out_rows; ++k, ++index) {
-          const int64_t out_row = positions[p].out_row + k;
-          logits[index] = bias[out_row] + horizontal_sum(Vec<T>::loadu(partial + index * width));
-          if (out) out[out_row] = logits[index];
+    }
+    b.in.template begin_chunk<S, Form::pre_activations>(model, b.positions, 0, model.hidden);
+    b.in_odds.template begin_chunk<S, Form::odds>(model, b.positions, 0, model.hidden);
+    for (int64_t first = 0; first < rows; first += rows_together) {
+      const int64_t group = std::min<int64_t>(rows_together, rows - first);
+      for (int64_t r = 0; r < group; ++r) {
+        auto& row = b.row[r];
+        T& reach = b.reach[first + r];
+        row.changes_end = row.changes + find_changes(model, input, row_begin + first + r, b.positions, count, row.changes);
+        std::fill_n(row.partial, parameters * Vec<T>::size(), T(0));
+        row.as_odds = false;
+        if (keeps && reach != std::numeric_limits<T>::infinity()) {
+          b.in_odds.bring(row.changes, row.changes_end);
+          T more = 0;
+          for (const Change<T>* change = row.changes; change != row.changes_end; ++change) more += b.in_odds.reach(*change);
+          row.as_odds = keep_odds(more, b.states + (first + r) * padded, padded, state_unit<A, T>(), reach);
         }
+        if (!row.as_odds) b.in.bring(row.changes, row.changes_end);
       }
-      if (!output.log_prob && !output.log_prob_per_variable) continue;
-      if (output.head.kind == HeadKind::bernoulli) {
-        bernoulli_log_prob(logits, targets, count, terms);
-      } else {
-        const T* parameter = logits;
-        for (int64_t p = 0; p < count; parameter += positions[p++].out_rows) {
-          terms[p] = head_log_prob_one(output.head, parameter, positions[p].out_rows, targets[p]);
+      const auto go = [&]<Form F, int Strips>(int64_t strip_index, int64_t r) {
+        const auto& row = b.row[r];
+        const PackedInput<T>& in = F == Form::odds ? b.in_odds : b.in;
+        forward_strips<F, Strips, T, A>(b.positions, count, row.changes, row.changes_end, in.strip(strip_index), in.rows(),
+                                        b.out.strip(strip_index), b.out.rows,
+                                        b.states + (first + r) * padded + strip_index * strip, row.partial);
+      };
+      for (int64_t s = 0; s < strips;) {
+        const int64_t together = std::min<int64_t>(strips_together, strips - s);
+        for (int64_t r = 0; r < group; ++r) {
+          if (b.row[r].as_odds && together == strips_together) {
+            go.template operator()<Form::odds, strips_together>(s, r);
+            continue;
+          }
+          for (int64_t i = s; i < s + together; ++i) {
+            if (b.row[r].as_odds) go.template operator()<Form::odds, 1>(i, r);
+            else if (model.activation_scale) go.template operator()<Form::scaled_pre_activations, 1>(i, r);
+            else go.template operator()<Form::pre_activations, 1>(i, r);
+          }
         }
+        s += together;
       }
-      T* per_variable = output.log_prob_per_variable
-                            ? static_cast<T*>(output.log_prob_per_variable) + row * model.variables
-                            : nullptr;
-      double sum = 0;
-      for (int64_t p = 0; p < count; ++p) {
-        sum += static_cast<double>(terms[p]);
-        if (per_variable) per_variable[positions[p].variable] = terms[p];
+      for (int64_t r = 0; r < group; ++r) {
+        sums[first + r] += finish_row(model, input, output, row_begin + first + r, count, parameters, b, b.row[r].partial);
       }
-      sums[r] += sum;
     }
   }
 }
@@ -120,7 +220,7 @@ void segment_states(const NadeModel& model, const NadeInput& input, const NadeCh
   const int64_t units = model.hidden - h0 < strip ? model.hidden - h0 : strip;
   Scratch scratch(scratch_memory);
   auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* addends = scratch.take<Addend<T>>(chunks.max_positions);
+  auto* changes = scratch.take<Change<T>>(chunks.max_positions);
   const auto state = [&](int64_t segment, int64_t row) {
     return static_cast<T*>(segments[segment].states) + row * padded + h0;
   };
@@ -135,15 +235,10 @@ void segment_states(const NadeModel& model, const NadeInput& input, const NadeCh
       const int64_t start = chunks.starts[c], length = chunks.starts[c + 1] - start;
       fill_positions(model, start, start + length, positions);
       for (int64_t row = 0; row < input.batch; ++row) {
-        fill_addends(model, input, row, positions, length, addends);
-        Vec<T> a[strip_vectors];
-        load_state(state(s + 1, row), a);
-        if (units < strip) {
-          advance_strip<true, S>(model, positions, addends, length, h0, units, state_unit<A, T>(), a);
-        } else {
-          advance_strip<false, S>(model, positions, addends, length, h0, units, state_unit<A, T>(), a);
-        }
-        store_state(a, state(s + 1, row));
+        const int64_t found = find_changes(model, input, row, positions, length, changes);
+        Strip<T> a = load_vectors(state(s + 1, row));
+        add_changes<S>(model, positions, changes, changes + found, h0, units, state_unit<A, T>(), a);
+        store_vectors(a, state(s + 1, row));
       }
     }
   }
@@ -169,14 +264,15 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
   const auto fill = [&]<typename T>() {
     const int64_t strip = strip_width<T>(), width = Vec<T>::size(), padded = padded_hidden<T>(model);
     const int64_t steps = Scratch::bytes<Position<T>>(chunks.max_positions) +
-                          Scratch::bytes<Addend<T>>(chunks.max_positions);
+                          Scratch::bytes<Change<T>>(chunks.max_positions);
     layout->strip = strip;
     layout->strips = padded / strip;
     layout->state_bytes = static_cast<int64_t>(sizeof(T)) * padded;
     layout->change_bytes = sizeof(Change<T>);
     layout->steps_bytes = steps;
-    layout->forward_bytes = Scratch::bytes<T>(rows * padded) + Scratch::bytes<T>(chunks.max_out_rows * width) + steps +
-                            Scratch::bytes<T>(chunks.max_out_rows) + 2 * Scratch::bytes<T>(chunks.max_positions);
+    Scratch scratch(nullptr);
+    const ForwardBuffers<T> buffers(model, chunks, rows, scratch);
+    layout->forward_bytes = scratch.bytes_taken();
     layout->backward_weights_bytes = nade_backward_weights_scratch_bytes(model, chunks, batch);
     layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
                                    Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +

@@ -3,6 +3,8 @@
 // Positions are scored ahead as if zeros came out: a lone row jumps to the first that did not, rows that go together
 // score that position again (exact, since a zero leaves the state alone). A row's own arithmetic is the same in any
 // company.
+#include <array>
+
 #include "head_math.h"
 #include "nade_strip.h"
 
@@ -18,60 +20,71 @@ constexpr bool weights_in_pairs = true;
 constexpr bool weights_in_pairs = false;
 #endif
 
-// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together: lanes
-// of two interleaved chains of vectors, then across.
-template <int Rows, int Weights, typename S, typename T>
-AR_FAST_INLINE void dot(const S* const (&weights)[Weights], const T* h, int64_t row_stride, int64_t hidden,
-                        T (&result)[Rows * Weights]) {
+// Rows of a weight, in place or packed (PackedRows): strip j of row k begins at k * row_stride + j * strip_stride.
+template <typename S>
+struct WeightRows {
+  const S* data;
+  int64_t row_stride, strip_stride;
+  int64_t units;   // in a row
+
+  const S* row(int64_t index) const { return data + index * row_stride; }
+};
+
+// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together, nor on
+// where the weights lie: lanes of two interleaved chains of vectors, then across.
+template <int Count, int Weights, typename S, typename T>
+AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h, int64_t row_stride,
+                        T* result) {
   constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
-  Vec<T> sums[Rows * Weights][2];
-  for (auto& sum : sums) sum[0] = sum[1] = zero<T>();
+  const S* w[Weights];
+  Vec<T> sums[Count * Weights][2];
+  AR_FAST_UNROLL
+  for (int k = 0; k < Weights; ++k) w[k] = weight.row(rows[k]);
+  AR_FAST_UNROLL
+  for (int i = 0; i < Count * Weights; ++i) sums[i][0] = sums[i][1] = zero<T>();
   const auto add = [&]<bool Ragged>(int64_t j, int64_t units) __attribute__((always_inline)) {
+    const int64_t offset = j * weight.strip_stride;
     AR_FAST_UNROLL
     for (int u = 0; u < strip_vectors; ++u) {
-      Vec<T> w[Weights];
+      Vec<T> values[Weights];
       AR_FAST_UNROLL
-      for (int k = 0; k < Weights; ++k) w[k] = load_strip_vector<Ragged, T>(weights[k] + j, u, units);
+      for (int k = 0; k < Weights; ++k) values[k] = load_strip_vector<Ragged, T>(w[k] + offset, u, units);
       AR_FAST_UNROLL
-      for (int r = 0; r < Rows; ++r) {
-        const Vec<T> value = Vec<T>::loadu(h + r * row_stride + j + u * width);
+      for (int r = 0; r < Count; ++r) {
+        const Vec<T> value = Vec<T>::loadu(h + r * row_stride + j * strip + u * width);
         AR_FAST_UNROLL
         for (int k = 0; k < Weights; ++k) {
           Vec<T>& sum = sums[r * Weights + k][u % 2];
-          sum = at::vec::fmadd(value, w[k], sum);
+          sum = at::vec::fmadd(value, values[k], sum);
         }
       }
     }
   };
-  int64_t j = 0;
-  for (; j + strip <= hidden; j += strip) add.template operator()<false>(j, strip);
-  if (j < hidden) add.template operator()<true>(j, hidden - j);
-  AR_FAST_UNROLL
-  for (int i = 0; i < Rows * Weights; ++i) result[i] = horizontal_sum(sums[i][0] + sums[i][1]);
+  const int64_t full = weight.units / strip;
+  for (int64_t j = 0; j < full; ++j) add.template operator()<false>(j, strip);
+  if (full * strip < weight.units) add.template operator()<true>(full, weight.units - full * strip);
+  sum_across(vectors<Count * Weights>([&](auto i) { return sums[i][0] + sums[i][1]; }), result);
 }
 
-// a += x weight (weight null: nothing to add) and h = f(scale a).
-template <bool Ragged, Activation A, typename S, typename T>
+// a += x weight (weight null: nothing to add) and h = f(scale a), for one strip. States are plain pre-activations, not in
+// state_unit: a returned state goes on bit for bit wherever it was cut.
+template <Activation A, typename S, typename T>
 AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
-  Vec<T> state[strip_vectors], value[strip_vectors];
-  load_state(a, state);
+  Strip<T> state = load_vectors(a);
   if (weight) {
-    add_row<Ragged>(weight, x, units, state);
-    store_state(state, a);
+    add_scaled(load_strip<T>(weight, units), x, state);
+    store_vectors(state, a);
   }
-  // Plain pre-activations, not in state_unit: a returned state goes on bit for bit wherever it was cut.
-  for (int u = 0; u < strip_vectors; ++u) value[u] = activate<A, T>(state[u] * Vec<T>(scale));
-  store_state(value, h);
+  const Vec<T> factor(state_unit<A, T>() * scale);
+  store_vectors(vectors<strip_vectors>([&](auto u) { return activate_state<A, T>(state[u] * factor); }), h);
 }
 
 template <Activation A, typename S, typename T>
 void update(const S* weight, int64_t hidden, T x, T scale, T* a, T* h) {
   constexpr int64_t strip = strip_width<T>();
-  int64_t j = 0;
-  for (; j + strip <= hidden; j += strip) {
-    update_strip<false, A>(weight ? weight + j : nullptr, strip, x, scale, a + j, h + j);
+  for (int64_t j = 0; j < hidden; j += strip) {
+    update_strip<A>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
   }
-  if (j < hidden) update_strip<true, A>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
 }
 
 // philox_uniform of one sample for `count` variables, slot 0, 16 at a time: two vectors whose chains overlap. `out` has
@@ -145,6 +158,7 @@ struct Buffers {
   T *a, *h;            // [rows, padded]
   Row<S, T>* rows;
   Position<T>* positions;
+  PackedRows<T> out;   // where enough rows share it
   double* uniforms;    // [max_positions]
   T* thresholds;       // [rows_together, chunk_stride]
   T* logits;           // the same: of Bernoulli variables
@@ -155,7 +169,8 @@ struct Buffers {
   int64_t chunk_stride;
 
   Buffers(const NadeModel& model, const NadeChunks& chunks, int64_t row_count, Scratch& scratch)
-      : chunk_stride((chunks.max_positions + 15) / 16 * 16) {
+      : out(row_count < rows_together ? 0 : chunks.max_out_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
+        chunk_stride((chunks.max_positions + 15) / 16 * 16) {
     const int64_t padded = padded_hidden<T>(model);
     a = scratch.take<T>(row_count * padded);
     h = scratch.take<T>(row_count * padded);
@@ -171,11 +186,13 @@ struct Buffers {
   }
 };
 
-template <typename S, typename T, Activation A>
+// W is the type of `out`, the rows of out_weight: packed ones are found by slot.
+template <typename S, typename W, typename T, Activation A>
 class Sampler {
  public:
-  Sampler(const NadeModel& model, const NadeSample& sample, Buffers<S, T>& buffers)
-      : model_(model), sample_(sample), b_(buffers), padded_(padded_hidden<T>(model)),
+  Sampler(const NadeModel& model, const NadeSample& sample, Buffers<S, T>& buffers, const WeightRows<W>& out,
+          bool packed)
+      : model_(model), sample_(sample), b_(buffers), out_(out), packed_(packed), padded_(padded_hidden<T>(model)),
         bernoulli_(sample.head.kind == HeadKind::bernoulli) {}
 
   // `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
@@ -258,12 +275,13 @@ class Sampler {
   template <int Rows>
   void step(int64_t base, int64_t first, int64_t p) {
     const Position<T>& position = b_.positions[p];
-    const S* out_weight = static_cast<const S*>(model_.out_weight) + position.out_row * model_.hidden;
+    const int64_t out_row = row_of(position);
     const T* out_bias = static_cast<const T*>(model_.out_bias) + position.out_row;
+    const T* h = b_.h + first * padded_;
     for (int r = 0; r < Rows; ++r) refresh(first + r, position.scale);
     if (bernoulli_) {
       T logits[Rows];
-      dot<Rows, 1>({out_weight}, b_.h + first * padded_, padded_, model_.hidden, logits);
+      dot<Rows, 1>(out_, {out_row}, h, padded_, logits);
       for (int r = 0; r < Rows; ++r) {
         take(first + r, position, bernoulli_value(base + first + r, r, p, logits[r] + out_bias[0]));
       }
@@ -271,9 +289,8 @@ class Sampler {
     }
     int64_t k = 0;
     for (; weights_in_pairs && k + 2 <= position.out_rows; k += 2) {
-      const S* weight = out_weight + k * model_.hidden;
       T sums[Rows * 2];
-      dot<Rows, 2>({weight, weight + model_.hidden}, b_.h + first * padded_, padded_, model_.hidden, sums);
+      dot<Rows, 2>(out_, {out_row + k, out_row + k + 1}, h, padded_, sums);
       for (int r = 0; r < Rows; ++r) {
         T* parameters = b_.parameters + r * position.out_rows + k;
         parameters[0] = sums[2 * r] + out_bias[k];
@@ -282,7 +299,7 @@ class Sampler {
     }
     for (; k < position.out_rows; ++k) {
       T sums[Rows];
-      dot<Rows, 1>({out_weight + k * model_.hidden}, b_.h + first * padded_, padded_, model_.hidden, sums);
+      dot<Rows, 1>(out_, {out_row + k}, h, padded_, sums);
       for (int r = 0; r < Rows; ++r) b_.parameters[r * position.out_rows + k] = sums[r] + out_bias[k];
     }
     for (int r = 0; r < Rows; ++r) {
@@ -305,27 +322,24 @@ class Sampler {
   template <int Rows>
   void two_steps(int64_t base, int64_t first, int64_t p) {
     const Position<T>*one = b_.positions + p, *two = one + 1;
-    const S* weights[2] = {out_row(*one), out_row(*two)};
     const T biases[2] = {out_bias(*one), out_bias(*two)};
     for (int r = 0; r < Rows; ++r) refresh(first + r, T(1));
     T logits[Rows * 2];
-    dot<Rows, 2>(weights, b_.h + first * padded_, padded_, model_.hidden, logits);
+    dot<Rows, 2>(out_, {row_of(*one), row_of(*two)}, b_.h + first * padded_, padded_, logits);
     for (int r = 0; r < Rows; ++r) {
       const T x = bernoulli_value(base + first + r, r, p, logits[2 * r] + biases[0]);
       if (x != T(0)) {
         take(first + r, *one, x);
         refresh(first + r, T(1));
         T again[1];
-        dot<1, 1>({weights[1]}, b_.h + (first + r) * padded_, padded_, model_.hidden, again);
+        dot<1, 1>(out_, {row_of(*two)}, b_.h + (first + r) * padded_, padded_, again);
         logits[2 * r + 1] = again[0];
       }
       take(first + r, *two, bernoulli_value(base + first + r, r, p + 1, logits[2 * r + 1] + biases[1]));
     }
   }
 
-  const S* out_row(const Position<T>& position) const {
-    return static_cast<const S*>(model_.out_weight) + position.out_row * model_.hidden;
-  }
+  int64_t row_of(const Position<T>& position) const { return packed_ ? position.out_slot : position.out_row; }
   T out_bias(const Position<T>& position) const {
     return static_cast<const T*>(model_.out_bias)[position.out_row];
   }
@@ -334,10 +348,10 @@ class Sampler {
   // zero, or after all of them.
   int64_t look_ahead(int64_t base, int64_t r, int64_t p) {
     refresh(r, T(1));
-    const S* weights[positions_ahead];
-    for (int k = 0; k < positions_ahead; ++k) weights[k] = out_row(b_.positions[p + k]);
+    std::array<int64_t, positions_ahead> rows;
+    for (int k = 0; k < positions_ahead; ++k) rows[k] = row_of(b_.positions[p + k]);
     T logits[positions_ahead];
-    dot<1, positions_ahead>(weights, b_.h + r * padded_, padded_, model_.hidden, logits);
+    dot<1, positions_ahead>(out_, rows, b_.h + r * padded_, padded_, logits);
     for (int k = 0; k < positions_ahead; ++k, ++p) {
       const T x = bernoulli_value(base + r, 0, p, logits[k] + out_bias(b_.positions[p]));
       take(r, b_.positions[p], x);
@@ -349,17 +363,17 @@ class Sampler {
   const NadeModel& model_;
   const NadeSample& sample_;
   Buffers<S, T>& b_;
+  const WeightRows<W> out_;
+  const bool packed_;
   const int64_t padded_;
   const bool bernoulli_;
 };
 
-template <typename S, typename T, Activation A>
+template <typename S, typename W, typename T, Activation A>
 void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
-                 int64_t row_end, void* scratch_memory) {
+                 int64_t row_end, Buffers<S, T>& buffers, const WeightRows<W>& out, bool packed) {
   const int64_t padded = padded_hidden<T>(model), hidden = model.hidden, count = row_end - row_begin;
-  Scratch scratch(scratch_memory);
-  Buffers<S, T> buffers(model, chunks, count, scratch);
-  Sampler<S, T, A> sampler(model, sample, buffers);
+  Sampler<S, W, T, A> sampler(model, sample, buffers, out, packed);
   T* states = static_cast<T*>(sample.state) + row_begin * hidden;
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t j = 0; j < padded; ++j) buffers.a[r * padded + j] = j < hidden ? states[r * hidden + j] : T(0);
@@ -368,6 +382,7 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
   for (int64_t c = 0; c < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], positions = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + positions, buffers.positions);
+    if (packed) pack_out_weight<S>(model, buffers.positions, positions, 0, hidden, buffers.out);
     int64_t r = 0;
     for (; r + rows_together <= count; r += rows_together) {
       sampler.template chunk<rows_together>(row_begin, r, start, positions);
@@ -396,7 +411,17 @@ int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chun
 void nade_sample(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
                  int64_t row_end, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    sample_rows<S, T, A>(model, sample, chunks, row_begin, row_end, scratch);
+    const int64_t rows = row_end - row_begin;
+    Scratch arrays(scratch);
+    Buffers<S, T> buffers(model, chunks, rows, arrays);
+    if (rows >= rows_together) {
+      const PackedRows<T>& out = buffers.out;
+      const WeightRows<T> packed{out.data, strip_width<T>(), out.rows * strip_width<T>(), padded_hidden<T>(model)};
+      sample_rows<S, T, T, A>(model, sample, chunks, row_begin, row_end, buffers, packed, true);
+    } else {
+      const WeightRows<S> in_place{static_cast<const S*>(model.out_weight), model.hidden, strip_width<T>(), model.hidden};
+      sample_rows<S, S, T, A>(model, sample, chunks, row_begin, row_end, buffers, in_place, false);
+    }
   });
 }
 

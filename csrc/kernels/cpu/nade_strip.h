@@ -1,10 +1,34 @@
 // What the NADE kernels share: a row's steps through a chunk of positions, and strips of hidden units.
 #pragma once
 
+#include <array>
+#include <limits>
+
 #include "nade_cpu.h"
 #include "vec_math.h"
 
 namespace ar_fast::CPU_CAPABILITY {
+
+// Cuts a caller's scratch into aligned arrays. With a null base it only counts.
+class Scratch {
+ public:
+  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    T* here = base_ ? reinterpret_cast<T*>(base_ + taken_) : nullptr;
+    taken_ += bytes<T>(count);
+    return here;
+  }
+  int64_t bytes_taken() const { return taken_; }
+  template <typename T>
+  static int64_t bytes(int64_t count) {
+    return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+
+ private:
+  char* base_;
+  int64_t taken_ = 0;
+};
 
 constexpr int strip_vectors = 4;
 
@@ -19,31 +43,26 @@ int64_t padded_hidden(const NadeModel& model) {
   return (model.hidden + strip - 1) / strip * strip;
 }
 
-// A position of the order: what does not depend on the row.
+// A position of the order: what does not depend on the row. Slots count the rows of a weight from the first of the chunk,
+// in the order of positions.
 template <typename T>
 struct Position {
   int64_t variable;
   int64_t in_row;     // first row of in_weight, of in_rows
   int64_t in_rows;
-  int64_t in_slot;    // the same row, counted from the first of the chunk in the order of positions
+  int64_t in_slot;
   int64_t out_row;    // first row of out_weight, of out_rows
   int64_t out_rows;
+  int64_t out_slot;
   T scale;
 };
 
-// What a row adds to the state after a position.
-template <typename T>
-struct Addend {
-  int64_t category;   // which of the variable's rows of in_weight, or -1 where the input is zero
-  T x;                // its factor
-};
-
-// An addend that is not zero, and where.
+// An input of a row that is not zero: what it adds to the state after a position.
 template <typename T>
 struct Change {
   int32_t position;   // counted from the first of its chunk
-  int32_t category;
-  T x;
+  int32_t in_slot;    // the row of in_weight
+  T x;                // its factor
 };
 
 inline int64_t variable_at(const NadeModel& model, int64_t position) {
@@ -69,6 +88,7 @@ ChunkRows fill_positions(const NadeModel& model, int64_t start, int64_t stop, Po
     position.in_slot = total.in_rows;
     position.out_row = model.out_offsets ? model.out_offsets[i] : i * out_rows;
     position.out_rows = model.out_offsets ? model.out_offsets[i + 1] - model.out_offsets[i] : out_rows;
+    position.out_slot = total.out_rows;
     position.scale = scale ? scale[i] : T(1);
     total.in_rows += position.in_rows;
     total.out_rows += position.out_rows;
@@ -76,35 +96,102 @@ ChunkRows fill_positions(const NadeModel& model, int64_t start, int64_t stop, Po
   return total;
 }
 
+// Writes the changes of a row in a chunk of `count` positions, and returns how many; there is room for `count`.
 template <typename T>
-void fill_addends(const NadeModel& model, const NadeInput& input, int64_t row, const Position<T>* positions,
-                  int64_t count, Addend<T>* addends) {
+int64_t find_changes(const NadeModel& model, const NadeInput& input, int64_t row, const Position<T>* positions,
+                     int64_t count, Change<T>* changes) {
   if (input.categories) {
     const int64_t* categories = input.categories + row * model.variables;
-    for (int64_t p = 0; p < count; ++p) addends[p] = {categories[positions[p].variable], T(1)};
-  } else {
-    const T* x = static_cast<const T*>(input.x) + row * model.variables;
     for (int64_t p = 0; p < count; ++p) {
-      const T value = x[positions[p].variable];
-      addends[p] = {value == T(0) ? -1 : 0, value};
+      const int64_t slot = positions[p].in_slot + categories[positions[p].variable];
+      changes[p] = {static_cast<int32_t>(p), static_cast<int32_t>(slot), T(1)};
     }
+    return count;
   }
+  const T* x = static_cast<const T*>(input.x) + row * model.variables;
+  int64_t found = 0;
+  for (int64_t p = 0; p < count; ++p) {
+    const T value = x[positions[p].variable];
+    // Written in any case, kept where the input is not zero: no branch to guess.
+    changes[found] = {static_cast<int32_t>(p), static_cast<int32_t>(positions[p].in_slot), value};
+    found += value != T(0);
+  }
+  return found;
 }
 
-// Vector u of a strip of one row of a weight; only the last strip of a weight is ragged, with `count` units.
+// Vector u of a strip of one row of a weight; only the last strip of a weight is ragged, with `units` units.
 template <bool Ragged, typename T, typename S>
-AR_FAST_INLINE Vec<T> load_strip_vector(const S* data, int u, int64_t count) {
+AR_FAST_INLINE Vec<T> load_strip_vector(const S* data, int u, int64_t units) {
   constexpr int64_t width = Vec<T>::size();
   if constexpr (Ragged) {
-    const int64_t rest = count - u * width;
+    const int64_t rest = units - u * width;
     if (rest < width) return rest > 0 ? load_partial(data + u * width, rest) : zero<T>();
   }
   return load(data + u * width);
 }
 
-template <bool Ragged, typename T, typename S>
-AR_FAST_INLINE void load_strip(const S* data, int64_t count, Vec<T> (&out)[strip_vectors]) {
-  for (int u = 0; u < strip_vectors; ++u) out[u] = load_strip_vector<Ragged, T>(data, u, count);
+// Rows of a weight in a chunk, as T: strip after strip, so that a strip of the chunk lies together and no load crosses a
+// cache line, and zeros behind the last unit.
+template <typename T>
+struct PackedRows {
+  T* data;            // [strips, rows, strip]
+  int64_t rows, strips;
+
+  PackedRows(int64_t rows, int64_t strips, Scratch& scratch)
+      : data(scratch.take<T>(strips * rows * strip_width<T>())), rows(rows), strips(strips) {}
+
+  const T* strip(int64_t index) const { return data + index * rows * strip_width<T>(); }
+
+  // Puts map(vector) of a row's `units` into a slot.
+  template <typename S, typename Map>
+  AR_FAST_INLINE void put(int64_t slot, const S* weight, int64_t units, const Map& map) {
+    constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
+    for (int64_t s = 0; s < strips; ++s) {
+      T* out = data + (s * rows + slot) * strip;
+      const S* in = weight + s * strip;
+      const int64_t rest = units - s * strip;
+      if (rest >= strip) {
+        unroll<strip_vectors>([&](auto u) { map(load(in + u * width)).store(out + u * width); });
+      } else {
+        for (int u = 0; u < strip_vectors; ++u) map(load_strip_vector<true, T>(in, u, rest)).store(out + u * width);
+      }
+    }
+  }
+};
+
+// out_weight of a chunk, `units` of it from unit h0 on.
+template <typename S, typename T>
+void pack_out_weight(const NadeModel& model, const Position<T>* positions, int64_t count, int64_t h0, int64_t units,
+                     PackedRows<T>& out) {
+  const S* weight = static_cast<const S*>(model.out_weight) + h0;
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t k = 0; k < positions[p].out_rows; ++k) {
+      out.put(positions[p].out_slot + k, weight + (positions[p].out_row + k) * model.hidden, units,
+              [](const Vec<T>& w) { return w; });
+    }
+  }
+}
+
+// A strip in registers.
+template <typename T>
+using Strip = std::array<Vec<T>, strip_vectors>;
+
+template <typename T, typename S>
+AR_FAST_INLINE Strip<T> load_strip(const S* data, int64_t units) {
+  if (units >= strip_width<T>()) {
+    return vectors<strip_vectors>([&](auto u) { return load_strip_vector<false, T>(data, u, units); });
+  }
+  return vectors<strip_vectors>([&](auto u) { return load_strip_vector<true, T>(data, u, units); });
+}
+
+template <int N = strip_vectors, typename T>
+AR_FAST_INLINE std::array<Vec<T>, N> load_vectors(const T* data) {
+  return vectors<N>([&](auto u) { return Vec<T>::loadu(data + u * Vec<T>::size()); });
+}
+
+template <typename T, size_t N>
+AR_FAST_INLINE void store_vectors(const std::array<Vec<T>, N>& a, T* data) {
+  unroll<N>([&](auto u) { a[u].store(data + u * Vec<T>::size()); });
 }
 
 // Writes a strip of T into storage S, rounding to nearest even.
@@ -113,42 +200,23 @@ inline void store_strip(const T* data, int64_t count, S* out) {
   for (int64_t j = 0; j < count; ++j) from_compute(data[j], out[j]);
 }
 
-// h = f(pre-activation) from a state in state_unit.
-template <Activation A, bool Scaled, typename T>
-AR_FAST_INLINE void activate_strip(const Vec<T> (&a)[strip_vectors], T scale, Vec<T> (&h)[strip_vectors]) {
-  const Vec<T> s(scale);
-  for (int u = 0; u < strip_vectors; ++u) h[u] = activate_state<A, T>(Scaled ? a[u] * s : a[u]);
-}
-
-// a += x w for one row of in_weight.
-template <bool Ragged, typename S, typename T>
-AR_FAST_INLINE void add_row(const S* row, T factor, int64_t units, Vec<T> (&a)[strip_vectors]) {
-  Vec<T> w[strip_vectors];
-  load_strip<Ragged, T>(row, units, w);
+// a += x w
+template <typename T, size_t N>
+AR_FAST_INLINE void add_scaled(const std::array<Vec<T>, N>& w, T factor, std::array<Vec<T>, N>& a) {
   const Vec<T> x(factor);
-  for (int u = 0; u < strip_vectors; ++u) a[u] = at::vec::fmadd(x, w[u], a[u]);
+  unroll<N>([&](auto u) { a[u] = at::vec::fmadd(x, w[u], a[u]); });
 }
 
-// a += x W over the positions of a chunk, x in units of `unit`.
-template <bool Ragged, typename S, typename T>
-AR_FAST_INLINE void advance_strip(const NadeModel& model, const Position<T>* positions, const Addend<T>* addends, int64_t count,
-                          int64_t h0, int64_t units, T unit, Vec<T> (&a)[strip_vectors]) {
+// a += x W over some changes, straight from in_weight, x in units of `unit`.
+template <typename S, typename T>
+AR_FAST_INLINE void add_changes(const NadeModel& model, const Position<T>* positions, const Change<T>* change,
+                                const Change<T>* last, int64_t h0, int64_t units, T unit, Strip<T>& a) {
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
-  for (int64_t p = 0; p < count; ++p) {
-    if (addends[p].category < 0) continue;
-    add_row<Ragged>(in_weight + (positions[p].in_row + addends[p].category) * model.hidden, unit * addends[p].x, units,
-                    a);
+  for (; change != last; ++change) {
+    const Position<T>& position = positions[change->position];
+    const S* row = in_weight + (position.in_row + change->in_slot - position.in_slot) * model.hidden;
+    add_scaled(load_strip<T>(row, units), unit * change->x, a);
   }
-}
-
-template <typename T>
-AR_FAST_INLINE void load_state(const T* data, Vec<T> (&a)[strip_vectors]) {
-  for (int u = 0; u < strip_vectors; ++u) a[u] = Vec<T>::loadu(data + u * Vec<T>::size());
-}
-
-template <typename T>
-AR_FAST_INLINE void store_state(const Vec<T> (&a)[strip_vectors], T* data) {
-  for (int u = 0; u < strip_vectors; ++u) a[u].store(data + u * Vec<T>::size());
 }
 
 // in_bias of a row, times `unit`, into a padded state.
@@ -165,27 +233,6 @@ int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeCh
 
 // Scratch of one call of nade_sample; in nade_sample.cpp.
 int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows);
-
-// Cuts a caller's scratch into aligned arrays. With a null base it only counts.
-class Scratch {
- public:
-  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    T* here = base_ ? reinterpret_cast<T*>(base_ + taken_) : nullptr;
-    taken_ += bytes<T>(count);
-    return here;
-  }
-  int64_t bytes_taken() const { return taken_; }
-  template <typename T>
-  static int64_t bytes(int64_t count) {
-    return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-
- private:
-  char* base_;
-  int64_t taken_ = 0;
-};
 
 // Calls body.template operator()<S, T, A>() for the model's storage and activation.
 template <typename Body>

@@ -132,8 +132,8 @@ void in_slices(int64_t count, int64_t slice, int64_t scratch_bytes, const Body& 
 }
 
 void explain_nade(const char* kernel, const NadeModel& model, const NadeChunks& chunks, const NadeLayout& layout,
-                  const char* slices, int64_t count) {
-  explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", ", chunks.count, " chunks of at most ",
+                  const char* slices, int64_t count, bool odds) {
+  explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", states as ", odds ? "odds" : "pre-activations", ", ", chunks.count, " chunks of at most ",
           chunks.max_positions, " positions, ", layout.strips, " strips of ", layout.strip, " hidden units (H = ",
           model.hidden, "), ", count, " ", slices, " on ", at::get_num_threads(), " threads");
 }
@@ -160,15 +160,45 @@ void store_log_prob(const std::vector<double>& sums, int64_t batch, void* log_pr
   }
 }
 
+// Inputs that are not zero, or -1 if one of them is not 1 either.
+template <typename T>
+int64_t count_ones(const T* x, int64_t rows, int64_t variables) {
+  int64_t ones = 0;
+  for (int64_t row = 0; row < rows; ++row, x += variables) {
+    int64_t others = 0;
+    for (int64_t i = 0; i < variables; ++i) {
+      ones += x[i] == T(1);
+      others += x[i] != T(0) && x[i] != T(1);
+    }
+    if (others) return -1;
+  }
+  return ones;
+}
+
+// Whether to keep the states as odds (kernels/cpu/nade_odds.h), where the exponentials of in_weight are found `times`
+// times: each costs about as much as two of the activations' that they save.
+bool odds_pay(const NadeTensors& t, int64_t times) {
+  const NadeModel& m = t.model;
+  if (m.activation != Activation::sigmoid || m.activation_scale) return false;
+  const int64_t batch = t.input.batch;
+  const int64_t ones = t.input.categories ? batch * m.variables
+                       : m.storage == ScalarType::float64
+                           ? count_ones(static_cast<const double*>(t.input.x), batch, m.variables)
+                           : count_ones(static_cast<const float*>(t.input.x), batch, m.variables);
+  return ones >= 2 * times * m.in_rows;
+}
+
 void run_forward(const NadeTensors& t, const NadeForward& output) {
   const int64_t batch = t.input.batch;
   if (batch == 0) return;
   const Chunks chunks = cut(t.model, rows_per_chunk, 0, t.model.variables);
   const int64_t slice = rows_per_slice(batch), slices = (batch + slice - 1) / slice;
   const int64_t count = segments_for(t.model, batch, slice, chunks.view.count);
+  NadeInput input = t.input;
+  input.odds = count == 1 && odds_pay(t, slices);
   const NadeLayout layout = layout_of(t.model, chunks.view, batch, slice);
   explain_nade("nade_forward", t.model, chunks.view, layout, count > 1 ? "segments" : "row groups",
-               count > 1 ? count : slices);
+               count > 1 ? count : slices, input.odds);
 
   std::vector<double> sums(count * batch);
   const at::Tensor states = count > 1 ? at::empty({count * batch * layout.state_bytes}, at::kByte) : at::Tensor();
@@ -182,15 +212,14 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
     const auto states_kernel = AR_FAST_CPU_KERNEL(nade_segment_states);
     in_slices(layout.strips, 1, layout.steps_bytes, [&](int64_t begin, int64_t end, void* scratch) {
       for (int64_t strip = begin; strip < end; ++strip) {
-        states_kernel(t.model, t.input, chunks.view, segments.data(), count, strip, scratch);
+        states_kernel(t.model, input, chunks.view, segments.data(), count, strip, scratch);
       }
     });
   }
   const auto kernel = AR_FAST_CPU_KERNEL(nade_forward);
   in_slices(count * slices, 1, layout.forward_bytes, [&](int64_t task, int64_t, void* scratch) {
     const int64_t begin = task % slices * slice;
-    kernel(t.model, t.input, output, chunks.view, segments[task / slices], begin, std::min(batch, begin + slice),
-           scratch);
+    kernel(t.model, input, output, chunks.view, segments[task / slices], begin, std::min(batch, begin + slice), scratch);
   });
   if (!output.log_prob) return;
   if (t.model.storage == ScalarType::float64) {
@@ -243,7 +272,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const auto root = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(t.model.variables))));
   const Chunks chunks = cut(t.model, std::clamp<int64_t>(root, 16, 256), 0, t.model.variables);
   const NadeLayout layout = layout_of(t.model, chunks.view, batch, 1);
-  explain_nade("nade_backward_weights", t.model, chunks.view, layout, "strips", layout.strips);
+  NadeInput input = t.input;
+  // Once for the checkpoints and once for the sweep.
+  input.odds = odds_pay(t, 2);
+  explain_nade("nade_backward_weights", t.model, chunks.view, layout, "strips", layout.strips, input.odds);
   const at::Tensor found = at::empty({batch * t.model.variables * layout.change_bytes}, at::kByte);
   std::vector<int64_t> begins(batch * (chunks.view.count + 1));
   const NadeChanges changes{found.mutable_data_ptr(), begins.data()};
@@ -254,7 +286,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   const auto weights = AR_FAST_CPU_KERNEL(nade_backward_weights);
   in_slices(layout.strips, 1, layout.backward_weights_bytes, [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t strip = begin; strip < end; ++strip) {
-      weights(t.model, t.input, t.output, chunks.view, changes, strip, scratch);
+      weights(t.model, input, t.output, chunks.view, changes, strip, scratch);
     }
   });
   if ((needs_x || needs_activation_scale) && batch > 0) {

@@ -1,0 +1,164 @@
+// The forms of a NADE's state on the CPU, and what they need of in_weight.
+//
+// Where every input adds a row of in_weight or nothing, a sigmoid's state can be kept as odds exp(-a): adding a row
+// multiplies them by exp(-w), found once for all rows of the batch, and f(a) = 1 / (1 + odds) needs no exponential.
+// Rounding is relative where that of a sum grows with it. Odds have the range of their type, so they are left for
+// pre-activations as soon as a bound on |a| exceeds odds_limit.
+#pragma once
+
+#include <limits>
+
+#include "nade_strip.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+
+enum class Form { pre_activations, scaled_pre_activations, odds };
+
+template <typename T>
+constexpr T odds_limit() {
+  return std::is_same_v<T, double> ? T(690) : T(83);
+}
+
+// Whether the states may be odds.
+template <Activation A>
+bool keeps_odds(const NadeModel& model, const NadeInput& input) {
+  return A == Activation::sigmoid && input.odds && !model.activation_scale;
+}
+
+// NaN if one is.
+template <typename T>
+T largest(const Vec<T>& vector) {
+  T values[Vec<T>::size()], most = -std::numeric_limits<T>::infinity();
+  vector.store(values);
+  for (const T value : values) most = value > most || value != value ? value : most;
+  return most;
+}
+
+// The largest |a| of some odds; NaN if one is.
+template <typename T>
+T odds_reach(const T* odds, int64_t count) {
+  Vec<T> least(T(1)), most(T(1));
+  for (int64_t j = 0; j < count; j += Vec<T>::size()) {
+    const Vec<T> value = Vec<T>::loadu(odds + j);
+    least = at::vec::minimum(least, value);
+    most = at::vec::maximum(most, value);
+  }
+  return largest(at::vec::maximum(least.log().neg(), most.log()));
+}
+
+// A row's state, as odds for as long as they are in range. `reach` is a bound on |a| then, and infinity once the state is
+// pre-activations in `unit`.
+template <typename T>
+void begin_odds(T* state, int64_t count, T unit, T& reach) {
+  Vec<T> most = zero<T>();
+  for (int64_t j = 0; j < count; j += Vec<T>::size()) most = at::vec::maximum(most, Vec<T>::loadu(state + j).abs());
+  reach = largest(most);
+  if (reach <= odds_limit<T>()) {
+    for (int64_t j = 0; j < count; j += Vec<T>::size()) exp_neg<T>(Vec<T>::loadu(state + j)).store(state + j);
+  } else {
+    reach = std::numeric_limits<T>::infinity();
+    for (int64_t j = 0; j < count; ++j) state[j] *= unit;
+  }
+}
+
+// Whether the state stays odds while `more` is added to the bound; if not, it is turned into pre-activations.
+template <typename T>
+bool keep_odds(T more, T* state, int64_t count, T unit, T& reach) {
+  if (reach == std::numeric_limits<T>::infinity()) return false;
+  if (!(reach + more <= odds_limit<T>())) reach = odds_reach(state, count);
+  if (reach + more <= odds_limit<T>()) {
+    reach += more;
+    return true;
+  }
+  for (int64_t j = 0; j < count; j += Vec<T>::size()) {
+    (Vec<T>::loadu(state + j).log() * Vec<T>(-unit)).store(state + j);
+  }
+  reach = std::numeric_limits<T>::infinity();
+  return false;
+}
+
+// in_weight of a chunk as a form wants it: rows of w, or exp(-w) for odds. A row is packed when it is first wanted.
+template <typename T>
+class PackedInput {
+ public:
+  PackedInput(int64_t rows, int64_t strips, Scratch& scratch)
+      : packed_(rows, strips, scratch), here_(scratch.take<bool>(rows)), reach_(scratch.take<T>(rows)) {}
+
+  // Of units h0 ... h0 + units - 1.
+  template <typename S, Form F>
+  void begin_chunk(const NadeModel& model, const Position<T>* positions, int64_t h0, int64_t units) {
+    model_ = &model;
+    positions_ = positions;
+    h0_ = h0;
+    units_ = units;
+    pack_ = &PackedInput::pack<S, F>;
+    missing_ = packed_.rows;
+    for (int64_t slot = 0; slot < packed_.rows; ++slot) here_[slot] = false;
+  }
+
+  // Packs what is missing of some changes.
+  void bring(const Change<T>* change, const Change<T>* last) {
+    if (missing_ == 0) return;
+    for (; change != last; ++change) {
+      if (!here_[change->in_slot]) (this->*pack_)(*change);
+    }
+  }
+  // How far a change moves a state at most.
+  T reach(const Change<T>& change) const { return reach_[change.in_slot]; }
+  const T* strip(int64_t index) const { return packed_.strip(index); }
+  int64_t rows() const { return packed_.rows; }
+
+ private:
+  template <typename S, Form F>
+  void pack(const Change<T>& change) {
+    const Position<T>& position = positions_[change.position];
+    const int64_t row = position.in_row + change.in_slot - position.in_slot;
+    Vec<T> most = zero<T>();
+    packed_.put(change.in_slot, static_cast<const S*>(model_->in_weight) + row * model_->hidden + h0_, units_,
+                [&](const Vec<T>& w) __attribute__((always_inline)) {
+                  most = at::vec::maximum(most, w.abs());
+                  if constexpr (F == Form::odds) return exp_neg<T>(w);
+                  else return w;
+                });
+    here_[change.in_slot] = true;
+    --missing_;
+    reach_[change.in_slot] = largest(most);
+  }
+
+  PackedRows<T> packed_;
+  bool* here_;    // [rows]
+  T* reach_;      // [rows] the largest |w|
+  const NadeModel* model_;
+  const Position<T>* positions_;
+  int64_t h0_, units_, missing_;
+  void (PackedInput::*pack_)(const Change<T>&);
+};
+
+// f(a), from a state in its form.
+template <Form F, Activation A, typename T, size_t N>
+AR_FAST_INLINE std::array<Vec<T>, N> activate_vectors(const std::array<Vec<T>, N>& a, T scale) {
+  return vectors<N>([&](auto u) {
+    if constexpr (F == Form::odds) return sigmoid_of_odds<T>(a[u]);
+    else if constexpr (F == Form::scaled_pre_activations) return activate_state<A, T>(a[u] * Vec<T>(scale));
+    else return activate_state<A, T>(a[u]);
+  });
+}
+
+// Vector u of some strips of a packed row; the strips are `rows` rows apart.
+template <typename T>
+AR_FAST_INLINE Vec<T> load_packed(const T* packed, int64_t row, int64_t rows, int u) {
+  return Vec<T>::loadu(packed + ((row + u / strip_vectors * rows) * strip_vectors + u % strip_vectors) * Vec<T>::size());
+}
+
+// The state after a change; `in` holds packed rows of in_weight, or exp(-w) of them for odds.
+template <Form F, Activation A, typename T, size_t N>
+AR_FAST_INLINE void advance(const T* in, int64_t rows, const Change<T>& change, std::array<Vec<T>, N>& a) {
+  const Vec<T> x(state_unit<A, T>() * change.x);
+  unroll<N>([&](auto u) {
+    const Vec<T> w = load_packed(in, change.in_slot, rows, u);
+    if constexpr (F == Form::odds) a[u] = a[u] * w;
+    else a[u] = at::vec::fmadd(x, w, a[u]);
+  });
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

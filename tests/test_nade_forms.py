@@ -1,0 +1,100 @@
+"""The two forms of a NADE's state on the CPU: pre-activations, or odds exp(-a) where inputs add rows or nothing."""
+
+import pytest
+import torch
+from conftest import available_isas, isa
+from nade_cases import nade_case
+
+from ar_fast import explain, functional, reference
+
+ISAS = pytest.mark.parametrize("name", available_isas())
+
+
+def arguments(case):
+    structure = {"order": case.order, "in_offsets": case.in_offsets, "out_offsets": case.out_offsets}
+    return case.arguments()[:5], structure
+
+
+def form(case):
+    weights, structure = arguments(case)
+    said = " ".join(explain("nade", *weights, **structure))
+    return "odds" if "states as odds" in said else "pre-activations"
+
+
+def parameters_and_gradients(case, function):
+    """Parameters, and the gradients of a fixed random functional of them."""
+    (x, *weights), structure = arguments(case)
+    weights = [tensor.detach().clone().requires_grad_() for tensor in weights]
+    parameters = function(x, *weights, **structure)
+    direction = torch.randn(parameters.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (parameters * direction.to(parameters.dtype)).sum().backward()
+    return [parameters.detach(), *(tensor.grad for tensor in weights)]
+
+
+def assert_equals_the_twin(case, tolerance):
+    got = parameters_and_gradients(case, functional.nade)
+    want = parameters_and_gradients(case.upcast(), reference.nade)
+    for one, other in zip(got, want, strict=True):
+        scale = max(1.0, float(other.abs().max()))
+        torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=tolerance)
+
+
+@ISAS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("x", ["binary", "category"])
+@pytest.mark.parametrize("hidden", [1, 19, 111, 250])
+def test_odds_equal_the_twin(name, dtype, x, hidden):
+    case = nade_case(41, 67, hidden, dtype=dtype, x=x, ragged=x == "category")
+    assert form(case) == "odds"
+    with isa(name):
+        tolerance = {torch.float64: 1e-11, torch.float32: 2e-5}.get(dtype, 5e-3)
+        assert_equals_the_twin(case, tolerance)
+
+
+@ISAS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [8.0, 40.0, 400.0])
+def test_rows_leave_the_odds_where_they_would_overflow(name, dtype, size):
+    """Some rows of some strips leave them, at different positions, others keep them to the end."""
+    case = nade_case(41, 67, 111, dtype=dtype, x="binary", ordered=False)
+    case.in_weight = case.in_weight * size * torch.linspace(0, 1, 67, dtype=dtype)[:, None]
+    assert (case.in_bias + case.x @ case.in_weight).abs().max() > 83 / 2
+    assert form(case) == "odds"
+    with isa(name):
+        # A sum of large numbers is only as exact as they are; a sigmoid passes on that error wherever it is not flat.
+        assert_equals_the_twin(case, 1e-9 if dtype == torch.float64 else 1e-6 * size)
+
+
+@ISAS
+@pytest.mark.parametrize("bias", [-95.0, 95.0, 1e6, -1e6])
+def test_a_bias_out_of_range(name, bias):
+    case = nade_case(41, 67, 35, x="binary")
+    case.in_bias[::3] = bias
+    with isa(name):
+        assert_equals_the_twin(case, 2e-5)
+
+
+@ISAS
+def test_infinite_and_undefined_weights(name):
+    case = nade_case(41, 67, 35, x="binary", ordered=False)
+    case.in_weight[5, 3], case.in_weight[6, 4], case.in_weight[40, 7] = torch.inf, -torch.inf, torch.nan
+    (x, *weights), _ = arguments(case)
+    with isa(name):
+        got = functional.nade(x, *weights)
+    # A zero input adds nothing, whatever its weights are.
+    in_weight, in_bias, out_weight, out_bias = (tensor.double() for tensor in weights)
+    added = torch.where(x[:, :, None] == 1, in_weight, 0.0)
+    hidden = (in_bias + torch.cat([torch.zeros(41, 1, 35), added[:, :-1].cumsum(1)], 1)).sigmoid()
+    want = (hidden * out_weight).sum(2) + out_bias
+    assert want.isnan().any() and not want.isnan().all()
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+def test_the_form_follows_the_data():
+    binary = nade_case(41, 67, 35, x="binary")
+    assert form(binary) == "odds"
+    one_other = nade_case(41, 67, 35, x="binary")
+    one_other.x[40, 66] = 0.5
+    assert form(one_other) == "pre-activations"
+    assert_equals_the_twin(one_other, 2e-5)
+    assert form(nade_case(2, 67, 35, x="binary")) == "pre-activations"  # Too few rows to share exponentials.
