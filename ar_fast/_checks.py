@@ -256,6 +256,61 @@ def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *_: objec
         _like(op, "bias", bias, "weight", weight)
 
 
+def _masked_linear_grad_input(grad_output: Tensor, weight: Tensor, *_: object) -> None:
+    op = "masked_linear_grad_input"
+    _shape(op, "weight", weight, "(O, I)", None, None)
+    _dtype(op, "weight", weight, *FLOATING)
+    if grad_output.dim() == 0 or grad_output.shape[-1] != weight.shape[0]:
+        raise RuntimeError(f"{op}: grad_output must have shape (..., {weight.shape[0]}), got {list(grad_output.shape)}")
+    if not torch.is_autocast_enabled(weight.device.type):
+        _like(op, "grad_output", grad_output, "weight", weight)
+
+
+def _fvsbn_sample(
+    state: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    variables: int,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    *_: object,
+) -> None:
+    op = "fvsbn_sample"
+    if variables < 1:
+        raise RuntimeError(f"{op}: variables must be positive, got {variables}")
+    _shape(op, "weight", weight, "(R_in, R_out)", None, None)
+    _dtype(op, "weight", weight, *FLOATING)
+    in_rows, out_rows = weight.shape
+    if offsets is not None:
+        _shape(op, "offsets", offsets, "(D + 1)", variables + 1)
+        _dtype(op, "offsets", offsets, torch.int64)
+        _device(op, "offsets", offsets, "weight", weight)
+    elif out_rows == 0 or out_rows % variables:
+        raise RuntimeError(
+            f"{op}: weight must have a multiple of D = {variables} columns unless offsets is given, "
+            f"got shape {list(weight.shape)}"
+        )
+    _head(op, head, levels, "weight", out_rows, variables, offsets)
+    if in_rows != (out_rows if head == "categorical" else variables):
+        rule = "category, as many as columns" if head == "categorical" else "variable"
+        raise RuntimeError(f"{op}: weight must have one row per {rule}, got shape {list(weight.shape)}")
+    _shape(op, "state", state, "(B, R_out)", None, out_rows)
+    _dtype(op, "state", state, reference.compute_dtype(weight.dtype))
+    _device(op, "state", state, "weight", weight)
+    if order is not None:
+        _shape(op, "order", order, "(D)", variables)
+        _dtype(op, "order", order, torch.int64)
+    _draws(op, state, variables, given, known, start, stop, temperature)
+
+
 def _masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
@@ -303,10 +358,12 @@ def _masked_mlp_sample(
 
 
 CHECKS = {
+    "fvsbn_sample": _fvsbn_sample,
     "head_log_prob": _head_log_prob,
     "nade": _nade,
     "nade_log_prob": _nade_log_prob,
     "nade_sample": _nade_sample,
     "masked_linear": _masked_linear,
+    "masked_linear_grad_input": _masked_linear_grad_input,
     "masked_mlp_sample": _masked_mlp_sample,
 }

@@ -17,7 +17,16 @@ from torch import Tensor
 from . import _checks, _library, reference
 from .masks import Mask
 
-__all__ = ["head_log_prob", "masked_linear", "masked_mlp_sample", "nade", "nade_log_prob", "nade_sample"]
+__all__ = [
+    "fvsbn_sample",
+    "head_log_prob",
+    "masked_linear",
+    "masked_linear_grad_input",
+    "masked_mlp_sample",
+    "nade",
+    "nade_log_prob",
+    "nade_sample",
+]
 
 _said: set[str] = set()
 
@@ -357,16 +366,51 @@ def masked_linear(
         >>> masked_linear(torch.ones(1, 3), torch.ones(2, 3), mask)
         tensor([[1., 2.]])
     """
+    _check_mask("masked_linear", weight, mask)
+    return call("masked_linear", input, weight, bias, *mask.plan, algorithm)
+
+
+def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *, algorithm: str = "auto") -> Tensor:
+    r"""The other way through a masked linear map: the gradient of :func:`masked_linear` by its input.
+
+    .. math:: dx = dy \, (W \odot M)
+
+    Also a masked linear map in its own right, for weights that are stored with a row per input: those of FVSBN are.
+    Differentiable any number of times, as :func:`masked_linear` is.
+
+    Args:
+        grad_output: (..., O) in weight's dtype.
+        weight: (O, I), float32, float64, bfloat16 or float16.
+        mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+
+    Raises:
+        TypeError: if mask is not a Mask.
+        ValueError: if mask does not match weight.
+        RuntimeError: where a shape, dtype or device breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
+
+    Example:
+        >>> mask = Mask.from_degrees([1, 2, 3], [1, 2])
+        >>> masked_linear_grad_input(torch.ones(1, 2), torch.ones(2, 3), mask)
+        tensor([[2., 1., 0.]])
+    """
+    _check_mask("masked_linear_grad_input", weight, mask)
+    return call("masked_linear_grad_input", grad_output, weight, *mask.plan, algorithm)
+
+
+def _check_mask(op: str, weight: Tensor, mask: Mask) -> None:
     if not isinstance(mask, Mask):
-        raise TypeError(
-            f"masked_linear: mask must be an ar_fast.Mask (Mask.from_dense makes one), got {type(mask).__name__}"
-        )
+        raise TypeError(f"{op}: mask must be an ar_fast.Mask (Mask.from_dense makes one), got {type(mask).__name__}")
     if tuple(weight.shape) != (mask.out_features, mask.in_features):
         raise ValueError(
-            f"masked_linear: mask must match weight of shape {tuple(weight.shape)}, "
+            f"{op}: mask must match weight of shape {tuple(weight.shape)}, "
             f"got a mask of shape ({mask.out_features}, {mask.in_features})"
         )
-    return call("masked_linear", input, weight, bias, *mask.plan, algorithm)
 
 
 def masked_mlp_sample(
@@ -447,6 +491,88 @@ def masked_mlp_sample(
         first_index,
         start,
         weights[-1].shape[0] if stop is None else stop,
+        temperature,
+        algorithm,
+    )
+
+
+def fvsbn_sample(
+    state: Tensor,
+    weight: Tensor,
+    *,
+    seed: int,
+    variables: int | None = None,
+    order: Tensor | None = None,
+    offsets: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    head: str = "bernoulli",
+    levels: int = 0,
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of a fully visible belief network: a linear model each.
+
+    .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_p), \quad \theta_p = b_p + \sum_{j < p} x_{\mathrm{order}[j]}
+        W_{jp}, \quad i = \mathrm{order}[p]
+
+    Each value is pushed into the parameters of the variables after it, and a zero costs nothing. Everything is stored
+    by place, and place q is position D-1-q: row q of weight holds what the input at place q adds to the parameters of
+    places 0 ... q-1; the rest of the row has no effect. With a categorical head each category has a row of its own. The
+    draws are those of :func:`nade_sample`.
+
+    Args:
+        state: (B, R_out) in the compute dtype, the parameters by place: bias at position 0; for later positions what
+            the call up to there returned. Not modified.
+        weight: (R_in, R_out), float32, float64, bfloat16 or float16; R_in is R_out for "categorical" and D otherwise.
+        seed: key of the random numbers.
+        variables: D; None is that of offsets or of order, else R_in.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        offsets: (D + 1) int64, the first parameter of each place; None is R_out / D each.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, changes the draw and leaves log_prob alone.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state (B, R_out) at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
+
+    Example:
+        >>> values, log_prob, state = fvsbn_sample(torch.zeros(1, 3), torch.zeros(3, 3), seed=1)
+        >>> values.shape, log_prob
+        (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
+    """
+    if variables is None:
+        variables = len(offsets) - 1 if offsets is not None else len(weight if order is None else order)
+    return call(
+        "fvsbn_sample",
+        state,
+        weight,
+        order,
+        offsets,
+        given,
+        known,
+        variables,
+        head,
+        levels,
+        seed,
+        first_index,
+        start,
+        variables if stop is None else stop,
         temperature,
         algorithm,
     )

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "ReferenceFVSBN",
     "ReferenceMADE",
     "ReferenceNADE",
+    "fvsbn_sample",
     "head_log_prob",
     "mask_from_plan",
     "masked_linear",
+    "masked_linear_grad_input",
     "masked_mlp_sample",
     "nade",
     "nade_log_prob",
@@ -330,6 +333,64 @@ def masked_linear(
     return F.linear(input, torch.where(mask, weight, 0.0), bias)
 
 
+def masked_linear_grad_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    extents: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    tiles: Tensor | None,
+    dense: Tensor | None,
+    algorithm: str = "auto",
+) -> Tensor:
+    """grad_output (weight * mask). See ``functional.masked_linear_grad_input``."""
+    mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
+    return grad_output @ torch.where(mask, weight, 0.0)
+
+
+def fvsbn_sample(
+    state: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    variables: int,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1 by pushing each value into the parameters of those after it."""
+    dtype = compute_dtype(weight.dtype)
+    if order is None:
+        order = torch.arange(variables, device=state.device)
+    if offsets is None:
+        offsets = torch.arange(variables + 1) * (weight.shape[1] // variables)
+    first = offsets.tolist()
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    values = []
+    for p in range(start, stop):
+        place = variables - 1 - p
+        column, end = first[place], first[place + 1]
+        parameters = state[:, column:end]
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        log_prob = log_prob + value_log_prob
+        # Columns 0 ... column - 1 are the parameters of the positions after this one.
+        if head == "categorical":
+            added = weight[column:end, :column].to(dtype)[value.long()]
+        else:
+            added = value[:, None] * weight[place, :column].to(dtype)
+        state = torch.cat([state[:, :column] + added, state[:, column:]], 1)
+        values.append(value)
+    drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
+    return drawn, log_prob, state
+
+
 def masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
@@ -387,6 +448,37 @@ class _ReferenceModel(nn.Module):
             logits = self(x, None if context is None else context.expand(n, -1))[:, i]
             x[:, i] = _draw(logits.unsqueeze(-1), i.to(x.device), seed, 0, temperature, None, None)[0]
         return x
+
+
+class ReferenceFVSBN(_ReferenceModel):
+    """p(x_i = 1 | x_<i) = sigmoid(bias_i + sum_{j<i} x_j weight_ji): a logistic regression per variable.
+
+    "Before" is in the sense of ``order``. Weights are stored by place, the last position first: row q and column q
+    belong to the variable at position D-1-q, so what row q adds lies before column q.
+    Source: Frey, Hinton, Dayan, NeurIPS 1995.
+    """
+
+    def __init__(self, variables: int, order: Tensor | None = None, context_features: int = 0) -> None:
+        super().__init__()
+        self.variables = variables
+        self.weight = nn.Parameter(torch.randn(variables, variables) / variables**0.5)
+        self.bias = nn.Parameter(torch.zeros(variables))
+        if context_features:
+            self.context_weight = nn.Parameter(torch.randn(variables, context_features) / context_features**0.5)
+        self.register_buffer("order", order)
+
+    @property
+    def out_bias(self) -> Tensor:
+        return self.bias
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        order = torch.arange(self.variables, device=x.device) if self.order is None else self.order
+        places = order.flip(0)
+        logits = x[:, places] @ self.weight.tril(-1) + self.bias
+        if context is not None:
+            logits = logits + context @ self.context_weight.T
+        return logits[:, places.argsort()]
 
 
 class ReferenceNADE(_ReferenceModel):

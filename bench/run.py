@@ -12,11 +12,11 @@ import torch
 import ar_fast
 from ar_fast._timing import interleave
 
-from . import made, masked_linear, nade
+from . import fvsbn, made, masked_linear, nade
 from .cases import OURS, Case, Contender
 from .settings import Settings
 
-SUITES = {"nade": nade, "masked_linear": masked_linear, "made": made}
+SUITES = {"nade": nade, "masked_linear": masked_linear, "made": made, "fvsbn": fvsbn}
 
 
 @dataclass

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/explain.h"
+#include "ops/fvsbn.h"
 #include "ops/head.h"
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
@@ -28,9 +29,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
   m.def("head_log_prob", &ar_fast::head_log_prob, no_gil);
+  m.def("fvsbn_sample", &ar_fast::fvsbn_sample, no_gil);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
   m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
   m.def("masked_linear", &ar_fast::masked_linear, no_gil);
+  m.def("masked_linear_grad_input", &ar_fast::masked_linear_grad_input, no_gil);
   m.def("masked_mlp_sample",
         [](const at::Tensor& state, const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
            const std::vector<at::Tensor>& extents, const std::vector<at::Tensor>& unit_ends,

@@ -5,7 +5,7 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE"]
+KINDS = ["NADE", "MADE", "FVSBN"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
 
 
@@ -16,6 +16,8 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
     options |= {"order": order, "context_features": context_features, "device": device, "dtype": dtype}
     if kind == "NADE":
         model = models.NADE(event_shape, hidden_features=13, **options)
+    elif kind == "FVSBN":
+        model = models.FVSBN(event_shape, **options)
     else:
         # 37 units in a layer and no relu: every path between an input and a later output carries something.
         options = {"activation": "tanh"} | options

@@ -44,16 +44,26 @@ def linear_arguments():
     }
 
 
+def transposed_arguments():
+    return {"grad_output": torch.ones(2, 4), "weight": torch.ones(4, 3), "mask": Mask.dense(4, 3)}
+
+
+def fvsbn_arguments():
+    return {"state": torch.zeros(2, 4), "weight": torch.ones(4, 4), "seed": 1}
+
+
 def head_arguments():
     return {"parameters": torch.ones(2, 4), "x": torch.ones(2, 4)}
 
 
 GOOD = {
+    "fvsbn_sample": fvsbn_arguments,
     "head_log_prob": head_arguments,
     "nade": nade_arguments,
     "nade_log_prob": nade_arguments,
     "nade_sample": sample_arguments,
     "masked_linear": linear_arguments,
+    "masked_linear_grad_input": transposed_arguments,
     "masked_mlp_sample": mlp_arguments,
 }
 int64, float64 = torch.int64, torch.float64
@@ -114,6 +124,27 @@ BAD = [
     ("masked_linear", {"input": torch.ones(2, 4)}, r"input must have shape \(\.\.\., 3\).* got \[2, 4\]"),
     ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),
     ("masked_linear", {"bias": torch.ones(3)}, r"bias must have .* got (shape )?\[3\]"),
+    (
+        "masked_linear_grad_input",
+        {"grad_output": torch.ones(2, 3)},
+        r"grad_output must have shape \(\.\.\., 4\).* got \[2, 3\]",
+    ),
+    (
+        "masked_linear_grad_input",
+        {"grad_output": torch.ones(2, 4, dtype=float64)},
+        "grad_output must have the dtype of weight",
+    ),
+    ("fvsbn_sample", {"state": torch.zeros(2, 3)}, r"state must have .* got (shape )?\[2, 3\]"),
+    ("fvsbn_sample", {"state": torch.zeros(2, 4, dtype=float64)}, "state must be .*(float32|Float), got"),
+    ("fvsbn_sample", {"weight": torch.ones(3, 4), "variables": 4}, r"weight must have one row per variable.* got"),
+    ("fvsbn_sample", {"variables": 3}, "weight must have a multiple of D = 3 columns .* got shape"),
+    ("fvsbn_sample", {"variables": 0}, "variables must be positive, got 0"),
+    ("fvsbn_sample", {"order": torch.arange(3), "variables": 4}, r"order must have .* got (shape )?\[3\]"),
+    ("fvsbn_sample", {"offsets": torch.arange(4), "variables": 4}, r"offsets must have .* got (shape )?\[4\]"),
+    ("fvsbn_sample", {"head": "gaussian_mixture"}, "weight must have 3 K rows per variable .* got 4"),
+    ("fvsbn_sample", {"given": torch.zeros(2, 4)}, "given and known come together, got only given"),
+    ("fvsbn_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
+    ("fvsbn_sample", {"temperature": 0.0}, "temperature must be positive"),
     ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
     ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must hold .*, 2, got 1"),
     ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per hidden layer, 1, got 0"),

@@ -171,8 +171,19 @@ def test_a_category_out_of_range_raises():
 # ---------------------------------------------------------------- in models
 
 
-def model_of(head, variables=4, device=None, dtype=torch.float64, **options):
-    return models.NADE(variables, 6, head=head, order=[2, 0, 3, 1][:variables], device=device, dtype=dtype, **options)
+KINDS = ["NADE", "FVSBN"]
+
+
+def model_of(head, kind="NADE", variables=4, device=None, dtype=torch.float64, scaled=False):
+    sizes = {"NADE": (6,)}.get(kind, ())
+    options = {"activation_scale": True} if scaled and kind == "NADE" else {}
+    order = [2, 0, 3, 1][:variables]
+    model = getattr(models, kind)(variables, *sizes, head=head, order=order, device=device, dtype=dtype, **options)
+    if kind == "FVSBN":  # which starts from zeros
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.4 * torch.randn(parameter.shape))
+    return model
 
 
 def all_events(head, variables):
@@ -187,19 +198,21 @@ def all_events(head, variables):
 DISCRETE = [name for name in HEADS if name != "GaussianMixture"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DISCRETE)
-def test_probabilities_of_all_events_sum_to_one(device, name):
-    model = model_of(HEADS[name], device=device, activation_scale=name == "Categorical")
+def test_probabilities_of_all_events_sum_to_one(device, name, kind):
+    model = model_of(HEADS[name], kind, device=device, scaled=name == "Categorical")
     total = model.log_prob(all_events(HEADS[name], 4).to(device)).exp().sum()
     torch.testing.assert_close(total.item(), 1.0, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("name", DISCRETE)
-def test_samples_have_the_models_distribution(name, temperature):
+def test_samples_have_the_models_distribution(name, temperature, kind):
     """Chi-square over all events of 4 variables; at another temperature of the first variable of the order."""
     head = HEADS[name]
-    model = model_of(head)
+    model = model_of(head, kind)
     draws = 40_000
     samples = model.sample(draws, seed=1, temperature=temperature)
     if temperature == 1.0:
@@ -226,10 +239,11 @@ def test_samples_have_the_models_distribution(name, temperature):
     assert statistic < freedom + 5 * math.sqrt(2 * freedom)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_gaussian_samples_have_the_models_distribution(temperature):
+def test_gaussian_samples_have_the_models_distribution(temperature, kind):
     """Kolmogorov-Smirnov on the first variable of the order, and on the second given the first."""
-    model = model_of(HEADS["GaussianMixture"])
+    model = model_of(HEADS["GaussianMixture"], kind)
     draws = 20_000
     samples = model.sample(draws, seed=1, temperature=temperature)
     first = model.begin(draws)
@@ -242,10 +256,11 @@ def test_gaussian_samples_have_the_models_distribution(temperature):
         assert distance < 2.2 / math.sqrt(draws)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_sampled_log_prob_and_steps_agree_with_log_prob(device, name):
+def test_sampled_log_prob_and_steps_agree_with_log_prob(device, name, kind):
     head = HEADS[name]
-    model = model_of(head, device=device, activation_scale=True)
+    model = model_of(head, kind, device=device, scaled=True)
     samples, sampled = model.sample(7, seed=5, return_log_prob=True)
     assert samples.dtype == (torch.float64 if name in ("Bernoulli", "GaussianMixture") else torch.int64)
     torch.testing.assert_close(model.log_prob(samples), sampled)
@@ -262,11 +277,12 @@ def test_sampled_log_prob_and_steps_agree_with_log_prob(device, name):
     torch.testing.assert_close(head.log_prob(parameters, samples), per_variable)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_jacobian_zeros(name):
+def test_jacobian_zeros(name, kind):
     """The parameters of a position depend on the positions before it and on no other."""
     head = HEADS[name]
-    model = model_of(head).double()
+    model = model_of(head, kind)
     x = model.sample(1, seed=0).double()
     order, offsets = (
         model.order.tolist(),
@@ -300,9 +316,10 @@ def test_relabelling_categories_changes_nothing(device):
     torch.testing.assert_close(model.log_prob(relabel.gather(1, x.T).T), before)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_a_prefix_is_kept(name):
-    model = model_of(HEADS[name])
+def test_a_prefix_is_kept(name, kind):
+    model = model_of(HEADS[name], kind)
     given = model.sample(6, seed=1)
     known = torch.tensor([True, False, True, False])
     completed = model.sample(6, seed=2, given=given, known=known)
@@ -310,19 +327,20 @@ def test_a_prefix_is_kept(name):
     assert not torch.equal(completed, given)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_support_and_values(name):
+def test_support_and_values(name, kind):
     head = HEADS[name]
-    model = model_of(head)
+    model = model_of(head, kind)
     distribution = model.distribution()
     samples = distribution.sample((5,))
     assert distribution.support.check(samples).all()
     bad = samples.double().clone()
     bad[2, 1] = {"Bernoulli": 0.5, "GaussianMixture": float("inf")}.get(name, 9.0)
-    with pytest.raises(ValueError, match=r"NADE: x must be in the support of .* got .* at index \(2, 1\)"):
+    with pytest.raises(ValueError, match=rf"{kind}: x must be in the support of .* got .* at index \(2, 1\)"):
         model.log_prob(bad)
     state = model.begin(5)
-    with pytest.raises(ValueError, match="NADE: value must be in the support of"):
+    with pytest.raises(ValueError, match=f"{kind}: value must be in the support of"):
         model.next(state, torch.full((5,), float("nan"), dtype=torch.float64))
 
 
@@ -334,9 +352,10 @@ def test_config_and_equality(name):
     assert head != heads.Categorical(17)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_save_and_load(tmp_path, name):
-    model = model_of(HEADS[name], activation_scale=True)
+def test_save_and_load(tmp_path, name, kind):
+    model = model_of(HEADS[name], kind, scaled=True)
     model.save(tmp_path)
     loaded = models.load(tmp_path)
     x = model.sample(3, seed=0)

@@ -10,13 +10,24 @@ from .. import heads
 from . import _files
 from .base import AutoregressiveModel, State
 from .distribution import AutoregressiveDistribution
+from .fvsbn import FVSBN
 from .made import MADE
 from .nade import NADE, RNADE
 from .sampling import Sampling
 
-__all__ = ["MADE", "NADE", "RNADE", "AutoregressiveDistribution", "AutoregressiveModel", "Sampling", "State", "load"]
+__all__ = [
+    "FVSBN",
+    "MADE",
+    "NADE",
+    "RNADE",
+    "AutoregressiveDistribution",
+    "AutoregressiveModel",
+    "Sampling",
+    "State",
+    "load",
+]
 
-_MODELS = {"MADE": MADE, "NADE": NADE, "RNADE": RNADE}
+_MODELS = {"FVSBN": FVSBN, "MADE": MADE, "NADE": NADE, "RNADE": RNADE}
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 

@@ -44,4 +44,9 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "masked_mlp_sample(Tensor state, Tensor[] weights, Tensor[] biases, Tensor[] extents, Tensor[] unit_ends, "
       "Tensor? order, Tensor? given, Tensor? known, str activation, int seed, int first_index, int start, int stop, "
       "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "fvsbn_sample(Tensor state, Tensor weight, Tensor? order, Tensor? offsets, Tensor? given, Tensor? known, "
+      "int variables, str head, int levels, int seed, int first_index, int start, int stop, float temperature, "
+      "str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 }

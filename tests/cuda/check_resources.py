@@ -32,6 +32,7 @@ REQUIRED = {
     r"nade_scan_kernelI.*Lb1E": [COPY_ASYNC, LOAD_SHARED_128],
     r"nade_scan_kernelI.*Lb0E": [LOAD_128],
     r"nade_sample_kernelI": [LOAD_128],
+    r"fvsbn_sample_kernelI": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb0E": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb1E": [LOAD_128, LOAD_SHARED_128],
     r"masked_linear_tiles_kernelI[fd]": [COPY_ASYNC],

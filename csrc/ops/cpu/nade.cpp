@@ -12,13 +12,12 @@
 #include "../explain.h"
 #include "../library.h"
 #include "isa.h"
+#include "slices.h"
 #include "values.h"
 
 namespace ar_fast {
 namespace {
 
-// Rows of one call of a kernel at most: their states stay in the cache.
-constexpr int64_t rows_per_task = 64;
 // Rows of a weight in one chunk: with H = 512 in float, 32 rows of both weights are 128 KiB.
 constexpr int64_t rows_per_chunk = 32;
 
@@ -118,29 +117,11 @@ NadeLayout layout_of(const NadeModel& model, const NadeChunks& chunks, int64_t b
   return layout;
 }
 
-// Calls body(begin, end, scratch) over [0, count) in slices of at most `slice`, one scratch per thread.
-template <typename Body>
-void in_slices(int64_t count, int64_t slice, int64_t scratch_bytes, const Body& body) {
-  const int64_t slices = (count + slice - 1) / slice;
-  at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-    // Aligned to a cache line, as the kernels' arrays are cut.
-    auto scratch = at::empty({scratch_bytes + 64}, at::kByte);
-    char* base = static_cast<char*>(scratch.mutable_data_ptr());
-    base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
-    for (int64_t s = begin; s < end; ++s) body(s * slice, std::min(count, (s + 1) * slice), base);
-  });
-}
-
 void explain_nade(const char* kernel, const NadeModel& model, const NadeChunks& chunks, const NadeLayout& layout,
                   const char* slices, int64_t count, bool odds) {
   explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", states as ", odds ? "odds" : "pre-activations", ", ", chunks.count, " chunks of at most ",
           chunks.max_positions, " positions, ", layout.strips, " strips of ", layout.strip, " hidden units (H = ",
           model.hidden, "), ", count, " ", slices, " on ", at::get_num_threads(), " threads");
-}
-
-int64_t rows_per_slice(int64_t batch) {
-  const int64_t threads = std::max<int64_t>(1, at::get_num_threads());
-  return std::max<int64_t>(1, std::min(rows_per_task, (batch + threads - 1) / threads));
 }
 
 // Fewer rows than threads: the variables are shared out too, in segments that start from states found beforehand.

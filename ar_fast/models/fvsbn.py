@@ -1,0 +1,218 @@
+"""FVSBN: one linear model per variable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import functional, heads
+from ..masks import Mask
+from ._context import add_context
+from .base import AutoregressiveModel
+
+__all__ = ["FVSBN"]
+
+
+class FVSBN(AutoregressiveModel):
+    r"""The fully visible sigmoid belief network: every variable is a (generalised) linear model of those before it.
+
+    .. math::
+        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; \theta_i), \quad
+        \theta_i = b_i + U_i z + \sum_{j < i} x_j W_{ji}
+
+    with W = weight, b = bias, U = context_weight and z = context; "before" is in the sense of the order. With a
+    Categorical head variable j adds the row of W that belongs to its category. For binary variables: D (D - 1) / 2 + D
+    parameters that have an effect, and as many multiply-adds for an evaluation; drawing an event adds one weight row,
+    up to its diagonal, for each value that is not zero.
+
+    Weights are stored by place, and place q is position D - 1 - q, the last variable first: row q of weight, of which
+    the part before column q has an effect, is what a value at place q is pushed into when it is drawn, contiguous; and
+    the mask is a staircase in place, whose other half no product touches. What is masked has no effect, whatever it is.
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        head: None is heads.Bernoulli().
+        order: (D) integers; None is ``orderings.raster(event_shape)``.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+
+    Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
+
+    Example:
+        >>> model = FVSBN((28, 28))
+        >>> x = model.sample(16, seed=0)
+        >>> x.shape, model.log_prob(x).shape
+        (torch.Size([16, 28, 28]), torch.Size([16]))
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            head=head,
+            order=order,
+            context_features=context_features,
+            validate_args=validate_args,
+            device=device,
+        )
+        self._gathers = isinstance(self.head, heads.Categorical)
+        out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
+        in_rows = out_rows if self._gathers else self.variables
+        self.weight = nn.Parameter(torch.empty(in_rows, out_rows, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_rows, device=device, dtype=dtype))
+        self.context_weight = None
+        if context_features:
+            self.context_weight = nn.Parameter(torch.empty(out_rows, context_features, device=device, dtype=dtype))
+        # Where variables differ in K the mask depends on the order, which a file may change.
+        uniform = isinstance(self.counts, int)
+        counts = None if uniform else torch.tensor(self.counts, device=self.weight.device)
+        self.register_buffer("_counts", counts, persistent=False)
+        first = torch.arange(self.variables, device=self.weight.device)
+        extents = self._extents(first * self.counts) if uniform else None
+        self.register_buffer("_uniform_extents", extents, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of zero, from which every variable is on its own; means of mixtures spread out."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
+            # Components that start alike stay alike.
+            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
+            self.initialize_from_mean(torch.full(self.event_shape, middle))
+
+    def config(self) -> dict[str, Any]:
+        return self._base_config()
+
+    # Places.
+
+    @property
+    def _places(self) -> Tensor:
+        """(D), the variable at each place."""
+        if self.order is None:
+            return torch.arange(self.variables - 1, -1, -1, device=self.device)
+        return self.order.flip(0)
+
+    def _offsets(self) -> Tensor | None:
+        """(D + 1), the first parameter of each place; None where all have as many."""
+        if self._counts is None:
+            return None
+        return F.pad(self._counts[self._places].cumsum(0), (1, 0))
+
+    def _extents(self, first: Tensor) -> Tensor:
+        """How many parameters each row of weight reaches: those of the places before; ``first`` (D) of each place."""
+        if self._gathers:
+            counts = self.counts if isinstance(self.counts, int) else self._counts[self._places]
+            first = first.repeat_interleave(counts, output_size=len(self.weight))
+        return first.to(torch.int32)
+
+    def _mask(self, offsets: Tensor | None) -> Mask:
+        extents = self._uniform_extents if offsets is None else self._extents(offsets[:-1])
+        return Mask(*self.weight.shape, extents=extents)
+
+    def _columns(self, offsets: Tensor | None, place: int) -> slice:
+        """The parameters of a place."""
+        if offsets is None:
+            return slice(place * self.counts, (place + 1) * self.counts)
+        return slice(int(offsets[place]), int(offsets[place + 1]))
+
+    # Evaluation.
+
+    def _inputs(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+        """x by place (B, D) as rows of weight take it: (B, R_in), categories one-hot."""
+        if not self._gathers:
+            return x.to(self.dtype)
+        first = self.counts * torch.arange(self.variables, device=x.device) if offsets is None else offsets[:-1]
+        ones = torch.ones((), dtype=self.dtype, device=x.device).expand(x.shape)
+        return ones.new_zeros(x.shape[0], len(self.weight)).scatter(1, x + first, ones)
+
+    def _parameters_by_place(self, x: Tensor, context: Tensor | None, offsets: Tensor | None) -> Tensor:
+        """(B, R_out) from x by place."""
+        sums = functional.masked_linear_grad_input(self._inputs(x, offsets), self.weight, self._mask(offsets))
+        if context is not None:
+            sums = sums + F.linear(context, self.context_weight)
+        return sums.to(self.compute_dtype) + self.bias.to(self.compute_dtype)
+
+    def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
+        places, offsets = self._places, self._offsets()
+        parameters = self._parameters_by_place(x.index_select(1, places), context, offsets)
+        if offsets is None:
+            return parameters.unflatten(1, (self.variables, -1)).index_select(1, places.argsort()).flatten(1)
+        by_place = parameters.tensor_split(offsets[1:-1].tolist(), dim=1)
+        return torch.cat([by_place[place] for place in places.argsort().tolist()], 1)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        places, offsets = self._places, self._offsets()
+        x = x.index_select(1, places)
+        parameters = self._parameters_by_place(x, context, offsets)
+        head = {"offsets": offsets, "head": self.head.kind, "levels": self.head.levels}
+        log_prob = functional.head_log_prob(parameters, x, **head)
+        if per_variable:
+            return log_prob.index_select(1, places.argsort())
+        return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
+
+    # State.tensors: the parameters by place, as far as the known variables determine them.
+
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        state = self.bias.to(self.compute_dtype)
+        if context is not None:
+            state = state + F.linear(context, self.context_weight).to(self.compute_dtype)
+        return (state.expand(*batch, -1),)
+
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        state, place = tensors[0], self.variables - 1 - position
+        own = self._columns(self._offsets(), place)
+        if self._gathers:
+            added = self.weight[own, : own.start][value].to(state.dtype)
+        else:
+            added = value.unsqueeze(-1).to(state.dtype) * self.weight[place, : own.start].to(state.dtype)
+        return (torch.cat([state[..., : own.start] + added, state[..., own.start :]], -1),)
+
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        return tensors[0][..., self._columns(self._offsets(), self.variables - 1 - position)]
+
+    # Sampling.
+
+    @property
+    def _state_features(self) -> int:
+        return len(self.bias)
+
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, None]:
+        bias = self.bias.to(self.compute_dtype)
+        if context is not None:
+            bias = add_context(bias, context.to(self.dtype), self.context_weight)
+        return bias.expand(rows, -1).contiguous(), None
+
+    def _sample_chunk(self, state: Tensor, extra: None, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return functional.fvsbn_sample(
+            state,
+            self.weight,
+            variables=self.variables,
+            order=self.order,
+            offsets=self._offsets(),
+            head=self.head.kind,
+            levels=self.head.levels,
+            **arguments,
+        )
+
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        # By variable, of the heads whose variables all have as many parameters.
+        self.bias.copy_(parameters[self._places].flatten())

@@ -1,0 +1,223 @@
+// FVSBN sampling: each drawn value is pushed into the parameters of the variables still to come.
+//
+// Pushing reads the weights that a non-zero value has, contiguous, and adds them without a reduction; gathering would
+// read for each variable the weights of the values before it: for 13 of 100 ones, D = 784, a row takes 2,500 vector
+// steps instead of 40,000 scalar ones; where every value counts both do the same multiply-adds.
+//
+// Positions go in blocks. Within a block a value is pushed only as far as the block reaches; when all rows are through,
+// the block's values are pushed into the rest a strip of columns at a time, which stays in registers for a row and
+// whose weights stay in the cache for all rows.
+#include "fvsbn_cpu.h"
+
+#include "bernoulli_draws.h"
+#include "head_math.h"
+#include "scratch.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t block_positions = 32;
+constexpr int strip_vectors = 8;
+
+// A value to be pushed: its factor and its row of weight.
+template <typename T>
+struct Push {
+  int64_t weight_row;
+  T x;
+};
+
+template <typename T>
+struct Buffers {
+  Push<T>* pushes;         // [rows, block]
+  int64_t* push_counts;    // [rows]
+  double* uniforms;        // [block]
+  T *thresholds, *x, *terms;  // [block]
+  T* weights;              // [most_parameters], of one draw
+
+  Buffers(int64_t rows, int64_t most_parameters, Scratch& scratch) {
+    pushes = scratch.take<Push<T>>(rows * block_positions);
+    push_counts = scratch.take<int64_t>(rows);
+    uniforms = scratch.take<double>(block_positions);
+    thresholds = scratch.take<T>(block_positions);
+    x = scratch.take<T>(block_positions);
+    terms = scratch.take<T>(block_positions);
+    weights = scratch.take<T>(most_parameters);
+  }
+};
+
+// state[begin, end) += x weight[begin, end)
+template <typename S, typename T>
+inline void push(const S* weight, T x, T* state, int64_t begin, int64_t end) {
+  const Vec<T> factor(x);
+  for_lanes<T>(end - begin, [&](int64_t k, int64_t n) {
+    const S* from = weight + begin + k;
+    T* to = state + begin + k;
+    const Vec<T> w = n == Vec<T>::size() ? load(from) : load_partial(from, n);
+    store_lanes<T>(at::vec::fmadd(factor, w, load_lanes(to, n)), to, n);
+  });
+}
+
+// state[0, Vectors vectors or fewer) += the pushes, in their order. Full: all lanes of all vectors.
+template <int Vectors, bool Full, typename S, typename T>
+AR_FAST_INLINE void push_all(const S* weight, int64_t stride, const Push<T>* pushes, int64_t count, T* state,
+                             int64_t columns) {
+  constexpr int64_t width = Vec<T>::size();
+  Vec<T> sums[Vectors];
+  AR_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) sums[v] = Full ? Vec<T>::loadu(state + v * width) : load_partial(state, columns);
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec<T> factor(pushes[i].x);
+    const S* row = weight + pushes[i].weight_row * stride;
+    AR_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      sums[v] = at::vec::fmadd(factor, Full ? load(row + v * width) : load_partial(row, columns), sums[v]);
+    }
+  }
+  AR_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    Full ? sums[v].store(state + v * width) : sums[v].store(state, static_cast<int>(columns));
+  }
+}
+
+template <typename S, typename T>
+class Sampler {
+ public:
+  Sampler(const FvsbnSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end, Scratch& scratch)
+      : sample_(sample), row_begin_(row_begin), rows_(row_end - row_begin),
+        gathers_(sample.head.kind == HeadKind::categorical), b_(rows_, most_parameters, scratch) {}
+
+  void run() {
+    double* log_prob = static_cast<double*>(sample_.log_prob) + row_begin_;
+    for (int64_t r = 0; r < rows_; ++r) log_prob[r] = 0;
+    for (int64_t start = sample_.start; start < sample_.stop; start += block_positions) {
+      const int64_t stop = std::min(start + block_positions, sample_.stop);
+      for (int64_t r = 0; r < rows_; ++r) {
+        b_.push_counts[r] = 0;
+        sample_.head.kind == HeadKind::bernoulli ? draw_bernoulli(r, start, stop, log_prob[r])
+                                                 : draw(r, start, stop, log_prob[r]);
+      }
+      push_further(first_column(place(stop - 1)));
+    }
+  }
+
+ private:
+  int64_t place(int64_t position) const { return sample_.variables - 1 - position; }
+  int64_t variable(int64_t position) const { return sample_.order ? sample_.order[position] : position; }
+  int64_t first_column(int64_t place) const {
+    return sample_.offsets ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
+  }
+  T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.out_rows; }
+  T* values(int64_t r) const {
+    return static_cast<T*>(sample_.values) + (row_begin_ + r) * (sample_.stop - sample_.start) - sample_.start;
+  }
+  // Where given and known have a variable of a row.
+  int64_t at(int64_t r, int64_t variable) const { return (row_begin_ + r) * sample_.variables + variable; }
+  bool is_known(int64_t r, int64_t position) const {
+    return sample_.known && sample_.known[at(r, variable(position))];
+  }
+  T given(int64_t r, int64_t position) const {
+    return static_cast<const T*>(sample_.given)[at(r, variable(position))];
+  }
+  uint64_t index(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_begin_ + r); }
+
+  // Into the columns [low, those of this place); what lies below low is left for push_further.
+  void take(int64_t r, int64_t place, T x, int64_t low) {
+    if (!gathers_ && x == T(0)) return;
+    const int64_t column = first_column(place);
+    const Push<T> own = gathers_ ? Push<T>{column + static_cast<int64_t>(x), T(1)} : Push<T>{place, x};
+    b_.pushes[r * block_positions + b_.push_counts[r]++] = own;
+    const S* row = static_cast<const S*>(sample_.weight) + own.weight_row * sample_.out_rows;
+    push(row, own.x, state(r), low, column);
+  }
+
+  void draw(int64_t r, int64_t start, int64_t stop, double& log_prob) {
+    const int64_t low = first_column(place(stop - 1));
+    for (int64_t p = start; p < stop; ++p) {
+      const int64_t column = first_column(place(p)), count = first_column(place(p) + 1) - column;
+      const T* parameters = state(r) + column;
+      T x;
+      if (is_known(r, p)) {
+        x = given(r, p);
+      } else {
+        x = head_draw_one(sample_.head, parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
+                          static_cast<T>(sample_.temperature), b_.weights);
+        log_prob += static_cast<double>(head_log_prob_one(sample_.head, parameters, count, x));
+      }
+      values(r)[p] = x;
+      take(r, place(p), x, low);
+    }
+  }
+
+  // The columns of a block are its places: they are gone through from the last to the first, from one that is not zero
+  // to the next.
+  void draw_bernoulli(int64_t r, int64_t start, int64_t stop, double& log_prob) {
+    const int64_t low = place(stop - 1), count = stop - start;
+    const auto position = [&](int64_t k) { return sample_.variables - 1 - low - k; };
+    philox_uniforms(sample_.seed, index(r), count, [&](int64_t k) { return variable(position(k)); }, b_.uniforms);
+    bernoulli_thresholds(b_.uniforms, count, static_cast<T>(sample_.temperature), b_.thresholds);
+    T* const logits = state(r) + low;
+    for (int64_t k = count - 1; k >= 0; --k) {
+      b_.x[k] = is_known(r, position(k)) ? given(r, position(k)) : b_.thresholds[k] < logits[k] ? T(1) : T(0);
+      take(r, low + k, b_.x[k], low);
+    }
+    bernoulli_log_prob(logits, b_.x, count, b_.terms);
+    T* const out = values(r);
+    for (int64_t k = count - 1; k >= 0; --k) {
+      out[position(k)] = b_.x[k];
+      if (!is_known(r, position(k))) log_prob += static_cast<double>(b_.terms[k]);
+    }
+  }
+
+  // The block's values of all rows into the columns [0, end).
+  void push_further(int64_t end) {
+    constexpr int64_t width = Vec<T>::size(), strip = strip_vectors * width;
+    const S* const weight = static_cast<const S*>(sample_.weight);
+    int64_t c = 0;
+    const auto columns = [&]<int Vectors, bool Full>(int64_t count) {
+      for (int64_t r = 0; r < rows_; ++r) {
+        push_all<Vectors, Full>(weight + c, sample_.out_rows, b_.pushes + r * block_positions, b_.push_counts[r],
+                                state(r) + c, count);
+      }
+    };
+    for (; c + strip <= end; c += strip) columns.template operator()<strip_vectors, true>(strip);
+    for (; c + width <= end; c += width) columns.template operator()<1, true>(width);
+    if (c < end) columns.template operator()<1, false>(end - c);
+  }
+
+  const FvsbnSample& sample_;
+  const int64_t row_begin_, rows_;
+  const bool gathers_;
+  Buffers<T> b_;
+};
+
+// Calls body.template operator()<S, T>() for the storage type.
+template <typename Body>
+void dispatch(ScalarType storage, const Body& body) {
+  switch (storage) {
+    case ScalarType::float32: return body.template operator()<float, float>();
+    case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
+    case ScalarType::float16: return body.template operator()<float16, float>();
+    case ScalarType::float64: return body.template operator()<double, double>();
+  }
+}
+
+}  // namespace
+
+void fvsbn_layout(const FvsbnSample& sample, int64_t most_parameters, int64_t rows, FvsbnLayout* layout) {
+  layout->block = block_positions;
+  dispatch(sample.storage, [&]<typename S, typename T>() {
+    Scratch scratch(nullptr);
+    const Buffers<T> buffers(rows, most_parameters, scratch);
+    layout->bytes = scratch.bytes_taken();
+  });
+}
+
+void fvsbn_sample(const FvsbnSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end,
+                  void* scratch_memory) {
+  dispatch(sample.storage, [&]<typename S, typename T>() {
+    Scratch scratch(scratch_memory);
+    Sampler<S, T>(sample, most_parameters, row_begin, row_end, scratch).run();
+  });
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

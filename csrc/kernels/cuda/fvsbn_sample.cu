@@ -1,0 +1,227 @@
+// FVSBN sampling: one persistent block of 8 warps per sample, which share out the columns that a drawn value is pushed
+// into. No sum is over threads, so no reduction is on the way from one value to the next.
+//
+// Bernoulli: the 32 next positions are judged at once, as if zeros came out, and the block goes on from the first that
+// is not zero: exact, since a zero changes nothing. A one costs a weight row, 128 bits a load, and two barriers; 32
+// zeros cost a vote. Other heads: warp 0 draws, and every value that is not zero costs the same. log p of all the drawn
+// variables comes at the end, in parallel: their parameters are still there.
+//
+// Parameters lie in shared memory where they fit, else in the state tensor.
+#include "fvsbn_cuda.h"
+#include "head_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
+constexpr int64_t kMostSharedBytes = 60 * 1024;
+
+template <typename S>
+class Sampler {
+ public:
+  using T = Compute<S>;
+
+  // parameters [R_out]: those of the row.
+  __device__ Sampler(const FvsbnSample& sample, int64_t row, T* parameters, bool aligned)
+      : sample_(sample), row_(row), parameters_(parameters), aligned_(aligned), lane_(lane_id()),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize) {}
+
+  __device__ void run(double (&warp_sums)[kWarps], T& drawn) {
+    sample_.head.kind == HeadKind::bernoulli ? draw_bernoulli() : draw(drawn);
+    __syncthreads();
+    const double sum = sample_.head.kind == HeadKind::bernoulli ? bernoulli_log_probs() : log_probs();
+    if (lane_ == 0) warp_sums[warp_] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    double total = 0;
+    for (int w = 0; w < kWarps; ++w) total += warp_sums[w];
+    static_cast<double*>(sample_.log_prob)[row_] = total;
+  }
+
+ private:
+  __device__ __forceinline__ int place(int position) const {
+    return static_cast<int>(sample_.variables) - 1 - position;
+  }
+  __device__ __forceinline__ int variable(int position) const {
+    return sample_.order != nullptr ? static_cast<int>(sample_.order[position]) : position;
+  }
+  __device__ __forceinline__ int64_t first_column(int place) const {
+    return sample_.offsets != nullptr ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
+  }
+  __device__ __forceinline__ bool is_known(int variable) const {
+    return sample_.known != nullptr && sample_.known[row_ * sample_.variables + variable] != 0;
+  }
+  __device__ __forceinline__ T given(int variable) const {
+    return static_cast<const T*>(sample_.given)[row_ * sample_.variables + variable];
+  }
+  __device__ __forceinline__ T* value(int position) const {
+    return static_cast<T*>(sample_.values) + row_ * (sample_.stop - sample_.start) + position - sample_.start;
+  }
+  __device__ __forceinline__ HeadNoise noise(int variable) const {
+    return head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+                      static_cast<uint32_t>(variable));
+  }
+
+  // parameters[0, end) += x times a weight row, by the whole block.
+  __device__ __forceinline__ void push(int64_t weight_row, T x, int64_t end) const {
+    constexpr int size = Vector<S>::size;
+    const S* const weight = static_cast<const S*>(sample_.weight) + weight_row * sample_.out_rows;
+    for (int64_t c = static_cast<int64_t>(threadIdx.x) * size; c < end; c += kThreads * size) {
+      if (aligned_ && c + size <= end) {
+        const Vector<S> loaded = load_vector(weight + c);
+#pragma unroll
+        for (int i = 0; i < size; ++i) parameters_[c + i] = fma(x, to_compute(loaded.values[i]), parameters_[c + i]);
+      } else {
+        for (int64_t i = c; i < c + size && i < end; ++i) {
+          parameters_[i] = fma(x, to_compute(weight[i]), parameters_[i]);
+        }
+      }
+    }
+  }
+
+  __device__ void draw_bernoulli() const {
+    const T temperature = static_cast<T>(sample_.temperature);
+    const int stop = static_cast<int>(sample_.stop);
+    for (int first = static_cast<int>(sample_.start); first < stop; first += kWarpSize) {
+      // Lane l has position first + l; all warps do the same.
+      const int position = first + lane_;
+      const bool inside = position < stop;
+      const int own = inside ? variable(position) : 0;
+      const bool known = inside && is_known(own);
+      const T taken = known ? given(own) : T(0);
+      const double uniform = noise(own).uniform;
+      T x = T(0);
+      for (int done = 0; done < kWarpSize;) {
+        if (inside && lane_ >= done) {
+          const T logit = parameters_[place(position)];
+          x = known ? taken : uniform < static_cast<double>(sigmoid(logit / temperature)) ? T(1) : T(0);
+        }
+        const uint32_t changing = __ballot_sync(kFullMask, lane_ >= done && x != T(0));
+        if (changing == 0) break;
+        const int next = __ffs(static_cast<int>(changing)) - 1;
+        const T pushed = __shfl_sync(kFullMask, x, next);
+        __syncthreads();  // all warps have read the parameters
+        push(place(first + next), pushed, place(first + next));
+        __syncthreads();
+        done = next + 1;
+      }
+      if (warp_ == 0 && inside) *value(position) = x;
+    }
+  }
+
+  __device__ void draw(T& drawn) const {
+    const T temperature = static_cast<T>(sample_.temperature);
+    const int start = static_cast<int>(sample_.start), stop = static_cast<int>(sample_.stop);
+    const bool gathers = sample_.head.kind == HeadKind::categorical;
+    HeadNoise ahead = {};
+    for (int p = start; p < stop; ++p) {
+      const int step = (p - start) % kWarpSize, own = variable(p);
+      const int64_t column = first_column(place(p));
+      if (warp_ == 0) {
+        if (step == 0) ahead = noise(variable(min(p + lane_, stop - 1)));
+        const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
+                                __shfl_sync(kFullMask, ahead.deviate, step)};
+        T x = T(0);
+        if (is_known(own)) {
+          x = given(own);
+        } else {
+          const int rows = static_cast<int>(first_column(place(p) + 1) - column);
+          x = head_draw_one(sample_.head, parameters_ + column, rows, here, temperature);
+        }
+        if (lane_ == 0) {
+          drawn = x;
+          *value(p) = x;
+        }
+      }
+      __syncthreads();
+      const T x = drawn;
+      if (gathers) {
+        push(column + static_cast<int64_t>(x), T(1), column);
+      } else if (x != T(0)) {
+        push(place(p), x, column);
+      }
+      __syncthreads();
+    }
+  }
+
+  // The sums of a warp's share of the drawn variables, in every lane.
+  __device__ double bernoulli_log_probs() const {
+    double sum = 0;
+    for (int p = static_cast<int>(sample_.start + threadIdx.x); p < sample_.stop; p += kThreads) {
+      if (!is_known(variable(p))) sum += static_cast<double>(bernoulli_log_prob(parameters_[place(p)], *value(p)));
+    }
+    return warp_sum(sum);
+  }
+
+  __device__ double log_probs() const {
+    double sum = 0;
+    for (int p = static_cast<int>(sample_.start) + warp_; p < sample_.stop; p += kWarps) {
+      if (is_known(variable(p))) continue;
+      const int64_t column = first_column(place(p));
+      const int rows = static_cast<int>(first_column(place(p) + 1) - column);
+      sum += static_cast<double>(head_log_prob_one(sample_.head, parameters_ + column, rows, *value(p)));
+    }
+    return sum;
+  }
+
+  const FvsbnSample& sample_;
+  const int64_t row_;
+  T* const parameters_;
+  const bool aligned_;
+  const int lane_, warp_;
+};
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads) fvsbn_sample_kernel(FvsbnSample sample, bool in_shared, bool aligned) {
+  using T = Compute<S>;
+  AR_FAST_DYNAMIC_SHARED(T, shared);
+  AR_FAST_SHARED(double, warp_sums, [kWarps]);
+  AR_FAST_SHARED(T, drawn, [1]);
+  const int64_t row = blockIdx.x;
+  T* const state = static_cast<T*>(sample.state) + row * sample.out_rows;
+  if (in_shared) {
+    for (int64_t c = threadIdx.x; c < sample.out_rows; c += kThreads) shared[c] = state[c];
+    __syncthreads();
+  }
+  Sampler<S>(sample, row, in_shared ? shared : state, aligned).run(warp_sums, drawn[0]);
+  if (in_shared) {
+    __syncthreads();
+    for (int64_t c = threadIdx.x; c < sample.out_rows; c += kThreads) state[c] = shared[c];
+  }
+}
+
+int64_t state_bytes(const FvsbnSample& sample) {
+  return sample.out_rows * (sample.storage == ScalarType::float64 ? 8 : 4);
+}
+
+template <typename S>
+cudaError_t run(const FvsbnSample& sample, cudaStream_t stream) {
+  const bool in_shared = fvsbn_sample_in_shared_memory(sample);
+  const bool aligned = vectors_fit(static_cast<const S*>(sample.weight), sample.out_rows);
+  return launch({"fvsbn_sample", static_cast<unsigned>(sample.batch), kThreads,
+                 in_shared ? static_cast<size_t>(state_bytes(sample)) : 0, stream},
+                fvsbn_sample_kernel<S>, sample, in_shared, aligned);
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+bool fvsbn_sample_in_shared_memory(const FvsbnSample& sample) {
+  return cuda::state_bytes(sample) <= cuda::kMostSharedBytes;
+}
+
+cudaError_t fvsbn_sample_cuda(const FvsbnSample& sample, cudaStream_t stream) {
+  switch (sample.storage) {
+    case ScalarType::float32: return cuda::run<float>(sample, stream);
+    case ScalarType::float64: return cuda::run<double>(sample, stream);
+    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, stream);
+    case ScalarType::float16: return cuda::run<float16>(sample, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace ar_fast

@@ -1,0 +1,42 @@
+// FVSBN: the contract of its sampling kernels, CPU and CUDA. One linear model per variable:
+//
+//   parameters of the variable at position p = bias + sum over positions j < p of the input at j times its weights
+//
+// Everything is stored by place, and place q is position D - 1 - q: the last variable comes first. So the input at
+// place q reaches the parameters of places 0 ... q - 1, which are the first ones of its weight row: the mask is a
+// staircase in place, and what a drawn value is pushed into is contiguous and begins at the row's first element.
+//
+// A real value scales the one weight row of its variable, a category gathers its row. Each parameter adds up its inputs
+// in the order of positions with one fused multiply-add each, zeros left out (exact): the sum does not depend on batch,
+// threads, tiles, or where a call was cut.
+//
+// Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
+#pragma once
+
+#include "head.h"
+#include "types.h"
+
+namespace ar_fast {
+
+struct FvsbnSample {
+  ScalarType storage;              // of weight; compute type as in nade.h
+  Head head;
+  int64_t batch;                   // B
+  int64_t variables;               // D
+  int64_t out_rows;                // R_out, parameters of all variables
+  const void* weight;              // [R_in, R_out] storage; R_in = R_out for categorical, else D. Masked ones are not read
+  const int64_t* offsets;          // [D + 1] first parameter of each place; null = R_out / D each
+  const int64_t* order;            // [D], order[p] = variable at position p; null = identity
+  int64_t start, stop;             // positions
+  uint64_t seed;
+  int64_t first_index;             // sample index of row 0, for the random counter
+  double temperature;              // > 0; changes the draw as head.h says, not log_prob
+  const void* given;               // [B, D] compute, by variable; null if nothing is known
+  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
+  void* state;                     // [B, R_out] compute: the sums so far; bias at position 0. Updated. Those of a drawn
+                                   // variable are final, and stay
+  void* values;                    // [B, stop - start] compute, by position, written
+  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
+};
+
+}  // namespace ar_fast

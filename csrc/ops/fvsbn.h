@@ -1,0 +1,47 @@
+// FVSBN sampling: the front door, and what the CPU and the CUDA implementations share. The arithmetic and the storage by
+// place (place q is position D - 1 - q) are in kernels/fvsbn.h. Evaluation is masked_linear_grad_input.
+//
+// Shapes: state (B, R_out); weight (R_in, R_out), R_in = R_out for a categorical head and D otherwise; order (D) int64;
+// offsets (D + 1) int64, the first parameter of each place, or none where each has R_out / D; given and known (B, D) by
+// variable.
+// Types: weight float32, float64, bfloat16 or float16; state, given, values have the compute type.
+#pragma once
+
+#include <string>
+#include <tuple>
+
+#include "../kernels/fvsbn.h"
+#include "common.h"
+#include "head.h"
+
+namespace ar_fast {
+
+// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
+// state after them
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample(
+    const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
+    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
+    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm);
+
+// --- shared by the implementations
+
+// Structure only: shapes, dtypes, devices. Never synchronises.
+void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
+                        const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known,
+                        int64_t variables, const Head& head, int64_t start, int64_t stop, double temperature,
+                        const std::string& algorithm);
+
+// Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
+struct FvsbnSampleTensors {
+  at::Tensor weight, order, offsets, given, known, next, values, log_prob;
+  FvsbnSample sample{};
+};
+
+// After the checks.
+FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
+                                        const OptionalTensor& offsets, const OptionalTensor& given,
+                                        const OptionalTensor& known, int64_t variables, const std::string& head,
+                                        int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                        double temperature, const std::string& algorithm);
+
+}  // namespace ar_fast

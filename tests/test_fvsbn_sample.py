@@ -1,0 +1,254 @@
+"""The op fvsbn_sample: equal to its twin draw by draw, and bit for bit independent of how the work is cut."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import available_isas, isa
+from torch import Tensor
+
+from ar_fast import functional, reference
+
+FIXED_SEED = 0
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@dataclass
+class FvsbnCase:
+    variables: int
+    bias: Tensor
+    weight: Tensor
+    order: Tensor | None
+    offsets: Tensor | None
+    head: str
+    levels: int
+    counts: Tensor  # parameters of each place
+
+    def given(self, batch):
+        """Values of the head's support, by variable."""
+        device, dtype = self.weight.device, reference.compute_dtype(self.weight.dtype)
+        by_variable = torch.empty_like(self.counts)
+        by_variable[torch.arange(self.variables) if self.order is None else self.order.cpu()] = self.counts.flip(0)
+        values = {
+            "bernoulli": lambda: torch.randint(0, 2, (batch, self.variables)),
+            "categorical": lambda: (torch.rand(batch, self.variables) * by_variable).floor(),
+            "gaussian_mixture": lambda: torch.randn(batch, self.variables),
+            "logistic_mixture": lambda: 2 * torch.randint(0, 7, (batch, self.variables)) / 6 - 1,
+        }[self.head]()
+        return values.to(device, dtype)
+
+
+def fvsbn_case(
+    variables, *, dtype=torch.float32, device="cpu", head="bernoulli", parameters=1, ragged=False, ordered=True
+):
+    """Weights of an op's call, NaN where they are masked. ``parameters`` counts categories or components."""
+    counts = torch.randint(1, parameters + 1, (variables,)) if ragged else torch.full((variables,), parameters)
+    if head.endswith("mixture"):
+        counts = 3 * counts
+    ends = counts.cumsum(0)
+    starts = ends - counts
+    extents = starts.repeat_interleave(counts) if head == "categorical" else starts
+    # Real draws feed back: with small weights rounding does not grow from one to the next.
+    size = 0.1 if head.endswith("mixture") else 2.0
+    weight = torch.randn(len(extents), int(ends[-1]), dtype=torch.float64) * size / variables**0.5
+    weight = torch.where(torch.arange(weight.shape[1]) < extents[:, None], weight, torch.nan)
+    return FvsbnCase(
+        variables,
+        torch.randn(weight.shape[1], dtype=torch.float64).to(device, reference.compute_dtype(dtype)),
+        weight.to(device, dtype),
+        torch.randperm(variables).to(device) if ordered else None,
+        torch.cat([torch.zeros(1, dtype=torch.long), ends]).to(device) if ragged else None,
+        head,
+        7 if head == "logistic_mixture" else 0,
+        counts,
+    )
+
+
+def sample(case, batch, *, state=None, **options):
+    if state is None:
+        state = case.bias.expand(batch, -1)
+    return functional.fvsbn_sample(
+        state, case.weight, variables=case.variables, order=case.order, offsets=case.offsets, head=case.head,
+        levels=case.levels, **{"seed": 11, **options},
+    )  # fmt: skip
+
+
+def twin(case, batch, **options):
+    options = {
+        "given": None, "known": None, "variables": case.variables, "head": case.head, "levels": case.levels, "seed": 11,
+        "first_index": 0, "start": 0, "stop": case.variables, "temperature": 1.0, **options,
+    }  # fmt: skip
+    if options["given"] is not None:
+        options["given"] = options["given"].double()
+    state = case.bias.double().expand(batch, -1)
+    return reference.fvsbn_sample(state, case.weight.double(), case.order, case.offsets, **options)
+
+
+def assert_equal_draws(got, want, dtype, discrete=True):
+    """Draws may differ only where rounding decides, which these seeds do not hit; the rest agrees within rounding."""
+    values, log_prob, state = got
+    assert log_prob.dtype == torch.float64
+    assert values.dtype == state.dtype == reference.compute_dtype(dtype)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(values.double(), want[0], **({"rtol": 0, "atol": 1e-6} if discrete else tolerance))
+    torch.testing.assert_close(log_prob, want[1], **tolerance)
+    torch.testing.assert_close(state.double(), want[2], **tolerance)
+
+
+SIZES = [(0, 3), (1, 1), (5, 7), (3, 33), (70, 19), (2, 111)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_draws_equal_the_twin(device, dtype, size):
+    batch, variables = size
+    case = fvsbn_case(variables, dtype=dtype, device=device, ordered=variables != 33)
+    assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+
+
+HEADS = {
+    "bernoulli": {},
+    "categorical": {"head": "categorical", "parameters": 3},
+    "one category": {"head": "categorical", "parameters": 1},
+    "many categories": {"head": "categorical", "parameters": 111},
+    "ragged categories": {"head": "categorical", "parameters": 4, "ragged": True},
+    "gaussian_mixture": {"head": "gaussian_mixture", "parameters": 5},
+    "ragged gaussian_mixture": {"head": "gaussian_mixture", "parameters": 3, "ragged": True},
+    "logistic_mixture": {"head": "logistic_mixture", "parameters": 19},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head(device, dtype, head):
+    case = fvsbn_case(37, dtype=dtype, device=device, **HEADS[head])
+    for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
+        assert_equal_draws(sample(case, 5, **options), twin(case, 5, **options), dtype, "gaussian" not in head)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_knows_and_is_cut_anywhere(device, head):
+    case = fvsbn_case(37, device=device, **HEADS[head])
+    options = {"given": case.given(6), "known": torch.rand(6, 37, device=device) < 0.4}
+    whole = sample(case, 6, **options)
+    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, "gaussian" not in head)
+    drawn = torch.empty_like(whole[0])
+    drawn[:, case.order] = whole[0]
+    assert torch.equal(drawn[options["known"]], options["given"][options["known"]])
+    pieces, start = [], None
+    for begin, end in ((0, 5), (5, 5), (5, 6), (6, 37)):
+        before = None if start is None else start.clone()
+        pieces.append(sample(case, 6, **options, state=start, start=begin, stop=end))
+        assert before is None or torch.equal(before, start), "the state that came in was modified"
+        start = pieces[-1][2]
+    assert torch.equal(torch.cat([p[0] for p in pieces], 1), whole[0]) and torch.equal(start, whole[2])
+    torch.testing.assert_close(sum(p[1] for p in pieces), whole[1], rtol=1e-12, atol=1e-12)
+    rows = [sample(case, 1, first_index=i, **{k: v[i : i + 1] for k, v in options.items()}) for i in range(6)]
+    for index, part in enumerate(whole):
+        assert torch.equal(torch.cat([row[index] for row in rows]), part)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_instruction_set(name, dtype, head):
+    case = fvsbn_case(77, dtype=dtype, **HEADS[head])
+    with isa(name):
+        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, "gaussian" not in head)
+
+
+def test_more_parameters_than_shared_memory_holds(device):
+    case = fvsbn_case(8, device=device, head="gaussian_mixture", parameters=700)
+    assert_equal_draws(sample(case, 2), twin(case, 2), torch.float32, discrete=False)
+
+
+def test_log_prob_is_at_temperature_one(device):
+    case = fvsbn_case(10, device=device)
+    assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
+    known = torch.ones(6, 10, dtype=torch.bool, device=device)
+    _, log_prob, _ = sample(case, 6, given=torch.ones(6, 10, device=device), known=known)
+    assert (log_prob == 0).all()
+
+
+def test_batches_can_be_cut_anywhere(device):
+    case = fvsbn_case(70, device=device)
+    whole = sample(case, 83)
+    parts = [sample(case, end - begin, first_index=begin) for begin, end in ((0, 1), (1, 34), (34, 83))]
+    for together, *cut in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(cut))
+
+
+def test_threads_do_not_matter():
+    case = fvsbn_case(130)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try:
+            results.append(sample(case, 75))
+        finally:
+            torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_strided_weight(device):
+    case = fvsbn_case(12, device=device)
+    whole = sample(case, 4)
+    case.weight = case.weight.repeat_interleave(2, 1)[:, ::2]
+    for a, b in zip(sample(case, 4), whole, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_opcheck(device, ops):
+    case = fvsbn_case(5, device=device)
+    state = case.bias.expand(3, -1).contiguous()
+    torch.library.opcheck(
+        ops.fvsbn_sample.default,
+        (state, case.weight.nan_to_num(), case.order, None, None, None, 5, "bernoulli", 0, 3, 0, 1, 4, 1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    {
+        "state must have 8 parameters": {"state": torch.zeros(2, 7)},
+        "state must be float32": {"state": torch.zeros(2, 8, dtype=torch.float64)},
+        "order must have 8 entries": {"order": torch.arange(7)},
+        "offsets must have 9 entries": {"offsets": torch.arange(8)},
+        "given and known come together": {"known": torch.ones(2, 8, dtype=torch.bool)},
+        "known must have 8 variables": {"given": torch.zeros(2, 8), "known": torch.ones(2, 7, dtype=torch.bool)},
+        "positions must satisfy": {"start": 3, "stop": 9},
+        "temperature must be positive, got 0": {"temperature": 0.0},
+        "head must be bernoulli, categorical, .*, got 'poisson'": {"head": "poisson"},
+        "levels must be 0 but for logistic_mixture, got 4": {"levels": 4},
+        "weight must have 3 K rows per variable": {"head": "gaussian_mixture"},
+        "weight must have a multiple of D = 3 columns": {"variables": 3, "stop": 3},
+        "weight must have one row per variable, 2, got": {"variables": 2, "stop": 2, "head": "gaussian_mixture",
+                                                           "weight": torch.zeros(3, 6), "state": torch.zeros(2, 6)},
+        "weight must have one row per category, .* 6, got": {"variables": 3, "stop": 3, "head": "categorical",
+                                                              "weight": torch.zeros(3, 6), "state": torch.zeros(2, 6)},
+        "algorithm must be one of auto, push, got 'gather'": {"algorithm": "gather"},
+    }.items(),
+)  # fmt: skip
+def test_bad_input(device, message, options):
+    options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    arguments = {"state": torch.zeros(2, 8, device=device), "weight": torch.zeros(8, 8, device=device), "seed": 1}
+    with pytest.raises(RuntimeError, match=f"fvsbn_sample: {message}"):
+        functional.fvsbn_sample(**{**arguments, "variables": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    {
+        "order must be a permutation": {"order": torch.tensor([0, 0, 1])},
+        "offsets must run from 0 to 6, got 0 to 5": {"offsets": torch.tensor([0, 2, 4, 5]), "head": "categorical"},
+        r"given must lie in \[0, 2\) for variable 1, got 2": {
+            "head": "categorical", "given": torch.tensor([[0.0, 2.0, 9.0]]),
+            "known": torch.tensor([[True, True, False]]),
+        },
+    }.items(),
+)  # fmt: skip
+def test_bad_values_on_the_cpu(message, options):
+    rows = 6 if "head" in options else 3
+    with pytest.raises(RuntimeError, match=f"fvsbn_sample: {message}"):
+        functional.fvsbn_sample(torch.zeros(1, rows), torch.zeros(rows, rows), seed=1, **{"variables": 3, **options})
