@@ -311,6 +311,65 @@ def _fvsbn_sample(
     _draws(op, state, variables, given, known, start, stop, temperature)
 
 
+def _armlp_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    block_starts: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    activation: str,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    *_: object,
+) -> None:
+    op = "armlp_sample"
+    _shape(op, "state", state, "(B, D)", None, None)
+    batch, variables = state.shape
+    if variables == 0:
+        raise RuntimeError(f"{op}: state must have at least one variable, got shape {list(state.shape)}")
+    _shape(op, "in_weight", in_weight, "(rows, H)", None, None)
+    _dtype(op, "in_weight", in_weight, *FLOATING)
+    compute = reference.compute_dtype(in_weight.dtype)
+    _dtype(op, "state", state, compute)
+    _shape(op, "block_starts", block_starts, "(blocks + 1)", -(-variables // 8) + 1)
+    _dtype(op, "block_starts", block_starts, torch.int64)
+    hidden = in_weight.shape[1]
+    sizes = [variables, hidden] if in_bias.dim() == 2 else [batch, variables, hidden]
+    _shape(op, "in_bias", in_bias, "(D, H) or (B, D, H)", *sizes)
+    _shape(op, "out_weight", out_weight, "(R_out, H)", None, hidden)
+    _like(op, "out_weight", out_weight, "in_weight", in_weight)
+    _shape(op, "out_bias", out_bias, "(R_out)", out_weight.shape[0])
+    for name, tensor in (("in_bias", in_bias), ("out_bias", out_bias)):
+        _dtype(op, name, tensor, in_weight.dtype, compute)
+    for name, tensor in (
+        ("state", state),
+        ("block_starts", block_starts),
+        ("in_bias", in_bias),
+        ("out_bias", out_bias),
+    ):
+        _device(op, name, tensor, "in_weight", in_weight)
+    _indices(op, "order", order, "(D)", variables, in_weight)
+    _indices(op, "offsets", offsets, "(D + 1)", variables + 1, in_weight)
+    if offsets is None and (len(out_weight) == 0 or len(out_weight) % variables):
+        raise RuntimeError(
+            f"{op}: out_weight must have a multiple of D = {variables} rows unless offsets is given, "
+            f"got shape {list(out_weight.shape)}"
+        )
+    _head(op, head, levels, "out_weight", out_weight.shape[0], variables, offsets)
+    _draws(op, state, variables, given, known, start, stop, temperature)
+    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+
+
 def _masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
@@ -358,6 +417,7 @@ def _masked_mlp_sample(
 
 
 CHECKS = {
+    "armlp_sample": _armlp_sample,
     "fvsbn_sample": _fvsbn_sample,
     "head_log_prob": _head_log_prob,
     "nade": _nade,

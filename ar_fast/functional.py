@@ -18,6 +18,7 @@ from . import _checks, _library, reference
 from .masks import Mask
 
 __all__ = [
+    "armlp_sample",
     "fvsbn_sample",
     "head_log_prob",
     "masked_linear",
@@ -573,6 +574,98 @@ def fvsbn_sample(
         first_index,
         start,
         variables if stop is None else stop,
+        temperature,
+        algorithm,
+    )
+
+
+def armlp_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    block_starts: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    seed: int,
+    order: Tensor | None = None,
+    offsets: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    activation: str = "sigmoid",
+    head: str = "bernoulli",
+    levels: int = 0,
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of a model with a network of its own for every variable.
+
+    .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_p), \quad
+        \theta_p = b_p + V_p \, f\big(c_p + \sum_{j < p} x_{\mathrm{order}[j]} W_{pj}\big), \quad i = \mathrm{order}[p]
+
+    Each network is evaluated once, from the values before it that are not zero. Everything is stored by position, and
+    networks in blocks of 8: for input row r, network p has row block_starts[p // 8] + r n + p % 8 of in_weight, n the
+    networks of its block; a block has input rows as far as its last network sees. An input row belongs to a variable,
+    or with a categorical head to a category of one. The draws are those of :func:`nade_sample`.
+
+    Args:
+        state: (B, D) in the compute dtype, by position: the values before start; the others are ignored. Not modified.
+        in_weight: (rows, H), float32, float64, bfloat16 or float16.
+        block_starts: (ceil(D / 8) + 1) int64, the first row of in_weight of each block.
+        in_bias: (D, H) or (B, D, H), in the dtype of in_weight or in the compute dtype.
+        out_weight: (R_out, H), for each position as many rows as the head has parameters.
+        out_bias: (R_out), in the dtype of in_weight or in the compute dtype.
+        seed: key of the random numbers.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        offsets: (D + 1) int64, the first parameter of each position; None is R_out / D each.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        activation: "sigmoid", "tanh" or "relu".
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, changes the draw and leaves log_prob alone.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state (B, D) at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Larochelle and Murray, AISTATS 2011, section 3, untied; Bengio and Bengio, NeurIPS 1999.
+
+    Example:
+        >>> weights = torch.zeros(2 * 3, 4), torch.tensor([0, 6]), torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3)
+        >>> values, log_prob, state = armlp_sample(torch.zeros(1, 3), *weights, seed=1)
+        >>> values.shape, log_prob
+        (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
+    """
+    return call(
+        "armlp_sample",
+        state,
+        in_weight,
+        block_starts,
+        in_bias,
+        out_weight,
+        out_bias,
+        order,
+        offsets,
+        given,
+        known,
+        activation,
+        head,
+        levels,
+        seed,
+        first_index,
+        start,
+        state.shape[-1] if stop is None else stop,
         temperature,
         algorithm,
     )

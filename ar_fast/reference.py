@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "ReferenceARMLP",
     "ReferenceFVSBN",
     "ReferenceMADE",
     "ReferenceNADE",
+    "armlp_sample",
     "fvsbn_sample",
     "head_log_prob",
     "mask_from_plan",
@@ -391,6 +393,52 @@ def fvsbn_sample(
     return drawn, log_prob, state
 
 
+def armlp_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    block_starts: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    activation: str,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1, a network of its own for each. Blocks of 8 networks share a matrix."""
+    dtype, variables = compute_dtype(in_weight.dtype), state.shape[1]
+    if order is None:
+        order = torch.arange(variables, device=state.device)
+    if offsets is None:
+        offsets = torch.arange(variables + 1) * (out_weight.shape[0] // variables)
+    first, starts = offsets.tolist(), block_starts.tolist()
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    state = state.clone()
+    for p in range(start, stop):
+        block, networks = p // 8, min(8, variables - p // 8 * 8)
+        weight = in_weight[starts[block] : starts[block + 1]].unflatten(0, (-1, networks))[:, p % 8].to(dtype)
+        inputs = state[:, :p]
+        if head == "categorical":
+            rows = torch.tensor(first[:p], device=state.device) + inputs.long()
+            inputs = torch.zeros(state.shape[0], first[p], dtype=dtype, device=state.device).scatter(1, rows, 1.0)
+        hidden = ACTIVATIONS[activation](inputs @ weight[: inputs.shape[1]] + in_bias[..., p, :].to(dtype))
+        own = slice(first[p], first[p + 1])
+        parameters = hidden @ out_weight[own].to(dtype).T + out_bias[own].to(dtype)
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        log_prob = log_prob + value_log_prob
+        state[:, p] = value
+    return state[:, start:stop].clone(), log_prob, state
+
+
 def masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
@@ -479,6 +527,53 @@ class ReferenceFVSBN(_ReferenceModel):
         if context is not None:
             logits = logits + context @ self.context_weight.T
         return logits[:, places.argsort()]
+
+
+class ReferenceARMLP(_ReferenceModel):
+    """p(x_i = 1 | x_<i) = sigmoid(b_i + v_i . f(c_i + sum_{j<i} x_j W_ij)): a network of its own for each variable.
+
+    "Before" is in the sense of ``order``, and everything is stored by position. Networks go in blocks of 8: a block
+    has, for each position that its last network sees, a row of in_weight for each of its networks.
+    Source: Bengio and Bengio, NeurIPS 1999.
+    """
+
+    def __init__(
+        self,
+        variables: int,
+        hidden_features: int,
+        order: Tensor | None = None,
+        activation: str = "sigmoid",
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.variables, self.activation = variables, activation
+        blocks = [range(begin, min(begin + 8, variables)) for begin in range(0, variables, 8)]
+        # For each network and each position before it, the row of in_weight.
+        self.rows, start = [], 0
+        for block in blocks:
+            self.rows += [[start + j * len(block) + n for j in range(p)] for n, p in enumerate(block)]
+            start += len(block) * block[-1]
+        self.in_weight = nn.Parameter(torch.randn(start, hidden_features) / variables**0.5)
+        self.in_bias = nn.Parameter(torch.zeros(variables, hidden_features))
+        self.out_weight = nn.Parameter(torch.randn(variables, hidden_features) / hidden_features**0.5)
+        self.out_bias = nn.Parameter(torch.zeros(variables))
+        if context_features:
+            weight = torch.randn(variables * hidden_features, context_features) / context_features**0.5
+            self.context_weight = nn.Parameter(weight)
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        bias = self.in_bias
+        if context is not None:
+            bias = bias + (context @ self.context_weight.T).unflatten(1, bias.shape)
+        order = range(self.variables) if self.order is None else self.order.tolist()
+        logits = [x.new_empty(0)] * self.variables
+        for p, i in enumerate(order):
+            before = x[:, list(order)[:p]]
+            hidden = ACTIVATIONS[self.activation](before @ self.in_weight[self.rows[p]] + bias[..., p, :])
+            logits[i] = hidden @ self.out_weight[p] + self.out_bias[p]
+        return torch.stack(logits, 1)
 
 
 class ReferenceNADE(_ReferenceModel):

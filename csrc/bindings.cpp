@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "ops/armlp.h"
 #include "ops/cpu/isa.h"
 #include "ops/explain.h"
 #include "ops/fvsbn.h"
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
   m.def("head_log_prob", &ar_fast::head_log_prob, no_gil);
+  m.def("armlp_sample", &ar_fast::armlp_sample, no_gil);
   m.def("fvsbn_sample", &ar_fast::fvsbn_sample, no_gil);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
   m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");

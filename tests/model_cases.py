@@ -5,7 +5,7 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE", "FVSBN"]
+KINDS = ["NADE", "MADE", "FVSBN", "ARMLP"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
 
 
@@ -16,6 +16,8 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
     options |= {"order": order, "context_features": context_features, "device": device, "dtype": dtype}
     if kind == "NADE":
         model = models.NADE(event_shape, hidden_features=13, **options)
+    elif kind == "ARMLP":
+        model = models.ARMLP(event_shape, hidden_features=5, **options)
     elif kind == "FVSBN":
         model = models.FVSBN(event_shape, **options)
     else:

@@ -115,6 +115,7 @@ def test_cuda_is_built_where_nvcc_is_found():
         "masked_mlp_sample",
         "head_log_prob",
         "fvsbn_sample",
+        "armlp_sample",
     ):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ar_fast::{op}", "CUDA"), op
 

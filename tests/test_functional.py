@@ -48,6 +48,18 @@ def transposed_arguments():
     return {"grad_output": torch.ones(2, 4), "weight": torch.ones(4, 3), "mask": Mask.dense(4, 3)}
 
 
+def armlp_arguments(variables=4, hidden=3, batch=2):
+    return {
+        "state": torch.zeros(batch, variables),
+        "in_weight": torch.ones((variables - 1) * variables, hidden),
+        "block_starts": torch.tensor([0, (variables - 1) * variables]),
+        "in_bias": torch.ones(variables, hidden),
+        "out_weight": torch.ones(variables, hidden),
+        "out_bias": torch.ones(variables),
+        "seed": 1,
+    }
+
+
 def fvsbn_arguments():
     return {"state": torch.zeros(2, 4), "weight": torch.ones(4, 4), "seed": 1}
 
@@ -57,6 +69,7 @@ def head_arguments():
 
 
 GOOD = {
+    "armlp_sample": armlp_arguments,
     "fvsbn_sample": fvsbn_arguments,
     "head_log_prob": head_arguments,
     "nade": nade_arguments,
@@ -134,6 +147,19 @@ BAD = [
         {"grad_output": torch.ones(2, 4, dtype=float64)},
         "grad_output must have the dtype of weight",
     ),
+    ("armlp_sample", {"state": torch.zeros(2, 3)}, r"in_bias must have .* got (shape )?\[4, 3\]"),
+    ("armlp_sample", {"state": torch.zeros(2, 4, dtype=float64)}, "state must be .*(float32|Float), got"),
+    ("armlp_sample", {"block_starts": torch.tensor([0])}, r"block_starts must have .* got (shape )?\[1\]"),
+    ("armlp_sample", {"in_bias": torch.ones(3, 4, 3)}, r"in_bias must have .* got (shape )?\[3, 4, 3\]"),
+    ("armlp_sample", {"in_bias": torch.ones(4, 3, dtype=float64)}, "in_bias must .* got .*(float64|Double)"),
+    ("armlp_sample", {"out_weight": torch.ones(4, 2)}, r"out_weight must have .* got (shape )?\[4, 2\]"),
+    ("armlp_sample", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),
+    ("armlp_sample", {"order": torch.arange(3)}, r"order must have .* got (shape )?\[3\]"),
+    ("armlp_sample", {"offsets": torch.arange(4)}, r"offsets must have .* got (shape )?\[4\]"),
+    ("armlp_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
+    ("armlp_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 4"),
+    ("armlp_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
+    ("armlp_sample", {"temperature": 0.0}, "temperature must be positive"),
     ("fvsbn_sample", {"state": torch.zeros(2, 3)}, r"state must have .* got (shape )?\[2, 3\]"),
     ("fvsbn_sample", {"state": torch.zeros(2, 4, dtype=float64)}, "state must be .*(float32|Float), got"),
     ("fvsbn_sample", {"weight": torch.ones(3, 4), "variables": 4}, r"weight must have one row per variable.* got"),

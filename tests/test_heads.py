@@ -171,11 +171,11 @@ def test_a_category_out_of_range_raises():
 # ---------------------------------------------------------------- in models
 
 
-KINDS = ["NADE", "FVSBN"]
+KINDS = ["NADE", "FVSBN", "ARMLP"]
 
 
 def model_of(head, kind="NADE", variables=4, device=None, dtype=torch.float64, scaled=False):
-    sizes = {"NADE": (6,)}.get(kind, ())
+    sizes = {"NADE": (6,), "ARMLP": (6,)}.get(kind, ())
     options = {"activation_scale": True} if scaled and kind == "NADE" else {}
     order = [2, 0, 3, 1][:variables]
     model = getattr(models, kind)(variables, *sizes, head=head, order=order, device=device, dtype=dtype, **options)

@@ -15,6 +15,9 @@ def twin_of(model):
     if isinstance(model, models.NADE):
         hidden = model.hidden_features
         twin = reference.ReferenceNADE(model.variables, hidden, model.order, model.activation, model.context_features)
+    elif isinstance(model, models.ARMLP):
+        hidden = model.hidden_features
+        twin = reference.ReferenceARMLP(model.variables, hidden, model.order, model.activation, model.context_features)
     elif isinstance(model, models.FVSBN):
         twin = reference.ReferenceFVSBN(model.variables, model.order, model.context_features)
     else:
@@ -268,7 +271,7 @@ def test_modules_copy_move_and_build_on_meta(kind, context_features):
 
 def make_model_on_meta(kind, context_features):
     options = {"context_features": context_features, "device": "meta", "order": [2, 0, 1]}
-    sizes = {"NADE": (3, 4), "MADE": (3, [4, 5]), "FVSBN": (3,)}[kind]
+    sizes = {"NADE": (3, 4), "MADE": (3, [4, 5]), "FVSBN": (3,), "ARMLP": (3, 4)}[kind]
     return getattr(models, kind)(*sizes, **options)
 
 
@@ -283,6 +286,32 @@ def test_made_spreads_degrees_evenly_or_takes_given_ones():
     assert model.degrees[0].tolist() == [1, 1, 2, 3, 3]
     masks = [layer.mask for layer in model.layers]
     assert all(mask.rows is None and mask.columns is None for mask in masks), "units are sorted: a staircase in place"
+
+
+@pytest.mark.parametrize("kind", ["FVSBN", "ARMLP"])
+def test_what_is_masked_has_no_effect_and_no_gradient(kind, device):
+    model = make_model(kind, 11, device=device)
+    x = model.sample(5, seed=0)
+    expected = model.log_prob(x)
+    expected.sum().backward()
+    if kind == "FVSBN":
+        weight, masked = model.weight, torch.ones(11, 11, dtype=torch.bool).triu()
+    else:
+        # Networks 0 ... 7 see up to 7 inputs, 8 ... 10 up to 10; each row of a block has all its networks.
+        first = (torch.arange(7)[:, None] >= torch.arange(8)).flatten()
+        second = (torch.arange(10)[:, None] >= torch.arange(8, 11)).flatten()
+        weight, masked = model.in_weight, torch.cat([first, second])
+    assert bool((weight.grad[masked] == 0).all())
+    with torch.no_grad():
+        weight[masked] = torch.nan
+    torch.testing.assert_close(model.log_prob(x), expected)
+    assert torch.equal(model.sample(5, seed=0), x)
+
+
+def test_armlp_that_does_not_fit_into_memory_is_refused():
+    with pytest.raises(MemoryError, match=r"ARMLP: the parameters must fit into the memory of cpu, .* GiB free, got"):
+        models.ARMLP(10**5, hidden_features=1000)
+    assert models.ARMLP(2000, hidden_features=1000, device="meta").in_weight.numel() > 2000 * 1999 / 2 * 1000
 
 
 @pytest.mark.parametrize("kind, context_features", CASES)

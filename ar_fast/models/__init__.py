@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
 from .. import heads
 from . import _files
+from .armlp import ARMLP
 from .base import AutoregressiveModel, State
 from .distribution import AutoregressiveDistribution
 from .fvsbn import FVSBN
@@ -16,6 +18,7 @@ from .nade import NADE, RNADE
 from .sampling import Sampling
 
 __all__ = [
+    "ARMLP",
     "FVSBN",
     "MADE",
     "NADE",
@@ -27,7 +30,7 @@ __all__ = [
     "load",
 ]
 
-_MODELS = {"FVSBN": FVSBN, "MADE": MADE, "NADE": NADE, "RNADE": RNADE}
+_MODELS = {"ARMLP": ARMLP, "FVSBN": FVSBN, "MADE": MADE, "NADE": NADE, "RNADE": RNADE}
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
@@ -47,8 +50,9 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
         arguments["dtype"] = _DTYPES[arguments["dtype"]]
         arguments["head"] = heads.from_config(arguments["head"])
         if stored["order"] == "permutation":
-            # Any will do: the file's is loaded over it.
-            arguments["order"] = torch.arange(torch.Size(arguments["event_shape"]).numel())
+            # Shapes can depend on it, where variables differ in their number of categories.
+            order = _files.read_order(Path(directory))
+            arguments["order"] = torch.arange(math.prod(arguments["event_shape"])) if order is None else order
         model = _MODELS[name](**arguments, device=device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"load: config.json must describe a {name}, got {directory}: {error!r}") from None

@@ -72,6 +72,10 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         raise ValueError(f"load: model.safetensors must be a whole safetensors file, got {path}: {error}") from None
 
 
+def read_order(directory: Path) -> Tensor | None:
+    return _read_tensors(directory).get("order")
+
+
 def _check_equal(name: str, own: object, given: object, directory: Path) -> None:
     if own != given:
         raise ValueError(f"load: {name} must be {own!r} as in this model, got {given!r} in {directory}")

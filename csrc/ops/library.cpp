@@ -46,6 +46,12 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 
   m.def(
+      "armlp_sample(Tensor state, Tensor in_weight, Tensor block_starts, Tensor in_bias, Tensor out_weight, "
+      "Tensor out_bias, Tensor? order, Tensor? offsets, Tensor? given, Tensor? known, str activation, str head, "
+      "int levels, int seed, int first_index, int start, int stop, float temperature, str algorithm='auto') "
+      "-> (Tensor, Tensor, Tensor)");
+
+  m.def(
       "fvsbn_sample(Tensor state, Tensor weight, Tensor? order, Tensor? offsets, Tensor? given, Tensor? known, "
       "int variables, str head, int levels, int seed, int first_index, int start, int stop, float temperature, "
       "str algorithm='auto') -> (Tensor, Tensor, Tensor)");

@@ -1,0 +1,327 @@
+"""ARMLP: one network with a hidden layer per variable, nothing shared."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import functional, heads, reference
+from ._context import add_context
+from .base import AutoregressiveModel
+
+__all__ = ["ARMLP"]
+
+#: Networks whose weights make one matrix; armlp_block in csrc/kernels/armlp.h.
+BLOCK = 8
+
+
+class ARMLP(AutoregressiveModel):
+    r"""A network with one hidden layer for every variable, with weights of its own: what NADE ties.
+
+    .. math::
+        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; \theta_i), \quad
+        \theta_i = b_i + V_i \, f\big(c_i + U_i z + \sum_{j < i} x_j W_{ij}\big)
+
+    with W = in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context and f = activation;
+    "before" is in the sense of the order. With a Categorical head variable j adds the row of its category. For binary
+    variables D (D - 1) / 2 H + 2 D H + D weights, and as many multiply-adds for evaluating or drawing an event (zeros
+    are left out of a draw): memory and time grow with the square of D, where NADE's do with D.
+
+    Everything is stored by position. Networks go in blocks of 8; a block has in in_weight, for each input row that one
+    of them sees, a row of H weights for each of its networks: one matrix, of which the corner where inputs meet
+    networks of their own block is masked (28 rows of H in a block of binary variables). Evaluation is two matrix
+    products a block. A gradient keeps the hidden units of the batch, B D H numbers: fewer than the weights are as long
+    as B < D / 2.
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        hidden_features: H, of each network.
+        activation: "sigmoid", "tanh" or "relu".
+        head: None is heads.Bernoulli().
+        order: (D) integers; None is ``orderings.raster(event_shape)``.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+        MemoryError: if the parameters would not fit into the device's memory; nothing has been allocated then.
+
+    Source: Bengio and Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS 1999;
+    untied as Larochelle and Murray, AISTATS 2011, section 3, have it.
+
+    Example:
+        >>> model = ARMLP((8, 8), hidden_features=10)
+        >>> x = model.sample(16, seed=0)
+        >>> x.shape, model.log_prob(x).shape
+        (torch.Size([16, 8, 8]), torch.Size([16]))
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        hidden_features: int,
+        activation: str = "sigmoid",
+        *,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            head=head,
+            order=order,
+            context_features=context_features,
+            validate_args=validate_args,
+            device=device,
+        )
+        if not isinstance(hidden_features, int) or hidden_features < 1:
+            raise ValueError(f"ARMLP: hidden_features must be a positive integer, got {hidden_features!r}")
+        if activation not in reference.ACTIVATIONS:
+            names = ", ".join(reference.ACTIVATIONS)
+            raise ValueError(f"ARMLP: activation must be one of {names}, got {activation!r}")
+        self.hidden_features = hidden_features
+        self.activation = activation
+        self._gathers = isinstance(self.head, heads.Categorical)
+        offsets = self._offset_list()
+        in_rows, out_rows = self._block_starts(offsets)[-1], offsets[-1]
+        units = self.variables * hidden_features
+        shapes = {
+            "in_weight": (in_rows, hidden_features),
+            "in_bias": (self.variables, hidden_features),
+            "out_weight": (out_rows, hidden_features),
+            "out_bias": (out_rows,),
+        }
+        if context_features:
+            shapes["context_weight"] = (units, context_features)
+        _check_memory(sum(map(math.prod, shapes.values())), in_rows, hidden_features, device, dtype)
+        self.context_weight = None
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        starts = self._block_starts(self._offset_list())
+        with torch.no_grad():
+            for block, (begin, end) in enumerate(itertools.pairwise(starts)):
+                bound = 1 / math.sqrt(max(1, block * BLOCK))
+                self.in_weight[begin:end].uniform_(-bound, bound)
+        nn.init.zeros_(self.in_bias)
+        bound = 1 / math.sqrt(self.hidden_features)
+        nn.init.uniform_(self.out_weight, -bound, bound)
+        nn.init.zeros_(self.out_bias)
+        if self.context_weight is not None:
+            bound = 1 / math.sqrt(self.context_features)
+            nn.init.uniform_(self.context_weight, -bound, bound)
+        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
+            # Components that start alike stay alike for long.
+            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
+            self.initialize_from_mean(torch.full(self.event_shape, middle))
+
+    def config(self) -> dict[str, Any]:
+        base = self._base_config()
+        own = {"hidden_features": self.hidden_features, "activation": self.activation}
+        return {"event_shape": base.pop("event_shape"), **own, **base}
+
+    # Layout. Offsets are those of parameters by position; input rows have the same where they are categories.
+
+    def _counts_by_position(self) -> list[int]:
+        if isinstance(self.counts, int):
+            return [self.counts] * self.variables
+        order = range(self.variables) if self.order is None else self.order.tolist()
+        return [self.counts[variable] for variable in order]
+
+    def _offset_list(self) -> list[int]:
+        return [0, *itertools.accumulate(self._counts_by_position())]
+
+    def _input_rows(self, offsets: list[int], position: int) -> int:
+        """How many input rows the positions before this one have."""
+        return offsets[position] if self._gathers else position
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        """First and last position of each block of networks, the last excluded."""
+        return [(begin, min(begin + BLOCK, self.variables)) for begin in range(0, self.variables, BLOCK)]
+
+    def _block_starts(self, offsets: list[int]) -> list[int]:
+        rows = [(end - begin) * self._input_rows(offsets, end - 1) for begin, end in self._blocks()]
+        return [0, *itertools.accumulate(rows)]
+
+    def _offsets(self, offsets: list[int]) -> Tensor | None:
+        return None if isinstance(self.counts, int) else torch.tensor(offsets, device=self.device)
+
+    # Evaluation.
+
+    def _inputs(self, x: Tensor, offsets: list[int]) -> Tensor:
+        """x by position (B, D) as weight rows take it: (B, R_in), categories one-hot."""
+        if not self._gathers:
+            return x.to(self.dtype)
+        ones = torch.ones((), dtype=self.dtype, device=x.device).expand(x.shape)
+        first = torch.tensor(offsets[:-1], device=x.device)
+        return ones.new_zeros(x.shape[0], offsets[-1]).scatter(1, x + first, ones)
+
+    def _parameters_by_position(self, x: Tensor, context: Tensor | None, offsets: list[int]) -> Tensor:
+        """(B, R_out) from x by position."""
+        inputs, blocks = self._inputs(x, offsets), self._blocks()
+        in_bias = self.in_bias.flatten()
+        if context is not None:
+            in_bias = F.linear(context, self.context_weight, in_bias).to(self.dtype)
+        # Split, not cut out one by one: the gradient of a cut is a tensor of zeros as large as the weights.
+        starts = self._block_starts(offsets)
+        weights = self.in_weight.split([end - begin for begin, end in itertools.pairwise(starts)])
+        biases = in_bias.split([(end - begin) * self.hidden_features for begin, end in blocks], -1)
+        sizes = [offsets[end] - offsets[begin] for begin, end in blocks]
+        out_weights, out_biases = self.out_weight.split(sizes), self.out_bias.split(sizes)
+        own = zip(weights, biases, out_weights, out_biases, blocks, strict=True)
+        return torch.cat([self._block(inputs, *arguments, offsets) for arguments in own], 1).to(self.compute_dtype)
+
+    def _block(
+        self,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        out_weight: Tensor,
+        out_bias: Tensor,
+        positions: tuple[int, int],
+        offsets: list[int],
+    ) -> Tensor:
+        """The parameters of a block's positions, (B, their number)."""
+        begin, end = positions
+        networks, hidden = end - begin, self.hidden_features
+        full, rows = self._input_rows(offsets, begin), self._input_rows(offsets, end - 1)
+        matrix = weight.reshape(rows, networks * hidden)
+        sums = bias + inputs[:, :full] @ matrix[:full]
+        if rows > full:
+            # Input row r of the block's own variables is seen by the networks after its position.
+            position = torch.arange(begin, end - 1)
+            if self._gathers:
+                position = position.repeat_interleave(torch.tensor(offsets[begin:end]).diff())
+            seen = (position[:, None] < torch.arange(begin, end)).repeat_interleave(hidden, 1).to(weight.device)
+            sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
+        units = reference.ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
+        counts = [offsets[p + 1] - offsets[p] for p in range(begin, end)]
+        if len(set(counts)) == 1:
+            products = torch.einsum("bnh,nkh->bnk", units, out_weight.unflatten(0, (networks, -1))).flatten(1)
+        else:
+            own = out_weight.split(counts)
+            products = torch.cat([F.linear(units[:, n], own[n]) for n in range(networks)], 1)
+        return products + out_bias
+
+    def _by_variable(self, by_position: Tensor) -> Tensor:
+        return by_position if self.order is None else by_position.index_select(1, self.order.argsort())
+
+    def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
+        offsets = self._offset_list()
+        parameters = self._parameters_by_position(self._by_position(x, 1), context, offsets)
+        if isinstance(self.counts, int):
+            return self._by_variable(parameters.unflatten(1, (self.variables, -1))).flatten(1)
+        own = parameters.split(self._counts_by_position(), 1)
+        positions = range(self.variables) if self.order is None else self.order.argsort().tolist()
+        return torch.cat([own[position] for position in positions], 1)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        offsets, x = self._offset_list(), self._by_position(x, 1)
+        parameters = self._parameters_by_position(x, context, offsets)
+        head = {"offsets": self._offsets(offsets), "head": self.head.kind, "levels": self.head.levels}
+        log_prob = functional.head_log_prob(parameters, x, **head)
+        if per_variable:
+            return self._by_variable(log_prob)
+        return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
+
+    # State.tensors: the input rows of the known positions, and the first layer's biases with the context's share.
+
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        bias = self.in_bias.flatten()
+        if context is not None:
+            bias = F.linear(context, self.context_weight, bias).to(self.dtype)
+        bias = bias.unflatten(-1, self.in_bias.shape).to(self.compute_dtype).expand(*batch, -1, -1)
+        return bias.new_zeros(*batch, 0), bias
+
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        own = value.unsqueeze(-1)
+        if self._gathers:
+            own = F.one_hot(value, self._counts_by_position()[position])
+        return torch.cat([tensors[0], own.to(tensors[0].dtype)], -1), tensors[1]
+
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        inputs, bias = tensors
+        offsets, block = self._offset_list(), position // BLOCK
+        begin, end = self._blocks()[block]
+        first, stop = self._block_starts(offsets)[block : block + 2]
+        weight = self.in_weight[first:stop].unflatten(0, (-1, end - begin))[: inputs.shape[-1], position - begin]
+        hidden = reference.ACTIVATIONS[self.activation](inputs @ weight.to(inputs.dtype) + bias[..., position, :])
+        own = slice(offsets[position], offsets[position + 1])
+        return F.linear(hidden, self.out_weight[own].to(inputs.dtype), self.out_bias[own].to(inputs.dtype))
+
+    # Sampling.
+
+    @property
+    def _state_features(self) -> int:
+        # With a context a row has biases of its own.
+        return self.variables * (self.hidden_features if self.context_features else 1)
+
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The second is the first layer's bias, (D, H) or (rows, D, H)."""
+        state = torch.zeros(rows, self.variables, dtype=self.compute_dtype, device=self.device)
+        bias = self.in_bias.to(self.compute_dtype)
+        if context is not None:
+            bias = add_context(bias.flatten(), context.to(self.dtype), self.context_weight).unflatten(-1, bias.shape)
+        return state, bias
+
+    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        offsets = self._offset_list()
+        return functional.armlp_sample(
+            state,
+            self.in_weight,
+            torch.tensor(self._block_starts(offsets), device=self.device),
+            extra,
+            self.out_weight,
+            self.out_bias,
+            order=self.order,
+            offsets=self._offsets(offsets),
+            activation=self.activation,
+            head=self.head.kind,
+            levels=self.head.levels,
+            **arguments,
+        )
+
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        # Of the heads whose variables all have as many parameters.
+        self.out_bias.copy_(self._by_position(parameters, 0).flatten())
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had there; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def _check_memory(
+    numbers: int, rows: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    device = torch.get_default_device() if device is None else torch.device(device)
+    needed, free = numbers * (dtype or torch.get_default_dtype()).itemsize, _free_memory(device)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"ARMLP: the parameters must fit into the memory of {device}, {free / 2**30:.3g} GiB free, got "
+            f"{needed / 2**30:.3g} GiB: {rows:,} rows of {hidden} input weights, about D (D - 1) / 2. NADE ties them "
+            "and has D rows"
+        )

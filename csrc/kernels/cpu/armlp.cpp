@@ -1,0 +1,235 @@
+// ARMLP sampling: a network is evaluated once, when the variables before it are known, from those that are not zero.
+// All rows of a call pass through one network before the next, so that its weights stay in the cache.
+#include "armlp_cpu.h"
+
+#include "bernoulli_draws.h"
+#include "head_math.h"
+#include "scratch.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+// Positions whose uniform numbers are drawn, and whose log p is computed, together.
+constexpr int64_t block_positions = 32;
+constexpr int strip_vectors = 4;
+
+// A value that is not zero: its input row and its factor.
+template <typename T>
+struct Input {
+  int64_t row;
+  T x;
+};
+
+template <typename T>
+struct Buffers {
+  Input<T>* inputs;             // [rows, D]
+  int64_t* input_counts;        // [rows]
+  double* uniforms;             // [block]
+  T *thresholds, *logits;       // [rows, block]
+  T* terms;                     // [block]
+  T *hidden;                    // [H]
+  T *parameters, *weights;      // [most_parameters]
+
+  Buffers(const ArmlpSample& sample, int64_t most_parameters, int64_t rows, Scratch& scratch) {
+    inputs = scratch.take<Input<T>>(rows * sample.variables);
+    input_counts = scratch.take<int64_t>(rows);
+    uniforms = scratch.take<double>(block_positions);
+    thresholds = scratch.take<T>(rows * block_positions);
+    logits = scratch.take<T>(rows * block_positions);
+    terms = scratch.take<T>(block_positions);
+    hidden = scratch.take<T>(sample.hidden);
+    parameters = scratch.take<T>(most_parameters);
+    weights = scratch.take<T>(most_parameters);
+  }
+};
+
+template <typename T>
+AR_FAST_INLINE Vec<T> activated(Activation activation, const Vec<T>& a) {
+  switch (activation) {
+    case Activation::sigmoid: return activate<Activation::sigmoid, T>(a);
+    case Activation::tanh: return activate<Activation::tanh, T>(a);
+    case Activation::relu: return activate<Activation::relu, T>(a);
+  }
+  return a;
+}
+
+// Some hidden units of a network: `Vectors` vectors, or if not Full the first `units` lanes of one.
+template <int Vectors, bool Full, typename S, typename T>
+AR_FAST_INLINE void hidden_strip(Activation activation, const S* weight, int64_t stride, const T* bias,
+                                 const Input<T>* inputs, int64_t count, int64_t units, T* hidden) {
+  constexpr int64_t width = Vec<T>::size();
+  Vec<T> sums[2][Vectors];
+  AR_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    sums[0][v] = Full ? Vec<T>::loadu(bias + v * width) : load_partial(bias, units);
+    sums[1][v] = zero<T>();
+  }
+  const auto add = [&](int64_t i, Vec<T>(&to)[Vectors]) __attribute__((always_inline)) {
+    const Vec<T> x(inputs[i].x);
+    const S* row = weight + inputs[i].row * stride;
+    AR_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      to[v] = at::vec::fmadd(x, Full ? load(row + v * width) : load_partial(row, units), to[v]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) {
+    add(i, sums[0]);
+    add(i + 1, sums[1]);
+  }
+  if (i < count) add(i, sums[0]);
+  AR_FAST_UNROLL
+  for (int v = 0; v < Vectors; ++v) {
+    const Vec<T> h = activated<T>(activation, sums[0][v] + sums[1][v]);
+    store_lanes<T>(h, hidden + v * width, Full ? width : units);
+  }
+}
+
+template <typename S, typename T>
+inline T dot(const S* weight, const T* hidden, int64_t count) {
+  constexpr int64_t width = Vec<T>::size();
+  Vec<T> sum = zero<T>();
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    const Vec<T> w = n == width ? load(weight + k) : load_partial(weight + k, n);
+    sum = at::vec::fmadd(w, load_lanes(hidden + k, n), sum);
+  });
+  return horizontal_sum(sum);
+}
+
+template <typename S, typename T>
+class Sampler {
+ public:
+  Sampler(const ArmlpSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end, Scratch& scratch)
+      : sample_(sample), row_begin_(row_begin), rows_(row_end - row_begin),
+        bernoulli_(sample.head.kind == HeadKind::bernoulli), gathers_(sample.head.kind == HeadKind::categorical),
+        b_(sample, most_parameters, rows_, scratch) {}
+
+  void run() {
+    double* log_prob = static_cast<double*>(sample_.log_prob) + row_begin_;
+    for (int64_t r = 0; r < rows_; ++r) {
+      log_prob[r] = 0;
+      b_.input_counts[r] = 0;
+      for (int64_t p = 0; p < sample_.start; ++p) add_input(r, p, state(r)[p]);
+    }
+    for (int64_t start = sample_.start; start < sample_.stop; start += block_positions) {
+      const int64_t stop = std::min(start + block_positions, sample_.stop);
+      for (int64_t r = 0; bernoulli_ && r < rows_; ++r) {
+        philox_uniforms(sample_.seed, index(r), stop - start, [&](int64_t k) { return variable(start + k); },
+                        b_.uniforms);
+        bernoulli_thresholds(b_.uniforms, stop - start, static_cast<T>(sample_.temperature),
+                             b_.thresholds + r * block_positions);
+      }
+      for (int64_t p = start; p < stop; ++p) {
+        for (int64_t r = 0; r < rows_; ++r) {
+          const bool known = is_known(r, p);
+          const T x = known ? given(r, p) : bernoulli_ ? draw_bernoulli(r, p, p - start) : draw(r, p, log_prob[r]);
+          state(r)[p] = x;
+          add_input(r, p, x);
+        }
+      }
+      for (int64_t r = 0; r < rows_; ++r) {
+        const T* x = state(r) + start;
+        if (bernoulli_) bernoulli_log_prob(b_.logits + r * block_positions, x, stop - start, b_.terms);
+        T* out = static_cast<T*>(sample_.values) + (row_begin_ + r) * (sample_.stop - sample_.start) - sample_.start;
+        for (int64_t p = start; p < stop; ++p) {
+          out[p] = x[p - start];
+          if (bernoulli_ && !is_known(r, p)) log_prob[r] += static_cast<double>(b_.terms[p - start]);
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t variable(int64_t position) const { return sample_.order ? sample_.order[position] : position; }
+  int64_t first_parameter(int64_t position) const {
+    return sample_.offsets ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
+  }
+  T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.variables; }
+  // Where given and known have the variable at a position.
+  int64_t at(int64_t r, int64_t position) const { return (row_begin_ + r) * sample_.variables + variable(position); }
+  bool is_known(int64_t r, int64_t position) const { return sample_.known && sample_.known[at(r, position)]; }
+  T given(int64_t r, int64_t position) const { return static_cast<const T*>(sample_.given)[at(r, position)]; }
+  uint64_t index(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_begin_ + r); }
+
+  void add_input(int64_t r, int64_t position, T x) {
+    if (!gathers_ && x == T(0)) return;
+    b_.inputs[r * sample_.variables + b_.input_counts[r]++] =
+        gathers_ ? Input<T>{first_parameter(position) + static_cast<int64_t>(x), T(1)} : Input<T>{position, x};
+  }
+
+  // Network p for a row: the hidden units into b_.hidden.
+  void evaluate(int64_t r, int64_t p) {
+    constexpr int64_t width = Vec<T>::size(), strip = strip_vectors * width;
+    const int64_t block = p / armlp_block, hidden = sample_.hidden;
+    const int64_t stride = std::min(armlp_block, sample_.variables - block * armlp_block) * hidden;
+    const S* weight = static_cast<const S*>(sample_.in_weight) +
+                      (sample_.block_starts[block] + p % armlp_block) * hidden;
+    const T* bias = static_cast<const T*>(sample_.in_bias) + (row_begin_ + r) * sample_.in_bias_stride + p * hidden;
+    const Input<T>* inputs = b_.inputs + r * sample_.variables;
+    int64_t u = 0;
+    const auto units = [&]<int Vectors, bool Full>(int64_t count) {
+      hidden_strip<Vectors, Full>(sample_.activation, weight + u, stride, bias + u, inputs, b_.input_counts[r], count,
+                                  b_.hidden + u);
+    };
+    for (; u + strip <= hidden; u += strip) units.template operator()<strip_vectors, true>(strip);
+    for (; u + width <= hidden; u += width) units.template operator()<1, true>(width);
+    if (u < hidden) units.template operator()<1, false>(hidden - u);
+  }
+
+  T parameter(int64_t row) const {
+    const S* weight = static_cast<const S*>(sample_.out_weight) + row * sample_.hidden;
+    return dot(weight, b_.hidden, sample_.hidden) + static_cast<const T*>(sample_.out_bias)[row];
+  }
+
+  T draw_bernoulli(int64_t r, int64_t p, int64_t slot) {
+    evaluate(r, p);
+    const T logit = b_.logits[r * block_positions + slot] = parameter(p);
+    return b_.thresholds[r * block_positions + slot] < logit ? T(1) : T(0);
+  }
+
+  T draw(int64_t r, int64_t p, double& log_prob) {
+    evaluate(r, p);
+    const int64_t first = first_parameter(p), count = first_parameter(p + 1) - first;
+    for (int64_t k = 0; k < count; ++k) b_.parameters[k] = parameter(first + k);
+    const T x = head_draw_one(sample_.head, b_.parameters, count, sample_.seed, index(r),
+                              static_cast<uint32_t>(variable(p)), static_cast<T>(sample_.temperature), b_.weights);
+    log_prob += static_cast<double>(head_log_prob_one(sample_.head, b_.parameters, count, x));
+    return x;
+  }
+
+  const ArmlpSample& sample_;
+  const int64_t row_begin_, rows_;
+  const bool bernoulli_, gathers_;
+  Buffers<T> b_;
+};
+
+// Calls body.template operator()<S, T>() for the storage type.
+template <typename Body>
+void dispatch(ScalarType storage, const Body& body) {
+  switch (storage) {
+    case ScalarType::float32: return body.template operator()<float, float>();
+    case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
+    case ScalarType::float16: return body.template operator()<float16, float>();
+    case ScalarType::float64: return body.template operator()<double, double>();
+  }
+}
+
+}  // namespace
+
+void armlp_scratch(const ArmlpSample& sample, int64_t most_parameters, int64_t rows, int64_t* bytes) {
+  dispatch(sample.storage, [&]<typename S, typename T>() {
+    Scratch scratch(nullptr);
+    const Buffers<T> buffers(sample, most_parameters, rows, scratch);
+    *bytes = scratch.bytes_taken();
+  });
+}
+
+void armlp_sample(const ArmlpSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end,
+                  void* scratch_memory) {
+  dispatch(sample.storage, [&]<typename S, typename T>() {
+    Scratch scratch(scratch_memory);
+    Sampler<S, T>(sample, most_parameters, row_begin, row_end, scratch).run();
+  });
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

@@ -1,0 +1,194 @@
+// ARMLP sampling: one persistent block of 8 warps per sample evaluates one network after the other.
+//
+// The threads of a block share out the hidden units of a network and, where there are more threads than units, its
+// inputs too: neighbours have neighbouring units, so that a weight row is read in one piece, and where an input is zero
+// its row is not read. Four barriers a position: shares of the pre-activations, hidden units, parameters, value. Warp 0
+// draws; the last warp has log p of the value while the others go on.
+//
+// The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
+#include "armlp_cuda.h"
+#include "head_device.h"
+#include "nade_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
+constexpr int64_t kMostSharedBytes = 60 * 1024;
+
+// What a block works in: values by position, hidden units, parameters of one variable.
+template <typename T>
+struct Memory {
+  T *values, *hidden, *parameters;
+
+  __device__ __forceinline__ Memory(const ArmlpSample& sample, T* base)
+      : values(base), hidden(base + sample.variables), parameters(hidden + sample.hidden) {}
+};
+
+int64_t memory_elements(const ArmlpSample& sample) {
+  // Where variables differ, only the device knows the largest.
+  const int64_t most = sample.offsets != nullptr ? sample.out_rows : sample.out_rows / sample.variables;
+  return sample.variables + sample.hidden + most;
+}
+
+// Threads that share out hidden units; the others of the block take other inputs of the same units.
+__host__ __device__ inline int unit_threads(int64_t hidden) {
+  int threads = 1;
+  while (threads < kThreads && threads < hidden) threads *= 2;
+  return threads;
+}
+
+template <typename S>
+class Sampler {
+ public:
+  using T = Compute<S>;
+
+  __device__ Sampler(const ArmlpSample& sample, int64_t row, const Memory<T>& memory, T (&shares)[kThreads])
+      : sample_(sample), row_(row), m_(memory), shares_(shares), lane_(lane_id()),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize), gathers_(sample.head.kind == HeadKind::categorical) {}
+
+  __device__ void run() {
+    const int start = static_cast<int>(sample_.start), stop = static_cast<int>(sample_.stop);
+    T* const state = static_cast<T*>(sample_.state) + row_ * sample_.variables;
+    T* const out = static_cast<T*>(sample_.values) + row_ * (stop - start) - start;
+    for (int p = static_cast<int>(threadIdx.x); p < start; p += kThreads) m_.values[p] = state[p];
+    HeadNoise ahead = {};
+    double log_prob = 0;
+    for (int p = start; p < stop; ++p) {
+      const int own = variable(p), step = (p - start) % kWarpSize;
+      const int64_t at = row_ * sample_.variables + own;
+      const bool known = sample_.known != nullptr && sample_.known[at] != 0;
+      const int64_t first = first_parameter(p);
+      const int count = static_cast<int>(first_parameter(p + 1) - first);
+      if (warp_ == 0 && step == 0) {
+        ahead = head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+                           static_cast<uint32_t>(variable(min(p + lane_, stop - 1))));
+      }
+      __syncthreads();  // the values before p are there
+      if (!known) {
+        hidden_units(p);
+        __syncthreads();
+        parameters(first, count);
+        __syncthreads();
+      }
+      if (warp_ == 0) {
+        const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
+                                __shfl_sync(kFullMask, ahead.deviate, step)};
+        const T x = known ? static_cast<const T*>(sample_.given)[at]
+                          : head_draw_one(sample_.head, m_.parameters, count, here, static_cast<T>(sample_.temperature));
+        if (lane_ == 0) {
+          m_.values[p] = x;
+          state[p] = x;
+          out[p] = x;
+        }
+      }
+      __syncthreads();
+      if (warp_ == kWarps - 1 && !known) {
+        log_prob += static_cast<double>(head_log_prob_one(sample_.head, m_.parameters, count, m_.values[p]));
+      }
+    }
+    if (threadIdx.x == kThreads - 1) static_cast<double*>(sample_.log_prob)[row_] = log_prob;
+  }
+
+ private:
+  __device__ __forceinline__ int variable(int position) const {
+    return sample_.order != nullptr ? static_cast<int>(sample_.order[position]) : position;
+  }
+  __device__ __forceinline__ int64_t first_parameter(int position) const {
+    return sample_.offsets != nullptr ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
+  }
+
+  __device__ __forceinline__ void hidden_units(int p) const {
+    const int hidden = static_cast<int>(sample_.hidden), threads = unit_threads(hidden), shares = kThreads / threads;
+    const int block = p / static_cast<int>(armlp_block), t = static_cast<int>(threadIdx.x);
+    const int64_t networks = min(armlp_block, sample_.variables - block * armlp_block);
+    const S* const weight = static_cast<const S*>(sample_.in_weight) +
+                            (sample_.block_starts[block] + p % armlp_block) * hidden;
+    const T* const bias = static_cast<const T*>(sample_.in_bias) + row_ * sample_.in_bias_stride +
+                          static_cast<int64_t>(p) * hidden;
+    for (int u0 = 0; u0 < hidden; u0 += threads) {
+      const int u = u0 + t % threads;
+      T sum = T(0);
+      for (int j = t / threads; u < hidden && j < p; j += shares) {
+        const T value = m_.values[j];
+        if (!gathers_ && value == T(0)) continue;
+        const int64_t input = gathers_ ? first_parameter(j) + static_cast<int64_t>(value) : j;
+        sum = fma(gathers_ ? T(1) : value, to_compute(weight[input * networks * hidden + u]), sum);
+      }
+      shares_[t] = sum;
+      __syncthreads();
+      if (t < threads && u < hidden) {
+        T own[1] = {bias[u]}, active[1];
+        for (int s = 0; s < shares; ++s) own[0] += shares_[t + s * threads];
+        activate(sample_.activation, T(1), own, active);
+        m_.hidden[u] = active[0];
+      }
+      if (u0 + threads < hidden) __syncthreads();
+    }
+  }
+
+  __device__ __forceinline__ void parameters(int64_t first, int count) const {
+    const int hidden = static_cast<int>(sample_.hidden);
+    for (int k = warp_; k < count; k += kWarps) {
+      const S* const weight = static_cast<const S*>(sample_.out_weight) + (first + k) * hidden;
+      T sum = T(0);
+      for (int u = lane_; u < hidden; u += kWarpSize) sum = fma(to_compute(weight[u]), m_.hidden[u], sum);
+      sum = warp_sum(sum);
+      if (lane_ == 0) m_.parameters[k] = static_cast<const T*>(sample_.out_bias)[first + k] + sum;
+    }
+  }
+
+  const ArmlpSample& sample_;
+  const int64_t row_;
+  const Memory<T> m_;
+  T (&shares_)[kThreads];
+  const int lane_, warp_;
+  const bool gathers_;
+};
+
+// Rows first_row and on; scratch null = shared memory.
+template <typename S>
+__global__ void __launch_bounds__(kThreads)
+    armlp_sample_kernel(ArmlpSample sample, int64_t first_row, Compute<S>* scratch, int64_t elements) {
+  using T = Compute<S>;
+  AR_FAST_DYNAMIC_SHARED(T, shared);
+  AR_FAST_SHARED(T, shares, [kThreads]);
+  T* const base = scratch != nullptr ? scratch + blockIdx.x * elements : shared;
+  Sampler<S>(sample, first_row + blockIdx.x, Memory<T>(sample, base), shares).run();
+}
+
+template <typename S>
+cudaError_t run(const ArmlpSample& sample, void* scratch, cudaStream_t stream) {
+  const ArmlpSampleCut cut = armlp_sample_cuda_cut(sample);
+  for (int64_t first = 0; first < sample.batch; first += cut.rows) {
+    const cudaError_t error =
+        launch({"armlp_sample", static_cast<unsigned>(std::min(cut.rows, sample.batch - first)), kThreads,
+                static_cast<size_t>(cut.shared_bytes), stream},
+               armlp_sample_kernel<S>, sample, first, cut.in_shared ? nullptr : static_cast<Compute<S>*>(scratch),
+               memory_elements(sample));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+ArmlpSampleCut armlp_sample_cuda_cut(const ArmlpSample& sample) {
+  const int64_t bytes = cuda::memory_elements(sample) * (sample.storage == ScalarType::float64 ? 8 : 4);
+  if (bytes <= cuda::kMostSharedBytes) return {true, sample.batch, bytes, 0};
+  const int64_t rows = std::min(sample.batch, std::max<int64_t>(1, cuda::kScratchBudget / bytes));
+  return {false, rows, 0, rows * bytes};
+}
+
+cudaError_t armlp_sample_cuda(const ArmlpSample& sample, void* scratch, cudaStream_t stream) {
+  return cuda::dispatch_storage(sample.storage, [&](auto storage) {
+    return cuda::run<decltype(storage)>(sample, scratch, stream);
+  });
+}
+
+}  // namespace ar_fast

@@ -1,0 +1,91 @@
+// armlp_sample on the CPU: slices of rows on torch's threads.
+#include "../armlp.h"
+
+#include "../../kernels/cpu/armlp_cpu.h"
+#include "../explain.h"
+#include "../library.h"
+#include "isa.h"
+#include "slices.h"
+#include "values.h"
+
+namespace ar_fast {
+namespace {
+
+constexpr const char* op_name = "armlp_sample";
+
+int64_t first_parameter(const ArmlpSample& sample, int64_t position) {
+  return sample.offsets ? sample.offsets[position] : position * (sample.out_rows / sample.variables);
+}
+
+// On the CPU values can be looked at without a synchronisation, so what would be read out of place raises.
+void check_block_starts(const ArmlpSample& sample, int64_t rows) {
+  const bool gathers = sample.head.kind == HeadKind::categorical;
+  int64_t expected = 0;
+  for (int64_t block = 0; block * armlp_block < sample.variables; ++block) {
+    const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.variables);
+    TORCH_CHECK(sample.block_starts[block] == expected, op_name, ": block_starts must be ", expected, " at block ",
+                block, ", got ", sample.block_starts[block]);
+    expected += (gathers ? first_parameter(sample, end - 1) : end - 1) * (end - begin);
+  }
+  TORCH_CHECK(rows == expected, op_name, ": in_weight must have ", expected, " rows for ", sample.variables,
+              " networks, got ", rows);
+}
+
+// What is given, or in the state already, has an input row.
+template <typename T>
+void check_categories(const ArmlpSample& sample) {
+  if (sample.head.kind != HeadKind::categorical) return;
+  for (int64_t p = 0; p < sample.stop; ++p) {
+    const int64_t variable = sample.order ? sample.order[p] : p;
+    const int64_t count = first_parameter(sample, p + 1) - first_parameter(sample, p);
+    for (int64_t row = 0; row < sample.batch; ++row) {
+      const int64_t at = row * sample.variables;
+      const bool drawn = p < sample.start, given = !drawn && sample.known && sample.known[at + variable];
+      if (!drawn && !given) continue;
+      const T value = drawn ? static_cast<const T*>(sample.state)[at + p]
+                            : static_cast<const T*>(sample.given)[at + variable];
+      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), op_name, ": ", drawn ? "state" : "given",
+                  " must lie in [0, ", count, ") for variable ", variable, ", got ", value);
+    }
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
+    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
+    const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
+    std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    double temperature, std::string algorithm) {
+  const auto t = prepare_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets,
+                                      given, known, activation, head, levels, seed, first_index, start, stop,
+                                      temperature, algorithm);
+  const ArmlpSample& sample = t.sample;
+  check_order_values(op_name, sample.order, sample.variables);
+  check_offset_values(op_name, "offsets", sample.offsets, sample.variables, sample.out_rows);
+  check_head_values(op_name, sample.head, sample.variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
+  check_block_starts(sample, in_weight.size(0));
+  sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
+  if (sample.batch > 0 && stop > start) {
+    int64_t most_parameters = 0;
+    for (int64_t p = 0; p < sample.variables; ++p) {
+      most_parameters = std::max(most_parameters, first_parameter(sample, p + 1) - first_parameter(sample, p));
+    }
+    const int64_t slice = rows_per_slice(sample.batch);
+    int64_t bytes = 0;
+    AR_FAST_CPU_KERNEL(armlp_scratch)(sample, most_parameters, slice, &bytes);
+    explain(op_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.batch, " rows, positions ",
+            start, " to ", stop, ", ", (sample.batch + slice - 1) / slice, " row groups on ", at::get_num_threads(),
+            " threads");
+    const auto kernel = AR_FAST_CPU_KERNEL(armlp_sample);
+    in_slices(sample.batch, slice, bytes, [&](int64_t begin, int64_t end, void* scratch) {
+      kernel(sample, most_parameters, begin, end, scratch);
+    });
+  }
+  return {t.values, t.log_prob, t.next};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("armlp_sample", armlp_sample_cpu); }
+
+}  // namespace ar_fast
