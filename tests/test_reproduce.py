@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the bench extra")
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
+from ar_fast.models import FVSBN
 from bench import reproduce
 
 # Data drawn with a fixed seed: what training reaches on it is always the same.
@@ -107,6 +108,18 @@ def test_model_starts_at_the_means(path):
     model = reproduce.make_model(TINY, data.train)
     expected = data.train.double().mean(0)
     torch.testing.assert_close(model.out_bias.sigmoid().double(), expected, atol=1e-3, rtol=0)
+
+
+def test_fvsbn_is_trained_without_hidden_features(path):
+    data = reproduce.load(path, TINY)
+    recipe = replace(TINY, hidden_features=None, learning_rate=0.1)
+    model = reproduce.make_model(recipe, data.train)
+    assert type(model) is FVSBN
+    # Stored by place: the last variable comes first.
+    torch.testing.assert_close(model.bias.sigmoid().double().flip(0), data.train.double().mean(0), atol=1e-3, rtol=0)
+    before = reproduce.log_likelihoods(model, data.test).mean().item()
+    kept, _ = reproduce.train(model, data, recipe)
+    assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
 
 
 def test_same_seed_same_figures(tiny, path, tmp_path):
