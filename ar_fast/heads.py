@@ -37,6 +37,10 @@ class Head(abc.ABC):
         """
 
     @abc.abstractmethod
+    def sizes(self, variables: int) -> list[int | None]:
+        """How many values each variable can take, 0 ... size-1; None for a real one."""
+
+    @abc.abstractmethod
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         """Which values the variables of an event can take."""
 
@@ -106,6 +110,9 @@ class Bernoulli(Head):
     def counts(self, variables: int) -> int:
         return 1
 
+    def sizes(self, variables: int) -> list[int | None]:
+        return [2] * variables
+
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         return constraints.boolean
 
@@ -149,6 +156,9 @@ class Categorical(Head):
                 f"Categorical: categories must have one entry per variable, {variables}, got {len(self.categories)}"
             )
         return self.categories
+
+    def sizes(self, variables: int) -> list[int | None]:
+        return [self.categories] * variables if isinstance(self.categories, int) else list(self.categories)
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         if isinstance(self.categories, int):
@@ -200,6 +210,9 @@ class GaussianMixture(_Mixture):
 
     kind = "gaussian_mixture"
 
+    def sizes(self, variables: int) -> list[int | None]:
+        return [None] * variables
+
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         return constraints.real
 
@@ -242,6 +255,9 @@ class LogisticMixture(_Mixture):
         if not isinstance(levels, int) or levels < 2:
             raise ValueError(f"LogisticMixture: levels must be an integer of at least 2, got {levels!r}")
         self.levels = levels
+
+    def sizes(self, variables: int) -> list[int | None]:
+        return [self.levels] * variables
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         return constraints.integer_interval(0, self.levels - 1)

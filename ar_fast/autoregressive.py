@@ -1,0 +1,320 @@
+"""Whether a module is autoregressive: which of its outputs depend on which of its inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import heads, orderings
+from .models import AutoregressiveModel
+
+__all__ = ["Dependence", "check_autoregressive"]
+
+# Rows of a forward pass of the perturbation: several inputs are perturbed in one pass.
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Which outputs of a module depend on which inputs: what :func:`check_autoregressive` returns.
+
+    True where no output depends on an input that it must not see; printed, it names the pairs that do.
+
+    Attributes:
+        event_shape: of the inputs.
+        allowed: (D, D) bool, whether output i may see input j.
+        gradient: (D, D), the largest derivative of variable i's output by input j, NaN where one is NaN; of several
+            outputs, that of a sum of them with different weights. None where the module has no gradient by its inputs.
+        change: (D, D), the largest change of an output of variable i when input j alone changes, infinite where it
+            becomes NaN.
+        tolerance: sizes up to this are no dependence.
+    """
+
+    event_shape: torch.Size
+    allowed: Tensor
+    gradient: Tensor | None
+    change: Tensor
+    tolerance: float
+
+    @property
+    def found(self) -> Tensor:
+        """(D, D) bool: whether output i depends on input j, by gradient or by perturbation; a NaN gradient does."""
+        found = self.change > self.tolerance
+        return found if self.gradient is None else found | ~(self.gradient <= self.tolerance)
+
+    @property
+    def violations(self) -> list[tuple[int, int]]:
+        """The pairs (i, j) of flat indices where output i depends on input j and must not."""
+        return [tuple(pair) for pair in (self.found & ~self.allowed).nonzero().tolist()]
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """The pairs (i, j) where output i may depend on input j and was not found to."""
+        return [tuple(pair) for pair in (self.allowed & ~self.found).nonzero().tolist()]
+
+    def __bool__(self) -> bool:
+        return not self.violations
+
+    def __str__(self) -> str:
+        violations = self.violations
+        if not violations:
+            return f"autoregressive: no output depends on an input that it must not see, {len(self.missing)} missing"
+        shown = [self._describe(i, j) for i, j in violations[:5]]
+        more = f"; and {len(violations) - 5} more" if len(violations) > 5 else ""
+        return f"not autoregressive: {'; '.join(shown)}{more}"
+
+    def _describe(self, i: int, j: int) -> str:
+        names = []
+        for index in (i, j):
+            place = tuple(int(k) for k in torch.unravel_index(torch.tensor(index), self.event_shape))
+            names.append(str(place[0] if len(place) == 1 else place))
+        sizes = f"change {self.change[i, j]:.3g}"
+        if self.gradient is not None:
+            sizes = f"gradient {self.gradient[i, j]:.3g}, {sizes}"
+        return f"output {names[0]} depends on input {names[1]} ({sizes})"
+
+
+def check_autoregressive(
+    module: nn.Module | Callable[..., Any],
+    event_shape: int | Sequence[int],
+    *,
+    order: Tensor | Sequence[int] | None = None,
+    strict: bool = True,
+    x: Tensor | None = None,
+    context: Tensor | None = None,
+    outputs: Tensor | None = None,
+    tolerance: float = 0.0,
+    raises: bool = False,
+) -> Dependence:
+    """Tells whether any output of a module depends on an input that it must not see, and which.
+
+    Two ways, since each misses what the other finds: the derivative of each output by each input, and the change of
+    each output when one input takes another value. Any module will do: a network, a flow's conditioner or transform,
+    a model of ar_fast. A module is in evaluation mode meanwhile.
+
+    Args:
+        module: takes (N, \\*event_shape) and returns a tensor, or a tuple, list or dictionary of tensors, of shape
+            (N, \\*event_shape, ...), (N, D, ...), (N, ..., \\*event_shape), (N, ..., D), or (N, K D), where the K
+            outputs of a variable lie side by side.
+        event_shape: shape of one event, an int or several; D is the product.
+        order: (D) integers, order[p] = flat index of the variable at position p. None is that of an ar_fast model,
+            else 0 ... D-1.
+        strict: output i must not see input i itself, as in a conditioner; False lets it, as in a flow's transform.
+        x: (N, \\*event_shape), two or more inputs: derivatives are taken there, and an input is changed to the value
+            that it has in another row. None draws values that the head of an ar_fast model has, else normal ones.
+        context: of one event; given, the module is called with it, once for every row, as its second argument.
+        outputs: which variable each output belongs to, of an output's shape without N; needed where the shape above
+            does not say it, as where an output of shape (N, K D) has the variables side by side.
+        tolerance: sizes of derivatives and changes up to this are none. Masked weights leave nothing, so 0 is right;
+            convolutions by Fourier or Winograd transforms leave rounding errors.
+        raises: raise where an output depends on an input that it must not see.
+
+    Returns:
+        A :class:`Dependence`: true where nothing is wrong, with the pairs in ``violations`` and ``missing``.
+
+    Raises:
+        ValueError: if the shapes do not fit, the outputs are not finite or differ from call to call; under ``raises``
+            naming the pairs.
+
+    Example:
+        >>> from ar_fast.models import MADE
+        >>> bool(check_autoregressive(MADE(3, [8]), 3))
+        True
+        >>> print(check_autoregressive(lambda x: x.flip(1), 2))
+        not autoregressive: output 0 depends on input 1 (gradient 1, change 12.6)
+        >>> bool(check_autoregressive(lambda x: x.cumsum(1), (2,), strict=False))
+        True
+    """
+    shape = torch.Size((event_shape,) if isinstance(event_shape, int) else tuple(event_shape))
+    order = _order(module, order, math.prod(shape))
+    x = _inputs(module, shape) if x is None else x
+    if x.dim() != 1 + len(shape) or x.shape[1:] != shape or x.shape[0] < 2:
+        raise ValueError(
+            f"check_autoregressive: x must have shape (N, {', '.join(map(str, shape))}) with N >= 2, "
+            f"got {tuple(x.shape)}"
+        )
+    with _evaluation(module):
+        call = _Call(module, shape, context, outputs)
+        gradient = _gradient(call, x.detach())
+        with torch.no_grad():
+            change = _change(call, x.detach())
+    position = order.argsort()
+    allowed = position[None, :] < position[:, None] if strict else position[None, :] <= position[:, None]
+    result = Dependence(shape, allowed, gradient, change, tolerance)
+    if raises and not result:
+        raise ValueError(f"check_autoregressive: {result}")
+    return result
+
+
+def _order(module: object, order: Tensor | Sequence[int] | None, variables: int) -> Tensor:
+    if order is None and isinstance(module, AutoregressiveModel):
+        order = module.order
+    return torch.arange(variables) if order is None else orderings.check(order, variables).cpu()
+
+
+def _inputs(module: object, shape: torch.Size) -> Tensor:
+    """Four events: two near zero, one further out and one far out; or values that the model's head knows."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 1.0, 3.0, 10.0]).reshape(-1, *[1] * len(shape))
+    x = scales * torch.randn(4, *shape, generator=generator)
+    device, dtype = _placement(module)
+    if isinstance(module, AutoregressiveModel):
+        x = _values(module.head, x, generator)
+    return x.to(device, dtype if x.is_floating_point() else None)
+
+
+def _values(head: heads.Head, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Values of the head: a different one in each of the four rows, as far as there are that many."""
+    sizes = head.sizes(x[0].numel())
+    rank = torch.stack([torch.randperm(4, generator=generator) for _ in sizes], 1)
+    columns = [
+        real if size is None else rank[:, i] * max(1, size // 4) % size
+        for i, (real, size) in enumerate(zip(x.flatten(1).T, sizes, strict=True))
+    ]
+    return torch.stack(columns, 1).reshape(x.shape)
+
+
+def _placement(module: object) -> tuple[torch.device, torch.dtype]:
+    if isinstance(module, AutoregressiveModel):
+        return module.device, module.compute_dtype
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.device, tensor.dtype
+    return torch.get_default_device(), torch.get_default_dtype()
+
+
+@contextlib.contextmanager
+def _evaluation(module: object) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()} if isinstance(module, nn.Module) else {}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+class _Call:
+    """The module as a function from inputs to outputs (N, O), and which variable each of the O belongs to."""
+
+    def __init__(self, module: Any, shape: torch.Size, context: Tensor | None, outputs: Tensor | None) -> None:
+        self.module, self.shape, self.context, self.outputs = module, shape, context, outputs
+        self.variables = math.prod(shape)
+        self.owners = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        arguments = (x,) if self.context is None else (x, self.context.expand(x.shape[0], *self.context.shape))
+        tensors = list(_tensors(self.module(*arguments)))
+        for tensor in tensors:
+            if tensor.dim() == 0 or tensor.shape[0] != x.shape[0]:
+                rows = x.shape[0]
+                raise ValueError(
+                    f"check_autoregressive: outputs must have as many rows as x, {rows}, got {tuple(tensor.shape)}"
+                )
+        self.owners = torch.cat([self._owners_of(tensor.shape[1:]) for tensor in tensors])
+        return torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+
+    def _owners_of(self, shape: torch.Size) -> Tensor:
+        """Which variable each element of an output belongs to, flattened."""
+        event, dims = self.shape, len(self.shape)
+        index = torch.arange(self.variables)
+        if self.outputs is not None:
+            if self.outputs.shape != shape:
+                raise ValueError(
+                    f"check_autoregressive: outputs must have the shape of an output, {tuple(shape)}, "
+                    f"got {tuple(self.outputs.shape)}"
+                )
+            return self.outputs.flatten().cpu()
+        if isinstance(self.module, AutoregressiveModel) and isinstance(self.module.counts, list):
+            return index.repeat_interleave(torch.tensor(self.module.counts))
+        if shape[:dims] == event:
+            return index.reshape(event + (1,) * (len(shape) - dims)).expand(shape).flatten()
+        if shape[:1] == (self.variables,):
+            return index.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).flatten()
+        if shape[-dims:] == event:
+            return index.reshape(event).expand(shape).flatten()
+        if shape[-1:] == (self.variables,):
+            return index.expand(shape).flatten()
+        if len(shape) == 1 and shape[0] > 0 and shape[0] % self.variables == 0:
+            return index.repeat_interleave(shape[0] // self.variables)
+        raise ValueError(
+            f"check_autoregressive: an output must hold some numbers for each of {self.variables} variables, "
+            f"got {tuple(shape)} for an event of shape {tuple(event)}; outputs says which variable each belongs to"
+        )
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
+    else:
+        raise ValueError(f"check_autoregressive: module must return tensors, got {type(output).__name__}")
+
+
+def _largest_by_owner(sizes: Tensor, owners: Tensor, variables: int) -> Tensor:
+    """(..., O) -> (..., D); NaN where one is."""
+    largest = sizes.new_zeros(*sizes.shape[:-1], variables)
+    return largest.scatter_reduce_(-1, owners.to(sizes.device).expand(sizes.shape), sizes, "amax")
+
+
+def _gradient(call: _Call, x: Tensor) -> Tensor | None:
+    """(D, D), row by row: the derivative of a variable's outputs, weighted so that none cancel; the largest."""
+    if not x.is_floating_point():
+        return None
+    x = x.clone().requires_grad_()
+    with torch.enable_grad():
+        outputs = call(x)
+    if not outputs.requires_grad:
+        return None
+    gradient = torch.zeros(call.variables, call.variables)
+    for i in range(call.variables):
+        own = (call.owners == i).nonzero()[:, 0].to(outputs.device)
+        weights = 1 + torch.arange(len(own), device=own.device) * 0.6180339887 % 1
+        combined = (outputs[:, own] * weights).sum()
+        (row,) = torch.autograd.grad(combined, x, retain_graph=True, allow_unused=True)
+        if row is not None:
+            gradient[i] = row.detach().flatten(1).abs().amax(0).cpu()
+    return gradient
+
+
+def _change(call: _Call, x: Tensor) -> Tensor:
+    """(D, D), column by column: every event with the value of one input that every other event has there.
+
+    A row is compared with one at the same place of a batch of the same size, so that no rounding differs.
+    """
+    events, variables = x.shape[0], call.variables
+    rows = x.flatten(1)
+    moves = [(first, second) for first in range(events) for second in range(events) if first != second]
+    base_index, value_index = torch.tensor(moves, device=x.device).T
+    together = max(1, min(variables, _ROWS // len(moves)))
+    bases = rows[base_index].repeat(together, 1)
+    unchanged, again = call(bases.reshape(-1, *call.shape)), call(bases.reshape(-1, *call.shape))
+    if not bool(unchanged.isfinite().all()):
+        raise ValueError(
+            "check_autoregressive: outputs must be finite, got some that are not; give an x where they are"
+        )
+    if not torch.equal(unchanged, again):
+        raise ValueError("check_autoregressive: outputs must be the same in every call, got different ones")
+    change = torch.zeros(variables, variables)
+    for first in range(0, variables, together):
+        inputs = torch.arange(first, min(first + together, variables), device=x.device)
+        changed = bases.clone()
+        own = changed.unflatten(0, (together, len(moves)))
+        for k, j in enumerate(inputs.tolist()):
+            own[k, :, j] = rows[value_index, j]
+        sizes = (call(changed.reshape(-1, *call.shape)) - unchanged).abs().nan_to_num(nan=math.inf)
+        largest = _largest_by_owner(sizes.unflatten(0, (together, len(moves))).amax(1), call.owners, variables)
+        change[:, inputs.cpu()] = largest[: len(inputs)].T.cpu().to(change.dtype)
+    return change
