@@ -152,22 +152,42 @@ def flatten_known(
                 f"some of the last dimensions of {tuple(full[: len(batch)])}, got {tuple(tensor.shape)}"
             )
     if not clamp and not _capturing(known):
-        _check_prefix(model, known.reshape(-1, model.variables))
+        check_prefix(
+            model,
+            ("known", "unknown"),
+            known.reshape(-1, model.variables),
+            "cannot condition on any other set of variables: DeepNADE does; clamp=True only fixes their values",
+        )
     given, known = given.expand(full), known.expand(full)
     check_values(model, "given", given, known)
     rows = (math.prod(batch), model.variables)
     return model.head.encode(given, model.compute_dtype).reshape(rows).to(model.compute_dtype), known.reshape(rows)
 
 
-def _check_prefix(model: AutoregressiveModel, known: Tensor) -> None:
-    by_position = model._by_position(known, 1)
+def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """x with zeros, which every head knows, where it is missing, and observed as (B, D), after all checks."""
+    check_tensor(model, "x", x)
+    check_tensor(model, "observed", observed)
+    if observed.dtype != torch.bool:
+        raise ValueError(f"{model._name}: observed must be bool, got {observed.dtype}")
+    if not (_ends(observed.shape, model.event_shape) and _ends(x.shape, observed.shape)):
+        raise ValueError(
+            f"{model._name}: observed must have the event's shape {tuple(model.event_shape)}, preceded by none or some "
+            f"of the last dimensions of the batch of x of shape {tuple(x.shape)}, got {tuple(observed.shape)}"
+        )
+    observed = observed.expand(x.shape)
+    return torch.where(observed, x, torch.zeros_like(x)), observed.reshape(-1, model.variables)
+
+
+def check_prefix(model: AutoregressiveModel, names: tuple[str, str], mask: Tensor, otherwise: str) -> None:
+    """Raises where mask (B, D) is no prefix of the model's order; names are those of true and false."""
+    by_position = model._by_position(mask, 1)
     gaps = (by_position[:, 1:] & ~by_position[:, :-1]).nonzero()
     if gaps.numel():
         event, position = gaps[0].tolist()
         raise ValueError(
-            f"{model._name}: known must be a prefix of the model's order, got position {position + 1} known and "
-            f"position {position} unknown in event {event}. A model of one fixed order cannot condition on any other "
-            "set of variables: DeepNADE does; clamp=True only fixes their values"
+            f"{model._name}: {names[0]} must be a prefix of the model's order, got position {position + 1} {names[0]} "
+            f"and position {position} {names[1]} in event {event}. A model of one fixed order {otherwise}"
         )
 
 

@@ -113,6 +113,22 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         """(B), summed in float64, or (B, D); in the compute dtype."""
 
+    def _log_prob_observed(self, x: Tensor, observed: Tensor, context: Tensor | None) -> Tensor:
+        """(B, D), whose sum is log p of the variables where observed (B, D); 0 elsewhere, where x holds zeros.
+
+        A model of one fixed order knows that of a prefix of its order only. A model that was trained with variables
+        missing overrides this.
+        """
+        if not torch.compiler.is_compiling():
+            _inputs.check_prefix(
+                self,
+                ("observed", "missing"),
+                observed,
+                "has no marginal of any other set of variables: put those that may be missing last in the order, "
+                "or train a model with variables missing, DeepNADE",
+            )
+        return self._log_prob(x, context, True).masked_fill(~observed, 0.0)
+
     @abc.abstractmethod
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         """State.tensors when nothing is known; context is (*batch, C)."""
@@ -177,7 +193,14 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         shape = (self.variables, self.counts) if isinstance(self.counts, int) else (sum(self.counts),)
         return parameters.reshape(*batch, *shape)
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, per_variable: bool = False) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        per_variable: bool = False,
+        observed: Tensor | None = None,
+    ) -> Tensor:
         """The log-probability in nats.
 
         Args:
@@ -185,15 +208,27 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
                 batch.
             per_variable: return the logarithm of each conditional instead of their sum.
+            observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: which variables
+                are there. The rest are missing, whatever x holds for them, NaN included, and the result is the exact
+                log-probability of the observed ones alone, 0 for each missing one. They must be a prefix of the
+                order: then the missing ones sum out of the product.
 
         Returns:
             (*batch), summed in float64, or the shape of x; in the compute dtype.
 
         Raises:
-            ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
+            ValueError: for a wrong shape, dtype or device; for observed variables that are no prefix of the order;
+                under validate_args for values outside the support.
         """
+        if observed is not None:
+            x, observed = _inputs.observed_only(self, x, observed)
         batch, rows, context_rows = _inputs.flatten(self, x, context)
-        return self._log_prob(rows, context_rows, per_variable).reshape(x.shape if per_variable else batch)
+        if observed is None:
+            return self._log_prob(rows, context_rows, per_variable).reshape(x.shape if per_variable else batch)
+        log_prob = self._log_prob_observed(rows, observed, context_rows)
+        if per_variable:
+            return log_prob.reshape(x.shape)
+        return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype).reshape(batch)
 
     @torch.no_grad()
     def sample(
