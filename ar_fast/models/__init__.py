@@ -12,6 +12,7 @@ from . import _files
 from .armlp import ARMLP
 from .base import AutoregressiveModel, State
 from .distribution import AutoregressiveDistribution
+from .ensemble import Ensemble
 from .fvsbn import FVSBN
 from .made import MADE
 from .nade import NADE, RNADE
@@ -25,6 +26,7 @@ __all__ = [
     "RNADE",
     "AutoregressiveDistribution",
     "AutoregressiveModel",
+    "Ensemble",
     "Sampling",
     "State",
     "load",
@@ -34,8 +36,8 @@ _MODELS = {"ARMLP": ARMLP, "FVSBN": FVSBN, "MADE": MADE, "NADE": NADE, "RNADE": 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
-def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel:
-    """The model that ``model.save(directory)`` wrote.
+def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel | Ensemble:
+    """The model that ``model.save(directory)`` wrote, or the ensemble.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -43,6 +45,8 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
     """
     stored = _files.read_config(Path(directory))
     name = stored.get("model")
+    if name == "Ensemble":
+        return Ensemble([load(member, device) for member in _files.members(Path(directory), stored)])
     if name not in _MODELS:
         raise ValueError(f"load: model must be one of {', '.join(_MODELS)}, got {name!r} in {directory}")
     arguments = dict(stored["config"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,33 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def save_ensemble(models: Iterable[AutoregressiveModel], directory: Path) -> None:
+    """A directory of its own for each model, and config.json that says how many there are."""
+    count = 0
+    for model in models:
+        save(model, directory / f"member_{count}")
+        count += 1
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "ar_fast_version": __version__,
+        "model": "Ensemble",
+        "order": "identity",
+        "config": {"members": count},
+    }
+    config = directory / "config.json.tmp"
+    config.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    os.replace(config, directory / "config.json")
+
+
+def members(directory: Path, stored: dict[str, Any]) -> list[Path]:
+    """The directories of an ensemble's models."""
+    count = stored["config"].get("members")
+    if stored.get("model") != "Ensemble" or not isinstance(count, int) or count < 1:
+        raise ValueError(f"load: config.json must describe an Ensemble, got {stored.get('model')!r} in {directory}")
+    return [directory / f"member_{index}" for index in range(count)]
+
+
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     path = directory / "model.safetensors"
     if not path.is_file():
@@ -81,7 +109,8 @@ def _check_equal(name: str, own: object, given: object, directory: Path) -> None
         raise ValueError(f"load: {name} must be {own!r} as in this model, got {given!r} in {directory}")
 
 
-def load(model: AutoregressiveModel, directory: Path) -> None:
+def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
+    """The tensors of a model that was made as this one, after all checks."""
     given, own = read_config(directory), json.loads(json.dumps(_description(model)))
     for key in ("model", "order"):
         _check_equal(key, own[key], given.get(key), directory)
@@ -99,6 +128,11 @@ def load(model: AutoregressiveModel, directory: Path) -> None:
             )
     if "order" in tensors:
         orderings.check(tensors["order"], model.variables)
+    return tensors
+
+
+def load(model: AutoregressiveModel, directory: Path) -> None:
+    tensors = read(model, directory)
     with torch.no_grad():
-        for name, target in targets.items():
+        for name, target in model.state_dict().items():
             target.copy_(tensors[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     """
 
     order: Tensor | None
+    #: Whether every weight belongs to a variable and none to a position, so that another order is a model too.
+    _any_order: ClassVar[bool] = False
     #: The heads that a model takes.
     _heads: ClassVar[tuple[type[heads.Head], ...]] = (heads.Head,)
 
@@ -275,24 +278,29 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
         """
         request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
+        with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
+            values, log_prob = self._draw(request, bar)
+        samples = self.head.decode(values).reshape(request.batch + self.event_shape)
+        return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
+
+    def _draw(self, request: Request, bar: tqdm) -> tuple[Tensor, Tensor]:
+        """What the request asks for: values (B, D) as the ops have them, and log_prob (B) in float64."""
         cost = self._state_features * self._parameters_per_position
         block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
         chunk = max(1, _CHUNK_POSITIONS // self._parameters_per_position)
         parts = []
-        with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
-            for first in range(0, request.rows, block):
-                part = Sampling(request, slice(first, min(first + block, request.rows)))
-                while not part.done:
-                    start = part.position
-                    part.advance(chunk)
-                    bar.update((part.position - start) * len(part._values))
-                parts.append((part._values, part._log_prob))
+        for first in range(0, request.rows, block):
+            part = Sampling(request, slice(first, min(first + block, request.rows)))
+            while not part.done:
+                start = part.position
+                part.advance(chunk)
+                bar.update((part.position - start) * len(part._values))
+            parts.append((part._values, part._log_prob))
         if not parts:
             empty = Sampling(request, slice(0, 0))
             parts.append((empty._values, empty._log_prob))
         values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        samples = self.head.decode(values).reshape(request.batch + self.event_shape)
-        return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
+        return values, log_prob
 
     def sampling(
         self,
@@ -406,6 +414,34 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     def _by_position(self, x: Tensor, dim: int) -> Tensor:
         return x if self.order is None else x.index_select(dim, self.order)
+
+    def in_order(self, order: Tensor | Sequence[int]) -> Self:
+        """The model in another order, with the same parameters: training either trains both.
+
+        For another order in every batch, and for ensembles of orders. Models whose weights belong to positions refuse.
+
+        Args:
+            order: (D) integers, order[p] = flat index of the variable at position p.
+
+        Raises:
+            ValueError: if order is no permutation, or the model is one of its own order only.
+
+        Example:
+            >>> from ar_fast.models import NADE
+            >>> model = NADE(3, hidden_features=4)
+            >>> other = model.in_order([2, 0, 1])
+            >>> other.in_weight is model.in_weight
+            True
+        """
+        if not self._any_order:
+            raise ValueError(
+                f"{self._name}: in_order is for models whose weights belong to variables, as NADE's; "
+                f"those of {self._name} belong to the positions of one order, so make one model for each order"
+            )
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        other.order = orderings.check(order, self.variables).to(self.device)
+        return other
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
         """The model as a torch.distributions.Distribution, whose batch_shape is that of the context."""

@@ -56,6 +56,8 @@ class NADE(AutoregressiveModel):
         (torch.Size([16, 28, 28]), torch.Size([16]))
     """
 
+    _any_order = True
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
