@@ -377,9 +377,14 @@ def _masked_mlp_sample(
     extents: list[Tensor],
     unit_ends: list[Tensor],
     order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
+    variables: int,
     activation: str,
+    head: str,
+    levels: int,
     seed: int,
     first_index: int,
     start: int,
@@ -388,14 +393,30 @@ def _masked_mlp_sample(
     *_: object,
 ) -> None:
     op = "masked_mlp_sample"
+    if variables < 1:
+        raise RuntimeError(f"{op}: variables must be positive, got {variables}")
     layers = len(weights)
     for name, tensors, count in (("biases", biases, layers), ("extents", extents, layers)):
         if len(tensors) != count:
             raise RuntimeError(f"{op}: {name} must hold as many tensors as weights, {count}, got {len(tensors)}")
     if len(unit_ends) != layers - 1:
         raise RuntimeError(f"{op}: unit_ends must hold one tensor per hidden layer, {layers - 1}, got {len(unit_ends)}")
-    variables = weights[-1].shape[0]
-    below = variables
+    in_rows, out_rows = weights[0].shape[1], weights[-1].shape[0]
+    _indices(op, "in_offsets", in_offsets, "(D + 1)", variables + 1, weights[0])
+    _indices(op, "out_offsets", out_offsets, "(D + 1)", variables + 1, weights[0])
+    for name, offsets, rows, of in (
+        ("in_offsets", in_offsets, in_rows, "columns of weights[0]"),
+        ("out_offsets", out_offsets, out_rows, "rows of the last of weights"),
+    ):
+        if offsets is None and (rows == 0 or rows % variables):
+            raise RuntimeError(f"{op}: {of} must be a multiple of D = {variables} unless {name} is given, got {rows}")
+    _head(op, head, levels, "the last of weights", out_rows, variables, out_offsets)
+    if head != "categorical" and (in_offsets is not None or in_rows != variables):
+        raise RuntimeError(
+            f"{op}: weights[0] must have one column per variable, {variables}, but for a categorical head, "
+            f"got shape {list(weights[0].shape)}"
+        )
+    below = in_rows
     for k in range(layers):
         units = weights[k].shape[0]
         _shape(op, f"weights[{k}]", weights[k], f"(units, {below})", None, below)
@@ -408,8 +429,8 @@ def _masked_mlp_sample(
         if k < layers - 1:
             _shape(op, f"unit_ends[{k}]", unit_ends[k], "(D)", variables)
         below = units
-    width = variables + sum(weight.shape[0] for weight in weights[:-1])
-    _shape(op, "state", state, f"(B, D + hidden units) = (B, {width})", None, width)
+    width = in_rows + sum(weight.shape[0] for weight in weights[:-1])
+    _shape(op, "state", state, f"(B, R_in + hidden units) = (B, {width})", None, width)
     _dtype(op, "state", state, reference.compute_dtype(weights[0].dtype))
     _indices(op, "order", order, "(D)", variables, weights[0])
     _draws(op, state, variables, given, known, start, stop, temperature)

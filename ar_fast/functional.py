@@ -422,42 +422,54 @@ def masked_mlp_sample(
     unit_ends: Sequence[Tensor],
     *,
     seed: int,
+    variables: int | None = None,
     order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
     given: Tensor | None = None,
     known: Tensor | None = None,
     activation: str = "relu",
+    head: str = "bernoulli",
+    levels: int = 0,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
     temperature: float = 1.0,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Draws the variables at positions start ... stop-1 of a MADE over binary variables, in one pass.
+    r"""Draws the variables at positions start ... stop-1 of a MADE, in one pass.
 
     .. math::
         h_l[u] = f(b_l[u] + \sum_{v < e_l[u]} W_l[u, v] h_{l-1}[v]), \quad h_0 = x \text{ by position}
 
-    with a linear last layer whose unit p is the logit at position p. Each hidden unit is computed once, when the last
-    variable it sees is known, so the arithmetic in all is that of one masked forward pass. The draws are those of
-    :func:`nade_sample`.
+    with a linear last layer, whose units are the parameters of the head by position. A variable with one column in h_0
+    is there by its value, one with several by a one in the column of its category. Each hidden unit is computed once,
+    when the last variable it sees is known, so the arithmetic in all is that of one masked forward pass. The draws are
+    those of :func:`nade_sample`.
 
     Args:
-        state: (B, D + sum of hidden units) in the compute dtype: the variables by position, then the activations of
-            each hidden layer. Zeros at position 0; later what the call up to there returned. Not modified.
-        weights: of the L hidden layers and of the output layer, (units, units of the layer before), columns by
-            position and units by ascending degree.
+        state: (B, R_in + sum of hidden units) in the compute dtype: the columns of h_0, then the activations of each
+            hidden layer. Zeros at position 0; later what the call up to there returned. Not modified.
+        weights: of the L hidden layers and of the output layer, (units, units of the layer before): R_in columns of the
+            first and R_out rows of the last by position, units by ascending degree.
         biases: (units) each; the first may be (B, units) in the compute dtype.
         extents: (units) int32 each: how many units of the layer before a unit sees, never decreasing.
         unit_ends: L tensors (D) int32: how many units of the layer are computable once the first p variables are known.
         seed: key of the random numbers.
+        variables: D; None is that of the offsets, of order or of unit_ends, else R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        in_offsets: (D + 1) int64, the first column of each position; None is R_in / D each. A variable of a categorical
+            head has one column, or one for each category; any other one column.
+        out_offsets: (D + 1) int64, the first output row of each position; None is R_out / D each.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, divides the logit of the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw and leaves log_prob alone.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -477,6 +489,10 @@ def masked_mlp_sample(
         >>> values.shape, state.shape
         (torch.Size([1, 3]), torch.Size([1, 5]))
     """
+    if variables is None:
+        sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
+        sizes += [len(tensor) for tensor in (order, *unit_ends) if tensor is not None]
+        variables = (sizes or [weights[0].shape[1]])[0]
     return call(
         "masked_mlp_sample",
         state,
@@ -485,13 +501,18 @@ def masked_mlp_sample(
         list(extents),
         list(unit_ends),
         order,
+        in_offsets,
+        out_offsets,
         given,
         known,
+        variables,
         activation,
+        head,
+        levels,
         seed,
         first_index,
         start,
-        weights[-1].shape[0] if stop is None else stop,
+        variables if stop is None else stop,
         temperature,
         algorithm,
     )

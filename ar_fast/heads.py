@@ -59,15 +59,27 @@ class Head(abc.ABC):
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
         """Expected values (D) -> parameters (D, K) that have them: a good start for the output bias."""
 
+    def initial_parameters(self, variables: int) -> Tensor | None:
+        """Parameters that a mixture had better start from, as ``parameters_from_mean`` has them; else None."""
+        return None
+
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """parameters (..., D, K), or (..., R_out) where K differs; x (..., D) -> nats of each variable (..., D)."""
+        return self.encoded_log_prob(parameters, self.encode(x, parameters.dtype))
+
+    def encoded_log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """The same for x as ``encode`` gives it."""
         variables = x.shape[-1]
-        offsets = self.offsets(variables, parameters.device)
         counts = self.counts(variables)
         flat = parameters.reshape(-1, counts * variables if isinstance(counts, int) else sum(counts))
-        rows = self.encode(x, parameters.dtype).reshape(-1, variables)
+        offsets = self.offsets(variables, parameters.device)
+        rows = x.reshape(-1, variables)
         log_prob = functional.head_log_prob(flat, rows, offsets=offsets, head=self.kind, levels=self.levels)
         return log_prob.reshape(x.shape)
+
+    def inputs(self, variables: int) -> list[int]:
+        """How many inputs of a network each variable is: one, its value, or one for each category."""
+        return [1] * variables
 
     def offsets(self, variables: int, device: torch.device | str | None = None) -> Tensor | None:
         """(D + 1) int64, the first parameter of each variable; None where all have as many."""
@@ -160,6 +172,9 @@ class Categorical(Head):
     def sizes(self, variables: int) -> list[int | None]:
         return [self.categories] * variables if isinstance(self.categories, int) else list(self.categories)
 
+    def inputs(self, variables: int) -> list[int]:
+        return self.sizes(variables)
+
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         if isinstance(self.categories, int):
             return constraints.integer_interval(0, self.categories - 1)
@@ -190,6 +205,10 @@ class _Mixture(Head):
 
     def counts(self, variables: int) -> int:
         return 3 * self.components
+
+    def initial_parameters(self, variables: int) -> Tensor:
+        middle = (self.levels - 1) / 2 if self.levels else 0.0
+        return self.parameters_from_mean(torch.full((variables,), middle, dtype=torch.float64))
 
 
 class GaussianMixture(_Mixture):

@@ -53,29 +53,28 @@ class MaskedLinear(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        if not isinstance(mask, Mask):
-            mask = Mask.from_dense(mask)
-        if (mask.out_features, mask.in_features) != (out_features, in_features):
-            raise ValueError(
-                f"MaskedLinear: mask must have shape (out_features, in_features) = ({out_features}, {in_features}), "
-                f"got ({mask.out_features}, {mask.in_features})"
-            )
-        mask = mask.to(self.weight.device)
-        self.register_buffer("mask_extents", mask.extents, persistent=False)
-        self.register_buffer("mask_rows", mask.rows, persistent=False)
-        self.register_buffer("mask_columns", mask.columns, persistent=False)
-        self.register_buffer("mask_tiles", mask.tiles, persistent=False)
-        self.register_buffer("mask_dense", mask.dense_mask, persistent=False)
+        self.set_mask(mask if isinstance(mask, Mask) else Mask.from_dense(mask))
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor) -> MaskedLinear:
         """The same layer with a mask; it shares linear's parameters."""
+        mask = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
         layer = cls(linear.in_features, linear.out_features, mask, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        plan = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
-        for name, tensor in zip(("extents", "rows", "columns", "tiles", "dense"), plan.plan, strict=True):
-            setattr(layer, f"mask_{name}", None if tensor is None else tensor.to(linear.weight.device))
+        layer.set_mask(mask)
         return layer
+
+    def set_mask(self, mask: Mask) -> None:
+        """Takes another mask, of the same shape, in place of the one that the layer has."""
+        if (mask.out_features, mask.in_features) != (self.out_features, self.in_features):
+            shape = self.out_features, self.in_features
+            raise ValueError(
+                f"MaskedLinear: mask must have shape (out_features, in_features) = {shape}, "
+                f"got ({mask.out_features}, {mask.in_features})"
+            )
+        for name, tensor in zip(("extents", "rows", "columns", "tiles", "dense"), mask.plan, strict=True):
+            moved = None if tensor is None else tensor.to(self.weight.device)
+            self.register_buffer(f"mask_{name}", moved, persistent=False)
 
     @property
     def mask(self) -> Mask:

@@ -446,9 +446,14 @@ def masked_mlp_sample(
     extents: list[Tensor],
     unit_ends: list[Tensor],
     order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
+    variables: int,
     activation: str,
+    head: str,
+    levels: int,
     seed: int,
     first_index: int,
     start: int,
@@ -458,28 +463,41 @@ def masked_mlp_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1 of a MADE, each hidden unit computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)
-    variables = weights[-1].shape[0]
     if order is None:
         order = torch.arange(variables, device=state.device)
+    in_rows, out_rows = weights[0].shape[1], weights[-1].shape[0]
+    columns = _bounds(in_offsets, variables, in_rows)
+    rows = _bounds(out_offsets, variables, out_rows)
     weights = [
         weight.to(dtype) * (torch.arange(weight.shape[1], device=weight.device) < extent[:, None])
         for weight, extent in zip(weights, extents, strict=True)
     ]
     biases = [bias.to(dtype) for bias in biases]
     ends = [[0, *end.tolist()] for end in unit_ends]
-    # Columns of state: the variables by position, then the units of each hidden layer.
-    layers = [layer.clone() for layer in state.split([variables, *(weight.shape[0] for weight in weights[:-1])], 1)]
+    # The columns of the first weight, then the units of each hidden layer.
+    layers = [layer.clone() for layer in state.split([in_rows, *(weight.shape[0] for weight in weights[:-1])], 1)]
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    values = []
     for p in range(start, stop):
         for k, end in enumerate(ends):
             units = slice(end[p], end[p + 1])
             pre_activation = layers[k] @ weights[k][units].T + biases[k][..., units]
             layers[k + 1][:, units] = MLP_ACTIVATIONS[activation](pre_activation)
-        logits = layers[-1] @ weights[-1][p] + biases[-1][p]
-        value, value_log_prob = _draw(logits.unsqueeze(-1), order[p], seed, first_index, temperature, given, known)
+        own = slice(rows[p], rows[p + 1])
+        parameters = layers[-1] @ weights[-1][own].T + biases[-1][..., own]
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
         log_prob = log_prob + value_log_prob
-        layers[0][:, p] = value
-    return layers[0][:, start:stop].clone(), log_prob, torch.cat(layers, 1)
+        values.append(value)
+        count = columns[p + 1] - columns[p]
+        one_hot = value[:, None] == torch.arange(count, device=value.device)
+        layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if count == 1 else one_hot.to(dtype)
+    drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
+    return drawn, log_prob, torch.cat(layers, 1)
+
+
+def _bounds(offsets: Tensor | None, variables: int, rows: int) -> list[int]:
+    """The first row of each variable, and the number of all."""
+    return list(range(0, rows + 1, rows // variables)) if offsets is None else offsets.tolist()
 
 
 class _ReferenceModel(nn.Module):

@@ -177,8 +177,22 @@ BAD = [
     (
         "masked_mlp_sample",
         {"weights": [torch.ones(3, 5), torch.ones(4, 3)]},
-        r"weights\[0\] must have .* got (shape )?\[3, 5\]",
+        r"columns of weights\[0\] must be a multiple of D = 4 unless in_offsets is given, got 5",
     ),
+    (
+        "masked_mlp_sample",
+        {"weights": [torch.ones(3, 4), torch.ones(4, 2)]},
+        r"weights\[1\] must have .* got (shape )?\[4, 2\]",
+    ),
+    ("masked_mlp_sample", {"head": "gaussian_mixture"}, "the last of weights must have 3 K rows per variable .* got 4"),
+    (
+        "masked_mlp_sample",
+        {"in_offsets": torch.arange(5)},
+        r"weights\[0\] must have one column per variable, 4, but for",
+    ),
+    ("masked_mlp_sample", {"out_offsets": torch.arange(4), "variables": 4}, "out_offsets must have .*4"),
+    ("masked_mlp_sample", {"variables": 0, "stop": 0}, "variables must be positive, got 0"),
+    ("masked_mlp_sample", {"levels": 8}, "levels must be 0 but for logistic_mixture, got 8"),
     ("masked_mlp_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("masked_mlp_sample", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
 ]

@@ -24,18 +24,46 @@ class MlpCase:
     unit_ends: list[Tensor]
     order: Tensor | None
     activation: str
+    head: str
+    levels: int
+    in_offsets: Tensor | None
+    out_offsets: Tensor | None
 
     @property
     def state_features(self) -> int:
-        return self.variables + sum(len(weight) for weight in self.weights[:-1])
+        return self.weights[0].shape[1] + sum(len(weight) for weight in self.weights[:-1])
+
+    @property
+    def of_head(self) -> dict:
+        names = "variables", "head", "levels", "in_offsets", "out_offsets"
+        return {name: getattr(self, name) for name in names}
 
 
-def mlp_case(variables, hidden, *, dtype=torch.float32, device="cpu", activation="relu", context_rows=0) -> MlpCase:
+def mlp_case(
+    variables,
+    hidden,
+    *,
+    dtype=torch.float32,
+    device="cpu",
+    activation="relu",
+    context_rows=0,
+    head="bernoulli",
+    components=1,
+    ragged=False,
+) -> MlpCase:
     """Random weights, NaN where they are masked, and random degrees; with context_rows the first bias is by row."""
+    inputs, outputs = torch.ones(variables, dtype=torch.int64), torch.full((variables,), components)
+    if ragged:
+        outputs = torch.randint(1, components + 1, (variables,))
+    if head == "categorical":
+        inputs = outputs
+    elif head != "bernoulli":
+        outputs = 3 * outputs
+    bounds = [torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(device) for counts in (inputs, outputs)]
     lowest = 0 if context_rows else min(1, variables - 1)
     degrees = [torch.randint(lowest, max(variables, lowest + 1), (units,)).sort().values for units in hidden]
     positions = torch.arange(variables)
-    chain = [positions + 1, *degrees, positions]
+    chain = [(positions + 1).repeat_interleave(inputs), *degrees, positions.repeat_interleave(outputs)]
     weights, biases, extents = [], [], []
     for below, own in itertools.pairwise(chain):
         seen = torch.searchsorted(below, own, right=True)
@@ -48,7 +76,10 @@ def mlp_case(variables, hidden, *, dtype=torch.float32, device="cpu", activation
         rows = torch.randn(context_rows, hidden[0], dtype=torch.float64)
         biases[0] = rows.to(device, reference.compute_dtype(dtype))
     ends = [torch.searchsorted(units, positions, right=True).to(device, torch.int32) for units in degrees]
-    return MlpCase(variables, weights, biases, extents, ends, torch.randperm(variables).to(device), activation)
+    order = torch.randperm(variables).to(device)
+    levels = 9 if head == "logistic_mixture" else 0
+    offsets = bounds[0] if ragged and head == "categorical" else None, bounds[1] if ragged else None
+    return MlpCase(variables, weights, biases, extents, ends, order, activation, head, levels, *offsets)
 
 
 def sample(case, batch, *, state=None, rows=slice(None), **options):
@@ -59,7 +90,7 @@ def sample(case, batch, *, state=None, rows=slice(None), **options):
     biases = [bias[rows] if bias.dim() == 2 else bias for bias in case.biases]
     return functional.masked_mlp_sample(
         state, case.weights, biases, case.extents, case.unit_ends, order=case.order, activation=case.activation,
-        **{"seed": 11, **options},
+        **case.of_head, **{"seed": 11, **options},
     )  # fmt: skip
 
 
@@ -75,7 +106,7 @@ def twin(case, batch, **options):
         torch.zeros(batch, case.state_features, dtype=torch.float64, device=device),
         # The twin multiplies by the mask, so it gets zeros where the op gets NaN.
         [weight.double().nan_to_num(0.0) for weight in case.weights], [bias.double() for bias in case.biases],
-        case.extents, case.unit_ends, case.order, activation=case.activation, **options,
+        case.extents, case.unit_ends, case.order, activation=case.activation, **case.of_head, **options,
     )  # fmt: skip
 
 
@@ -84,8 +115,10 @@ def assert_equal_draws(got, want, dtype):
     values, log_prob, state = got
     assert log_prob.dtype == torch.float64
     assert values.dtype == state.dtype == reference.compute_dtype(dtype)
-    assert torch.equal(values.double(), want[0])
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    if torch.equal(want[0], want[0].round()):
+        assert torch.equal(values.double(), want[0])
+    torch.testing.assert_close(values.double(), want[0], **tolerance)
     torch.testing.assert_close(log_prob, want[1], **tolerance)
     torch.testing.assert_close(state.double(), want[2], **tolerance)
 
@@ -98,6 +131,65 @@ def test_draws_equal_the_twin(device, dtype, size):
     batch, variables, hidden = size
     case = mlp_case(variables, hidden, dtype=dtype, device=device)
     assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+
+
+HEADS = ["categorical", "gaussian_mixture", "logistic_mixture"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head(device, head, ragged, dtype):
+    for batch, variables, hidden, components in ((0, 3, [5], 2), (5, 1, [1], 1), (3, 9, [19, 8], 4), (35, 4, [7], 7)):
+        case = mlp_case(
+            variables,
+            hidden,
+            dtype=dtype,
+            device=device,
+            activation="tanh",
+            head=head,
+            components=components,
+            ragged=ragged,
+        )
+        assert_equal_draws(sample(case, batch, temperature=0.8), twin(case, batch, temperature=0.8), dtype)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_and_instruction_set(name, head):
+    case = mlp_case(7, [23], activation="tanh", head=head, components=21, ragged=True)
+    with isa(name):
+        assert_equal_draws(sample(case, 37), twin(case, 37), torch.float32)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head):
+    """In rows and in positions, with values that are known; more parameters than shared memory holds."""
+    case = mlp_case(9, [30, 9], device=device, activation="tanh", head=head, components=500, ragged=True)
+    given = twin(case, 7, seed=3)[0].float()
+    given = torch.zeros_like(given).index_copy(1, case.order, given)
+    known = torch.rand(7, 9, device=device) < 0.3
+    whole = sample(case, 7, given=given, known=known)
+    assert_equal_draws(whole, twin(case, 7, given=given, known=known), torch.float32)
+    pieces, state = [], None
+    for begin, end in ((0, 4), (4, 9)):
+        pieces.append(sample(case, 7, given=given, known=known, state=state, start=begin, stop=end))
+        state = pieces[-1][2]
+    assert torch.equal(torch.cat([p[0] for p in pieces], 1), whole[0]) and torch.equal(state, whole[2])
+    rows = [
+        sample(case, 3, given=given[:3], known=known[:3]),
+        sample(case, 4, given=given[3:], known=known[3:], first_index=3),
+    ]
+    for together, first, second in zip(whole, *rows, strict=True):
+        assert torch.equal(together, torch.cat([first, second]))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_costs_one_masked_forward_pass(head):
+    case = mlp_case(12, [40, 20], head=head, components=5, ragged=True)
+    _, said = explained(lambda: sample(case, 5))
+    done = int(re.search(r"(\d+) multiply-adds per row", said)[1])
+    assert 0 < done <= 1.1 * sum(int(extents.sum()) for extents in case.extents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -204,6 +296,14 @@ def test_sampling_costs_one_masked_forward_pass(hidden, context):
     assert 0 < done <= 1.1 * forward
 
 
+def test_a_categorical_variable_has_one_column_or_one_for_each_category():
+    case = mlp_case(4, [6], head="categorical", components=4)
+    case.in_offsets = torch.tensor([0, 3, 8, 12, 16])
+    case.extents[0].zero_()
+    with pytest.raises(RuntimeError, match=r"one column of .* or one for each of 4 categories, got 3 at position 0"):
+        sample(case, 2)
+
+
 def explained(call):
     _library._C.explain_begin()
     result = call()
@@ -214,7 +314,8 @@ def test_opcheck(device, ops):
     case = mlp_case(5, [6, 4], device=device)
     state = torch.zeros(3, case.state_features, device=device)
     arguments = (
-        state, case.weights, case.biases, case.extents, case.unit_ends, case.order, None, None, "relu", 3, 0, 0, 5, 1.0,
+        state, case.weights, case.biases, case.extents, case.unit_ends, case.order, None, None, None, None, 5, "relu",
+        "bernoulli", 0, 3, 0, 0, 5, 1.0,
     )  # fmt: skip
     torch.library.opcheck(ops.masked_mlp_sample.default, arguments)
 
@@ -245,8 +346,9 @@ def test_bad_input(device, ops, message):
         "state": torch.zeros(2, 8), "weights": [torch.zeros(5, 3), torch.zeros(3, 5)],
         "biases": [torch.zeros(5), torch.zeros(3)],
         "extents": [torch.zeros(5, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)],
-        "unit_ends": [torch.zeros(3, dtype=torch.int32)], "order": None, "given": None, "known": None,
-        "activation": "relu", "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
+        "unit_ends": [torch.zeros(3, dtype=torch.int32)], "order": None, "in_offsets": None, "out_offsets": None,
+        "given": None, "known": None, "variables": 3, "activation": "relu", "head": "bernoulli", "levels": 0,
+        "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
     }  # fmt: skip
     name, value = BAD_INPUTS[message]
     arguments[name] = value

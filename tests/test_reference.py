@@ -111,13 +111,12 @@ def test_gradients():
 
 @pytest.mark.parametrize("op", ["nade_sample", "masked_mlp_sample"])
 def test_sampling_goes_on_from_a_returned_state(op):
-    options = (torch.tensor([3, 0, 2, 1]), None, None)
+    order = torch.tensor([3, 0, 2, 1])
     if op == "nade_sample":
         state, weights = torch.zeros(6, 3, dtype=torch.float64), (random(4, 3), random(4, 3, seed=1), random(4))
-        order, given, known = options
 
         def run(state, start, stop):
-            structure = order, None, None, None, given, known, 4, "tanh", "bernoulli", 0
+            structure = order, None, None, None, None, None, 4, "tanh", "bernoulli", 0
             return reference.nade_sample(state, *weights, *structure, 9, 5, start, stop, 1.0)
     else:
         state = torch.zeros(6, 7, dtype=torch.float64)
@@ -125,7 +124,8 @@ def test_sampling_goes_on_from_a_returned_state(op):
         plan = [torch.tensor([1, 2, 3]), torch.tensor([0, 1, 2, 3])], [torch.tensor([0, 1, 2, 3])]
 
         def run(state, start, stop):
-            return reference.masked_mlp_sample(state, *layers, *plan, *options, "relu", 9, 5, start, stop, 1.0)
+            structure = order, None, None, None, None, 4, "relu", "bernoulli", 0
+            return reference.masked_mlp_sample(state, *layers, *plan, *structure, 9, 5, start, stop, 1.0)
 
     before = state.clone()
     whole, whole_log_prob, whole_state = run(state, 0, 4)

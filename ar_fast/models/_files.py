@@ -136,3 +136,4 @@ def load(model: AutoregressiveModel, directory: Path) -> None:
     with torch.no_grad():
         for name, target in model.state_dict().items():
             target.copy_(tensors[name])
+    model._order_loaded()

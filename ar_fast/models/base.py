@@ -159,7 +159,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _set_output_bias(self, parameters: Tensor) -> None:
-        """Takes (D, K) by variable, in float64."""
+        """Takes (D, K) by variable, (R_out) where variables differ in K, in float64."""
+
+    def _order_loaded(self) -> None:
+        """What is derived from the order, once another one was loaded."""
 
     # The interface.
 
@@ -447,6 +450,13 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """The model as a torch.distributions.Distribution, whose batch_shape is that of the context."""
         _inputs.check_context(self, context)
         return AutoregressiveDistribution(self, context)
+
+    @torch.no_grad()
+    def _spread_mixtures(self) -> None:
+        """Sets the output bias of a mixture head: components that start alike stay alike for long."""
+        parameters = self.head.initial_parameters(self.variables)
+        if parameters is not None:
+            self._set_output_bias(parameters.to(self.device))
 
     @torch.no_grad()
     def initialize_from_mean(self, mean: Tensor) -> None:

@@ -30,8 +30,10 @@ class MADE(AutoregressiveModel):
         \theta = (W_{L+1} \odot M_{L+1}) h_L + b_{L+1} \text{ by position}
 
     A hidden unit of degree e sees the variables at positions 0 ... e-1 and the units of degree at most e of the layer
-    before; the output at position p sees the units of degree at most p. A context is added to the first layer through
-    context_weight. Weights are stored by position, and units by ascending degree.
+    before; the outputs at position p, the parameters of the head, see the units of degree at most p. A variable of a
+    Categorical head enters by one column for each category, one of them 1 and the others 0; any other by its value. A
+    context is added to the first layer through context_weight. Weights are stored by position, and units by ascending
+    degree.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
@@ -60,8 +62,6 @@ class MADE(AutoregressiveModel):
         >>> x.shape, model.log_prob(x).shape
         (torch.Size([16, 784]), torch.Size([16]))
     """
-
-    _heads = (heads.Bernoulli,)
 
     def __init__(
         self,
@@ -98,16 +98,13 @@ class MADE(AutoregressiveModel):
         else:
             self.degrees = _check_degrees(degrees, hidden_features, self.variables)
 
-        positions = torch.arange(self.variables)
-        degrees_of = [positions + 1, *self.degrees, positions]
+        units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
         self.layers = nn.ModuleList(
-            MaskedLinear(len(inputs), len(outputs), Mask.from_degrees(inputs, outputs), device=device, dtype=dtype)
-            for inputs, outputs in itertools.pairwise(degrees_of)
+            MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype)
+            for inputs, outputs in itertools.pairwise(units)
         )
-        for index, layer_degrees in enumerate(self.degrees):
-            ends = torch.searchsorted(layer_degrees, positions, right=True)
-            ends = ends.to(self.layers[0].weight.device, torch.int32)
-            self.register_buffer(f"unit_ends_{index}", ends, persistent=False)
+        self._build_plan()
+        self.register_load_state_dict_post_hook(_build_plan_again)
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(
@@ -115,10 +112,49 @@ class MADE(AutoregressiveModel):
             )
         self.reset_parameters()
 
+    def _build_plan(self) -> None:
+        """The masks, and where the columns and the outputs of each variable lie: by the order, as the weights do."""
+        # On meta any order will do: what is loaded later brings its own.
+        identity = self.order is None or self.order.is_meta
+        order = torch.arange(self.variables) if identity else self.order.cpu()
+        counts = [self.counts] * self.variables if isinstance(self.counts, int) else self.counts
+        inputs, outputs = torch.tensor(self.head.inputs(self.variables))[order], torch.tensor(counts)[order]
+        positions = torch.arange(self.variables)
+        degrees = [(positions + 1).repeat_interleave(inputs), *self.degrees, positions.repeat_interleave(outputs)]
+        for layer, (below, own) in zip(self.layers, itertools.pairwise(degrees), strict=True):
+            layer.set_mask(Mask.from_degrees(below, own))
+        for index, layer_degrees in enumerate(self.degrees):
+            ends = torch.searchsorted(layer_degrees, positions, right=True)
+            self._keep(f"unit_ends_{index}", ends.to(torch.int32))
+        # By position; None where all variables have one column, or as many outputs.
+        encoded = bool((inputs > 1).any())
+        self._keep("in_offsets", _offsets(inputs) if encoded else None)
+        self._keep("out_offsets", None if isinstance(self.counts, int) else _offsets(outputs))
+        # Of each column: its variable, and its category, -1 where it takes the value.
+        category = torch.arange(len(degrees[0])) - _offsets(inputs)[:-1].repeat_interleave(inputs)
+        single = inputs.repeat_interleave(inputs) == 1
+        self._keep("column_variable", order.repeat_interleave(inputs) if encoded else None)
+        self._keep("column_category", category.masked_fill(single, -1) if encoded else None)
+        # Of each output by variable: its row by position.
+        starts, by_variable = _offsets(outputs)[:-1], order.argsort()
+        own = [torch.arange(int(outputs[p])) + starts[p] for p in by_variable]
+        self._keep("out_rows", None if self.order is None else torch.cat(own))
+
+    _order_loaded = _build_plan
+
+    def _keep(self, name: str, tensor: Tensor | None) -> None:
+        device = self.layers[0].weight.device
+        self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
+
+    @property
+    def _out_rows(self) -> int:
+        return self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
+
     def reset_parameters(self) -> None:
-        """Uniform within 1 / sqrt(inputs) of zero, as torch.nn.Linear."""
+        """Uniform within 1 / sqrt(inputs) of zero, as torch.nn.Linear; means of mixtures spread out."""
         for layer in self.layers:
             layer.reset_parameters()
+        self._spread_mixtures()
         if self.context_weight is not None:
             bound = 1 / math.sqrt(self.context_features)
             nn.init.uniform_(self.context_weight, -bound, bound)
@@ -135,29 +171,38 @@ class MADE(AutoregressiveModel):
     def _activate(self, hidden: Tensor) -> Tensor:
         return reference.MLP_ACTIVATIONS[self.activation](hidden)
 
+    def _columns(self, x: Tensor) -> Tensor:
+        """(B, R_in) by position, from x by variable."""
+        if self.column_variable is None:
+            return self._by_position(x, 1).to(self.dtype)
+        own = x.index_select(1, self.column_variable)
+        return torch.where(self.column_category < 0, own, own == self.column_category).to(self.dtype)
+
     def _parameters_by_position(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """(B, D) logits from x by position."""
-        hidden = self.layers[0](x.to(self.dtype))
+        """(B, R_out) from x by variable."""
+        hidden = self.layers[0](self._columns(x))
         if context is not None:
             hidden = hidden + F.linear(context, self.context_weight)
         for layer in self.layers[1:]:
             hidden = layer(self._activate(hidden))
         return hidden.to(self.compute_dtype)
 
-    def _by_variable(self, by_position: Tensor) -> Tensor:
-        return by_position if self.order is None else by_position.index_select(1, self.order.argsort())
-
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self._by_variable(self._parameters_by_position(self._by_position(x, 1), context))
+        parameters = self._parameters_by_position(x, context)
+        return parameters if self.out_rows is None else parameters.index_select(1, self.out_rows)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
-        x = self._by_position(x, 1)
-        log_prob = self.head.log_prob(self._parameters_by_position(x, context), x)
-        if per_variable:
-            return self._by_variable(log_prob)
-        return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
+        if not isinstance(self.counts, int):
+            log_prob = self.head.encoded_log_prob(self._parameters_of(x, context), x)
+        else:
+            # A sum does not ask for the order.
+            parameters = self._parameters_by_position(x, context).unflatten(1, (self.variables, -1))
+            log_prob = self.head.encoded_log_prob(parameters, self._by_position(x, 1))
+            if per_variable and self.order is not None:
+                log_prob = log_prob.index_select(1, self.order.argsort())
+        return log_prob if per_variable else log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # State.tensors: the variables by position, the context's share of the first layer's pre-activations, then the
+    # State.tensors: the columns by position, the context's share of the first layer's pre-activations, then the
     # units of each hidden layer, appended when the last variable that they see is known.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
@@ -169,8 +214,12 @@ class MADE(AutoregressiveModel):
         return self._grow((share[..., :0], share, *[share[..., :0]] * len(self.hidden_features)), 0)
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
-        variables = torch.cat([tensors[0], value.unsqueeze(-1).to(tensors[0].dtype)], -1)
-        return self._grow((variables, *tensors[1:]), position + 1)
+        columns = value.unsqueeze(-1)
+        if self.in_offsets is not None:
+            category = self.column_category[self.in_offsets[position] : self.in_offsets[position + 1]]
+            columns = torch.where(category < 0, columns, columns == category)
+        columns = torch.cat([tensors[0], columns.to(tensors[0].dtype)], -1)
+        return self._grow((columns, *tensors[1:]), position + 1)
 
     def _grow(self, tensors: tuple[Tensor, ...], known: int) -> tuple[Tensor, ...]:
         if known == self.variables:
@@ -194,7 +243,11 @@ class MADE(AutoregressiveModel):
         return F.linear(below, weight, layer.bias[start:end].to(self.compute_dtype))
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
-        return self._rows(-1, position, position + 1, tensors[-1])
+        if self.out_offsets is not None:
+            start, end = self.out_offsets[position : position + 2].tolist()
+        else:
+            start, end = position * self.counts, (position + 1) * self.counts
+        return self._rows(-1, start, end, tensors[-1])
 
     @property
     def _unit_ends(self) -> list[Tensor]:
@@ -202,7 +255,7 @@ class MADE(AutoregressiveModel):
 
     @property
     def _state_features(self) -> int:
-        return self.variables + sum(self.hidden_features)
+        return self.layers[0].in_features + sum(self.hidden_features)
 
     def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The second is the first layer's bias, (units) or (rows, units)."""
@@ -219,13 +272,28 @@ class MADE(AutoregressiveModel):
             [extra, *(layer.bias for layer in self.layers[1:])],
             [layer.mask_extents for layer in self.layers],
             self._unit_ends,
+            variables=self.variables,
             order=self.order,
+            in_offsets=self.in_offsets,
+            out_offsets=self.out_offsets,
             activation=self.activation,
+            head=self.head.kind,
+            levels=self.head.levels,
             **arguments,
         )
 
     def _set_output_bias(self, parameters: Tensor) -> None:
-        self.layers[-1].bias.copy_(self._by_position(parameters.squeeze(-1), 0))
+        bias = self.layers[-1].bias
+        bias[slice(None) if self.out_rows is None else self.out_rows] = parameters.flatten().to(bias.dtype)
+
+
+def _build_plan_again(model: MADE, _: object) -> None:
+    """What was loaded may hold another order."""
+    model._build_plan()
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return F.pad(counts.cumsum(0), (1, 0))
 
 
 def _hidden_features(given: Sequence[int]) -> list[int]:

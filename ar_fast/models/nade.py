@@ -118,10 +118,7 @@ class NADE(AutoregressiveModel):
         nn.init.zeros_(self.out_bias)
         if self.activation_scale is not None:
             nn.init.ones_(self.activation_scale)
-        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
-            # Components that start alike stay alike for long.
-            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
-            self.initialize_from_mean(torch.full(self.event_shape, middle))
+        self._spread_mixtures()
 
     def config(self) -> dict[str, Any]:
         base = self._base_config()

@@ -32,8 +32,9 @@ MlpActivation parse_mlp_activation(const std::string& name) {
 
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
                              at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
-                             const OptionalTensor& given, const OptionalTensor& known, int64_t start, int64_t stop,
-                             double temperature) {
+                             const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                             const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                             const Head& head, int64_t start, int64_t stop, double temperature) {
   const char* op = op_name;
   TORCH_CHECK(!weights.empty() && weights.size() <= masked_mlp_max_layers + 1, op, ": weights must hold 1 to ",
               masked_mlp_max_layers + 1, " tensors, got ", weights.size());
@@ -49,11 +50,27 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
   const at::Tensor& first = weights[0];
   check_floating(op, "weights[0]", first);
   const auto type = first.scalar_type(), compute = compute_type(type);
-  const c10::SymInt variables = weights.back().sym_size(0);
-  TORCH_CHECK(variables > 0, op, ": the last of weights must have a row per variable, got shape ",
-              weights.back().sym_sizes());
-  check_dim(op, "state", state, 2, "(B, D + sum of hidden units)");
-  c10::SymInt inputs = variables, features = variables;
+  TORCH_CHECK(variables > 0, op, ": variables must be positive, got ", variables);
+  check_dim(op, "state", state, 2, "(B, R_in + sum of hidden units)");
+  const c10::SymInt in_rows = first.sym_size(1), out_rows = weights.back().sym_size(0);
+  for (const auto& [name, offsets, rows, of] :
+       {std::tuple{"in_offsets", in_offsets, in_rows, "columns of weights[0]"},
+        std::tuple{"out_offsets", out_offsets, out_rows, "rows of the last of weights"}}) {
+    if (offsets.has_value()) {
+      check_dim(op, name, *offsets, 1, "(D + 1)");
+      check_size(op, name, *offsets, 0, variables + 1, "entries, one more than the variables,");
+      check_dtype(op, name, *offsets, at::kLong);
+      check_same_device(op, name, *offsets, "weights[0]", first);
+    } else {
+      TORCH_CHECK(rows % variables == 0 && rows > 0, op, ": ", of, " must be a multiple of D = ", variables,
+                  " unless ", name, " is given, got ", rows);
+    }
+  }
+  check_head_rows(op, head, "the last of weights", out_rows, variables, out_offsets);
+  TORCH_CHECK(head.kind == HeadKind::categorical || (!in_offsets.has_value() && in_rows == variables), op,
+              ": weights[0] must have one column per variable, ", variables, ", but for a categorical head, got shape ",
+              first.sym_sizes());
+  c10::SymInt inputs = in_rows, features = in_rows;
   for (size_t l = 0; l < weights.size(); ++l) {
     const std::string weight = element("weights", l), bias = element("biases", l), extent = element("extents", l);
     check_same_dtype(op, weight.c_str(), weights[l], "weights[0]", first);
@@ -81,7 +98,7 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
     }
     inputs = units;
   }
-  check_size(op, "state", state, 1, features, "columns, D + sum of hidden units,");
+  check_size(op, "state", state, 1, features, "columns, R_in + sum of hidden units,");
   check_dtype(op, "state", state, compute);
   check_same_device(op, "state", state, "weights[0]", first);
   if (order.has_value()) {
@@ -95,9 +112,10 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
 
 MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
                                     at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
-                                    const OptionalTensor& given, const OptionalTensor& known,
-                                    MlpActivation activation, int64_t seed, int64_t first_index, int64_t start,
-                                    int64_t stop, double temperature) {
+                                    const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                                    const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                                    MlpActivation activation, const Head& head, int64_t seed, int64_t first_index,
+                                    int64_t start, int64_t stop, double temperature) {
   MaskedMlpTensors t;
   const auto keep = [&](const at::Tensor& tensor) { return t.kept.emplace_back(tensor.contiguous()).const_data_ptr(); };
   const auto keep_or_null = [&](const OptionalTensor& tensor) { return tensor.has_value() ? keep(*tensor) : nullptr; };
@@ -111,7 +129,11 @@ MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weig
   sample.storage = storage_type(type);
   sample.activation = activation;
   sample.batch = batch;
-  sample.variables = weights.back().size(0);
+  sample.variables = variables;
+  sample.in_rows = weights[0].size(1);
+  sample.in_offsets = static_cast<const int64_t*>(keep_or_null(in_offsets));
+  sample.out_offsets = static_cast<const int64_t*>(keep_or_null(out_offsets));
+  sample.head = head;
   sample.hidden_layers = static_cast<int64_t>(weights.size()) - 1;
   for (size_t l = 0; l < weights.size(); ++l) {
     MaskedMlpLayer& layer = sample.layers[l];
@@ -138,25 +160,29 @@ MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weig
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
-    std::string algorithm) {
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
+    int64_t stop, double temperature, std::string algorithm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("masked_mlp_sample"), "")
                              .typed<decltype(masked_mlp_sample)>();
-  return op.call(state, weights, biases, extents, unit_ends, order, given, known, std::move(activation), seed,
-                 first_index, start, stop, temperature, std::move(algorithm));
+  return op.call(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known, variables,
+                 std::move(activation), std::move(head), levels, seed, first_index, start, stop, temperature,
+                 std::move(algorithm));
 }
 
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    std::string activation, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop, double temperature,
-    std::string /*algorithm*/) {
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, int64_t /*seed*/, int64_t /*first_index*/, int64_t start,
+    int64_t stop, double temperature, std::string /*algorithm*/) {
   parse_mlp_activation(activation);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known, start, stop, temperature);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+                          variables, parse_head(op_name, head, levels), start, stop, temperature);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

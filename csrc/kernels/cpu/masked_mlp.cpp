@@ -1,7 +1,6 @@
 #include "masked_mlp_cpu.h"
 
-#include "../philox.h"
-#include "vec_math.h"
+#include "head_math.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
@@ -59,6 +58,16 @@ void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end
   }
 }
 
+// Of one variable.
+inline int64_t most_parameters(const MaskedMlpSample& sample) {
+  int64_t most = 1;
+  for (int64_t p = 0; p < sample.variables; ++p) {
+    const MaskedMlpRange rows = masked_mlp_parameters(sample, p);
+    most = std::max(most, rows.end - rows.begin);
+  }
+  return most;
+}
+
 template <typename S, typename T, int Vectors>
 class Group {
  public:
@@ -66,10 +75,10 @@ class Group {
 
   Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch)
       : sample_(sample), row_(row_begin), rows_(row_end - row_begin), memory_(static_cast<T*>(scratch)) {
-    T* next = memory_ + sample.variables * width;
+    T* next = memory_ + sample.in_rows * width;
     values_[0] = memory_;
-    features_ = sample.variables;
-    int64_t widest = sample.variables;
+    features_ = sample.in_rows;
+    int64_t widest = sample.in_rows;
     for (int64_t l = 0; l < sample.hidden_layers; ++l) {
       offsets_[l] = features_;
       features_ += sample.layers[l].units;
@@ -78,11 +87,15 @@ class Group {
       widest = std::max(widest, sample.layers[l].units);
     }
     for (int u = 0; u < units_together; ++u) converted_[u] = next + u * widest;
+    next += units_together * widest;
+    most_parameters_ = most_parameters(sample);
+    parameters_ = next;
+    weights_ = parameters_ + width * most_parameters_;
   }
 
   int64_t run() {
     if (sample_.start > 0) {
-      move_state(0, 0, sample_.start, 0, true);
+      move_state(0, 0, masked_mlp_columns(sample_, sample_.start).begin, 0, true);
       for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
         move_state(l + 1, 0, sample_.layers[l].unit_ends[sample_.start - 1], offsets_[l], true);
       }
@@ -94,7 +107,8 @@ class Group {
       }
       draw(p);
     }
-    move_state(0, sample_.start, sample_.stop, 0, false);
+    move_state(0, masked_mlp_columns(sample_, sample_.start).begin, masked_mlp_columns(sample_, sample_.stop - 1).end, 0,
+               false);
     for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
       const int32_t* ends = sample_.layers[l].unit_ends;
       move_state(l + 1, sample_.start == 0 ? 0 : ends[sample_.start - 1], ends[sample_.stop - 1], offsets_[l], false);
@@ -147,7 +161,7 @@ class Group {
   template <int Units>
   void pre_activations(int64_t l, int64_t unit, Vec<T> (*sums)[Vectors]) {
     const MaskedMlpLayer& layer = sample_.layers[l];
-    const int64_t inputs = l == 0 ? sample_.variables : sample_.layers[l - 1].units;
+    const int64_t inputs = l == 0 ? sample_.in_rows : sample_.layers[l - 1].units;
     const T* weight[Units];
     for (int u = 0; u < Units; ++u) {
       bias_of(layer, unit + u, sums[u]);
@@ -179,9 +193,37 @@ class Group {
   }
 
   void draw(int64_t p) {
+    const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
+    T value[width] = {};
+    if (sample_.head.kind == HeadKind::bernoulli) {
+      draw_bernoulli(p, variable, value);
+    } else {
+      draw_head(p, variable, value);
+    }
+    const int64_t count = sample_.stop - sample_.start;
+    for (int64_t r = 0; r < rows_; ++r) static_cast<T*>(sample_.values)[(row_ + r) * count + p - sample_.start] = value[r];
+    const MaskedMlpRange columns = masked_mlp_columns(sample_, p);
+    for (int64_t c = columns.begin; c < columns.end; ++c) {
+      T* out = values_[0] + c * width;
+      const bool one = columns.end - columns.begin == 1;
+      for (int64_t r = 0; r < width; ++r) out[r] = one ? value[r] : value[r] == static_cast<T>(c - columns.begin) ? T(1) : T(0);
+    }
+  }
+
+  // Whether the value is known; then it is written.
+  bool take_known(int64_t r, int64_t variable, T* value) const {
+    const int64_t at = (row_ + r) * sample_.variables + variable;
+    if (sample_.known == nullptr || sample_.known[at] == 0) return false;
+    *value = static_cast<const T*>(sample_.given)[at];
+    return true;
+  }
+
+  uint64_t number(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_ + r); }
+
+  // One parameter each: the rows stay in lanes.
+  void draw_bernoulli(int64_t p, int64_t variable, T* value) {
     Vec<T> logits[1][Vectors];
     pre_activations<1>(sample_.hidden_layers, p, logits);
-    const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
     T probability[width], normalizer[width], logit[width];
     const Vec<T> temperature(static_cast<T>(sample_.temperature));
     for (int v = 0; v < Vectors; ++v) {
@@ -189,32 +231,49 @@ class Group {
       softplus<T>(logits[0][v]).store(normalizer + v * lanes);
       logits[0][v].store(logit + v * lanes);
     }
-    T* out = values_[0] + p * width;
-    const int64_t count = sample_.stop - sample_.start;
-    for (int64_t r = 0; r < width; ++r) {
-      T x = 0;
-      if (r < rows_) {
-        const int64_t at = (row_ + r) * sample_.variables + variable;
-        if (sample_.known != nullptr && sample_.known[at] != 0) {
-          x = static_cast<const T*>(sample_.given)[at];
-        } else {
-          const double uniform = philox_uniform(sample_.seed, static_cast<uint64_t>(sample_.first_index + row_ + r),
-                                                static_cast<uint32_t>(variable), 0);
-          x = uniform < static_cast<double>(probability[r]) ? T(1) : T(0);
-          log_prob_[r] += static_cast<double>(x) * static_cast<double>(logit[r]) - static_cast<double>(normalizer[r]);
-        }
-        static_cast<T*>(sample_.values)[(row_ + r) * count + p - sample_.start] = x;
-      }
-      out[r] = x;
+    for (int64_t r = 0; r < rows_; ++r) {
+      if (take_known(r, variable, value + r)) continue;
+      const double uniform = philox_uniform(sample_.seed, number(r), static_cast<uint32_t>(variable), 0);
+      value[r] = uniform < static_cast<double>(probability[r]) ? T(1) : T(0);
+      log_prob_[r] += static_cast<double>(value[r]) * static_cast<double>(logit[r]) - static_cast<double>(normalizer[r]);
+    }
+  }
+
+  void draw_head(int64_t p, int64_t variable, T* value) {
+    const MaskedMlpRange rows = masked_mlp_parameters(sample_, p);
+    int64_t j = rows.begin;
+    for (; j + units_together <= rows.end; j += units_together) parameter_block<units_together>(rows.begin, j);
+    for (; j < rows.end; ++j) parameter_block<1>(rows.begin, j);
+    const int64_t count = rows.end - rows.begin;
+    for (int64_t r = 0; r < rows_; ++r) {
+      if (take_known(r, variable, value + r)) continue;
+      const T* own = parameters_ + r * most_parameters_;
+      value[r] = head_draw_one(sample_.head, own, count, sample_.seed, number(r), static_cast<uint32_t>(variable),
+                               static_cast<T>(sample_.temperature), weights_);
+      log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head, own, count, value[r]));
+    }
+  }
+
+  // Parameters j ... of a variable that begin at row `first`, from lanes to [width, most_parameters].
+  template <int Units>
+  void parameter_block(int64_t first, int64_t j) {
+    Vec<T> sums[Units][Vectors];
+    pre_activations<Units>(sample_.hidden_layers, j, sums);
+    for (int u = 0; u < Units; ++u) {
+      T lane[width];
+      for (int v = 0; v < Vectors; ++v) sums[u][v].store(lane + v * lanes);
+      for (int64_t r = 0; r < rows_; ++r) parameters_[r * most_parameters_ + j + u - first] = lane[r];
     }
   }
 
   const MaskedMlpSample& sample_;
   int64_t row_, rows_, features_ = 0, multiply_adds_ = 0;
   T* memory_;
-  T* values_[masked_mlp_max_layers + 1];   // x, then each hidden layer: [features][width]
+  T* values_[masked_mlp_max_layers + 1];   // the columns, then each hidden layer: [features][width]
   int64_t offsets_[masked_mlp_max_layers];
   T* converted_[units_together];
+  T *parameters_, *weights_;               // [width, most_parameters_], [most_parameters_]
+  int64_t most_parameters_;
   double log_prob_[width] = {};
 };
 
@@ -229,14 +288,15 @@ int64_t run_group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_
 
 template <typename T>
 void layout_of(const MaskedMlpSample& sample, MaskedMlpLayout* layout) {
-  int64_t features = sample.variables, widest = sample.variables;
+  int64_t features = sample.in_rows, widest = sample.in_rows;
   for (int64_t l = 0; l < sample.hidden_layers; ++l) {
     features += sample.layers[l].units;
     widest = std::max(widest, sample.layers[l].units);
   }
   layout->lanes = Vec<T>::size();
   layout->most_rows = most_rows<T>();
-  layout->bytes = (features * most_rows<T>() + units_together * widest) * static_cast<int64_t>(sizeof(T));
+  layout->bytes = (features * most_rows<T>() + units_together * widest + most_parameters(sample) * (most_rows<T>() + 1)) *
+                  static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace

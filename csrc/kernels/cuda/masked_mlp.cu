@@ -4,7 +4,7 @@
 // inputs and one butterfly adds them up; four units that become computable together share the reads of their inputs.
 // The warps of a block walk the same weights at about the same time, so the cache serves all but the first. No barrier
 // of the block is needed. Activations live in shared memory where those of a block fit, otherwise in the state tensor.
-#include "activation.h"
+#include "head_device.h"
 #include "masked_mlp_cuda.h"
 #include "runtime.h"
 
@@ -30,38 +30,41 @@ __device__ __forceinline__ T activate(MlpActivation activation, T x) {
   }
 }
 
-// The sample of one warp. values: x by position, then each layer's activations.
+// The sample of one warp. values: the columns, then each layer's activations; parameters: those of one variable.
 template <typename S>
 class Sampler {
  public:
   using T = Compute<S>;
 
-  __device__ Sampler(const MaskedMlpSample& sample, int64_t row, T* values)
-      : sample_(sample), row_(row), values_(values), lane_(lane_id()) {}
+  __device__ Sampler(const MaskedMlpSample& sample, int64_t row, T* values, T* parameters)
+      : sample_(sample), row_(row), values_(values), parameters_(parameters), lane_(lane_id()) {}
 
   __device__ void run() {
     const int64_t count = sample_.stop - sample_.start;
     double log_prob = 0;
     for (int64_t p = sample_.start; p < sample_.stop; ++p) {
       const T* below = values_;
-      T* own = values_ + sample_.variables;
-      int64_t inputs = sample_.variables;
+      T* own = values_ + sample_.in_rows;
+      int64_t inputs = sample_.in_rows;
       for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
         const MaskedMlpLayer& layer = sample_.layers[l];
-        hidden_units(layer, inputs, below, own, p == 0 ? 0 : layer.unit_ends[p - 1], layer.unit_ends[p]);
+        const MlpActivation activation = sample_.activation;
+        units(layer, inputs, below, own, p == 0 ? 0 : layer.unit_ends[p - 1], layer.unit_ends[p],
+              [activation](T sum) { return activate(activation, sum); });
         __syncwarp();
         below = own;
         own += layer.units;
         inputs = layer.units;
       }
-      T logit[1];
-      pre_activations<1>(sample_.layers[sample_.hidden_layers], inputs, below, static_cast<int>(p), 1, logit);
-      const T x = draw(p, logit[0], log_prob);
+      const MaskedMlpRange rows = masked_mlp_parameters(sample_, p), columns = masked_mlp_columns(sample_, p);
+      units(sample_.layers[sample_.hidden_layers], inputs, below, parameters_ - rows.begin, static_cast<int>(rows.begin),
+            static_cast<int>(rows.end), [](T sum) { return sum; });
       __syncwarp();
-      if (lane_ == 0) {
-        values_[p] = x;
-        static_cast<T*>(sample_.values)[row_ * count + p - sample_.start] = x;
+      const T x = draw(p, static_cast<int>(rows.end - rows.begin), log_prob);
+      for (int64_t c = columns.begin + lane_; c < columns.end; c += kWarpSize) {
+        values_[c] = columns.end - columns.begin == 1 ? x : x == static_cast<T>(c - columns.begin) ? T(1) : T(0);
       }
+      if (lane_ == 0) static_cast<T*>(sample_.values)[row_ * count + p - sample_.start] = x;
       __syncwarp();
     }
     if (lane_ == 0) static_cast<double*>(sample_.log_prob)[row_] = log_prob;
@@ -93,68 +96,88 @@ class Sampler {
     for (int u = 0; u < Units; ++u) sums[u] = warp_sum(sums[u]) + bias[min(u, units - 1)];
   }
 
-  __device__ __forceinline__ void hidden_units(const MaskedMlpLayer& layer, int64_t inputs, const T* below, T* own,
-                                               int begin, int end) const {
+  // own[u] = f(pre-activation) for units begin ... end - 1.
+  template <typename F>
+  __device__ __forceinline__ void units(const MaskedMlpLayer& layer, int64_t inputs, const T* below, T* own, int begin,
+                                        int end, const F& f) const {
     for (int unit = begin; unit < end; unit += kUnitsTogether) {
-      const int units = min(kUnitsTogether, end - unit);
+      const int count = min(kUnitsTogether, end - unit);
       T sums[kUnitsTogether];
-      pre_activations<kUnitsTogether>(layer, inputs, below, unit, units, sums);
+      pre_activations<kUnitsTogether>(layer, inputs, below, unit, count, sums);
       T own_sum = sums[0];
 #pragma unroll
       for (int u = 1; u < kUnitsTogether; ++u) own_sum = lane_ == u ? sums[u] : own_sum;
-      if (lane_ < units) own[unit + lane_] = activate(sample_.activation, own_sum);
+      if (lane_ < count) own[unit + lane_] = f(own_sum);
     }
   }
 
-  __device__ __forceinline__ T draw(int64_t p, T logit, double& log_prob) const {
+  __device__ __forceinline__ T draw(int64_t p, int rows, double& log_prob) const {
     const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
     const int64_t at = row_ * sample_.variables + variable;
     if (sample_.known != nullptr && sample_.known[at] != 0) return static_cast<const T*>(sample_.given)[at];
-    const T probability = sigmoid(logit / static_cast<T>(sample_.temperature));
-    const double uniform = philox_uniform(sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                                          static_cast<uint32_t>(variable), 0);
-    const bool one = uniform < static_cast<double>(probability);
-    const double exact = static_cast<double>(logit);
-    log_prob += (one ? exact : 0.0) - softplus(exact);
-    return one ? T(1) : T(0);
+    const HeadNoise noise = head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+                                       static_cast<uint32_t>(variable));
+    const T x = head_draw_one(sample_.head, parameters_, rows, noise, static_cast<T>(sample_.temperature));
+    log_prob += static_cast<double>(head_log_prob_one(sample_.head, parameters_, rows, x));
+    return x;
   }
 
   const MaskedMlpSample& sample_;
   const int64_t row_;
   T* const values_;
+  T* const parameters_;
   const int lane_;
+};
+
+// Per sample: the columns and units, then the parameters of one variable.
+struct Places {
+  int64_t features, parameters;
+  bool in_shared;  // else the features are in the state tensor and the parameters in scratch
+
+  static Places of(const MaskedMlpSample& sample) {
+    Places places;
+    places.features = sample.in_rows;
+    for (int64_t l = 0; l < sample.hidden_layers; ++l) places.features += sample.layers[l].units;
+    // Where variables differ, only the device knows the largest.
+    const int64_t rows = sample.layers[sample.hidden_layers].units;
+    places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.variables;
+    places.in_shared = kSamplesPerBlock * places.bytes(sample.storage, places.features + places.parameters) <=
+                       static_cast<int64_t>(kMostSharedBytes);
+    return places;
+  }
+  static int64_t bytes(ScalarType storage, int64_t count) { return count * (storage == ScalarType::float64 ? 8 : 4); }
 };
 
 template <typename S>
 __global__ void __launch_bounds__(kSamplesPerBlock* kWarpSize)
-    masked_mlp_sample_kernel(const MaskedMlpSample sample, int64_t features, bool in_shared) {
+    masked_mlp_sample_kernel(const MaskedMlpSample sample, Places places, Compute<S>* scratch) {
   using T = Compute<S>;
   AR_FAST_DYNAMIC_SHARED(T, shared);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = lane_id();
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kSamplesPerBlock + warp;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kSamplesPerBlock + warp, features = places.features;
   if (row >= sample.batch) return;  // a whole warp, and no barrier of the block follows
   T* const state = static_cast<T*>(sample.state) + row * features;
-  T* const values = in_shared ? shared + warp * features : state;
-  if (in_shared) {
+  T* const values = places.in_shared ? shared + warp * (features + places.parameters) : state;
+  T* const parameters = places.in_shared ? values + features : scratch + row * places.parameters;
+  if (places.in_shared) {
     for (int64_t f = lane; f < features; f += kWarpSize) values[f] = state[f];
     __syncwarp();
   }
-  Sampler<S>(sample, row, values).run();
-  if (in_shared) {
+  Sampler<S>(sample, row, values, parameters).run();
+  if (places.in_shared) {
     __syncwarp();
     for (int64_t f = lane; f < features; f += kWarpSize) state[f] = values[f];
   }
 }
 
 template <typename S>
-cudaError_t run(const MaskedMlpSample& sample, cudaStream_t stream) {
-  int64_t features = sample.variables;
-  for (int64_t l = 0; l < sample.hidden_layers; ++l) features += sample.layers[l].units;
-  const size_t bytes = kSamplesPerBlock * static_cast<size_t>(features) * sizeof(Compute<S>);
-  const bool in_shared = bytes <= kMostSharedBytes;
+cudaError_t run(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream) {
+  const Places places = Places::of(sample);
+  const int64_t shared = kSamplesPerBlock * Places::bytes(sample.storage, places.features + places.parameters);
   const auto blocks = static_cast<unsigned>((sample.batch + kSamplesPerBlock - 1) / kSamplesPerBlock);
-  return launch({"masked_mlp_sample", blocks, kSamplesPerBlock * kWarpSize, in_shared ? bytes : 0, stream},
-                masked_mlp_sample_kernel<S>, sample, features, in_shared);
+  return launch({"masked_mlp_sample", blocks, kSamplesPerBlock * kWarpSize,
+                 places.in_shared ? static_cast<size_t>(shared) : 0, stream},
+                masked_mlp_sample_kernel<S>, sample, places, static_cast<Compute<S>*>(scratch));
 }
 
 }  // namespace
@@ -162,12 +185,17 @@ cudaError_t run(const MaskedMlpSample& sample, cudaStream_t stream) {
 
 namespace ar_fast {
 
-cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, cudaStream_t stream) {
+int64_t masked_mlp_sample_cuda_scratch(const MaskedMlpSample& sample) {
+  const auto places = cuda::Places::of(sample);
+  return places.in_shared ? 0 : cuda::Places::bytes(sample.storage, sample.batch * places.parameters);
+}
+
+cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream) {
   switch (sample.storage) {
-    case ScalarType::float32: return cuda::run<float>(sample, stream);
-    case ScalarType::float64: return cuda::run<double>(sample, stream);
-    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, stream);
-    case ScalarType::float16: return cuda::run<float16>(sample, stream);
+    case ScalarType::float32: return cuda::run<float>(sample, scratch, stream);
+    case ScalarType::float64: return cuda::run<double>(sample, scratch, stream);
+    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, scratch, stream);
+    case ScalarType::float16: return cuda::run<float16>(sample, scratch, stream);
   }
   return cudaErrorInvalidValue;
 }

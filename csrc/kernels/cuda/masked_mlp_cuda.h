@@ -10,7 +10,10 @@
 
 namespace ar_fast {
 
+// Bytes of device memory that the launch needs beside the state.
+int64_t masked_mlp_sample_cuda_scratch(const MaskedMlpSample& sample);
+
 // batch > 0.
-cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, cudaStream_t stream);
+cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream);
 
 }  // namespace ar_fast

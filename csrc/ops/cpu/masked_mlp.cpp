@@ -10,17 +10,23 @@
 #include "../explain.h"
 #include "../library.h"
 #include "isa.h"
+#include "values.h"
 
 namespace ar_fast {
 namespace {
 
 constexpr const char* op_name = "masked_mlp_sample";
 
-// On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises.
+// On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises, and
+// what would read or write outside a tensor.
 void check_schedule(const MaskedMlpSample& sample) {
+  const int64_t out_rows = sample.layers[sample.hidden_layers].units;
+  check_offset_values(op_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows);
+  check_offset_values(op_name, "out_offsets", sample.out_offsets, sample.variables, out_rows);
+  check_head_values(op_name, sample.head, sample.variables, out_rows, sample.out_offsets, 0, nullptr, nullptr);
   for (int64_t l = 0; l <= sample.hidden_layers; ++l) {
     const MaskedMlpLayer& layer = sample.layers[l];
-    const int64_t inputs = l == 0 ? sample.variables : sample.layers[l - 1].units;
+    const int64_t inputs = l == 0 ? sample.in_rows : sample.layers[l - 1].units;
     int32_t before = 0;
     for (int64_t u = 0; u < layer.units; ++u) {
       const int32_t here = layer.extents[u];
@@ -30,10 +36,12 @@ void check_schedule(const MaskedMlpSample& sample) {
     }
     before = 0;
     for (int64_t p = 0; p < sample.variables; ++p) {
-      const int32_t ready = l == 0 ? static_cast<int32_t>(p) : sample.layers[l - 1].unit_ends[p];
+      const auto ready = l == 0 ? static_cast<int32_t>(masked_mlp_columns(sample, p).begin)
+                                : sample.layers[l - 1].unit_ends[p];
       if (layer.unit_ends == nullptr) {
-        TORCH_CHECK(layer.extents[p] <= ready, op_name, ": extents[", l, "][", p, "] must be at most ", ready,
-                    ", the units ready at position ", p, ", got ", layer.extents[p]);
+        const int64_t last = masked_mlp_parameters(sample, p).end - 1;
+        TORCH_CHECK(layer.extents[last] <= ready, op_name, ": extents[", l, "][", last, "] must be at most ", ready,
+                    ", the units ready at position ", p, ", got ", layer.extents[last]);
         continue;
       }
       const int32_t end = layer.unit_ends[p];
@@ -44,29 +52,37 @@ void check_schedule(const MaskedMlpSample& sample) {
       before = end;
     }
   }
-  if (sample.order == nullptr) return;
-  std::vector<bool> seen(sample.variables, false);
+  check_order_values(op_name, sample.order, sample.variables);
+}
+
+// A category has a column of its own, or its variable has one column, which takes its number.
+void check_categories(const MaskedMlpSample& sample) {
+  if (sample.head.kind != HeadKind::categorical) return;
   for (int64_t p = 0; p < sample.variables; ++p) {
-    const int64_t variable = sample.order[p];
-    TORCH_CHECK(variable >= 0 && variable < sample.variables && !seen[variable], op_name,
-                ": order must be a permutation of 0 ... D-1 = ", sample.variables - 1, ", got ", variable,
-                " at position ", p);
-    seen[variable] = true;
+    const MaskedMlpRange columns = masked_mlp_columns(sample, p), rows = masked_mlp_parameters(sample, p);
+    const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
+    TORCH_CHECK(own == 1 || own == count, op_name, ": a variable must have one column of weights[0], or one for each of ",
+                count, " categories, got ", own, " at position ", p);
   }
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
-    std::string algorithm) {
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
+    int64_t stop, double temperature, std::string algorithm) {
   check_algorithm(op_name, algorithm, {"auto", "lanes"});
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known, start, stop, temperature);
+  const Head parsed = parse_head(op_name, head, levels);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+                          variables, parsed, start, stop, temperature);
   const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, given, known,
-                         parse_mlp_activation(activation), seed, first_index, start, stop, temperature);
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+                         variables, parse_mlp_activation(activation), parsed, seed, first_index, start, stop,
+                         temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);
+  check_categories(sample);
   if (sample.batch > 0 && stop > start) {
     MaskedMlpLayout layout{};
     AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, &layout);

@@ -2,6 +2,8 @@
 // unit_ends and order are not looked at.
 #include "../masked_mlp.h"
 
+#include <ATen/ops/empty.h>
+
 #include "../../kernels/cuda/masked_mlp_cuda.h"
 #include "../explain.h"
 #include "../library.h"
@@ -12,22 +14,28 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    std::string activation, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
-    std::string algorithm) {
+    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
+    int64_t stop, double temperature, std::string algorithm) {
   const char* op = "masked_mlp_sample";
   check_algorithm(op, algorithm, {"auto", "lanes"});
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, given, known, start, stop, temperature);
+  const Head parsed = parse_head(op, head, levels);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+                          variables, parsed, start, stop, temperature);
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(state.size(0) < limit && state.size(1) < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows and units, got state of shape ", state.sizes());
   const c10::DeviceGuard guard(state.device());
   const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, given, known,
-                         parse_mlp_activation(activation), seed, first_index, start, stop, temperature);
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+                         variables, parse_mlp_activation(activation), parsed, seed, first_index, start, stop,
+                         temperature);
   if (t.sample.batch > 0 && stop > start) {
     explain(op, " on CUDA: a warp per sample, ", t.sample.batch, " rows, positions ", start, " to ", stop);
-    check_launch(op, masked_mlp_sample_cuda(t.sample, current_stream(state)));
+    const at::Tensor scratch =
+        at::empty({masked_mlp_sample_cuda_scratch(t.sample)}, state.options().dtype(at::kByte));
+    check_launch(op, masked_mlp_sample_cuda(t.sample, scratch.mutable_data_ptr(), current_stream(state)));
   }
   return {t.values, t.log_prob, t.state};
 }
