@@ -83,7 +83,8 @@ def nade(
         out_bias: (R_out).
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
-        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each. A variable
+            without rows has no parameters: it is an input only.
         activation_scale: (D), RNADE's factor of the pre-activations; None is 1.
         activation: "sigmoid", "tanh" or "relu".
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
@@ -279,7 +280,8 @@ def nade_sample(
         variables: D; None is that of the offsets or of order, else R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
-        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each. A variable
+            without rows is an input only, and must be known.
         activation_scale: (D); None is 1.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.

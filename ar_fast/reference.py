@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "ReferenceARMLP",
+    "ReferenceDeepNADE",
     "ReferenceFVSBN",
     "ReferenceMADE",
     "ReferenceNADE",
@@ -246,6 +247,8 @@ def _draw(
     levels: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known."""
+    if parameters.shape[-1] == 0 and given is not None:  # a variable without parameters is known
+        return given.index_select(1, variable.view(1))[:, 0], parameters.new_zeros(len(parameters), dtype=torch.float64)
     sample = torch.arange(parameters.shape[0], device=parameters.device) + first_index
     value = head_draw(parameters, seed, sample, variable, head, levels, temperature)
     if given is None or known is None:
@@ -628,6 +631,54 @@ class ReferenceNADE(_ReferenceModel):
             hidden = ACTIVATIONS[self.activation](state)
             logits[i] = hidden @ self.out_weight[i] + self.out_bias[i]
             state = state + x[:, i, None] * self.in_weight[i]
+        return torch.stack(logits, 1)
+
+
+class ReferenceDeepNADE(_ReferenceModel):
+    """An ordinary network from x, zero where it is not observed, and the mask of what is, to the logits of all
+    variables; the conditional of a variable is its logit where those before it in ``order`` are observed.
+
+    Source: Uria, Murray, Larochelle, "A deep and tractable density estimator", ICML 2014.
+    """
+
+    def __init__(
+        self,
+        variables: int,
+        hidden_features: list[int],
+        order: Tensor | None = None,
+        activation: str = "relu",
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.variables, self.activation = variables, activation
+        first, last = hidden_features[0], hidden_features[-1]
+        self.in_weight = nn.Parameter(torch.randn(variables, first) / variables**0.5)
+        self.mask_weight = nn.Parameter(torch.randn(variables, first) / variables**0.5)
+        self.in_bias = nn.Parameter(torch.zeros(first))
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in itertools.pairwise(hidden_features))
+        self.out_weight = nn.Parameter(torch.randn(variables, last) / last**0.5)
+        self.out_bias = nn.Parameter(torch.zeros(variables))
+        if context_features:
+            self.context_weight = nn.Parameter(torch.randn(first, context_features) / context_features**0.5)
+        self.register_buffer("order", order)
+
+    def logits(self, x: Tensor, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits of all variables, (B, D), given the observed ones."""
+        hidden = self.in_bias + (x * observed) @ self.in_weight + observed.to(x.dtype) @ self.mask_weight
+        if context is not None:
+            hidden = hidden + context @ self.context_weight.T
+        hidden = ACTIVATIONS[self.activation](hidden)
+        for layer in self.layers:
+            hidden = ACTIVATIONS[self.activation](layer(hidden))
+        return F.linear(hidden, self.out_weight, self.out_bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        observed = torch.zeros_like(x, dtype=torch.bool)
+        logits = [x.new_empty(0)] * self.variables
+        for i in range(self.variables) if self.order is None else self.order.tolist():
+            logits[i] = self.logits(x, observed, context)[:, i]
+            observed = observed.index_fill(1, torch.tensor(i, device=x.device), True)
         return torch.stack(logits, 1)
 
 

@@ -5,7 +5,9 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE", "FVSBN", "ARMLP"]
+KINDS = ["NADE", "MADE", "FVSBN", "ARMLP", "DeepNADE"]
+# Of those, the ones that condition on a prefix of their order only.
+FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
 
 
@@ -20,6 +22,9 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
         model = models.ARMLP(event_shape, hidden_features=5, **options)
     elif kind == "FVSBN":
         model = models.FVSBN(event_shape, **options)
+    elif kind == "DeepNADE":
+        options = {"activation": "tanh"} | options
+        model = models.DeepNADE(event_shape, hidden_features=[13], **options)
     else:
         # 37 units in a layer and no relu: every path between an input and a later output carries something.
         options = {"activation": "tanh"} | options

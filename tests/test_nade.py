@@ -306,7 +306,7 @@ def test_bad_input(device, message):
             "x": torch.tensor([[0, 2, 0]]), "in_weight": torch.zeros(6, 5),
         },
         "out_offsets must run from 0 to 3, got 0 to 4": {"out_offsets": torch.tensor([0, 1, 2, 4])},
-        "out_offsets must ascend": {"out_offsets": torch.tensor([0, 2, 1, 3])},
+        "out_offsets must not descend": {"out_offsets": torch.tensor([0, 2, 1, 3])},
         "algorithm must be one of auto, chunks, got 'fast'": {"algorithm": "fast"},
     }.items(),
 )  # fmt: skip

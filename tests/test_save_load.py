@@ -168,7 +168,9 @@ def test_a_model_in_the_identity_order_is_refused_by_one_in_a_permutation(kind, 
 def test_a_config_that_makes_no_model_is_refused(tmp_path):
     make_model("NADE", (2, 3)).save(tmp_path)
     edit_config(model="os.system")(tmp_path)
-    with pytest.raises(ValueError, match=r"model must be one of ARMLP, FVSBN, MADE, NADE, RNADE, got 'os\.system'"):
+    with pytest.raises(
+        ValueError, match=r"model must be one of ARMLP, DeepNADE, FVSBN, MADE, NADE, RNADE, got 'os\.system'"
+    ):
         models.load(tmp_path)
     bernoulli = {"name": "Bernoulli"}
     edit_config(model="NADE", config={"event_shape": [2, 3], "dtype": "float64", "head": bernoulli, "surprise": 1})(

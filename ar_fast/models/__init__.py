@@ -11,6 +11,7 @@ from .. import heads
 from . import _files
 from .armlp import ARMLP
 from .base import AutoregressiveModel, State
+from .deep_nade import DeepNADE
 from .distribution import AutoregressiveDistribution
 from .ensemble import Ensemble
 from .fvsbn import FVSBN
@@ -26,13 +27,21 @@ __all__ = [
     "RNADE",
     "AutoregressiveDistribution",
     "AutoregressiveModel",
+    "DeepNADE",
     "Ensemble",
     "Sampling",
     "State",
     "load",
 ]
 
-_MODELS = {"ARMLP": ARMLP, "FVSBN": FVSBN, "MADE": MADE, "NADE": NADE, "RNADE": RNADE}
+_MODELS = {
+    "ARMLP": ARMLP,
+    "DeepNADE": DeepNADE,
+    "FVSBN": FVSBN,
+    "MADE": MADE,
+    "NADE": NADE,
+    "RNADE": RNADE,
+}
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 

@@ -151,7 +151,7 @@ def flatten_known(
                 f"{model._name}: {name} must have the event's shape {tuple(model.event_shape)}, preceded by none or "
                 f"some of the last dimensions of {tuple(full[: len(batch)])}, got {tuple(tensor.shape)}"
             )
-    if not clamp and not _capturing(known):
+    if not (clamp or model._conditions_on_any_subset or _capturing(known)):
         check_prefix(
             model,
             ("known", "unknown"),

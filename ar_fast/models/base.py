@@ -67,6 +67,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     _any_order: ClassVar[bool] = False
     #: The heads that a model takes.
     _heads: ClassVar[tuple[type[heads.Head], ...]] = (heads.Head,)
+    #: Whether known variables may be any, and not only a prefix of the order.
+    _conditions_on_any_subset: ClassVar[bool] = False
 
     def __init__(
         self,

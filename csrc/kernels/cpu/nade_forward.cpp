@@ -43,7 +43,8 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
     for (; change != last; ++change) {
       const Position<T>& position = positions[change->position];
       const int64_t end = position.out_slot + position.out_rows;
-      score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
+      // A variable without parameters needs no activations.
+      if (scored < end) score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
       advance<F, A>(in, in_rows, *change, a);
       scored = end;
     }

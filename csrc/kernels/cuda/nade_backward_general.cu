@@ -22,6 +22,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   const int64_t begin = arguments.first_out_row(variable), end = arguments.first_out_row(variable + 1);
   const T scale = arguments.scale(variable);
   const int64_t at = static_cast<int64_t>(blockIdx.x) * batch * hidden + unit;
+  if (begin == end) {  // a variable without parameters
+    for (int row = 0; row < batch; ++row) sums[at + static_cast<int64_t>(row) * hidden] = T(0);
+  }
   for (int64_t first = begin; first < end; first += kWeightRows) {
     T weight[kWeightRows], grad_weight[kWeightRows];
 #pragma unroll

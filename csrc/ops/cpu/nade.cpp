@@ -57,11 +57,11 @@ Chunks cut(const NadeModel& model, int64_t most_rows, int64_t start, int64_t sto
   return chunks;
 }
 
-void check_values(const char* op, const NadeTensors& t) {
+void check_values(const char* op, const NadeTensors& t, int64_t fewest_out_rows = 0) {
   const NadeModel& m = t.model;
   check_order_values(op, m.order, m.variables);
   check_offset_values(op, "in_offsets", m.in_offsets, m.variables, m.in_rows);
-  check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows);
+  check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows, fewest_out_rows);
   if (!t.input.categories) return;
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
@@ -73,23 +73,31 @@ void check_values(const char* op, const NadeTensors& t) {
   }
 }
 
-// Where a category is gathered and predicted, a variable has as many categories on both sides.
-void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head) {
+// Where a category is gathered and predicted, a variable has as many categories on both sides; or, where it is drawn, at
+// least as many to gather.
+void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head, bool drawn) {
   const NadeModel& m = t.model;
   if (m.in_offsets == nullptr && m.in_rows == m.variables) return;
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t in = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     const int64_t out = rows_of(m.out_offsets, m.out_rows, m.variables, i);
-    TORCH_CHECK(head.kind != HeadKind::categorical || in == out, op,
+    TORCH_CHECK(head.kind != HeadKind::categorical || (drawn ? in >= out : in == out), op,
                 ": in_weight and out_weight must have as many rows for a categorical variable, got ", in, " and ", out,
                 " for variable ", i);
   }
 }
 
-// What is drawn or given has a row of in_weight where it gathers one.
-void check_drawn_categories(const char* op, const NadeSampleTensors& t) {
-  if (!t.sample.gathers) return;
+// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one.
+void check_drawn(const char* op, const NadeSampleTensors& t) {
   const NadeModel& m = t.model;
+  for (int64_t i = 0; i < m.variables; ++i) {
+    if (rows_of(m.out_offsets, m.out_rows, m.variables, i) > 0) continue;
+    for (int64_t row = 0; row < t.sample.batch; ++row) {
+      TORCH_CHECK(t.sample.known && t.sample.known[row * m.variables + i], op,
+                  ": a variable without rows of out_weight must be known, got variable ", i, " unknown in row ", row);
+    }
+  }
+  if (!t.sample.gathers) return;
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     TORCH_CHECK(t.sample.head.kind != HeadKind::bernoulli || count >= 2, op,
@@ -230,12 +238,12 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
   const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
                                        activation_scale, activation, head, levels, per_variable, keep_parameters,
                                        algorithm);
-  check_values(op, t);
+  check_values(op, t, 1);
   const bool wide = t.model.storage == ScalarType::float64;
   check_head_values(op, t.output.head, t.model.variables, t.model.out_rows, t.model.out_offsets, t.input.batch,
                     wide ? nullptr : static_cast<const float*>(t.input.x),
                     wide ? static_cast<const double*>(t.input.x) : nullptr);
-  check_gathered_categories(op, t, t.output.head);
+  check_gathered_categories(op, t, t.output.head, false);
   run_forward(t, t.output);
   return {t.log_prob, t.parameters};
 }
@@ -289,10 +297,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
   const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
                                      activation_scale, given, known, variables, activation, head, levels, seed,
                                      first_index, start, stop, temperature, algorithm);
-  check_values(op, t);
+  check_values(op, t, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
   check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, 0, nullptr, nullptr);
-  check_gathered_categories(op, t, t.sample.head);
-  check_drawn_categories(op, t);
+  check_gathered_categories(op, t, t.sample.head, true);
+  check_drawn(op, t);
   const int64_t batch = t.sample.batch;
   if (batch > 0 && stop > start) {
     const Chunks chunks = cut(t.model, rows_per_chunk, start, stop);

@@ -4,13 +4,15 @@
 
 namespace ar_fast {
 
-void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows) {
+void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows,
+                         int64_t fewest) {
   if (!offsets) return;
   TORCH_CHECK(offsets[0] == 0 && offsets[variables] == rows, op, ": ", name, " must run from 0 to ", rows, ", got ",
               offsets[0], " to ", offsets[variables]);
   for (int64_t i = 0; i < variables; ++i) {
-    TORCH_CHECK(offsets[i] < offsets[i + 1], op, ": ", name, " must ascend, got ", offsets[i], " before ",
-                offsets[i + 1], " at ", i);
+    TORCH_CHECK(offsets[i] + fewest <= offsets[i + 1], op, ": ", name,
+                fewest > 0 ? " must ascend, got " : " must not descend, got ", offsets[i], " before ", offsets[i + 1],
+                " at ", i);
   }
 }
 

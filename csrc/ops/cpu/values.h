@@ -6,7 +6,9 @@
 
 namespace ar_fast {
 
-void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows);
+// A variable has at least `fewest` of the rows, 0 or 1.
+void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows,
+                         int64_t fewest = 1);
 
 void check_order_values(const char* op, const int64_t* order, int64_t variables);
 

@@ -1,0 +1,560 @@
+"""DeepNADE: one network trained for every ordering of the variables at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .. import functional, heads, reference
+from . import _inputs
+from ._context import add_context
+from .base import AutoregressiveModel
+from .ensemble import Ensemble
+
+__all__ = ["DeepNADE"]
+
+# With more than one hidden layer the hidden units of many positions are computed at a time, about this many numbers.
+_BLOCK_ELEMENTS = 2**22
+
+
+class DeepNADE(AutoregressiveModel):
+    r"""An orderless NADE: one network that gives p(x_i | any set of the other variables).
+
+    .. math::
+        h_1 = f\big(c + U z + \sum_{j \in O} (x_j W_j + M_j)\big), \quad h_l = f(A_l h_{l-1} + a_l), \quad
+        p(x_i \mid x_O) = p_{\mathrm{head}}(x_i; b_i + V_i h_L)
+
+    with O the observed variables, W = in_weight, M = mask_weight, c = in_bias, U = context_weight, z = context, A, a =
+    layers, V = out_weight, b = out_bias, f = activation: an ordinary network whose inputs are x, zero where it is not
+    observed, and the mask of what is. With a Categorical head variable j adds the row of W that belongs to its
+    category.
+
+    ``loss`` trains it for all orderings at once. ``log_prob`` evaluates it in one ordering or in an ensemble of them,
+    and ``sample`` draws given any known subset: those first, then the others in the order. Each ordering is a
+    distribution of its own; they agree only as far as training made them.
+
+    Args:
+        event_shape: shape of one event, an int or several; D is the product.
+        hidden_features: units of each hidden layer. With one layer, evaluating and drawing an event are incremental
+            and cost O(D H) as in NADE; with more, they run the further layers D times.
+        activation: "sigmoid", "tanh" or "relu".
+        head: None is heads.Bernoulli().
+        order: (D) integers, the ordering that is used where no other is asked for; None is
+            ``orderings.raster(event_shape)``.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+
+    Source: Uria, Murray, Larochelle, "A deep and tractable density estimator", ICML 2014.
+
+    Example:
+        >>> model = DeepNADE((28, 28), hidden_features=[500])
+        >>> x = model.sample(16, seed=0)
+        >>> loss = model.loss(x).mean()
+        >>> orders = torch.stack([torch.randperm(784) for _ in range(4)])
+        >>> model.log_prob(x).shape, model.log_prob(x, order=orders).shape
+        (torch.Size([16]), torch.Size([16]))
+        >>> known = torch.rand(28, 28) < 0.5
+        >>> model.sample(3, given=x[0], known=known, seed=1).shape
+        torch.Size([3, 28, 28])
+    """
+
+    _any_order = True
+    _conditions_on_any_subset = True
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        hidden_features: int | Sequence[int],
+        activation: str = "relu",
+        *,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            head=head,
+            order=order,
+            context_features=context_features,
+            validate_args=validate_args,
+            device=device,
+        )
+        units = [hidden_features] if isinstance(hidden_features, int) else list(hidden_features)
+        if not units or not all(isinstance(size, int) and size > 0 for size in units):
+            raise ValueError(
+                f"DeepNADE: hidden_features must be one or more positive integers, got {hidden_features!r}"
+            )
+        if activation not in reference.ACTIVATIONS:
+            names = ", ".join(reference.ACTIVATIONS)
+            raise ValueError(f"DeepNADE: activation must be one of {names}, got {activation!r}")
+        self.hidden_features = units
+        self.activation = activation
+        self._gathers = isinstance(self.head, heads.Categorical)
+        counts = torch.tensor([self.counts] * self.variables if isinstance(self.counts, int) else self.counts)
+        out_rows = int(counts.sum())
+        options = {"device": device, "dtype": dtype}
+        self.in_weight = nn.Parameter(torch.empty(out_rows if self._gathers else self.variables, units[0], **options))
+        self.mask_weight = nn.Parameter(torch.empty(self.variables, units[0], **options))
+        self.in_bias = nn.Parameter(torch.empty(units[0], **options))
+        self.layers = nn.ModuleList(nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
+        self.out_weight = nn.Parameter(torch.empty(out_rows, units[-1], **options))
+        self.out_bias = nn.Parameter(torch.empty(out_rows, **options))
+        self.context_weight = None
+        if context_features:
+            self.context_weight = nn.Parameter(torch.empty(units[0], context_features, **options))
+
+        def index(name: str, values: Tensor) -> None:
+            self.register_buffer(name, values.to(self.in_weight.device), persistent=False)
+
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        index("out_offsets", starts)
+        # A variable that gathers has a row for each of its values and a last one, of zeros, for "not observed".
+        values = counts if self._gathers else torch.full_like(counts, 2)
+        index("values", values)
+        index("table_offsets", torch.cat([torch.zeros(1, dtype=torch.long), (values + 1).cumsum(0)]))
+        # The variable of each row of out_weight, and which of its rows that is.
+        index("row_variable", torch.arange(self.variables).repeat_interleave(counts))
+        index("row_index", torch.arange(out_rows) - starts[:-1].repeat_interleave(counts))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        inputs = 2 * self.variables + self.context_features
+        fans = [(self.in_weight, inputs), (self.mask_weight, inputs), (self.out_weight, self.hidden_features[-1])]
+        if self.context_weight is not None:
+            fans.append((self.context_weight, self.context_features))
+        for weight, fan in fans:
+            nn.init.uniform_(weight, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
+        for layer in self.layers:
+            layer.reset_parameters()
+        nn.init.zeros_(self.in_bias)
+        nn.init.zeros_(self.out_bias)
+        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
+            # Components that start alike stay alike for long.
+            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
+            self.initialize_from_mean(torch.full(self.event_shape, middle))
+
+    def config(self) -> dict[str, Any]:
+        base = self._base_config()
+        own = {"hidden_features": self.hidden_features, "activation": self.activation}
+        return {"event_shape": base.pop("event_shape"), **own, **base}
+
+    # Training.
+
+    def loss(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        observed: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""A random estimate of -log p(x) averaged over all orderings, from one pass of the network; differentiable.
+
+        .. math::
+            \frac{1}{D \, q(d)} \, \frac{D}{D - d + 1} \sum_{i \notin O} -\log p(x_i \mid x_O), \quad d \sim q,
+            \quad O \text{ of } d - 1 \text{ variables, each set as likely}
+
+        with d in 1 ... D and O drawn anew for each event. The second factor is there since any of the D - d + 1
+        variables that are left may be the next one of an ordering. In the paper q is uniform, and the first factor 1;
+        here q(d) falls off as the square root of 1 / (D - d + 1): the expectation is the same, and since a sum over n
+        variables varies as the square root of n, this choice has the least variance. With q uniform a single variable
+        that is left counts D times.
+
+        Args:
+            x: (*batch, *event_shape), as ``log_prob`` takes it.
+            context: (*context_batch, C) where the model has context_features.
+            observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: False where x is
+                missing. Missing variables are neither conditioned on nor predicted, and D counts the others.
+            generator: of the random sets; None is torch's default generator.
+
+        Returns:
+            (*batch) nats, summed in float64, in the compute dtype: minimise its mean.
+
+        Source: Uria, Murray, Larochelle, ICML 2014, equation 9.
+        """
+        present = None
+        if observed is not None:
+            x, present = _inputs.observed_only(self, x, observed)
+        batch, rows, context = _inputs.flatten(self, x, context)
+        device = self.device if generator is None else generator.device
+        keys = torch.rand(rows.shape, device=device, generator=generator).to(self.device)
+        share = torch.rand(len(rows), 1, device=device, generator=generator).to(self.device)
+        if present is not None:
+            keys = keys.masked_fill(~present, 0.0)
+        # Relative to the largest of D uniform numbers the others are uniform too: any variables are as likely to be
+        # below a share of it as any others, and at most D - 1 are. No sorting.
+        seen = keys < (1 - share.square()) * keys.amax(1, keepdim=True)
+        predicted = ~seen
+        if present is not None:
+            seen, predicted = seen & present, predicted & present
+
+        hidden = self._hidden(self._pre_activation(rows, seen, self._in_bias(context)))
+        parameters = F.linear(hidden, self._compute(self.out_weight), self._compute(self.out_bias))
+        terms = self._terms(parameters.to(self.compute_dtype), rows).masked_fill(~predicted, 0.0)
+        left = predicted.sum(1)
+        total = -terms.sum(1, dtype=torch.float64) * _weight(left, left + seen.sum(1))
+        return total.to(self.compute_dtype).reshape(batch)
+
+    def _pre_activation(self, x: Tensor, observed: Tensor, bias: Tensor) -> Tensor:
+        """(B, H) of the first layer, as matrix products."""
+        mask = observed.to(self.compute_dtype)
+        if self._gathers:
+            inputs = mask.new_zeros(x.shape[0], len(self.in_weight)).scatter(1, self.out_offsets[:-1] + x, mask)
+        else:
+            inputs = torch.where(observed, x, 0.0).to(self.compute_dtype)
+        return bias + inputs @ self._compute(self.in_weight) + mask @ self._compute(self.mask_weight)
+
+    # Orderings.
+
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        order: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+        observed: Tensor | None = None,
+        per_variable: bool = False,
+    ) -> Tensor:
+        r"""The log-probability in nats, in one ordering or in an ensemble of them.
+
+        Args:
+            x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
+            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
+                batch.
+            order: (D), one ordering; or (n, D), an ensemble: the average of the n probabilities,
+                :math:`\log \frac{1}{n} \sum_o p(x; o)`, computed in float64. None is the model's order.
+            observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: False where x is
+                missing (whatever it holds). They may be any. The log-probability is that of the observed ones: in any
+                ordering they can come first, and the rest sums to one.
+            per_variable: return the logarithm of each conditional instead of their sum (zero where not observed); for
+                one ordering only.
+
+        Returns:
+            (*batch), summed in float64, or the shape of x; in the compute dtype.
+
+        Raises:
+            ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support; for
+                per_variable with an ensemble, which has no conditionals of its own.
+        """
+        if order is None:
+            return super().log_prob(x, context, per_variable=per_variable, observed=observed)
+        orders = torch.as_tensor(order)
+        if orders.dim() != 2:
+            return self.in_order(orders).log_prob(x, context, per_variable=per_variable, observed=observed)
+        if per_variable:
+            raise ValueError(
+                f"DeepNADE: per_variable must be False for an ensemble of {len(orders)} orderings: it has no "
+                "conditionals of its own"
+            )
+        return Ensemble([self.in_order(one) for one in orders]).log_prob(x, context, observed=observed)
+
+    # Evaluation.
+
+    def _compute(self, weight: Tensor) -> Tensor:
+        return weight.to(self.compute_dtype)
+
+    def _in_bias(self, context: Tensor | None) -> Tensor:
+        """(H), or (*batch, H) with a context (*batch, C), in the compute dtype."""
+        bias = self._compute(self.in_bias)
+        if context is None:
+            return bias
+        return F.linear(self._compute(context), self._compute(self.context_weight), bias).to(self.compute_dtype)
+
+    def _terms(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """(B, D) nats; x as the head encodes it."""
+        offsets = None if isinstance(self.counts, int) else self.out_offsets
+        return functional.head_log_prob(parameters, x, offsets=offsets, head=self.head.kind, levels=self.head.levels)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        terms = self._terms(self._parameters_of(x, context), x)
+        return terms if per_variable else terms.sum(1, dtype=torch.float64).to(self.compute_dtype)
+
+    def _log_prob_observed(self, x: Tensor, observed: Tensor, context: Tensor | None) -> Tensor:
+        return self._terms(self._parameters_of(x, context, observed), x).masked_fill(~observed, 0.0)
+
+    def _parameters_of(self, x: Tensor, context: Tensor | None, observed: Tensor | None = None) -> Tensor:
+        if self.layers:
+            return self._deep_parameters(x, self._in_bias(context), observed)
+        x, structure = self._steps(x, observed)
+        out = self._compute(self.out_weight), self._compute(self.out_bias)
+        return functional.nade(
+            x, structure.pop("in_weight"), self._in_bias(context), *out, activation=self.activation, **structure
+        )
+
+    def _steps(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """The model as a NADE: its input and arguments.
+
+        A variable that gathers a row adds W + M at once, or zeros where it is not observed. For a real one the NADE has
+        a further variable, without parameters, whose value is 1 where the variable is observed and which adds M.
+        """
+        if self._gathers:
+            if observed is not None:
+                x = torch.where(observed, x, self.values)
+            structure = {
+                "in_weight": self._table(),
+                "in_offsets": self.table_offsets,
+                "order": self.order,
+                "out_offsets": self.out_offsets,
+            }
+            return x, structure
+        mask = torch.ones_like(x, dtype=self.compute_dtype) if observed is None else observed.to(self.compute_dtype)
+        x = x.to(self.compute_dtype)
+        return torch.cat([x if observed is None else x * mask, mask], 1), self._paired()
+
+    def _paired(self) -> dict[str, Any]:
+        """The arguments of a NADE over (x, mask), where both of a variable come one after the other."""
+        order = torch.arange(self.variables, device=self.device) if self.order is None else self.order
+        none = self.out_offsets[-1:].expand(self.variables)
+        return {
+            "in_weight": torch.cat([self._compute(self.in_weight), self._compute(self.mask_weight)]),
+            "order": torch.stack([order, order + self.variables], 1).flatten(),
+            "out_offsets": torch.cat([self.out_offsets, none]),
+        }
+
+    def _table(self) -> Tensor:
+        """(values + 1 rows for each variable, H): what observing each value adds to the state, and zeros."""
+        weight, mask = self._compute(self.in_weight), self._compute(self.mask_weight)
+        if not self._gathers:
+            return torch.stack([mask, weight + mask, torch.zeros_like(mask)], 1).flatten(0, 1)
+        rows = self.table_offsets[:-1].index_select(0, self.row_variable) + self.row_index
+        added = weight + mask.index_select(0, self.row_variable)
+        return added.new_zeros(len(added) + self.variables, added.shape[1]).index_copy(0, rows, added)
+
+    def _hidden(self, pre_activation: Tensor) -> Tensor:
+        """The last hidden layer from the pre-activations of the first."""
+        activation = reference.ACTIVATIONS[self.activation]
+        hidden = activation(pre_activation)
+        for layer in self.layers:
+            hidden = activation(F.linear(hidden, self._compute(layer.weight), self._compute(layer.bias)))
+        return hidden
+
+    def _deep_parameters(self, x: Tensor, bias: Tensor, observed: Tensor | None) -> Tensor:
+        """One pass of the further layers for each position, a block of positions at a time; a block's hidden units are
+        computed again in the backward pass."""
+        order = torch.arange(self.variables, device=self.device) if self.order is None else self.order
+        most = max(self.counts) if isinstance(self.counts, list) else self.counts
+        weight = self._compute(self.out_weight)
+        # (D, most, H): K differs where variables do.
+        weight = weight.new_zeros(self.variables, most, weight.shape[1]).index_put(
+            (self.row_variable, self.row_index), weight
+        )
+        state = bias.expand(x.shape[0], -1)
+        positions = max(1, _BLOCK_ELEMENTS // (max(1, len(x)) * max(self.hidden_features)))
+
+        def block(state: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            added = self._added(x.index_select(1, index), index)
+            if observed is not None:
+                added = added * observed.index_select(1, index).unsqueeze(-1)
+            after = state.unsqueeze(1) + added.cumsum(1)
+            hidden = self._hidden(torch.cat([state.unsqueeze(1), after[:, :-1]], 1))
+            parameters = torch.bmm(hidden.transpose(0, 1), weight.index_select(0, index).transpose(1, 2))
+            return parameters.transpose(0, 1), after[:, -1]
+
+        blocks = []
+        for index in order.split(positions):
+            if torch.is_grad_enabled():
+                parameters, state = checkpoint(block, state, index, use_reentrant=False, preserve_rng_state=False)
+            else:
+                parameters, state = block(state, index)
+            blocks.append(parameters)
+        by_variable = torch.cat(blocks, 1).index_select(1, order.argsort())
+        parameters = by_variable.to(self.compute_dtype)[:, self.row_variable, self.row_index]
+        return parameters + self._compute(self.out_bias)
+
+    def _added(self, x: Tensor, index: Tensor) -> Tensor:
+        """What observing the variables index (P), values x (*batch, P), adds to the state: (*batch, P, H)."""
+        mask = self._compute(self.mask_weight).index_select(0, index)
+        if self._gathers:
+            return F.embedding(self.out_offsets.index_select(0, index) + x, self._compute(self.in_weight)) + mask
+        return x.to(self.compute_dtype).unsqueeze(-1) * self._compute(self.in_weight).index_select(0, index) + mask
+
+    # One variable at a time.
+
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        return (self._in_bias(context).expand(*batch, self.hidden_features[0]),)
+
+    def _index(self, position: int) -> Tensor:
+        if self.order is None:
+            return torch.tensor([position], device=self.device)
+        return self.order[position : position + 1]
+
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        return (tensors[0] + self._added(value.unsqueeze(-1), self._index(position)).squeeze(-2),)
+
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        variable = int(self._variable(position))
+        rows = slice(int(self.out_offsets[variable]), int(self.out_offsets[variable + 1]))
+        hidden = self._hidden(tensors[0])
+        return F.linear(hidden, self._compute(self.out_weight[rows]), self._compute(self.out_bias[rows]))
+
+    # Sampling. The known variables enter the state first, whatever their place in the order, so that every other
+    # variable is drawn given all of them; where the order comes to them they add nothing more.
+
+    @property
+    def _state_features(self) -> int:
+        return sum(self.hidden_features)
+
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, None]:
+        bias = self._compute(self.in_bias)
+        if context is not None:
+            bias = add_context(bias, context.to(self.dtype), self.context_weight)
+        return bias.expand(rows, -1).contiguous(), None
+
+    def _sample_chunk(
+        self,
+        state: Tensor,
+        extra: None,
+        *,
+        given: Tensor | None,
+        known: Tensor | None,
+        start: int,
+        stop: int,
+        **arguments: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if known is not None and start == 0:
+            state = self._state_given(state, given, known)
+        draw = self._draw_deep if self.layers else self._draw
+        values, log_prob, state = draw(state, known, start=start, stop=stop, **arguments)
+        if known is not None:
+            chunk = slice(start, stop) if self.order is None else self.order[start:stop]
+            values = torch.where(known[:, chunk], given[:, chunk], values)
+        return values, log_prob, state
+
+    @property
+    def _samples_by_table(self) -> bool:
+        return self._gathers or isinstance(self.head, heads.Bernoulli)
+
+    def _state_given(self, state: Tensor, given: Tensor, known: Tensor) -> Tensor:
+        """The state once the known variables are observed."""
+        if self._samples_by_table:
+            structure = {"in_weight": self._table(), "in_offsets": self.table_offsets, "order": self.order}
+            values = torch.where(known, given, self.values.to(given.dtype))
+        else:
+            structure = self._paired()
+            del structure["out_offsets"]
+            values = torch.cat([torch.where(known, given, 0.0), known.to(given.dtype)], 1)
+        variables = values.shape[1]
+        # No variable has parameters here: nothing is drawn, and no output is computed.
+        return functional.nade_sample(
+            state,
+            out_weight=self._compute(self.out_weight)[:0, :1].expand(0, state.shape[1]),
+            out_bias=self._compute(self.out_bias)[:0],
+            out_offsets=torch.zeros(variables + 1, dtype=torch.long, device=state.device),
+            variables=variables,
+            given=values,
+            known=torch.ones_like(values, dtype=torch.bool),
+            activation=self.activation,
+            head="categorical",
+            seed=0,
+            **structure,
+        )[2]
+
+    def _draw(
+        self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One hidden layer: a pass of the NADE that draws what is not known."""
+        arguments |= {
+            "out_weight": self._compute(self.out_weight),
+            "out_bias": self._compute(self.out_bias),
+            "activation": self.activation,
+            "head": self.head.kind,
+            "levels": self.head.levels,
+        }
+        if self._samples_by_table:
+            given = None if known is None else self.values.to(state.dtype).expand(known.shape)
+            return functional.nade_sample(
+                state,
+                self._table(),
+                in_offsets=self.table_offsets,
+                out_offsets=self.out_offsets,
+                order=self.order,
+                variables=self.variables,
+                given=given,
+                known=known,
+                start=start,
+                stop=stop,
+                **arguments,
+            )
+        # Of each pair, the mask is known: 1, but 0 where the variable was known before.
+        if known is None:
+            known = torch.zeros(len(state), self.variables, dtype=torch.bool, device=state.device)
+        values, log_prob, state = functional.nade_sample(
+            state,
+            **self._paired(),
+            variables=2 * self.variables,
+            given=torch.cat([torch.zeros_like(known), ~known], 1).to(state.dtype),
+            known=torch.cat([known, torch.ones_like(known)], 1),
+            start=2 * start,
+            stop=2 * stop,
+            **arguments,
+        )
+        return values[:, ::2], log_prob, state
+
+    def _draw_deep(
+        self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """More hidden layers: all of them for every position, each layer as a NADE of one variable without inputs,
+        whose rounding does not depend on the batch."""
+        weights = [self._compute(layer.weight) for layer in self.layers]
+        biases = [self._compute(layer.bias) for layer in self.layers]
+        out_weight, out_bias = self._compute(self.out_weight), self._compute(self.out_bias)
+        nothing = state.new_zeros(len(state), 1)
+        # The last layer's op draws; what it would add to its state, by any weight, is not used.
+        last = {
+            "in_weight": out_weight if self._gathers else out_weight[: self.variables],
+            "in_offsets": self.out_offsets if self._gathers else None,
+            "out_offsets": self.out_offsets,
+            "variables": self.variables,
+            "order": self.order,
+            "activation": self.activation,
+            "head": self.head.kind,
+            "levels": self.head.levels,
+            "given": None if known is None else state.new_zeros(known.shape),
+            "known": known,
+        }
+        drawn, total = [], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+        for position in range(start, stop):
+            hidden = state
+            for weight, bias in zip(weights, biases, strict=True):
+                no_input = hidden.new_zeros(1, hidden.shape[1])
+                hidden = functional.nade(nothing, no_input, hidden, weight, bias, activation=self.activation)
+            value, log_prob, _ = functional.nade_sample(
+                hidden, out_weight=out_weight, out_bias=out_bias, start=position, stop=position + 1, **last, **arguments
+            )
+            index = self._index(position)
+            added = self._added(value.long() if self._gathers else value, index).squeeze(1)
+            if known is not None:
+                added = added.masked_fill(known[:, index], 0.0)
+            state = state + added
+            total = total + log_prob
+            drawn.append(value)
+        return torch.cat(drawn, 1) if drawn else state.new_empty(len(state), 0), total, state
+
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        self.out_bias.copy_(parameters.flatten())
+
+
+def _weight(left: Tensor, variables: Tensor) -> Tensor:
+    """1 / (q n), float64, for n = ``left`` of D = ``variables``.
+
+    n - 1 is Beta-binomial, of D - 1 trials with a probability whose square root is uniform: B(1/2, 1). So
+    q = Gamma(D) Gamma(n - 1/2) / (2 Gamma(n) Gamma(D + 1/2)).
+    """
+    n, d = left.clamp(min=1).double(), variables.clamp(min=1).double()
+    return 2 / n * (n.lgamma() - (n - 0.5).lgamma() + (d + 0.5).lgamma() - d.lgamma()).exp()
