@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -243,6 +244,70 @@ def _nade_sample(
     _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
+def _offset_nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    grid: list[int],
+    window: list[int],
+    shared_output: bool,
+    activation: str,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    *_: object,
+) -> None:
+    op = "offset_nade_sample"
+    if len(grid) != 3 or min(grid) < 1:
+        raise RuntimeError(f"{op}: grid must be (rows, columns, channels), all positive, got {grid}")
+    if len(window) != 2 or min(window) < 0 or sum(window) == 0:
+        raise RuntimeError(
+            f"{op}: window must be (rows above, columns to a side), not negative and not both 0, got {window}"
+        )
+    _, columns, channels = grid
+    (up, side), variables = window, math.prod(grid)
+    _shape(op, "in_weight", in_weight, "(rows, H)", None, None)
+    _dtype(op, "in_weight", in_weight, *FLOATING)
+    hidden = in_weight.shape[1]
+    _shape(op, "out_weight", out_weight, "(rows, H)", None, hidden)
+    _shape(op, "out_bias", out_bias, "(rows of out_weight)", out_weight.shape[0])
+    for name, tensor in (("out_weight", out_weight), ("out_bias", out_bias)):
+        _like(op, name, tensor, "in_weight", in_weight)
+    outputs, rows = channels if shared_output else variables, out_weight.shape[0]
+    if rows == 0 or rows % outputs:
+        owner = "channel" if shared_output else "variable"
+        raise RuntimeError(
+            f"{op}: out_weight must have K rows per {owner}, a multiple of {outputs}, got {list(out_weight.shape)}"
+        )
+    _head(op, head, levels, "out_weight", rows, outputs, None)
+    inputs = (up * (2 * side + 1) + side) * channels + channels - 1
+    values = rows // outputs if head == "categorical" else 1
+    _shape(op, "in_weight", in_weight, f"({inputs * values}, H)", inputs * values, hidden)
+    reach = (up * columns + side) * channels + channels - 1
+    _shape(op, "state", state, f"(B, {reach})", None, reach)
+    compute = reference.compute_dtype(in_weight.dtype)
+    _dtype(op, "state", state, compute)
+    _device(op, "state", state, "in_weight", in_weight)
+    if in_bias.dim() == 2:
+        _shape(op, "in_bias", in_bias, "(H) or (B, H)", state.shape[0], hidden)
+    else:
+        _shape(op, "in_bias", in_bias, "(H) or (B, H)", hidden)
+    _dtype(op, "in_bias", in_bias, in_weight.dtype, compute)
+    _device(op, "in_bias", in_bias, "in_weight", in_weight)
+    _indices(op, "order", order, "(D)", variables, in_weight)
+    _draws(op, state, variables, given, known, start, stop, temperature)
+    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+
+
 def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> None:
     op = "masked_linear"
     _shape(op, "weight", weight, "(O, I)", None, None)
@@ -444,6 +509,7 @@ CHECKS = {
     "nade": _nade,
     "nade_log_prob": _nade_log_prob,
     "nade_sample": _nade_sample,
+    "offset_nade_sample": _offset_nade_sample,
     "masked_linear": _masked_linear,
     "masked_linear_grad_input": _masked_linear_grad_input,
     "masked_mlp_sample": _masked_mlp_sample,

@@ -7,6 +7,7 @@ differentiated or batched) or under ``AR_FAST_BACKEND=reference``; a twin says o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "nade",
     "nade_log_prob",
     "nade_sample",
+    "offset_nade_sample",
 ]
 
 _said: set[str] = set()
@@ -332,6 +334,109 @@ def nade_sample(
         first_index,
         start,
         variables if stop is None else stop,
+        temperature,
+        algorithm,
+    )
+
+
+def offset_nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    grid: Sequence[int],
+    window: Sequence[int],
+    seed: int,
+    order: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    shared_output: bool = True,
+    activation: str = "sigmoid",
+    head: str = "bernoulli",
+    levels: int = 0,
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of a NADE whose input weights are tied by offset.
+
+    Position p is channel p mod C of pixel p // C; pixels lie row by row. With t over the taps of a pixel's
+    neighbourhood that lie on the grid, and s over channels,
+
+    .. math::
+        a = c + \sum_{t, s} x_{t, s} W_{t, s} + \sum_{s < \mathrm{channel}} x_s W_{T, s}, \quad
+        \theta = b + V f(a), \quad x \sim p_{\mathrm{head}}(\cdot; \theta)
+
+    A pixel's neighbourhood is the ``up`` rows above, ``side`` columns to each side, and the ``side`` pixels to the
+    left: T = up (2 side + 1) + side taps, row by row. The sum over it is taken once for all channels of a pixel.
+    The draws are those of :func:`nade_sample`. A row does not depend on the other rows. Nothing is differentiated.
+
+    Args:
+        state: (B, (up columns + side) C + C - 1) in the compute dtype: the values at the positions before start, the
+            last one last. At position 0 anything; for later positions what the call up to there returned. Not
+            modified.
+        in_weight: ((T C + C - 1) V, H): W, by tap, then channel, then value; the last C - 1 inputs are the earlier
+            channels of the pixel itself. V is K for "categorical", whose values gather a row, else 1.
+        in_bias: (H) or (B, H), in in_weight's dtype or the compute dtype.
+        out_weight: (C K, H), as many rows for each channel as the head has parameters; or (D K, H), by variable.
+        out_bias: (C K) or (D K).
+        grid: (rows, columns, channels C); D is the product.
+        window: (up, side).
+        seed: key of the random numbers.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        shared_output: out_weight is by channel; else by variable.
+        activation: "sigmoid", "tanh" or "relu".
+        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, changes the draw and leaves log_prob alone.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Larochelle and Murray, AISTATS 2011, with the weights of a convolution.
+
+    Example:
+        >>> weights = torch.zeros(4, 2), torch.zeros(2), torch.zeros(1, 2), torch.zeros(1)
+        >>> values, log_prob, state = offset_nade_sample(
+        ...     torch.zeros(1, 4), *weights, grid=(2, 3, 1), window=(1, 1), seed=1
+        ... )
+        >>> values.shape, log_prob, state.shape
+        (torch.Size([1, 6]), tensor([-4.1589], dtype=torch.float64), torch.Size([1, 4]))
+    """
+    return call(
+        "offset_nade_sample",
+        state,
+        in_weight,
+        in_bias,
+        out_weight,
+        out_bias,
+        order,
+        given,
+        known,
+        list(grid),
+        list(window),
+        shared_output,
+        activation,
+        head,
+        levels,
+        seed,
+        first_index,
+        start,
+        math.prod(grid) if stop is None else stop,
         temperature,
         algorithm,
     )

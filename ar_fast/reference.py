@@ -20,6 +20,7 @@ __all__ = [
     "ReferenceFVSBN",
     "ReferenceMADE",
     "ReferenceNADE",
+    "ReferenceOffsetNADE",
     "armlp_sample",
     "fvsbn_sample",
     "head_log_prob",
@@ -30,6 +31,7 @@ __all__ = [
     "nade",
     "nade_log_prob",
     "nade_sample",
+    "offset_nade_sample",
     "philox_uniform",
 ]
 
@@ -302,6 +304,77 @@ def nade_sample(
         values.append(value)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, state
+
+
+def offset_taps(window: tuple[int, int] | list[int]) -> list[tuple[int, int]]:
+    """(rows down, columns right) of each tap of a window (up, side), row by row: all negative or to the left."""
+    up, side = window
+    above = [(row, column) for row in range(-up, 0) for column in range(-side, side + 1)]
+    return above + [(0, column) for column in range(-side, 0)]
+
+
+def offset_inputs(
+    position: int, grid: tuple[int, int, int] | list[int], window: tuple[int, int] | list[int]
+) -> list[tuple[int, int]]:
+    """What the variable at a position of an offset NADE sees: (position, number of the input in in_weight) pairs."""
+    _, columns, channels = grid
+    pixel, channel = divmod(position, channels)
+    row, column = divmod(pixel, columns)
+    taps = offset_taps(window)
+    inputs = [
+        (((row + down) * columns + column + right) * channels + s, tap * channels + s)
+        for tap, (down, right) in enumerate(taps)
+        if row + down >= 0 and 0 <= column + right < columns
+        for s in range(channels)
+    ]
+    return inputs + [(pixel * channels + s, len(taps) * channels + s) for s in range(channel)]
+
+
+def offset_nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    grid: list[int],
+    window: list[int],
+    shared_output: bool,
+    activation: str,
+    head: str,
+    levels: int,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+    algorithm: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1. Returns values (B, stop - start), log_prob (B,) and the state after them."""
+    dtype, channels, reach = compute_dtype(in_weight.dtype), grid[2], state.shape[1]
+    if order is None:
+        order = torch.arange(math.prod(grid), device=state.device)
+    count = out_weight.shape[0] // (channels if shared_output else math.prod(grid))
+    # (input, value, H)
+    weight = in_weight.to(dtype).unflatten(0, (-1, count if head == "categorical" else 1))
+    out_weight, out_bias = out_weight.to(dtype), out_bias.to(dtype)
+    values = [state[:, i] for i in range(reach)]  # values[reach - start + p] is that at position p
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    for p in range(start, stop):
+        hidden = in_bias.to(dtype).expand(state.shape[0], -1)
+        for position, index in offset_inputs(p, grid, window):
+            x = values[reach - start + position]
+            hidden = hidden + (weight[index, x.long()] if head == "categorical" else x[:, None] * weight[index])
+        first = (p % channels if shared_output else int(order[p])) * count
+        rows = slice(first, first + count)
+        parameters = F.linear(ACTIVATIONS[activation](hidden), out_weight[rows], out_bias[rows])
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        values.append(value)
+        log_prob = log_prob + value_log_prob
+    history = torch.stack(values, 1)
+    return history[:, reach:].clone(), log_prob, history[:, stop - start :].clone()
 
 
 def mask_from_plan(
@@ -679,6 +752,52 @@ class ReferenceDeepNADE(_ReferenceModel):
         for i in range(self.variables) if self.order is None else self.order.tolist():
             logits[i] = self.logits(x, observed, context)[:, i]
             observed = observed.index_fill(1, torch.tensor(i, device=x.device), True)
+        return torch.stack(logits, 1)
+
+
+class ReferenceOffsetNADE(_ReferenceModel):
+    """A NADE whose input weights depend on how far back a variable lies on a grid (rows, columns, channels).
+
+    Positions are in the grid's raster order, the channels of a pixel next to each other; ``offset_inputs`` says which
+    ones a position sees. Output weights are shared over pixels, or one row for each variable.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int, int],
+        hidden_features: int,
+        window: tuple[int, int],
+        order: Tensor | None = None,
+        activation: str = "sigmoid",
+        shared_output: bool = True,
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.grid, self.window, self.activation, self.shared_output = grid, window, activation, shared_output
+        self.variables, channels = math.prod(grid), grid[2]
+        inputs = len(offset_taps(window)) * channels + channels - 1
+        outputs = channels if shared_output else self.variables
+        self.in_weight = nn.Parameter(torch.randn(inputs, hidden_features) / inputs**0.5)
+        self.in_bias = nn.Parameter(torch.zeros(hidden_features))
+        self.out_weight = nn.Parameter(torch.randn(outputs, hidden_features) / hidden_features**0.5)
+        self.out_bias = nn.Parameter(torch.zeros(outputs))
+        if context_features:
+            self.context_weight = nn.Parameter(torch.randn(hidden_features, context_features) / context_features**0.5)
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits, (B, D)."""
+        bias = self.in_bias.expand(x.shape[0], -1)
+        if context is not None:
+            bias = bias + context @ self.context_weight.T
+        order = list(range(self.variables)) if self.order is None else self.order.tolist()
+        logits = [x.new_empty(0)] * self.variables
+        for p, i in enumerate(order):
+            state = bias
+            for position, index in offset_inputs(p, self.grid, self.window):
+                state = state + x[:, order[position], None] * self.in_weight[index]
+            row = p % self.grid[2] if self.shared_output else i
+            logits[i] = ACTIVATIONS[self.activation](state) @ self.out_weight[row] + self.out_bias[row]
         return torch.stack(logits, 1)
 
 

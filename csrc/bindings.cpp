@@ -12,6 +12,7 @@
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
 #include "ops/nade.h"
+#include "ops/offset_nade.h"
 
 namespace py = pybind11;
 
@@ -29,6 +30,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("nade", &ar_fast::nade, no_gil);
   m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
   m.def("nade_sample", &ar_fast::nade_sample, no_gil);
+  m.def("offset_nade_sample",
+        [](const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias,
+           const at::Tensor& out_weight, const at::Tensor& out_bias, const ar_fast::OptionalTensor& order,
+           const ar_fast::OptionalTensor& given, const ar_fast::OptionalTensor& known, const std::vector<int64_t>& grid,
+           const std::vector<int64_t>& window, bool shared_output, std::string activation, std::string head,
+           int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
+           std::string algorithm) {
+          return ar_fast::offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid,
+                                             window, shared_output, std::move(activation), std::move(head), levels, seed,
+                                             first_index, start, stop, temperature, std::move(algorithm));
+        },
+        no_gil);
   m.def("head_log_prob", &ar_fast::head_log_prob, no_gil);
   m.def("armlp_sample", &ar_fast::armlp_sample, no_gil);
   m.def("fvsbn_sample", &ar_fast::fvsbn_sample, no_gil);

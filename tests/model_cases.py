@@ -5,7 +5,7 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE", "FVSBN", "ARMLP", "DeepNADE"]
+KINDS = ["NADE", "MADE", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
 # Of those, the ones that condition on a prefix of their order only.
 FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
@@ -25,6 +25,12 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
     elif kind == "DeepNADE":
         options = {"activation": "tanh"} | options
         model = models.DeepNADE(event_shape, hidden_features=[13], **options)
+    elif kind == "OffsetNADE":
+        # A window over all that is before, and output weights of each variable's own: nothing is left out or shared.
+        shape = (event_shape,) if isinstance(event_shape, int) else event_shape
+        window = max(1, shape[0] - 1) if len(shape) == 1 else shape[-2:]
+        options = {"activation": "tanh", "shared_output": False} | options
+        model = models.OffsetNADE(event_shape, hidden_features=13, window=window, **options)
     else:
         # 37 units in a layer and no relu: every path between an input and a later output carries something.
         options = {"activation": "tanh"} | options

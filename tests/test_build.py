@@ -113,6 +113,7 @@ def test_cuda_is_built_where_nvcc_is_found():
         "nade_sample",
         "masked_linear",
         "masked_mlp_sample",
+        "offset_nade_sample",
         "head_log_prob",
         "fvsbn_sample",
         "armlp_sample",

@@ -35,6 +35,19 @@ def mlp_arguments():
     }
 
 
+def offset_arguments():
+    return {
+        "state": torch.zeros(2, 4),
+        "in_weight": torch.ones(4, 3),
+        "in_bias": torch.ones(3),
+        "out_weight": torch.ones(1, 3),
+        "out_bias": torch.ones(1),
+        "grid": (2, 3, 1),
+        "window": (1, 1),
+        "seed": 1,
+    }
+
+
 def linear_arguments():
     return {
         "input": torch.ones(2, 3),
@@ -78,6 +91,7 @@ GOOD = {
     "masked_linear": linear_arguments,
     "masked_linear_grad_input": transposed_arguments,
     "masked_mlp_sample": mlp_arguments,
+    "offset_nade_sample": offset_arguments,
 }
 int64, float64 = torch.int64, torch.float64
 BAD = [
@@ -134,6 +148,15 @@ BAD = [
     ("nade_sample", {"head": "categorical", "variables": 3, "stop": 3}, "in_weight must have a multiple of D = 3 rows"),
     ("nade_sample", {"head": "mixture"}, "head must be .*, got 'mixture'"),
     ("nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
+    ("offset_nade_sample", {"state": torch.zeros(2, 5)}, r"state must have .* got (shape )?\[2, 5\]"),
+    ("offset_nade_sample", {"grid": (2, 3)}, r"grid must be .* got \[2, 3\]"),
+    ("offset_nade_sample", {"window": (0, 0)}, r"window must be .* got \[0, 0\]"),
+    ("offset_nade_sample", {"in_weight": torch.ones(5, 3)}, r"in_weight must have .* got (shape )?\[5, 3\]"),
+    ("offset_nade_sample", {"out_bias": torch.ones(2)}, r"out_bias must have .* got (shape )?\[2\]"),
+    ("offset_nade_sample", {"shared_output": False}, "out_weight must have K rows per variable, a multiple of 6, got"),
+    ("offset_nade_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 1"),
+    ("offset_nade_sample", {"stop": 7}, "positions must satisfy 0 <= start <= stop <= D = 6, got start = 0, stop = 7"),
+    ("offset_nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
     ("masked_linear", {"input": torch.ones(2, 4)}, r"input must have shape \(\.\.\., 3\).* got \[2, 4\]"),
     ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),
     ("masked_linear", {"bias": torch.ones(3)}, r"bias must have .* got (shape )?\[3\]"),

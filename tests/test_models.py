@@ -24,6 +24,16 @@ def twin_of(model):
         twin = reference.ReferenceDeepNADE(
             model.variables, model.hidden_features, model.order, model.activation, model.context_features
         )
+    elif isinstance(model, models.OffsetNADE):
+        twin = reference.ReferenceOffsetNADE(
+            model.grid,
+            model.hidden_features,
+            model.window,
+            model.order,
+            model.activation,
+            model.shared_output,
+            model.context_features,
+        )
     else:
         twin = reference.ReferenceMADE(
             model.variables, model.degrees, model.order, model.activation, model.context_features
@@ -275,7 +285,14 @@ def test_modules_copy_move_and_build_on_meta(kind, context_features):
 
 def make_model_on_meta(kind, context_features):
     options = {"context_features": context_features, "device": "meta", "order": [2, 0, 1]}
-    sizes = {"NADE": (3, 4), "MADE": (3, [4, 5]), "FVSBN": (3,), "ARMLP": (3, 4), "DeepNADE": (3, [4])}[kind]
+    sizes = {
+        "NADE": (3, 4),
+        "MADE": (3, [4, 5]),
+        "FVSBN": (3,),
+        "ARMLP": (3, 4),
+        "DeepNADE": (3, [4]),
+        "OffsetNADE": (3, 4, 2),
+    }[kind]
     return getattr(models, kind)(*sizes, **options)
 
 

@@ -169,7 +169,8 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path):
     make_model("NADE", (2, 3)).save(tmp_path)
     edit_config(model="os.system")(tmp_path)
     with pytest.raises(
-        ValueError, match=r"model must be one of ARMLP, DeepNADE, FVSBN, MADE, NADE, RNADE, got 'os\.system'"
+        ValueError,
+        match=r"model must be one of ARMLP, DeepNADE, FVSBN, MADE, NADE, OffsetNADE, RNADE, got 'os\.system'",
     ):
         models.load(tmp_path)
     bernoulli = {"name": "Bernoulli"}

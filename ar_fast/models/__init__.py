@@ -17,6 +17,7 @@ from .ensemble import Ensemble
 from .fvsbn import FVSBN
 from .made import MADE
 from .nade import NADE, RNADE
+from .offset_nade import OffsetNADE
 from .sampling import Sampling
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "AutoregressiveModel",
     "DeepNADE",
     "Ensemble",
+    "OffsetNADE",
     "Sampling",
     "State",
     "load",
@@ -40,6 +42,7 @@ _MODELS = {
     "FVSBN": FVSBN,
     "MADE": MADE,
     "NADE": NADE,
+    "OffsetNADE": OffsetNADE,
     "RNADE": RNADE,
 }
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}

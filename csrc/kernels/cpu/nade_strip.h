@@ -215,8 +215,8 @@ int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeCh
 int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows);
 
 // Calls body.template operator()<S, T, A>() for the model's storage and activation.
-template <typename Body>
-inline void dispatch_nade(const NadeModel& model, const Body& body) {
+template <typename Model, typename Body>
+inline void dispatch_nade(const Model& model, const Body& body) {
   const auto with_activation = [&]<typename S, typename T>() {
     switch (model.activation) {
       case Activation::sigmoid: return body.template operator()<S, T, Activation::sigmoid>();

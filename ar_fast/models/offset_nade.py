@@ -1,0 +1,322 @@
+"""OffsetNADE: a NADE whose input weights depend on how far back a variable lies; it draws events of any size."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from .. import functional, heads, orderings, reference
+from . import _inputs
+from ._context import add_context
+from .base import AutoregressiveModel
+
+__all__ = ["OffsetNADE"]
+
+
+class OffsetNADE(AutoregressiveModel):
+    r"""A NADE with input weights tied by offset: hidden units see a window of the variables before, alike anywhere.
+
+    .. math::
+        a = c + U z + \sum_{t, s} x_{t, s} W_{t, s} + \sum_{s < \mathrm{channel}} x_s W_{T, s}, \quad
+        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; b + V f(a))
+
+    with t over the pixels of the window (T of them; those outside the event add nothing) and s over their channels, W =
+    in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation. In an image
+    the window is a causal neighbourhood, the rows above within ``up``, ``side`` columns to each side, and in the same
+    row the ``side`` pixels to the left; in a sequence it is the last K variables. The channels of a pixel follow each
+    other, and a channel also sees the earlier ones of its own pixel. V and b are those of the channel, the same for all
+    pixels, so that the model has O(window H) parameters and draws events of any size: see ``resized``.
+
+    Args:
+        event_shape: (D), (H, W) or (C, H, W).
+        hidden_features: H.
+        window: how far a variable sees: K of a sequence; of an image one number for ``up`` and ``side``, or both.
+        activation: "sigmoid", "tanh" or "relu".
+        shared_output: the output weights are shared over pixels; else each variable has its own, as in NADE.
+        head: None is heads.Bernoulli(); every variable must have as many parameters.
+        order: (D) integers, which variable lies where on the grid, row by row; None is
+            ``orderings.raster(event_shape)``. ``orderings.reversed`` looks from the lower right.
+        context_features: C; 0 is no context.
+        validate_args: check values; see :class:`AutoregressiveModel`.
+        device: of the parameters.
+        dtype: of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: for an argument that breaks a rule above.
+
+    Example:
+        >>> model = OffsetNADE((16, 16), hidden_features=32, window=3)
+        >>> x = model.sample(4, seed=0)
+        >>> x.shape, model.log_prob(x).shape
+        (torch.Size([4, 16, 16]), torch.Size([4]))
+        >>> model.resized((24, 40)).sample(seed=0).shape
+        torch.Size([24, 40])
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        hidden_features: int,
+        window: int | Sequence[int],
+        activation: str = "sigmoid",
+        *,
+        shared_output: bool = True,
+        head: heads.Head | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        context_features: int = 0,
+        validate_args: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            head=head,
+            order=order,
+            context_features=context_features,
+            validate_args=validate_args,
+            device=device,
+        )
+        if not isinstance(hidden_features, int) or hidden_features < 1:
+            raise ValueError(f"OffsetNADE: hidden_features must be a positive integer, got {hidden_features!r}")
+        if activation not in reference.ACTIVATIONS:
+            names = ", ".join(reference.ACTIVATIONS)
+            raise ValueError(f"OffsetNADE: activation must be one of {names}, got {activation!r}")
+        if not isinstance(self.counts, int):
+            raise ValueError(
+                f"OffsetNADE: head must have as many parameters for every variable, got {self.head!r}: its weights are "
+                "shared"
+            )
+        self.hidden_features = hidden_features
+        self.activation = activation
+        self.shared_output = shared_output
+        #: (rows, columns, channels)
+        self.grid = _grid(self.event_shape)
+        #: (up, side)
+        self.window = _window(window, len(self.event_shape))
+        channels, options = self.grid[2], {"device": device, "dtype": dtype}
+        self._gathers = isinstance(self.head, heads.Categorical)
+        self._taps = len(reference.offset_taps(self.window))
+        inputs = self._taps * channels + channels - 1
+        out_rows = (channels if shared_output else self.variables) * self.counts
+        in_rows = inputs * (self.counts if self._gathers else 1)
+        self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, **options))
+        self.in_bias = nn.Parameter(torch.empty(hidden_features, **options))
+        self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, **options))
+        self.out_bias = nn.Parameter(torch.empty(out_rows, **options))
+        self.context_weight = None
+        if context_features:
+            self.context_weight = nn.Parameter(torch.empty(hidden_features, context_features, **options))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        inputs = len(self.in_weight) // (self.counts if self._gathers else 1)
+        fans = [(self.in_weight, inputs), (self.out_weight, self.hidden_features)]
+        if self.context_weight is not None:
+            fans.append((self.context_weight, self.context_features))
+        for weight, fan in fans:
+            nn.init.uniform_(weight, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
+        nn.init.zeros_(self.in_bias)
+        nn.init.zeros_(self.out_bias)
+        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
+            # Components that start alike stay alike for long.
+            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
+            self.initialize_from_mean(torch.full(self.event_shape, middle))
+
+    def config(self) -> dict[str, Any]:
+        base = self._base_config()
+        own = {
+            "hidden_features": self.hidden_features,
+            "window": list(self.window),
+            "activation": self.activation,
+            "shared_output": self.shared_output,
+        }
+        return {"event_shape": base.pop("event_shape"), **own, **base}
+
+    def resized(self, event_shape: int | Sequence[int]) -> Self:
+        """The same model over events of another size; it shares all parameters with this one.
+
+        Args:
+            event_shape: of as many dimensions, and as many channels.
+
+        Raises:
+            ValueError: for another kind of event; for a model whose parameters or order belong to one size.
+        """
+        shape = _inputs.event_shape(self._name, event_shape)
+        if len(shape) != len(self.event_shape) or _grid(shape)[2] != self.grid[2]:
+            raise ValueError(
+                f"OffsetNADE: event_shape must have the dimensions and channels of {tuple(self.event_shape)}, "
+                f"got {tuple(shape)}"
+            )
+        raster = orderings.raster(self.event_shape).to(self.device)
+        in_raster = torch.equal(
+            raster, torch.arange(self.variables, device=self.device) if self.order is None else self.order
+        )
+        if not (self.shared_output and in_raster):
+            reason = "output weights for each variable" if in_raster else "an order of its own"
+            raise ValueError(f"OffsetNADE: a model with {reason} cannot be resized, got event_shape {tuple(shape)}")
+        other = copy.copy(self)
+        other.event_shape, other.variables, other.grid = shape, math.prod(shape), _grid(shape)
+        # As for any model, the identity is None: of a raster order that depends on the number of channels alone.
+        order = None if other.grid[2] == 1 else orderings.raster(shape).to(self.device)
+        other._buffers = self._buffers | {"order": order}
+        return other
+
+    # Evaluation: a convolution over the taps, then a network for each pixel.
+
+    def _compute(self, weight: Tensor) -> Tensor:
+        return weight.to(self.compute_dtype)
+
+    def _in_bias(self, context: Tensor | None) -> Tensor:
+        """(H), or (*batch, H) with a context (*batch, C), in the compute dtype."""
+        bias = self._compute(self.in_bias)
+        if context is None:
+            return bias
+        return F.linear(self._compute(context), self._compute(self.context_weight), bias).to(self.compute_dtype)
+
+    def _inputs_of(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., C V): itself, or each category as an indicator."""
+        if not self._gathers:
+            return x.to(self.compute_dtype)
+        return F.one_hot(x.long(), self.counts).flatten(-2).to(self.compute_dtype)
+
+    def _neighbourhood(self, inputs: Tensor) -> Tensor:
+        """inputs (B, rows, columns, C V) -> (B, rows, columns, H): the sum over the taps.
+
+        The taps are the first ones of a (up + 1) x (2 side + 1) rectangle, row by row, and the rest of its last row is
+        zeros; without rows above it is cut off.
+        """
+        (up, side), width = self.window, inputs.shape[-1]
+        taps = self._compute(self.in_weight)[: self._taps * width]
+        if up == 0:
+            rectangle, right = taps.reshape(1, side, width, -1), -1
+        else:
+            taps = F.pad(taps, (0, 0, 0, (side + 1) * width))
+            rectangle, right = taps.reshape(up + 1, 2 * side + 1, width, -1), side
+        padded = F.pad(inputs.permute(0, 3, 1, 2), (side, right, up, 0))
+        return F.conv2d(padded, rectangle.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+
+    def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
+        rows, columns, channels = self.grid
+        inputs = self._inputs_of(self._by_position(x, 1).reshape(-1, rows, columns, channels))
+        bias = self._in_bias(context)
+        state = self._neighbourhood(inputs) + (bias if context is None else bias[:, None, None])
+        center = self._compute(self.in_weight)[self._taps * inputs.shape[-1] :].chunk(max(1, channels - 1))
+        own = inputs.chunk(channels, -1)
+        parameters = []
+        for channel in range(channels):
+            if channel > 0:
+                state = state + own[channel - 1] @ center[channel - 1]
+            parameters.append(self._output(reference.ACTIVATIONS[self.activation](state).flatten(1, 2), channel))
+        by_position = torch.stack(parameters, 2).flatten(1, 2).to(self.compute_dtype)
+        by_variable = by_position if self.order is None else by_position.index_select(1, self.order.argsort())
+        return by_variable.flatten(1)
+
+    def _output(self, hidden: Tensor, channel: int) -> Tensor:
+        """hidden (B, pixels, H) -> (B, pixels, K) of a channel."""
+        weight, bias = self._compute(self.out_weight), self._compute(self.out_bias)
+        if self.shared_output:
+            rows = slice(channel * self.counts, (channel + 1) * self.counts)
+            return F.linear(hidden, weight[rows], bias[rows])
+        channels = self.grid[2]
+        index = torch.arange(self.variables, device=hidden.device) if self.order is None else self.order
+        index = index[channel::channels]
+        weight = weight.unflatten(0, (-1, self.counts)).index_select(0, index)
+        bias = bias.unflatten(0, (-1, self.counts)).index_select(0, index)
+        return torch.einsum("bph,pkh->bpk", hidden, weight) + bias
+
+    def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
+        parameters = self._parameters_of(x, context)
+        terms = functional.head_log_prob(parameters, x, head=self.head.kind, levels=self.head.levels)
+        return terms if per_variable else terms.sum(1, dtype=torch.float64).to(self.compute_dtype)
+
+    # One variable at a time. State.tensors: the bias, then the values by position.
+
+    def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
+        bias = self._in_bias(context).expand(*batch, self.hidden_features)
+        return (bias, bias[..., :0])
+
+    def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
+        return (tensors[0], torch.cat([tensors[1], value.unsqueeze(-1).to(tensors[1].dtype)], -1))
+
+    def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
+        state, values = tensors
+        seen = reference.offset_inputs(position, self.grid, self.window)
+        if seen:
+            positions, inputs = torch.tensor(seen, device=self.device).unbind(1)
+            x, weight = values.index_select(-1, positions), self._compute(self.in_weight)
+            if self._gathers:
+                state = state + weight[inputs * self.counts + x.long()].sum(-2)
+            else:
+                state = state + x @ weight.index_select(0, inputs)
+        first = position % self.grid[2] if self.shared_output else int(self._variable(position))
+        rows = slice(first * self.counts, (first + 1) * self.counts)
+        hidden = reference.ACTIVATIONS[self.activation](state)
+        return F.linear(hidden, self._compute(self.out_weight)[rows], self._compute(self.out_bias)[rows])
+
+    # Sampling.
+
+    @property
+    def _reach(self) -> int:
+        """How many positions back a variable can see."""
+        (_, columns, channels), (up, side) = self.grid, self.window
+        return (up * columns + side) * channels + channels - 1
+
+    @property
+    def _state_features(self) -> int:
+        return self._reach + self.hidden_features
+
+    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The second is the bias, (H) or (rows, H)."""
+        state = torch.zeros(rows, self._reach, dtype=self.compute_dtype, device=self.device)
+        bias = self._compute(self.in_bias)
+        if context is not None:
+            bias = add_context(bias, context.to(self.dtype), self.context_weight)
+        return state, bias
+
+    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return functional.offset_nade_sample(
+            state,
+            self.in_weight,
+            extra,
+            self.out_weight,
+            self.out_bias,
+            grid=self.grid,
+            window=self.window,
+            order=self.order,
+            shared_output=self.shared_output,
+            activation=self.activation,
+            head=self.head.kind,
+            levels=self.head.levels,
+            **arguments,
+        )
+
+    def _set_output_bias(self, parameters: Tensor) -> None:
+        if self.shared_output:
+            parameters = self._by_position(parameters, 0).unflatten(0, (-1, self.grid[2])).mean(0)
+        self.out_bias.copy_(parameters.flatten())
+
+
+def _grid(event_shape: torch.Size) -> tuple[int, int, int]:
+    if len(event_shape) > 3:
+        raise ValueError(f"OffsetNADE: event_shape must be (D), (H, W) or (C, H, W), got {tuple(event_shape)}")
+    if len(event_shape) == 1:
+        return 1, event_shape[0], 1
+    channels = event_shape[0] if len(event_shape) == 3 else 1
+    return event_shape[-2], event_shape[-1], channels
+
+
+def _window(given: int | Sequence[int], dimensions: int) -> tuple[int, int]:
+    pair = ((0, given) if dimensions == 1 else (given, given)) if isinstance(given, int) else tuple(given)
+    whole = len(pair) == 2 and all(isinstance(size, int) and size >= 0 for size in pair) and sum(pair) > 0
+    if not whole or (dimensions == 1 and pair[0] > 0):
+        rule = "a positive integer" if dimensions == 1 else "a positive integer or (up, side), not both 0"
+        raise ValueError(f"OffsetNADE: window must be {rule}, got {given!r}")
+    return pair

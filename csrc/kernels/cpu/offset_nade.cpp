@@ -1,0 +1,183 @@
+// Offset NADE sampling: one pixel after another, one row of the batch at a time. The weights are few and stay in the
+// cache; a strip of pre-activations stays in registers while all taps of its pixel are added. The values of a row of
+// taps, and their weights, lie side by side.
+#include <array>
+
+#include "head_math.h"
+#include "nade_strip.h"
+#include "offset_nade_cpu.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+constexpr int weights_together = 4;
+
+// Neighbours that lie side by side: `count` values of the history, and the first of their rows of in_weight.
+struct Segment {
+  int64_t position, count, weight_row;
+};
+
+template <typename S, typename T, Activation A>
+class OffsetSampler {
+ public:
+  OffsetSampler(const OffsetNadeSample& sample, Scratch& scratch)
+      : s_(sample), padded_((sample.hidden + strip_width<T>() - 1) / strip_width<T>() * strip_width<T>()) {
+    a_ = scratch.take<T>(padded_);
+    h_ = scratch.take<T>(padded_);
+    parameters_ = scratch.take<T>(sample.parameters);
+    weights_ = scratch.take<T>(sample.parameters);
+    segments_ = scratch.take<Segment>(sample.up + 1);
+  }
+
+  void row(int64_t row) {
+    const int64_t count = s_.stop - s_.start, reach = s_.reach();
+    // history[p] is the value at position p.
+    T* history = static_cast<T*>(s_.history) + row * (reach + count) + reach - s_.start;
+    double log_prob = 0;
+    for (int64_t p = s_.start; p < s_.stop; ++p) {
+      const int64_t channel = p % s_.channels, variable = s_.order ? s_.order[p] : p;
+      if (channel == 0 || p == s_.start) {
+        neighbourhood(row, history, p - channel);
+        for (int64_t s = 0; s < channel; ++s) add_center(s, history[p - channel + s]);
+      } else {
+        add_center(channel - 1, history[p - 1]);
+      }
+      const int64_t at = row * s_.rows * s_.columns * s_.channels + variable;
+      if (s_.known && s_.known[at]) {
+        history[p] = static_cast<const T*>(s_.given)[at];
+        continue;
+      }
+      activations();
+      output((s_.shared_output ? channel : variable) * s_.parameters);
+      history[p] = head_draw_one(s_.head, parameters_, s_.parameters, s_.seed,
+                                 static_cast<uint64_t>(s_.first_index + row), static_cast<uint32_t>(variable),
+                                 static_cast<T>(s_.temperature), weights_);
+      log_prob += static_cast<double>(head_log_prob_one(s_.head, parameters_, s_.parameters, history[p]));
+    }
+    static_cast<double*>(s_.log_prob)[row] = log_prob;
+  }
+
+ private:
+  const S* in_row(int64_t row) const {
+    return static_cast<const S*>(s_.in_weight) + row * s_.values_per_input * s_.hidden;
+  }
+
+  // The rows of taps that lie on the grid, from the pixel at position p.
+  int64_t find_segments(int64_t p) {
+    const int64_t pixel = p / s_.channels, r = pixel / s_.columns, c = pixel % s_.columns;
+    int64_t found = 0;
+    for (int64_t i = r < s_.up ? s_.up - r : 0; i <= s_.up; ++i) {
+      const int64_t left = c < s_.side ? c : s_.side;
+      const int64_t right = i == s_.up ? -1 : c + s_.side < s_.columns ? s_.side : s_.columns - 1 - c;
+      if (left + right + 1 <= 0) continue;
+      segments_[found++] = {p - ((s_.up - i) * s_.columns + left) * s_.channels, (left + right + 1) * s_.channels,
+                            (i * (2 * s_.side + 1) + s_.side - left) * s_.channels};
+    }
+    return found;
+  }
+
+  AR_FAST_INLINE void neighbourhood_strip(const T* bias, const T* history, int64_t segments, int64_t j, int64_t units) {
+    Strip<T> a = load_strip<T>(bias + j, units);
+    for (int64_t i = 0; i < segments; ++i) {
+      const T* x = history + segments_[i].position;
+      const S* weight = in_row(segments_[i].weight_row) + j;
+      for (int64_t k = 0; k < segments_[i].count; ++k, weight += s_.values_per_input * s_.hidden) {
+        if (s_.gathers) {
+          add_scaled(load_strip<T>(weight + static_cast<int64_t>(x[k]) * s_.hidden, units), T(1), a);
+        } else {
+          add_scaled(load_strip<T>(weight, units), x[k], a);
+        }
+      }
+    }
+    store_vectors(a, a_ + j);
+  }
+
+  void neighbourhood(int64_t row, const T* history, int64_t p) {
+    const T* bias = static_cast<const T*>(s_.in_bias) + row * s_.in_bias_stride;
+    const int64_t segments = find_segments(p);
+    constexpr int64_t strip = strip_width<T>();
+    int64_t j = 0;
+    for (; j + strip <= s_.hidden; j += strip) neighbourhood_strip(bias, history, segments, j, strip);
+    if (j < s_.hidden) neighbourhood_strip(bias, history, segments, j, s_.hidden - j);
+  }
+
+  // a += x in_weight[row of (T, channel)].
+  void add_center(int64_t channel, T x) {
+    const S* weight = in_row(s_.taps() * s_.channels + channel);
+    if (s_.gathers) weight += static_cast<int64_t>(x) * s_.hidden;
+    const T factor = s_.gathers ? T(1) : x;
+    constexpr int64_t strip = strip_width<T>();
+    const auto add = [&](int64_t j, int64_t units) __attribute__((always_inline)) {
+      Strip<T> a = load_vectors(a_ + j);
+      add_scaled(load_strip<T>(weight + j, units), factor, a);
+      store_vectors(a, a_ + j);
+    };
+    int64_t j = 0;
+    for (; j + strip <= s_.hidden; j += strip) add(j, strip);
+    if (j < s_.hidden) add(j, s_.hidden - j);
+  }
+
+  void activations() {
+    for (int64_t j = 0; j < padded_; j += Vec<T>::size()) activate<A, T>(Vec<T>::loadu(a_ + j)).store(h_ + j);
+  }
+
+  // parameters of the rows first ... first + K - 1: lanes of two chains of vectors, then across.
+  template <int Weights>
+  AR_FAST_INLINE void dots(int64_t first, T* result) {
+    constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
+    const S* weight = static_cast<const S*>(s_.out_weight) + first * s_.hidden;
+    Vec<T> sums[Weights][2];
+    for (auto& sum : sums) sum[0] = sum[1] = zero<T>();
+    const auto add = [&]<bool Ragged>(int64_t j, int64_t units) __attribute__((always_inline)) {
+      AR_FAST_UNROLL
+      for (int u = 0; u < strip_vectors; ++u) {
+        const Vec<T> value = Vec<T>::loadu(h_ + j + u * width);
+        AR_FAST_UNROLL
+        for (int k = 0; k < Weights; ++k) {
+          const Vec<T> w = load_strip_vector<Ragged, T>(weight + k * s_.hidden + j, u, units);
+          sums[k][u % 2] = at::vec::fmadd(value, w, sums[k][u % 2]);
+        }
+      }
+    };
+    int64_t j = 0;
+    for (; j + strip <= s_.hidden; j += strip) add.template operator()<false>(j, strip);
+    if (j < s_.hidden) add.template operator()<true>(j, s_.hidden - j);
+    AR_FAST_UNROLL
+    for (int k = 0; k < Weights; ++k) {
+      result[k] = static_cast<const T*>(s_.out_bias)[first + k] + horizontal_sum(sums[k][0] + sums[k][1]);
+    }
+  }
+
+  void output(int64_t first) {
+    int64_t k = 0;
+    for (; k + weights_together <= s_.parameters; k += weights_together) {
+      dots<weights_together>(first + k, parameters_ + k);
+    }
+    for (; k < s_.parameters; ++k) dots<1>(first + k, parameters_ + k);
+  }
+
+  const OffsetNadeSample& s_;
+  const int64_t padded_;
+  T *a_, *h_, *parameters_, *weights_;
+  Segment* segments_;
+};
+
+}  // namespace
+
+void offset_nade_layout(const OffsetNadeSample& sample, int64_t* scratch_bytes) {
+  dispatch_nade(sample, [&]<typename S, typename T, Activation A>() {
+    Scratch scratch(nullptr);
+    const OffsetSampler<S, T, A> sampler(sample, scratch);
+    *scratch_bytes = scratch.bytes_taken();
+  });
+}
+
+void offset_nade_sample(const OffsetNadeSample& sample, int64_t row_begin, int64_t row_end, void* scratch_memory) {
+  dispatch_nade(sample, [&]<typename S, typename T, Activation A>() {
+    Scratch scratch(scratch_memory);
+    OffsetSampler<S, T, A> sampler(sample, scratch);
+    for (int64_t row = row_begin; row < row_end; ++row) sampler.row(row);
+  });
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

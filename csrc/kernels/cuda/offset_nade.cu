@@ -1,0 +1,206 @@
+// Offset NADE sampling: one persistent block of 8 warps per sample draws positions start ... stop - 1.
+//
+// Threads own hidden units; where there are fewer units than threads, several share out the taps of a unit, every n-th
+// tap each, and their sums are added in order. Lanes of a warp read neighbouring units of one row of in_weight, the
+// weights stay in L1 and L2. The warps share out the parameters, warp 0 draws. Four barriers a position: after the taps,
+// the activations, the parameters and the draw. The history of values is global memory that only
+// this block touches.
+#include "offset_nade_cuda.h"
+
+#include <algorithm>
+
+#include "head_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
+constexpr int64_t kMostSharedBytes = 60 * 1024;
+
+// Threads that go along the hidden units: a power of two, and whole warps.
+int64_t unit_threads(int64_t hidden) {
+  int64_t threads = kWarpSize;
+  while (threads < kThreads && threads < hidden) threads *= 2;
+  return threads;
+}
+
+template <typename S>
+class OffsetSampler {
+ public:
+  using T = Compute<S>;
+
+  // units: pre-activations, activations and `segments` partial sums, H each; then the parameters.
+  __device__ OffsetSampler(const OffsetNadeSample& sample, int64_t row, int segments, T* memory)
+      : s_(sample),
+        row_(row),
+        hidden_(static_cast<int>(sample.hidden)),
+        channels_(static_cast<int>(sample.channels)),
+        parameters_count_(static_cast<int>(sample.parameters)),
+        segments_(segments),
+        thread_(static_cast<int>(threadIdx.x)),
+        a_(memory),
+        h_(a_ + hidden_),
+        partial_(h_ + hidden_),
+        parameters_(partial_ + static_cast<int64_t>(segments) * hidden_) {}
+
+  __device__ void run() {
+    const int64_t count = s_.stop - s_.start, reach = s_.reach();
+    // history[p] is the value at position p.
+    T* const history = static_cast<T*>(s_.history) + row_ * (reach + count) + reach - s_.start;
+    const int64_t variables = s_.rows * s_.columns * s_.channels;
+    const uint64_t index = static_cast<uint64_t>(s_.first_index + row_);
+    double log_prob = 0;
+    for (int64_t p = s_.start; p < s_.stop; ++p) {
+      const int channel = static_cast<int>(p % channels_);
+      const int64_t variable = s_.order != nullptr ? s_.order[p] : p, at = row_ * variables + variable;
+      const bool known = s_.known != nullptr && s_.known[at] != 0;
+      if (channel == 0 || p == s_.start) {
+        neighbourhood(history, p - channel);
+        for (int s = 0; s < channel; ++s) add_center(s, history[p - channel + s]);
+      } else {
+        add_center(channel - 1, history[p - 1]);
+      }
+      T x;
+      if (known) {
+        x = static_cast<const T*>(s_.given)[at];
+        if (thread_ == 0) history[p] = x;
+      } else {
+        activations();
+        __syncthreads();
+        output((s_.shared_output ? channel : variable) * s_.parameters);
+        __syncthreads();
+        if (thread_ < kWarpSize) {
+          const HeadNoise noise = head_noise(s_.head, s_.seed, index, static_cast<uint32_t>(variable));
+          x = head_draw_one(s_.head, parameters_, parameters_count_, noise, static_cast<T>(s_.temperature));
+          log_prob += static_cast<double>(head_log_prob_one(s_.head, parameters_, parameters_count_, x));
+          if (thread_ == 0) history[p] = x;
+        }
+      }
+      __syncthreads();
+    }
+    if (thread_ == 0) static_cast<double*>(s_.log_prob)[row_] = log_prob;
+  }
+
+ private:
+  __device__ __forceinline__ const S* in_row(int64_t row) const {
+    return static_cast<const S*>(s_.in_weight) + row * s_.values_per_input * hidden_;
+  }
+
+  // sum + x in_weight[row], of one unit.
+  __device__ __forceinline__ T add(int64_t row, T x, int unit, T sum) const {
+    if (s_.gathers) return sum + to_compute(in_row(row)[static_cast<int64_t>(x) * hidden_ + unit]);
+    return fma(x, to_compute(in_row(row)[unit]), sum);
+  }
+
+  // a = in_bias + the taps of the pixel at position p. Each thread goes on with its own units of a, as add_center and
+  // activations do, so that those need no barrier.
+  __device__ void neighbourhood(const T* history, int64_t p) {
+    const int64_t pixel = p / channels_, r = pixel / s_.columns, c = pixel % s_.columns;
+    const int per_row = kThreads / segments_, own = thread_ % per_row, segment = thread_ / per_row;
+    const int64_t left = c < s_.side ? c : s_.side;
+    const int64_t all_right = c + s_.side < s_.columns ? s_.side : s_.columns - 1 - c;
+    for (int unit = own; unit < hidden_; unit += per_row) {
+      T sum = T(0);
+      int64_t before = 0;  // taps on the grid in the rows of taps before this one
+      for (int64_t i = r < s_.up ? s_.up - r : 0; i <= s_.up; ++i) {
+        const int64_t right = i == s_.up ? -1 : all_right, count = (left + right + 1) * channels_;
+        const T* const x = history + p - ((s_.up - i) * s_.columns + left) * channels_;
+        const int64_t row = (i * (2 * s_.side + 1) + s_.side - left) * channels_;
+        for (int64_t k = (segment - before % segments_ + segments_) % segments_; k < count; k += segments_) {
+          sum = add(row + k, x[k], unit, sum);
+        }
+        before += count;
+      }
+      partial_[static_cast<int64_t>(segment) * hidden_ + unit] = sum;
+    }
+    __syncthreads();
+    const T* const bias = static_cast<const T*>(s_.in_bias) + row_ * s_.in_bias_stride;
+    for (int unit = thread_; unit < hidden_; unit += kThreads) {
+      T sum = bias[unit];
+      for (int s = 0; s < segments_; ++s) sum += partial_[static_cast<int64_t>(s) * hidden_ + unit];
+      a_[unit] = sum;
+    }
+  }
+
+  __device__ void add_center(int channel, T x) {
+    const int64_t row = s_.taps() * channels_ + channel;
+    for (int unit = thread_; unit < hidden_; unit += kThreads) a_[unit] = add(row, x, unit, a_[unit]);
+  }
+
+  __device__ void activations() {
+    for (int unit = thread_; unit < hidden_; unit += kThreads) {
+      const T before[1] = {a_[unit]};
+      T after[1];
+      activate(s_.activation, T(1), before, after);
+      h_[unit] = after[0];
+    }
+  }
+
+  __device__ void output(int64_t first) {
+    const int lane = lane_id();
+    for (int k = thread_ / kWarpSize; k < parameters_count_; k += kWarps) {
+      const S* const weight = static_cast<const S*>(s_.out_weight) + (first + k) * hidden_;
+      T sum = T(0);
+      for (int unit = lane; unit < hidden_; unit += kWarpSize) sum = fma(to_compute(weight[unit]), h_[unit], sum);
+      sum = warp_sum(sum);
+      if (lane == 0) parameters_[k] = static_cast<const T*>(s_.out_bias)[first + k] + sum;
+    }
+  }
+
+  const OffsetNadeSample& s_;
+  const int64_t row_;
+  const int hidden_, channels_, parameters_count_, segments_, thread_;
+  T *const a_, *const h_, *const partial_, *const parameters_;
+};
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 1 : 2)
+    offset_nade_sample_kernel(const OffsetNadeSample sample, int segments, int64_t reals, Compute<S>* scratch) {
+  using T = Compute<S>;
+  AR_FAST_DYNAMIC_SHARED(T, shared);
+  const int64_t row = blockIdx.x;
+  OffsetSampler<S>(sample, row, segments, scratch == nullptr ? shared : scratch + row * reals).run();
+}
+
+// Reals that a block works in.
+int64_t reals_of(const OffsetNadeSample& sample, int64_t segments) {
+  const int64_t reals = (2 + segments) * sample.hidden + sample.parameters;
+  return (reals + 31) / 32 * 32;
+}
+
+template <typename S>
+cudaError_t run(const OffsetNadeSample& sample, void* scratch, cudaStream_t stream) {
+  const OffsetNadeCut cut = offset_nade_cuda_cut(sample);
+  return launch({"offset_nade_sample", static_cast<unsigned>(sample.batch), kThreads,
+                 static_cast<size_t>(cut.shared_bytes), stream},
+                offset_nade_sample_kernel<S>, sample, static_cast<int>(cut.segments), reals_of(sample, cut.segments),
+                cut.shared_bytes > 0 ? nullptr : static_cast<Compute<S>*>(scratch));
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+OffsetNadeCut offset_nade_cuda_cut(const OffsetNadeSample& sample) {
+  OffsetNadeCut cut{};
+  cut.segments = cuda::kThreads / cuda::unit_threads(sample.hidden);
+  const int64_t bytes = cuda::reals_of(sample, cut.segments) * (sample.storage == ScalarType::float64 ? 8 : 4);
+  cut.shared_bytes = bytes <= cuda::kMostSharedBytes ? bytes : 0;
+  cut.scratch_bytes = cut.shared_bytes > 0 ? 0 : bytes * sample.batch;
+  return cut;
+}
+
+cudaError_t offset_nade_sample_cuda(const OffsetNadeSample& sample, void* scratch, cudaStream_t stream) {
+  switch (sample.storage) {
+    case ScalarType::float32: return cuda::run<float>(sample, scratch, stream);
+    case ScalarType::float64: return cuda::run<double>(sample, scratch, stream);
+    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, scratch, stream);
+    case ScalarType::float16: return cuda::run<float16>(sample, scratch, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace ar_fast

@@ -1,0 +1,62 @@
+// NADE with input weights tied by offset: the contract of its sampling kernels, CPU and CUDA.
+//
+// Variables lie on a grid of rows x columns pixels of C channels; position p is channel p % C of pixel p / C, pixels row
+// by row. A pixel sees its neighbourhood, the `up` rows above and `side` columns to each side, and in its own row the
+// `side` pixels to the left; each of those is a tap, T = up (2 side + 1) + side in all, counted row by row. With x the
+// values of a pixel that lies `tap` from here (nothing, where that is outside the grid),
+//
+//   a = in_bias + sum over taps t, channels s of x_s in_weight[row of (t, s)]
+//   for channel s = 0 ... C-1:   parameters = out_bias[rows] + out_weight[rows] f(a),   a += x_s in_weight[row of (T, s)]
+//
+// so the neighbourhood enters once for all channels of a pixel, and each channel then adds itself. The row of (t, s) is
+// (t C + s) values, values = 1, and x scales it; for a categorical head it is (t C + s) values + x, values = K.
+//
+// Every product of a value and the weights of a tap belongs to one pixel only, so a pixel costs T C + C - 1 rows and none
+// of them could be kept from the pixel before. The order of the additions is fixed, so a row does not depend on batch,
+// threads or where a call is cut.
+//
+// Every pointer is to contiguous memory. `storage` is the type of both weights; everything else that is real has the
+// compute type: double for float64 storage, float otherwise.
+#pragma once
+
+#include "head.h"
+#include "philox.h"
+#include "types.h"
+
+namespace ar_fast {
+
+struct OffsetNadeSample {
+  ScalarType storage;
+  Activation activation;
+  Head head;
+  bool gathers;                    // a value gathers its row of in_weight; else it scales the one row
+  int64_t rows, columns, channels; // of the grid; D = rows columns C
+  int64_t up, side;
+  int64_t hidden;                  // H
+  int64_t values_per_input;        // rows of in_weight for each (tap, channel)
+  int64_t parameters;              // K of each variable
+  bool shared_output;              // out_weight has K rows per channel; else per variable
+  const void* in_weight;           // [(T C + C - 1) values_per_input, H] storage
+  const void* in_bias;             // [H] or [B, H] compute
+  int64_t in_bias_stride;          // 0 for [H], H for [B, H]
+  const void* out_weight;          // [C K or D K, H] storage
+  const void* out_bias;            // [C K or D K] compute
+  const int64_t* order;            // [D] variable at position p; null = identity. For out_weight, the random counter, given
+                                   // and known
+  int64_t batch;                   // B
+  int64_t start, stop;             // positions
+  uint64_t seed;
+  int64_t first_index;             // sample index of row 0, for the random counter
+  double temperature;              // > 0; changes the draw as head.h says, not log_prob
+  const void* given;               // [B, D] compute, by variable; null if nothing is known
+  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
+  void* history;                   // [B, reach + stop - start] compute: the values at positions start - reach ... stop - 1;
+                                   // from position start on they are written
+  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
+
+  AR_FAST_HOST_DEVICE int64_t taps() const { return up * (2 * side + 1) + side; }
+  // How many positions back a variable can see.
+  AR_FAST_HOST_DEVICE int64_t reach() const { return (up * columns + side) * channels + channels - 1; }
+};
+
+}  // namespace ar_fast

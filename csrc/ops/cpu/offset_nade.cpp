@@ -1,0 +1,67 @@
+// offset_nade_sample on the CPU: rows of the batch on torch's threads.
+#include "../offset_nade.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include "../../kernels/cpu/offset_nade_cpu.h"
+#include "../explain.h"
+#include "../library.h"
+#include "isa.h"
+#include "values.h"
+
+namespace ar_fast {
+namespace {
+
+constexpr const char* op_name = "offset_nade_sample";
+
+// On the CPU values can be looked at without a synchronisation, so a known category that has no row raises.
+template <typename T>
+void check_known_categories(const OffsetNadeSample& sample) {
+  if (!sample.gathers || sample.known == nullptr) return;
+  const T* given = static_cast<const T*>(sample.given);
+  const int64_t variables = sample.rows * sample.columns * sample.channels;
+  for (int64_t i = 0; i < sample.batch * variables; ++i) {
+    TORCH_CHECK(!sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(sample.parameters)), op_name,
+                ": given must lie in [0, ", sample.parameters, ") for variable ", i % variables, ", got ", given[i]);
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
+    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
+    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
+    at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, std::string activation, std::string head,
+    int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
+    std::string algorithm) {
+  check_algorithm(op_name, algorithm, {"auto", "pixels"});
+  const OffsetNadeTensors t =
+      prepare_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
+                                 shared_output, activation, head, levels, seed, first_index, start, stop, temperature);
+  const OffsetNadeSample& sample = t.sample;
+  check_order_values(op_name, sample.order, sample.rows * sample.columns * sample.channels);
+  if (sample.storage == ScalarType::float64) {
+    check_known_categories<double>(sample);
+  } else {
+    check_known_categories<float>(sample);
+  }
+  if (sample.batch > 0 && stop > start) {
+    int64_t scratch_bytes = 0;
+    AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);
+    explain(op_name, " on the CPU: ", isa_name(), ", ", sample.batch, " rows one by one on ", at::get_num_threads(),
+            " threads, positions ", start, " to ", stop, ", ", sample.taps(), " taps of ", sample.channels,
+            " channels, H = ", sample.hidden);
+    const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
+    at::parallel_for(0, sample.batch, 1, [&](int64_t begin, int64_t end) {
+      // torch aligns what it allocates to a cache line.
+      const at::Tensor scratch = at::empty({scratch_bytes}, at::TensorOptions(at::kByte));
+      kernel(sample, begin, end, scratch.mutable_data_ptr());
+    });
+  }
+  return t.result();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("offset_nade_sample", offset_nade_sample_cpu); }
+
+}  // namespace ar_fast

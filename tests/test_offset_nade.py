@@ -1,0 +1,479 @@
+"""OffsetNADE and its op: against the twin and the definition, on grids of every kind, with every head."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import available_isas, isa
+from model_cases import all_binary, make_context
+from test_mathematics import bit_for_bit, chi_square_p
+
+from ar_fast import functional, heads, models, orderings, reference
+
+FIXED_SEED = 0
+HEADS = {
+    "bernoulli": 1,
+    "categorical": 3,
+    "many categories": 40,
+    "gaussian_mixture": 2,
+    "logistic_mixture": 19,
+}
+
+
+def op_case(
+    batch=4,
+    grid=(4, 5, 1),
+    window=(2, 1),
+    hidden=19,
+    *,
+    head="bernoulli",
+    shared_output=True,
+    ordered=False,
+    row_bias=False,
+    activation="sigmoid",
+    dtype=torch.float32,
+    device="cpu",
+):
+    """state and keyword arguments of functional.offset_nade_sample."""
+    count, head = HEADS[head], "categorical" if head == "many categories" else head
+    parameters = 3 * count if head.endswith("mixture") else count
+    channels, variables, (up, side) = grid[2], math.prod(grid), window
+    taps = len(reference.offset_taps(window))
+    inputs = taps * channels + channels - 1
+    rows = inputs * (count if head == "categorical" else 1)
+    outputs = (channels if shared_output else variables) * parameters
+    options, compute = {"dtype": dtype, "device": device}, reference.compute_dtype(dtype)
+    # Real draws feed back: with small weights rounding does not grow from one to the next.
+    size = 0.1 if head.endswith("mixture") else 1.0
+    reach = (up * grid[1] + side) * channels + channels - 1
+    return {
+        "state": torch.zeros(batch, reach, dtype=compute, device=device),
+        "in_weight": torch.randn(rows, hidden, **options) * size,
+        "in_bias": torch.randn(*([batch] if row_bias else []), hidden, dtype=compute if row_bias else dtype).to(device),
+        "out_weight": torch.randn(outputs, hidden, **options) / hidden**0.5,
+        "out_bias": torch.randn(outputs, **options) * size,
+        "grid": grid,
+        "window": window,
+        "seed": 11,
+        "order": torch.randperm(variables).to(device) if ordered else None,
+        "shared_output": shared_output,
+        "activation": activation,
+        "head": head,
+        "levels": 7 if head == "logistic_mixture" else 0,
+    }
+
+
+def sample(case, **options):
+    return functional.offset_nade_sample(**{**case, **options})
+
+
+def twin(case, **options):
+    arguments = {
+        "given": None, "known": None, "first_index": 0, "start": 0, "stop": math.prod(case["grid"]), "temperature": 1.0,
+        **case, **options,
+    }  # fmt: skip
+    upcast = {
+        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    return reference.offset_nade_sample(**upcast)
+
+
+def assert_equal_draws(got, want, dtype, discrete=True):
+    """Draws may differ only where rounding decides, which these seeds do not hit; the rest agrees within rounding."""
+    assert got[1].dtype == torch.float64
+    assert got[0].dtype == got[2].dtype == reference.compute_dtype(dtype)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
+    if discrete:
+        torch.testing.assert_close(got[0].double(), want[0], rtol=0, atol=1e-6)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, **tolerance)
+
+
+SHAPES = [
+    ((1, 1, 1), (0, 1)),  # nothing to see
+    ((1, 11, 1), (0, 3)),  # a sequence
+    ((1, 4, 1), (0, 9)),  # a window past its beginning
+    ((5, 7, 1), (2, 1)),
+    ((4, 3, 1), (3, 5)),  # wider than the grid
+    ((4, 6, 1), (0, 2)),  # rows that know nothing of each other
+    ((4, 6, 1), (2, 0)),  # nor columns
+    ((3, 4, 3), (1, 2)),  # three channels
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("grid, window", SHAPES, ids=str)
+def test_draws_equal_the_twin(device, grid, window, dtype):
+    case = op_case(5, grid, window, dtype=dtype, device=device)
+    assert_equal_draws(sample(case), twin(case), dtype)
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 64, 111, 300])
+def test_every_number_of_hidden_units(device, hidden):
+    case = op_case(3, (3, 4, 2), (1, 1), hidden, device=device)
+    assert_equal_draws(sample(case), twin(case), torch.float32)
+
+
+def test_more_hidden_units_than_shared_memory_holds(device):
+    case = op_case(2, (2, 3, 1), (1, 1), 6000, device=device)
+    assert_equal_draws(sample(case), twin(case), torch.float32)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
+@pytest.mark.parametrize("shared_output", [True, False])
+def test_every_activation_and_either_output(device, activation, shared_output):
+    case = op_case(3, (3, 4, 2), activation=activation, shared_output=shared_output, ordered=True, device=device)
+    assert_equal_draws(sample(case), twin(case), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head(device, head, dtype):
+    case = op_case(4, (3, 4, 2), (1, 1), head=head, dtype=dtype, device=device, ordered=True, row_bias=True)
+    for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
+        assert_equal_draws(sample(case, **options), twin(case, **options), dtype, head != "gaussian_mixture")
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("head", HEADS)
+def test_every_instruction_set(name, head):
+    case = op_case(4, (4, 5, 3), (2, 1), 77, head=head)
+    with isa(name):
+        assert_equal_draws(sample(case), twin(case), torch.float32, head != "gaussian_mixture")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_known_variables_and_cuts_anywhere(device, head):
+    case = op_case(5, (3, 4, 2), (1, 2), head=head, device=device, ordered=True)
+    given = sample(case, seed=1)[0]
+    by_variable = torch.empty_like(given)
+    by_variable[:, case["order"]] = given
+    options = {"given": by_variable, "known": torch.rand(5, 24, device=device) < 0.4}
+    whole = sample(case, **options)
+    assert_equal_draws(whole, twin(case, **options), torch.float32, head != "gaussian_mixture")
+    known = options["known"][:, case["order"]]
+    assert torch.equal(whole[0][known], given[known])
+    pieces, state = [], case["state"]
+    for start, stop in ((0, 5), (5, 5), (5, 6), (6, 24)):
+        pieces.append(sample(case, **options, state=state, start=start, stop=stop))
+        state = pieces[-1][2]
+    assert torch.equal(torch.cat([piece[0] for piece in pieces], 1), whole[0]) and torch.equal(state, whole[2])
+    torch.testing.assert_close(sum(piece[1] for piece in pieces), whole[1], rtol=1e-13, atol=1e-13)
+    for i in range(5):
+        own = {name: value[i : i + 1] for name, value in options.items()}
+        alone = sample(case, **own, state=case["state"][i : i + 1], first_index=i)
+        for part, of_whole in zip(alone, whole, strict=True):
+            assert torch.equal(part[0], of_whole[i])
+
+
+def test_threads_do_not_matter():
+    case = op_case(7, (6, 7, 1))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try:
+            results.append(sample(case))
+        finally:
+            torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_inputs_are_not_modified_and_may_be_strided(device):
+    case = op_case(3, device=device)
+    before = {name: value.clone() for name, value in case.items() if isinstance(value, torch.Tensor)}
+    want = sample(case)
+    assert all(torch.equal(case[name], value) for name, value in before.items())
+    strided = {
+        name: value.repeat_interleave(2, -1)[..., ::2] for name, value in before.items() if value.is_floating_point()
+    }
+    assert all(torch.equal(a, b) for a, b in zip(sample(case, **strided), want, strict=True))
+
+
+def test_opcheck_and_compile(device, ops):
+    case = op_case(2, (3, 4, 2), device=device)
+    names = ("state", "in_weight", "in_bias", "out_weight", "out_bias")
+    settings = ([3, 4, 2], [2, 1], True, "sigmoid", "bernoulli", 0, 3, 0, 1, 20, 1.0)
+    torch.library.opcheck(
+        ops.offset_nade_sample.default, (*(case[name] for name in names), None, None, None, *settings)
+    )
+    torch.compiler.reset()
+    compiled = torch.compile(lambda state: sample(case, state=state), fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(case["state"]), sample(case), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_explain_says_what_runs():
+    import ar_fast
+
+    (line,) = ar_fast.explain("offset_nade_sample", **op_case(2))
+    assert line.startswith("offset_nade_sample on the CPU: ") and "7 taps of 1 channels" in line
+
+
+@pytest.mark.parametrize(
+    "message, options",
+    {
+        "grid must be \\(rows, columns, channels\\), all positive, got \\[4, 0, 1\\]": {"grid": (4, 0, 1)},
+        "window must be .* not both 0, got \\[0, 0\\]": {"window": (0, 0)},
+        "in_weight must have": {"in_weight": torch.zeros(10, 19)},
+        "out_weight must have": {"out_weight": torch.zeros(1, 18)},
+        "out_weight must have K rows per variable": {"shared_output": False},
+        "out_bias must have": {"out_bias": torch.zeros(2)},
+        "in_bias must have": {"in_bias": torch.zeros(3, 19)},
+        "in_bias must .*float32": {"in_bias": torch.zeros(19, dtype=torch.float64)},
+        "state must have": {"state": torch.zeros(4, 10)},
+        "state must be .*float32": {"state": torch.zeros(4, 11, dtype=torch.float64)},
+        "order must have": {"order": torch.arange(19)},
+        "given and known come together": {"given": torch.zeros(4, 20)},
+        "positions must satisfy": {"stop": 21},
+        "temperature must be positive": {"temperature": 0.0},
+        "activation must be": {"activation": "gelu"},
+        "head must be": {"head": "poisson"},
+        "out_weight must have 3 K rows per variable": {"head": "gaussian_mixture"},
+        "levels must be at least 2": {"head": "logistic_mixture"},
+        "algorithm must be one of auto, pixels, got 'fast'": {"algorithm": "fast"},
+    }.items(),
+)
+def test_bad_input_of_the_op(device, message, options):
+    options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    with pytest.raises(RuntimeError, match=f"offset_nade_sample: {message}"):
+        sample(op_case(device=device), **options)
+
+
+def test_bad_values_on_the_cpu():
+    case = op_case(2, (2, 2, 1), head="categorical")
+    with pytest.raises(RuntimeError, match="offset_nade_sample: order must be a permutation"):
+        sample(case, order=torch.zeros(4, dtype=torch.long))
+    known = torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"given must lie in \[0, 3\) for variable 0, got 3"):
+        sample(case, given=torch.full((2, 4), 3.0), known=known)
+
+
+# ---------------------------------------------------------------- the model
+
+MODEL_HEADS = {
+    "Bernoulli": heads.Bernoulli(),
+    "Categorical": heads.Categorical(3),
+    "GaussianMixture": heads.GaussianMixture(2),
+    "LogisticMixture": heads.LogisticMixture(2, levels=3),
+}
+EVENTS = [((7,), 3), ((3, 4), (2, 1)), ((3, 2, 3), 1)]
+
+
+def make(event_shape, window, *, dtype=torch.float64, activation="tanh", hidden_features=9, **options):
+    model = models.OffsetNADE(event_shape, hidden_features, window, activation, dtype=dtype, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def draw_events(model, count):
+    generator = torch.Generator().manual_seed(3)
+    if isinstance(model.head, heads.GaussianMixture):
+        events = torch.randn(count, *model.event_shape, dtype=torch.float64, generator=generator)
+    else:
+        most = model.head.levels or (model.counts if isinstance(model.head, heads.Categorical) else 2)
+        events = torch.randint(most, (count, *model.event_shape), generator=generator)
+    return events.to(model.device)
+
+
+def parameters_by_definition(model, x, context=None):
+    """(B, D, K) by a loop over the variables and what each sees."""
+    order = torch.arange(model.variables) if model.order is None else model.order.cpu()
+    values = model.head.encode(x, model.dtype).flatten(1)[:, order]
+    weight = model.in_weight.unflatten(0, (-1, model.counts if isinstance(model.head, heads.Categorical) else 1))
+    parameters = [None] * model.variables
+    for p, i in enumerate(order.tolist()):
+        state = model.in_bias.expand(len(x), -1)
+        if context is not None:
+            state = state + context @ model.context_weight.T
+        for position, index in reference.offset_inputs(p, model.grid, model.window):
+            v = values[:, position]
+            state = state + (
+                weight[index, v] if isinstance(model.head, heads.Categorical) else v[:, None] * weight[index]
+            )
+        first = (p % model.grid[2] if model.shared_output else i) * model.counts
+        rows = slice(first, first + model.counts)
+        hidden = reference.ACTIVATIONS[model.activation](state)
+        parameters[i] = hidden @ model.out_weight[rows].T + model.out_bias[rows]
+    return torch.stack(parameters, 1)
+
+
+@pytest.mark.parametrize("shared_output", [True, False])
+@pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
+@pytest.mark.parametrize("name", MODEL_HEADS)
+def test_the_convolution_is_the_definition(device, name, event_shape, window, shared_output):
+    for order in (None, orderings.random(event_shape, seed=2)):
+        options = {"head": MODEL_HEADS[name], "order": order, "shared_output": shared_output, "device": device}
+        model = make(event_shape, window, context_features=2, **options)
+        x, context = draw_events(model, 5), make_context(2, 5, device=device)
+        want = parameters_by_definition(model, x, context)
+        torch.testing.assert_close(model(x, context), want)
+        terms = model.head.log_prob(want, x.flatten(1))
+        torch.testing.assert_close(model.log_prob(x, context, per_variable=True).flatten(1), terms)
+        torch.testing.assert_close(model.log_prob(x, context), terms.sum(1))
+        parameters = list(model.parameters())
+        for a, b in zip(
+            torch.autograd.grad(model.log_prob(x, context).sum(), parameters),
+            torch.autograd.grad(terms.sum(), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
+def test_jacobian_zeros_are_the_windows(device, event_shape, window):
+    model = make(event_shape, window, device=device, validate_args=False, order=orderings.random(event_shape, seed=2))
+    x = torch.rand(*event_shape, dtype=torch.float64).to(device)
+    jacobian = torch.autograd.functional.jacobian(lambda x: model(x).flatten(), x).flatten(1)
+    sees = torch.zeros(model.variables, model.variables, dtype=torch.bool)
+    order = model.order.tolist()
+    _, columns, channels = model.grid
+    up, side = model.window
+    for p, i in enumerate(order):
+        for q, j in enumerate(order[:p]):
+            (r, c), (s, d) = divmod(p // channels, columns), divmod(q // channels, columns)
+            sees[i, j] = abs(c - d) <= side and (r - up <= s < r or (s == r and d <= c))
+    assert torch.equal((jacobian != 0).cpu(), sees)
+
+
+@pytest.mark.parametrize("event_shape, window", [((8,), 3), ((2, 4), 1), ((2, 2, 2), 1)], ids=str)
+def test_probabilities_of_all_events_sum_to_one(device, event_shape, window):
+    model = make(event_shape, window, device=device)
+    total = model.log_prob(all_binary(8, device).reshape(-1, *event_shape)).exp().sum().item()
+    assert abs(total - 1) < 1e-12
+    model = make((2, 2), 1, head=heads.Categorical(3), device=device)
+    events = torch.tensor(list(itertools.product(range(3), repeat=4))).reshape(-1, 2, 2).to(device)
+    assert abs(model.log_prob(events).exp().sum().item() - 1) < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("event_shape, window", [((6,), 2), ((2, 3), 1), ((3, 1, 2), 1)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_samples_follow_the_distribution(device, event_shape, window, temperature, emulation):
+    model = make(event_shape, window, device=device)
+    x = all_binary(6, device)
+    samples = model.sample(3_000 if emulation else 60_000, seed=4, temperature=temperature).flatten(1)
+    probability = torch.sigmoid(model(x.reshape(-1, *event_shape)).squeeze(-1) / temperature)
+    probability = torch.where(x == 1, probability, 1 - probability).prod(1)
+    assert chi_square_p(samples, probability) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
+@pytest.mark.parametrize("name", MODEL_HEADS)
+def test_log_prob_of_a_sample_and_steps(device, name, event_shape, window):
+    model = make(event_shape, window, head=MODEL_HEADS[name], context_features=2, device=device)
+    context = make_context(2, 6, device=device)
+    samples, log_prob = model.sample((), context, seed=5, return_log_prob=True)
+    torch.testing.assert_close(model.log_prob(samples, context), log_prob)
+    expected, state = model(samples, context), model.begin(6, context)
+    while state.variable is not None:
+        torch.testing.assert_close(state.parameters, expected[:, state.variable])
+        state = model.next(state, samples.flatten(1)[:, state.variable])
+
+
+@bit_for_bit
+@torch.no_grad()
+@pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
+@pytest.mark.parametrize("name", MODEL_HEADS)
+def test_samples_do_not_depend_on_how_many_are_drawn(device, name, event_shape, window):
+    model = make(event_shape, window, head=MODEL_HEADS[name], dtype=torch.float32, device=device)
+    whole = model.sample(100, seed=5, return_log_prob=True)
+    first = model.sample(40, seed=5, return_log_prob=True)
+    rest = model.sample(60, seed=5, first_index=40, return_log_prob=True)
+    for of_whole, of_first, of_rest in zip(whole, first, rest, strict=True):
+        assert torch.equal(of_whole, torch.cat([of_first, of_rest]))
+    sampling = model.sampling(100, seed=5)
+    while not sampling.done:
+        sampling.advance(5)
+    assert torch.equal(sampling.samples, whole[0])
+
+
+@pytest.mark.parametrize(
+    "event_shape, window, larger", [((7,), 3, (20,)), ((3, 4), 2, (6, 5)), ((3, 2, 3), 1, (3, 4, 5))]
+)
+def test_another_size_shares_the_parameters(device, event_shape, window, larger):
+    """Where the window lies within both sizes the conditionals are the same."""
+    model = make(event_shape, window, device=device)
+    other = model.resized(larger)
+    assert other.in_weight is model.in_weight and model.event_shape == event_shape
+    x = torch.randint(0, 2, (2, *larger), device=device)
+    part = x[tuple(slice(None, size) for size in (2, *event_shape))]
+    want, got = model.log_prob(part, per_variable=True), other.log_prob(x, per_variable=True)
+    # Columns that see past the smaller event's right edge see more in the larger one.
+    columns = event_shape[-1] - (model.window[1] if model.window[0] else 0)
+    columns = slice(None, max(columns, 1))
+    torch.testing.assert_close(
+        got[tuple(slice(None, size) for size in (2, *event_shape))][..., columns], want[..., columns]
+    )
+    samples, log_prob = other.sample(3, seed=1, return_log_prob=True)
+    assert samples.shape == (3, *larger)
+    torch.testing.assert_close(log_prob, other.log_prob(samples))
+    with pytest.raises(ValueError, match="event_shape must have the dimensions and channels of"):
+        model.resized((*larger, 1) if len(larger) < 3 else (2, 4, 5))
+
+
+def test_what_cannot_be_resized():
+    for options, reason in (({"shared_output": False}, "output weights"), ({"order": [3, 2, 1, 0]}, "an order")):
+        with pytest.raises(ValueError, match=f"a model with {reason}.* cannot be resized"):
+            make((2, 2), 1, **options).resized((4, 4))
+
+
+def test_the_number_of_parameters_does_not_depend_on_the_event():
+    model = models.OffsetNADE((3, 512, 512), 16, 2, head=heads.LogisticMixture(5))
+    taps = 2 * 5 + 2
+    assert sum(p.numel() for p in model.parameters()) == (taps * 3 + 2) * 16 + 16 + 3 * 15 * 17
+
+
+@pytest.mark.parametrize("shared_output", [True, False])
+@pytest.mark.parametrize("name", MODEL_HEADS)
+def test_save_and_load(tmp_path, name, shared_output):
+    model = make((3, 2, 3), (2, 1), head=MODEL_HEADS[name], shared_output=shared_output, context_features=2)
+    model.save(tmp_path)
+    loaded = models.load(tmp_path)
+    x, context = draw_events(model, 3), make_context(2, 3)
+    assert repr(loaded) == repr(model) and torch.equal(loaded.log_prob(x, context), model.log_prob(x, context))
+    if shared_output:
+        assert loaded.resized((3, 5, 5)).event_shape == (3, 5, 5)
+
+
+def test_training_learns_a_texture():
+    """Stripes: a pixel is the one two to its left, but for one in twenty."""
+    torch.manual_seed(0)
+    x = (torch.rand(50, 16, 8, 2) < 0.05).cumsum(2).flatten(2) % 2
+    model = models.OffsetNADE((16, 16), 16, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-model.log_prob(x).mean() / 256).backward()
+        optimizer.step()
+    truth = -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
+    assert -model.log_prob(x).mean().item() / 256 < truth + 0.05 < 0.3
+    wide = model.resized((20, 200)).sample(20, seed=0)
+    assert (wide[..., 2:] == wide[..., :-2]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "message, make_error",
+    [
+        ("event_shape must be \\(D\\), \\(H, W\\) or \\(C, H, W\\)", lambda: models.OffsetNADE((2, 2, 2, 2), 4, 1)),
+        ("hidden_features must be a positive integer, got 0", lambda: models.OffsetNADE(4, 0, 1)),
+        ("window must be a positive integer, got 0", lambda: models.OffsetNADE(4, 3, 0)),
+        ("window must be a positive integer, got \\(1, 2\\)", lambda: models.OffsetNADE(4, 3, (1, 2))),
+        ("window must be a positive integer or \\(up, side\\)", lambda: models.OffsetNADE((4, 4), 3, (0, 0))),
+        ("activation must be one of sigmoid, tanh, relu", lambda: models.OffsetNADE(4, 3, 1, "elu")),
+        (
+            "head must have as many parameters for every variable",
+            lambda: models.OffsetNADE(2, 3, 1, head=heads.Categorical([2, 3])),
+        ),
+    ],
+)
+def test_bad_arguments(message, make_error):
+    with pytest.raises(ValueError, match=f"OffsetNADE: {message}"):
+        make_error()
