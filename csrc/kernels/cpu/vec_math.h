@@ -165,10 +165,10 @@ template <typename T, size_t N>
 AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, float> && N == 8) {
-    const auto four = vectors<4>([&](auto i) -> __m512 {
+    const auto four = vectors<4>([&](auto i) -> Vec<T> {
       return _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 4], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 4], 0xEE));
     });
-    const auto two = vectors<2>([&](auto i) -> __m512 {
+    const auto two = vectors<2>([&](auto i) -> Vec<T> {
       return _mm512_add_ps(_mm512_shuffle_f32x4(four[i], four[i + 2], 0x88),
                            _mm512_shuffle_f32x4(four[i], four[i + 2], 0xDD));
     });
