@@ -429,7 +429,7 @@ class DeepNADE(AutoregressiveModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if known is not None and start == 0:
             state = self._state_given(state, given, known)
-        draw = self._draw_deep if self.layers else self._draw
+        draw = self._draw_layers if self.layers else self._draw_one_layer
         values, log_prob, state = draw(state, known, start=start, stop=stop, **arguments)
         if known is not None:
             chunk = slice(start, stop) if self.order is None else self.order[start:stop]
@@ -465,7 +465,7 @@ class DeepNADE(AutoregressiveModel):
             **structure,
         )[2]
 
-    def _draw(
+    def _draw_one_layer(
         self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One hidden layer: a pass of the NADE that draws what is not known."""
@@ -506,7 +506,7 @@ class DeepNADE(AutoregressiveModel):
         )
         return values[:, ::2], log_prob, state
 
-    def _draw_deep(
+    def _draw_layers(
         self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """More hidden layers: all of them for every position, each layer as a NADE of one variable without inputs,
