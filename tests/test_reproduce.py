@@ -122,6 +122,23 @@ def test_fvsbn_is_trained_without_hidden_features(path):
     assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
 
 
+def test_an_orderless_model_is_judged_in_ensembles_of_orderings(tiny, path, tmp_path, capsys, monkeypatch):
+    recipe = replace(TINY, epochs=60, ensembles={1: -6.0, 4: -5.9})
+    monkeypatch.setitem(reproduce.RECIPES, "tiny", recipe)
+    results = run(path, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert set(results["ensembles"]) == {"1", "4"} and results["test"] == results["ensembles"]["1"]
+    four = results["ensembles"]["4"]["log_likelihood_nats"]
+    assert f"test, 4 orderings, {four:.2f} ± " in printed and "published -5.90 (nobody)" in printed
+    data = reproduce.load(path, recipe)
+    torch.manual_seed(0)
+    model = reproduce.make_model(recipe, data.train)
+    assert torch.equal(model.order, reproduce.orderings.random(VARIABLES, seed=0))
+    members = [model.in_order(reproduce.orderings.random(VARIABLES, seed)).log_prob(data.test) for seed in range(4)]
+    of_four = torch.stack(members).double().logsumexp(0) - torch.tensor(4.0).double().log()
+    torch.testing.assert_close(reproduce.ensemble_log_likelihoods(model, data.test, recipe)[4], of_four)
+
+
 def test_same_seed_same_figures(tiny, path, tmp_path):
     first, again = (figures(run(path, tmp_path, "--seed", "3")) for _ in range(2))
     assert first == again
