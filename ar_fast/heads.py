@@ -7,17 +7,22 @@ arithmetic, and what temperature does to a draw, is written down in csrc/kernels
 from __future__ import annotations
 
 import abc
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from . import functional
+from . import functional, reference
 
 __all__ = ["Bernoulli", "Categorical", "GaussianMixture", "Head", "LogisticMixture", "from_config"]
+
+
+# Steps uphill to a mode of a mixture of Gaussians. They slow down only where the density is all but flat.
+_MODE_STEPS = 200
 
 
 class Head(abc.ABC):
@@ -51,6 +56,10 @@ class Head(abc.ABC):
         ``upper`` broadcasts against x: the number of categories of each value's variable, where they differ.
         """
 
+    def supports(self, x: Tensor, upper: Tensor | None = None) -> bool:
+        """Whether no value violates the support, in as few passes over x as it takes."""
+        return not bool(self.violation(x, upper).any())
+
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
         """What the head was made with, for config.json."""
@@ -76,6 +85,102 @@ class Head(abc.ABC):
         rows = x.reshape(-1, variables)
         log_prob = functional.head_log_prob(flat, rows, offsets=offsets, head=self.kind, levels=self.levels)
         return log_prob.reshape(x.shape)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Expected values.
+
+        Args:
+            parameters: (..., D, K) as a model returns them, or (..., K) of one variable; (..., R_out) where K differs
+                from variable to variable, as every parameter below.
+
+        Returns:
+            (..., D), or (...) of one variable, in units of x; floating.
+
+        Raises:
+            ValueError: for another number of parameters; for categories, which have no mean.
+
+        Example:
+            >>> Bernoulli().mean(torch.zeros(2, 1))
+            tensor([0.5000, 0.5000])
+        """
+        return self._each(parameters, lambda head, own: head._mean(own))
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The likeliest values; of equally likely ones the first.
+
+        Exact, but for a GaussianMixture of several components: there a local search goes uphill from each mean, and
+        the highest end wins (Carreira-Perpinan, "Mode-finding for mixtures of Gaussian distributions", TPAMI 2000).
+        Shapes and errors as ``mean``; bits, categories and levels as ``sample`` returns them.
+
+        Example:
+            >>> Categorical(3).mode(torch.tensor([0.0, 2.0, 1.0]))
+            tensor(1)
+        """
+        return self._each(parameters, lambda head, own: head._mode(own))
+
+    def sample(
+        self, parameters: Tensor, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """One draw from each distribution, by torch's generator: not the numbers that a model's ``sample`` takes.
+
+        Shapes and errors as ``mean``; categories and levels in int64, else the dtype of the parameters.
+
+        Args:
+            parameters: as of ``mean``.
+            temperature: > 0, as the head's class defines it.
+            generator: None is torch's default generator.
+
+        Raises:
+            ValueError: for another number of parameters, or a temperature that is not positive.
+
+        Example:
+            >>> GaussianMixture(2).sample(torch.zeros(4, 5, 6)).shape
+            torch.Size([4, 5])
+        """
+        if not temperature > 0:
+            raise ValueError(f"{type(self).__name__}: temperature must be > 0, got {temperature}")
+        return self._each(parameters, lambda head, own: head._sample(own, temperature, generator))
+
+    def of(self, variable: int) -> Head:
+        """The head of one variable: another one than this only where variables differ.
+
+        Example:
+            >>> Categorical([2, 3]).of(1)
+            Categorical(categories=3)
+        """
+        return self
+
+    def _each(self, parameters: Tensor, value_of: Callable[[Head, Tensor], Tensor]) -> Tensor:
+        """value_of(head, (..., K)) -> (...), for every variable where they differ."""
+        own = self._own_counts
+        expected = self.counts(1) if own is None else sum(own)
+        if parameters.dim() == 0 or parameters.shape[-1] != expected:
+            raise ValueError(
+                f"{type(self).__name__}: parameters must have {expected} elements in the last dimension, "
+                f"got shape {tuple(parameters.shape)}"
+            )
+        if own is None:
+            return value_of(self, parameters)
+        values = [value_of(self.of(i), part) for i, part in enumerate(parameters.split(own, -1))]
+        dtype = functools.reduce(torch.promote_types, [value.dtype for value in values])
+        return torch.stack([value.to(dtype) for value in values], -1)
+
+    @property
+    def _own_counts(self) -> list[int] | None:
+        """The number of parameters of each variable, where the head was made for certain variables."""
+        return None
+
+    @abc.abstractmethod
+    def _mean(self, parameters: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+
+    @abc.abstractmethod
+    def _mode(self, parameters: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+
+    @abc.abstractmethod
+    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """(..., K) -> (...)."""
 
     def inputs(self, variables: int) -> list[int]:
         """How many inputs of a network each variable is: one, its value, or one for each category."""
@@ -131,8 +236,23 @@ class Bernoulli(Head):
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
         return (x != 0) & (x != 1)
 
+    def supports(self, x: Tensor, upper: Tensor | None = None) -> bool:
+        # 0 and 1 alone are their own squares, in floating point too, but for infinity, which this leaves as NaN.
+        if x.is_floating_point():
+            return not bool(torch.addcmul(x, x, x, value=-1).any())
+        return torch.equal(x * x, x)
+
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, eps=1e-3).unsqueeze(-1)
+
+    def _mean(self, parameters: Tensor) -> Tensor:
+        return parameters.squeeze(-1).sigmoid()
+
+    def _mode(self, parameters: Tensor) -> Tensor:
+        return (parameters.squeeze(-1) > 0).to(parameters.dtype)
+
+    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        return (parameters.squeeze(-1) / temperature).sigmoid().bernoulli(generator=generator)
 
     def config(self) -> dict[str, Any]:
         return {"name": "Bernoulli"}
@@ -193,6 +313,22 @@ class Categorical(Head):
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
         raise ValueError("Categorical: categories have no mean to start from")
 
+    def of(self, variable: int) -> Categorical:
+        return self if isinstance(self.categories, int) else Categorical(self.categories[variable])
+
+    @property
+    def _own_counts(self) -> list[int] | None:
+        return None if isinstance(self.categories, int) else self.categories
+
+    def _mean(self, parameters: Tensor) -> Tensor:
+        raise ValueError("Categorical: categories have no mean, their numbers mean nothing; take softmax or mode")
+
+    def _mode(self, parameters: Tensor) -> Tensor:
+        return parameters.argmax(-1)
+
+    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        return _draw_category(parameters, temperature, generator)
+
     def config(self) -> dict[str, Any]:
         return {"name": "Categorical", "categories": self.categories}
 
@@ -205,6 +341,18 @@ class _Mixture(Head):
 
     def counts(self, variables: int) -> int:
         return 3 * self.components
+
+    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        logits, means, log_scales = reference.mixture_parameters(parameters)
+        component = _draw_category(logits, temperature, generator).unsqueeze(-1)
+        mean, log_scale = (part.gather(-1, component).squeeze(-1) for part in (means, log_scales))
+        return self._draw_component(mean, log_scale.exp(), temperature, generator)
+
+    @abc.abstractmethod
+    def _draw_component(
+        self, mean: Tensor, scale: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draws from components of these means and scales."""
 
     def initial_parameters(self, variables: int) -> Tensor:
         middle = (self.levels - 1) / 2 if self.levels else 0.0
@@ -243,6 +391,28 @@ class GaussianMixture(_Mixture):
         spread = torch.linspace(-1, 1, self.components + 2, device=mean.device, dtype=mean.dtype)[1:-1]
         zeros = mean.new_zeros(*mean.shape, self.components)
         return torch.cat([zeros, mean.unsqueeze(-1) + spread, zeros], -1)
+
+    def _mean(self, parameters: Tensor) -> Tensor:
+        logits, means, _ = reference.mixture_parameters(parameters)
+        return (logits.softmax(-1) * means).sum(-1)
+
+    def _mode(self, parameters: Tensor) -> Tensor:
+        logits, means, log_scales = (part.unsqueeze(-2) for part in reference.mixture_parameters(parameters.double()))
+        precision = (-2 * log_scales).exp()
+        # (..., K, K): from each mean, in the light of each component.
+        x = means.transpose(-1, -2)
+        for _ in range(_MODE_STEPS if self.components > 1 else 0):
+            log_joint = logits - log_scales - 0.5 * precision * (x - means) ** 2
+            pull = log_joint.softmax(-1) * precision
+            x = (pull * means).sum(-1, keepdim=True) / pull.sum(-1, keepdim=True)
+        log_density = (logits - log_scales - 0.5 * precision * (x - means) ** 2).logsumexp(-1)
+        return x.squeeze(-1).gather(-1, log_density.argmax(-1, keepdim=True)).squeeze(-1).to(parameters.dtype)
+
+    def _draw_component(
+        self, mean: Tensor, scale: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        normal = torch.empty_like(mean).normal_(generator=generator)
+        return mean + scale * math.sqrt(temperature) * normal
 
     def config(self) -> dict[str, Any]:
         return {"name": "GaussianMixture", "components": self.components}
@@ -297,8 +467,42 @@ class LogisticMixture(_Mixture):
         center = 2 * mean.unsqueeze(-1) / (self.levels - 1) - 1
         return torch.cat([zeros, center + spread / 2, zeros - math.log(10)], -1)
 
+    def _mean(self, parameters: Tensor) -> Tensor:
+        """The sum over levels k >= 1 of P(x >= k), a level at a time."""
+        logits, means, log_scales = reference.mixture_parameters(parameters)
+        weight, inverse = logits.softmax(-1), (-log_scales).exp()
+        total = torch.zeros_like(means[..., 0])
+        for level in range(1, self.levels):
+            edge = (2 * level - 1) / (self.levels - 1) - 1
+            total += (weight * ((means - edge) * inverse).sigmoid()).sum(-1)
+        return total
+
+    def _mode(self, parameters: Tensor) -> Tensor:
+        mode = torch.zeros(parameters.shape[:-1], dtype=torch.int64, device=parameters.device)
+        best = torch.full(parameters.shape[:-1], -math.inf, dtype=parameters.dtype, device=parameters.device)
+        for level in range(self.levels):
+            x = torch.full_like(best, 2 * level / (self.levels - 1) - 1)
+            log_prob = reference.logistic_mixture_log_prob(parameters, x, self.levels)
+            mode = torch.where(log_prob > best, level, mode)
+            best = torch.maximum(best, log_prob)
+        return mode
+
+    def _draw_component(
+        self, mean: Tensor, scale: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        uniform = torch.empty_like(mean).uniform_(generator=generator)
+        value = mean + scale * temperature * torch.logit(uniform)
+        return self.decode(value.clamp(-1, 1))
+
     def config(self) -> dict[str, Any]:
         return {"name": "LogisticMixture", "components": self.components, "levels": self.levels}
+
+
+def _draw_category(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """(..., K) -> (...) int64."""
+    weights = (logits / temperature).softmax(-1)
+    drawn = torch.multinomial(weights.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    return drawn.reshape(logits.shape[:-1])
 
 
 _HEADS = {head.__name__: head for head in (Bernoulli, Categorical, GaussianMixture, LogisticMixture)}
