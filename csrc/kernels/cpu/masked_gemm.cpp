@@ -14,7 +14,7 @@ template <typename Compute>
 using Vector = at::vec::Vectorized<Compute>;
 
 // Six units by up to four vectors fill the 32 registers of AVX-512, by two the 16 of AVX2.
-constexpr int units_together = 6;
+constexpr int units_together = masked_gemm_rows;
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int most_vectors = 4;
 #else
@@ -22,6 +22,8 @@ constexpr int most_vectors = 2;
 #endif
 // Steps between two visits of the accumulators: a tile's chunk stays in L2, the weights' in L1.
 constexpr int64_t chunk_steps = 512;
+// The same where steps lie a row of the weight apart: 16 KB, and no more pages than L1's translations hold.
+constexpr int64_t in_place_steps = 64;
 
 template <typename Compute>
 constexpr int64_t tile_width() {
@@ -34,13 +36,12 @@ struct Weights {
   const Compute* unit[units_together];
 };
 
-// sums[j][lane] += sum over steps of weights[j][s] tile[s][lane], or = where `fresh`.
+// sums[j][lane] += sum over steps of weights[j][s] tile[s][lane], or = where `fresh`; steps are `stride` apart.
 template <int Vectors, typename Compute>
-void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t steps, Compute* const* sums, int units,
-              bool fresh) {
+void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t stride, int64_t steps, Compute* const* sums,
+              int units, bool fresh) {
   using Vec = Vector<Compute>;
   constexpr int lanes = Vec::size();
-  constexpr int64_t width = tile_width<Compute>();
   Vec total[units_together][Vectors];
 #pragma GCC unroll 6
   for (int j = 0; j < units_together; ++j) {
@@ -52,7 +53,7 @@ void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t step
   for (int64_t s = 0; s < steps; ++s) {
     Vec x[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) x[v] = Vec::loadu(tile + s * width + v * lanes);
+    for (int v = 0; v < Vectors; ++v) x[v] = Vec::loadu(tile + s * stride + v * lanes);
     const Compute w[units_together] = {w0[s], w1[s], w2[s], w3[s], w4[s], w5[s]};
 #pragma GCC unroll 6
     for (int j = 0; j < units_together; ++j) {
@@ -73,15 +74,15 @@ void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t step
 }
 
 template <typename Compute>
-void multiply(int vectors, const Weights<Compute>& weights, const Compute* tile, int64_t steps, Compute* const* sums,
-              int units, bool fresh) {
+void multiply(int vectors, const Weights<Compute>& weights, const Compute* tile, int64_t stride, int64_t steps,
+              Compute* const* sums, int units, bool fresh) {
   switch (vectors) {
-    case 1: return multiply<1>(weights, tile, steps, sums, units, fresh);
+    case 1: return multiply<1>(weights, tile, stride, steps, sums, units, fresh);
 #if defined(CPU_CAPABILITY_AVX512)
-    case 2: return multiply<2>(weights, tile, steps, sums, units, fresh);
-    case 3: return multiply<3>(weights, tile, steps, sums, units, fresh);
+    case 2: return multiply<2>(weights, tile, stride, steps, sums, units, fresh);
+    case 3: return multiply<3>(weights, tile, stride, steps, sums, units, fresh);
 #endif
-    default: return multiply<most_vectors>(weights, tile, steps, sums, units, fresh);
+    default: return multiply<most_vectors>(weights, tile, stride, steps, sums, units, fresh);
   }
 }
 
@@ -191,17 +192,19 @@ void for_each_run(const MaskPlan& plan, bool over_columns, int64_t unit, int64_t
   }
 }
 
-// Scratch of one thread: sums [panel][width], ragged [units together][chunk_steps], packed [panel][steps] and a
+// Scratch of one thread: sums [panel][width], ragged [units together][chunk_steps] or [in_place_steps][width], packed [panel][steps] and a
 // block [16][panel] on its way to be transposed.
 template <typename Compute>
 struct Scratch {
   explicit Scratch(void* memory)
       : sums(static_cast<Compute*>(memory)), ragged(sums + masked_panel * tile_width<Compute>()),
-        block(ragged + units_together * chunk_steps), packed(block + 16 * masked_panel) {}
+        block(ragged + ragged_elements), packed(block + 16 * masked_panel) {}
   static int64_t bytes(int64_t steps) {
-    return (masked_panel * tile_width<Compute>() + units_together * chunk_steps + 16 * masked_panel +
+    return (masked_panel * tile_width<Compute>() + ragged_elements + 16 * masked_panel +
             masked_panel * steps) * static_cast<int64_t>(sizeof(Compute));
   }
+  static constexpr int64_t ragged_elements =
+      std::max<int64_t>(units_together * chunk_steps, in_place_steps * tile_width<Compute>());
   Compute *sums, *ragged, *block, *packed;
 };
 
@@ -276,7 +279,7 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
             for (int j = 0; j < units_together; ++j) {
               weights.unit[j] = scratch.packed + (u + std::min(j, count - 1)) * steps + begin;
             }
-            multiply(vectors, weights, x + begin * width, end - begin, sums, count, false);
+            multiply(vectors, weights, x + begin * width, width, end - begin, sums, count, false);
             continue;
           }
           if constexpr (std::is_same_v<Storage, Compute>) {
@@ -287,7 +290,7 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
               const int64_t source = plan.rows == nullptr ? unit : plan.rows[unit];
               weights.unit[j] = static_cast<const Compute*>(arguments.weight) + source * steps + begin;
             }
-            if (common > begin) multiply(vectors, weights, x + begin * width, common - begin, sums, count, false);
+            if (common > begin) multiply(vectors, weights, x + begin * width, width, common - begin, sums, count, false);
             if (end > common) {
               for (int j = 0; j < units_together; ++j) {
                 Compute* out = scratch.ragged + j * chunk_steps;
@@ -297,7 +300,7 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
                 std::memset(static_cast<void*>(out + allowed), 0, (end - common - allowed) * sizeof(Compute));
                 weights.unit[j] = out;
               }
-              multiply(vectors, weights, x + common * width, end - common, sums, count, false);
+              multiply(vectors, weights, x + common * width, width, end - common, sums, count, false);
             }
           }
         }
@@ -343,12 +346,62 @@ void backward_input(const MaskedGemm& arguments, const MaskedGemmPart& part) {
           for (int j = 0; j < units_together; ++j) {
             weights.unit[j] = scratch.packed + (u + std::min(j, count - 1)) * steps + begin;
           }
-          multiply(vectors, weights, dy + begin * width, end - begin, sums, count, false);
+          multiply(vectors, weights, dy + begin * width, width, end - begin, sums, count, false);
         }
       }
     });
     write_tile(scratch.sums, part.unit_begin, units, row, rows, plan.columns, plan.in_features,
                static_cast<Compute*>(arguments.output));
+  }
+}
+
+// dX from a staircase in place. Here units are rows of dY, whose elements are broadcast, and lanes are columns of the
+// weight: neither is packed, and the sums lie where dX does. Only steps whose rows do not see all columns are copied.
+template <typename Compute>
+void backward_input_in_place(const MaskedGemm& arguments, const MaskedGemmPart& part) {
+  constexpr int64_t width = tile_width<Compute>();
+  const MaskPlan& plan = arguments.plan;
+  const int64_t steps = plan.out_features, inputs = plan.in_features;
+  const int64_t columns = part.unit_end - part.unit_begin;
+  const int64_t row_begin = part.tile_begin * units_together;
+  const int64_t row_end = std::min(part.tile_end * units_together, arguments.batch);
+  const auto* dy = static_cast<const Compute*>(arguments.tiles);
+  const auto* weight = static_cast<const Compute*>(arguments.weight) + part.unit_begin;
+  auto* dx = static_cast<Compute*>(arguments.output) + part.unit_begin;
+  const int64_t first = arguments.starts[part.unit_begin], all = arguments.starts[part.unit_end - 1];
+  if (first >= steps) {
+    for (int64_t row = row_begin; row < row_end; ++row) std::memset(dx + row * inputs, 0, columns * sizeof(Compute));
+    return;
+  }
+  Scratch<Compute> scratch(arguments.scratch);
+  const int vectors = vectors_of<Compute>(columns);
+  // Whole vectors are loaded and stored: beyond the last whole one, from and to copies.
+  const bool edge = columns % Vector<Compute>::size() != 0;
+  for (int64_t chunk = first / in_place_steps * in_place_steps; chunk < steps; chunk += in_place_steps) {
+    const int64_t begin = std::max(chunk, first), end = std::min(chunk + in_place_steps, steps);
+    const Compute* tile = weight + begin * inputs;
+    int64_t stride = inputs;
+    if (edge || begin < all) {
+      for (int64_t s = begin; s < end; ++s) {
+        Compute* out = scratch.ragged + (s - begin) * width;
+        const int64_t seen = std::min(columns, extent_of(plan, s) - part.unit_begin);
+        std::memcpy(out, weight + s * inputs, seen * sizeof(Compute));
+        std::memset(static_cast<void*>(out + seen), 0, (width - seen) * sizeof(Compute));
+      }
+      tile = scratch.ragged;
+      stride = width;
+    }
+    for (int64_t row = row_begin; row < row_end; row += units_together) {
+      const int count = static_cast<int>(std::min<int64_t>(units_together, row_end - row));
+      Weights<Compute> weights;
+      Compute *sums[units_together], *outputs[units_together];
+      row_pointers(dx + row * inputs, inputs, count, outputs);
+      row_pointers(edge ? scratch.sums : outputs[0], edge ? width : inputs, count, sums);
+      for (int j = 0; j < units_together; ++j) weights.unit[j] = dy + (row + std::min(j, count - 1)) * steps + begin;
+      for (int j = 0; edge && begin > first && j < count; ++j) std::memcpy(sums[j], outputs[j], columns * sizeof(Compute));
+      multiply(vectors, weights, tile, stride, end - begin, sums, count, begin == first);
+      for (int j = 0; edge && j < count; ++j) std::memcpy(outputs[j], sums[j], columns * sizeof(Compute));
+    }
   }
 }
 
@@ -377,7 +430,8 @@ void backward_weight(const MaskedGemm& arguments, int64_t unit_begin, int64_t un
           for (int j = 0; j < units_together; ++j) {
             weights.unit[j] = dy + (unit_begin + u + std::min(j, count - 1)) * batch + begin;
           }
-          multiply(vectors, weights, x + begin * width, std::min(chunk_steps, batch - begin), sums, count, begin == 0);
+          multiply(vectors, weights, x + begin * width, width, std::min(chunk_steps, batch - begin), sums, count,
+                   begin == 0);
         }
         for (int j = 0; j < count; ++j) {
           std::memcpy(output + (u + j) * output_stride + column, sums[j], columns * sizeof(Compute));
@@ -413,6 +467,11 @@ void masked_gemm_y(const MaskedGemm& arguments, const MaskedGemmPart& part) {
     case ScalarType::bfloat16: return forward<c10::BFloat16, float>(arguments, part);
     case ScalarType::float16: return forward<c10::Half, float>(arguments, part);
   }
+}
+
+void masked_gemm_dx_in_place(const MaskedGemm& arguments, const MaskedGemmPart& part) {
+  arguments.storage == ScalarType::float64 ? backward_input_in_place<double>(arguments, part)
+                                           : backward_input_in_place<float>(arguments, part);
 }
 
 void masked_gemm_dx(const MaskedGemm& arguments, const MaskedGemmPart& part) {

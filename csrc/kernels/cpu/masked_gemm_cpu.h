@@ -44,6 +44,11 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_tiles, bool float64, bool by_rows, const 
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_y, const MaskedGemm& arguments, const MaskedGemmPart& part)
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_dx, const MaskedGemm& arguments, const MaskedGemmPart& part)
 
+// dX where the plan is sorted and storage is compute: `tiles` is dY [B, O] as it lies, units are the columns of one tile
+// of `width` lanes and the part's tiles are groups of masked_gemm_rows rows.
+AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_dx_in_place, const MaskedGemm& arguments, const MaskedGemmPart& part)
+constexpr int64_t masked_gemm_rows = 6;
+
 // Whole rows of the nested plan's dW: computes [units, extent of the last] in compute type into output, whose rows are
 // `output_stride` apart and begin with unit_begin. What lies behind a row's extent is left undefined. For the blocks
 // plan: all tiles that are not empty.

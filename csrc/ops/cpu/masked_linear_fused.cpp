@@ -166,6 +166,32 @@ void run_product(const Tiles& tiles, bool packs, const std::vector<int64_t>& bou
   });
 }
 
+// dX from a staircase that lies in place: a thread takes columns of the weight, a tile's lanes at a time, past all rows.
+void grad_input_in_place(const HostMask& mask, MaskedGemm arguments, bool float64) {
+  const int64_t in_features = mask.plan().in_features, out_features = mask.plan().out_features;
+  int64_t width = 0;
+  AR_FAST_CPU_KERNEL(masked_gemm_width)(float64, &width);
+  const int64_t tiles = (in_features + width - 1) / width;
+  const int64_t groups = (arguments.batch + masked_gemm_rows - 1) / masked_gemm_rows;
+  const std::vector<int64_t> begins = share_out(tiles, groups, false, arguments.batch, [&](int64_t tile) {
+    return width * (out_features - arguments.starts[tile * width] + 8);
+  });
+  const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
+  const ThreadScratch scratch(parts, float64, 0, 0);
+  parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
+    for (int64_t part = first_part; part < last_part; ++part) {
+      MaskedGemm own = arguments;
+      own.scratch = scratch.of(part);
+      for (int64_t item = begins[part]; item < begins[part + 1];) {
+        const int64_t tile = item / groups, stop = std::min(begins[part + 1], (tile + 1) * groups);
+        AR_FAST_CPU_KERNEL(masked_gemm_dx_in_place)
+        (own, {tile * width, std::min((tile + 1) * width, in_features), item - tile * groups, stop - tile * groups});
+        item = stop;
+      }
+    }
+  });
+}
+
 }  // namespace
 
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
@@ -207,8 +233,14 @@ at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at
     stream(mask, arguments, true, packs, AR_FAST_CPU_KERNEL(masked_grad_input_columns));
     return dx;
   }
-  const Tiles tiles(dy, true, mask.plan().rows);
   const std::vector<int32_t> starts = mask.nested() ? mask.starts() : std::vector<int32_t>();
+  if (mask.nested() && mask.sorted() && weight.scalar_type() == dy.scalar_type()) {
+    const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
+                               dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr};
+    grad_input_in_place(mask, arguments, dy.scalar_type() == at::kDouble);
+    return dx;
+  }
+  const Tiles tiles(dy, true, mask.plan().rows);
   const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch, nullptr,
                              weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr};
   const std::vector<int64_t> bounds = make_panels(mask, in_features, tiles.count);
