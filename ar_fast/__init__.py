@@ -1,9 +1,10 @@
 """Fast layers and kernels for autoregressive generative models in PyTorch."""
 
-from . import functional, heads, masks, models, nn, orderings, reference
+from . import functional, heads, masks, models, nn, orderings, reference, training
 from ._library import explain, info
 from ._version import __version__
 from .autoregressive import Dependence, check_autoregressive
+from .compare import compare
 from .masks import Mask
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Mask",
     "__version__",
     "check_autoregressive",
+    "compare",
     "explain",
     "functional",
     "heads",
@@ -20,4 +22,5 @@ __all__ = [
     "nn",
     "orderings",
     "reference",
+    "training",
 ]

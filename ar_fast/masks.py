@@ -145,6 +145,10 @@ class Mask:
         """The (O, I) bool matrix."""
         return reference.mask_from_plan((self.out_features, self.in_features), *self.plan)
 
+    def count(self) -> int:
+        """How many of its elements are True."""
+        return int(self.dense_mask.sum() if self.extents is None else self.extents.sum())
+
     def to(self, device: torch.device | str) -> Mask:
         """The same mask with its plan on another device."""
         moved = (tensor if tensor is None else tensor.to(device) for tensor in self.plan)
@@ -155,8 +159,7 @@ class Mask:
         shape = f"out_features={self.out_features}, in_features={self.in_features}"
         if self.device.type == "meta" or self.out_features * self.in_features == 0:
             return f"Mask({shape}, plan={kind!r})"
-        seen = self.dense_mask.sum() if self.extents is None else self.extents.sum()
-        density = int(seen) / (self.out_features * self.in_features)
+        density = self.count() / (self.out_features * self.in_features)
         return f"Mask({shape}, plan={kind!r}, density={density:.3})"
 
 

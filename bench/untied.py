@@ -62,18 +62,6 @@ def small_digits() -> reproduce.Data:
     return reproduce.Data(*images.split([1200, 297, 300]))
 
 
-def effective_parameters(model: reproduce.Model) -> int:
-    """Without those that are masked."""
-    variables = model.variables
-    pairs = variables * (variables - 1) // 2
-    if isinstance(model, FVSBN):
-        return pairs + variables
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if isinstance(model, ARMLP):
-        count -= model.in_weight.numel() - pairs * model.hidden_features
-    return count
-
-
 def compare(data: reproduce.Data, entries: Sequence[Entry], recipe: reproduce.Recipe) -> list[list[str]]:
     rows = []
     for entry in entries:
@@ -85,7 +73,7 @@ def compare(data: reproduce.Data, entries: Sequence[Entry], recipe: reproduce.Re
         rows.append([
             entry.name,
             str(entry.hidden_features or ""),
-            f"{effective_parameters(model):,}",
+            f"{model.count_parameters():,}",
             f"{history[-1]['seconds'] / entry.epochs:.3g}",
             f"{max(line['validation'] for line in history):.2f}",
             f"{test.mean().item():.2f} ± {test.std().item() / len(test) ** 0.5:.2f}",

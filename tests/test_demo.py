@@ -16,13 +16,13 @@ from ar_fast.demo import data, pictures
 from ar_fast.demo.__main__ import main
 from ar_fast.demo.compare import compare_training
 from ar_fast.demo.plain import plain_twin
-from ar_fast.demo.train import Settings, log_likelihoods, train
+from ar_fast.training import Settings, log_likelihoods, shift, train
 
 
 @pytest.fixture
 def small_images() -> data.Images:
     images = data.load_images("digits")
-    return data.Images("", "", images.train[:200], images.validation, images.test)
+    return data.Images(images.train[:200], images.validation, images.test, "", "")
 
 
 def run(tmp_path, *arguments: str) -> tuple[str, dict]:
@@ -94,12 +94,12 @@ def test_shift_moves_and_fills_with_zeros():
     image = torch.zeros(300, 6, 5, dtype=torch.uint8)
     image[:, 2, 3] = 1
     image[:, 5, 0] = 1
-    moved = data.shift(image, 1, torch.Generator().manual_seed(0))
+    moved = shift(image, 1, torch.Generator().manual_seed(0))
     places = {tuple(place[1:]) for place in moved[:, :4, 1:].nonzero().tolist()}
     assert places == {(row, column - 1) for row in (1, 2, 3) for column in (2, 3, 4)}
     # The pixel in the corner leaves the image in five of the nine moves.
     assert set(moved.sum((1, 2)).tolist()) == {1, 2}
-    assert data.shift(image, 0, torch.Generator()) is image
+    assert shift(image, 0, torch.Generator()) is image
 
 
 def test_independent_pixels_equals_its_definition(small_images):

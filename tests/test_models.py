@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_cases import CASES, FIXED_ORDER_KINDS, KINDS, make_context, make_model, random_binary
 
-from ar_fast import models, orderings, reference
+from ar_fast import heads, models, orderings, reference
 
 FIXED_SEED = 0
 
@@ -327,6 +327,25 @@ def test_what_is_masked_has_no_effect_and_no_gradient(kind, device):
         weight[masked] = torch.nan
     torch.testing.assert_close(model.log_prob(x), expected)
     assert torch.equal(model.sample(5, seed=0), x)
+
+
+@pytest.mark.parametrize("categories", [None, 3, [2, 1, 4, 3, 2, 5]])
+@pytest.mark.parametrize("kind", ["FVSBN", "ARMLP", "MADE"])
+def test_the_parameters_that_count_are_those_with_a_gradient(kind, categories):
+    head = None if categories is None else heads.Categorical(categories)
+    model = make_model(kind, 6, 2, head=head)
+    x = model.sample((200, 20), make_context(2, 20), seed=0)
+    model.log_prob(x, make_context(2, 20)).sum().backward()
+    used = sum(int((parameter.grad != 0).sum()) for parameter in model.parameters())
+    # One category alone is always likely as can be: its own logit has no gradient.
+    certain = 0
+    if isinstance(categories, list):
+        inputs_before = sum(categories[i] for i in model.order.tolist()[: model.order.tolist().index(1)])
+        certain = {"FVSBN": inputs_before + 1 + 2, "ARMLP": 5 * (inputs_before + 1 + 1 + 2) + 1}.get(kind)
+    if certain is not None:
+        assert model.count_parameters() == used + certain
+    else:
+        assert used <= model.count_parameters() < sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_armlp_that_does_not_fit_into_memory_is_refused():

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("matplotlib", reason="needs the bench extra")
 pytest.importorskip("sklearn", reason="needs the bench extra")
@@ -13,7 +12,6 @@ pytest.importorskip("sklearn", reason="needs the bench extra")
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from ar_fast import models
 from bench import untied
 
 
@@ -32,18 +30,6 @@ def test_the_table_of_small_digits(tmp_path, capsys):
         2 * 64 * 100 + 100 + 64,
     ]
     assert all(-45 < float(nats) < -15 for row in rows for nats in row[4:])
-
-
-@pytest.mark.parametrize("variables", [1, 8, 21])
-def test_effective_parameters_are_those_with_a_gradient(variables):
-    x = torch.rand(50, variables, dtype=torch.float64)
-    for model in (models.FVSBN(variables), models.ARMLP(variables, 3), models.NADE(variables, 3)):
-        model = model.double()
-        model.validate_args = False
-        model.log_prob(x).sum().backward()
-        last = model.in_weight.shape[1] if isinstance(model, models.NADE) else 0  # the last variable feeds nothing
-        count = sum(int((parameter.grad != 0).sum()) for parameter in model.parameters())
-        assert untied.effective_parameters(model) == count + last
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path, capsys):

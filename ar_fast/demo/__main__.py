@@ -9,11 +9,11 @@ import click
 import torch
 
 from ..models import MADE, NADE
+from ..training import Settings, log_likelihoods, train
 from .compare import compare_sampling, compare_training
 from .data import Images, independent_pixels, load_images
 from .pictures import save_grid, save_learning_curve
 from .report import environment, table
-from .train import Settings, log_likelihoods, train
 
 SAMPLES = 100
 COMPLETED = 10

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from .._timing import interleave
 from ..models import MADE, NADE
+from ..training import Settings, make_optimizer, train_step
 from .plain import plain_twin
-from .train import Settings, make_optimizer, train_step
 
 
 @dataclass(frozen=True)

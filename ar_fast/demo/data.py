@@ -6,31 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from ..training import Split
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Split):
     """Binary images, (N, height, width) of 0 and 1 in uint8 in each part."""
 
     name: str
     binarization: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
         return tuple(self.train.shape[1:])
 
     def to(self, device: torch.device) -> "Images":
-        return Images(
-            self.name,
-            self.binarization,
-            self.train.to(device),
-            self.validation.to(device),
-            self.test.to(device),
-        )
+        parts = (part.to(device) for part in (self.train, self.validation, self.test))
+        return Images(*parts, self.name, self.binarization)
 
 
 def binarize(pixels: np.ndarray) -> tuple[np.ndarray, str]:
@@ -113,19 +106,7 @@ def load_images(source: str, seed: int = 0) -> Images:
     # One threshold for all three parts.
     pixels, binarization = binarize(np.concatenate(parts))
     images = torch.from_numpy(as_images(pixels)).contiguous()
-    return Images(name, binarization, *images.split(lengths))
-
-
-def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Moves every image by up to `pixels` in both directions, each by its own random amount; zeros come in."""
-    if pixels == 0:
-        return images
-    count, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (pixels,) * 4)
-    moves = torch.randint(0, 2 * pixels + 1, (2, count, 1, 1), generator=generator).to(images.device)
-    rows = moves[0] + torch.arange(height, device=images.device)[:, None]
-    columns = moves[1] + torch.arange(width, device=images.device)
-    return padded[torch.arange(count, device=images.device)[:, None, None], rows, columns]
+    return Images(*images.split(lengths), name, binarization)
 
 
 def independent_pixels(images: Images) -> float:

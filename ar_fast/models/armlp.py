@@ -158,6 +158,11 @@ class ARMLP(AutoregressiveModel):
         rows = [(end - begin) * self._input_rows(offsets, end - 1) for begin, end in self._blocks()]
         return [0, *itertools.accumulate(rows)]
 
+    def _masked_parameters(self) -> int:
+        offsets = self._offset_list()
+        seen = sum(self._input_rows(offsets, position) for position in range(self.variables))
+        return self.in_weight.numel() - seen * self.hidden_features
+
     def _offsets(self, offsets: list[int]) -> Tensor | None:
         return None if isinstance(self.counts, int) else torch.tensor(offsets, device=self.device)
 

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from .. import heads, orderings, reference
+from ..nn import MaskedLinear
 from . import _files, _inputs
 from .distribution import AutoregressiveDistribution
 from .sampling import Request, Sampling
@@ -466,6 +467,20 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if mean.shape != self.event_shape:
             raise ValueError(f"{self._name}: mean must have shape {tuple(self.event_shape)}, got {tuple(mean.shape)}")
         self._set_output_bias(self.head.parameters_from_mean(mean.reshape(-1).to(self.device, torch.float64)))
+
+    def count_parameters(self) -> int:
+        """How many numbers the density depends on: masked weights do not count.
+
+        Example:
+            >>> from ar_fast.models import FVSBN
+            >>> FVSBN(3).count_parameters()
+            6
+        """
+        return sum(parameter.numel() for parameter in self.parameters()) - self._masked_parameters()
+
+    def _masked_parameters(self) -> int:
+        layers = [module for module in self.modules() if isinstance(module, MaskedLinear)]
+        return sum(layer.weight.numel() - layer.mask.count() for layer in layers)
 
     def save(self, directory: str | Path) -> None:
         """Writes model.safetensors and config.json into directory, which is made where needed."""

@@ -102,6 +102,9 @@ class FVSBN(AutoregressiveModel):
     def config(self) -> dict[str, Any]:
         return self._base_config()
 
+    def _masked_parameters(self) -> int:
+        return self.weight.numel() - self._mask(self._offsets()).count()
+
     # Places.
 
     @property

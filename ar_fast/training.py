@@ -1,4 +1,9 @@
-"""Training by maximum likelihood: shuffled batches, small shifts, AdamW, early stopping on validation."""
+"""Training by maximum likelihood: shuffled batches, small shifts, AdamW, early stopping on validation.
+
+Enough for the demo and for ``ar_fast.compare``; a model is a torch.nn.Module, and any other loop trains it as well.
+"""
+
+from __future__ import annotations
 
 import copy
 import time
@@ -8,13 +13,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import Images, shift
+__all__ = ["Settings", "Split", "Training", "log_likelihoods", "make_optimizer", "shift", "train", "train_step"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Events in three parts, (N, *event_shape) each, as the models' log_prob takes them."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train. learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's; shift is the largest
-    move of an image in pixels; patience is how many epochs may pass without a better validation."""
+    move of an image, (height, width), in pixels; patience is how many epochs may pass without a better validation."""
 
     epochs: int = 100
     batch_size: int = 128
@@ -43,25 +57,41 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
-    """One step of maximum likelihood. Returns the loss, the mean negative log-likelihood in nats."""
+    """One step of maximum likelihood, or on the model's own ``loss`` where it has one (DeepNADE).
+
+    Returns:
+        The mean loss, in nats.
+    """
     optimizer.zero_grad()
-    loss = -model.log_prob(x).mean()
+    loss = (model.loss(x) if hasattr(model, "loss") else -model.log_prob(x)).mean()
     loss.backward()
     optimizer.step()
     return loss.detach()
 
 
 @torch.no_grad()
-def log_likelihoods(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """log p(x) in nats of every image, (N,) in float64."""
-    return torch.cat([model.log_prob(batch).double() for batch in images.split(batch_size)])
+def log_likelihoods(model: nn.Module, events: Tensor, batch_size: int = 500) -> Tensor:
+    """log p(x) in nats of every event, (N,) in float64."""
+    return torch.cat([model.log_prob(batch).double() for batch in events.split(batch_size)])
 
 
-def train(model: nn.Module, images: Images, settings: Settings, *, progress: bool = True) -> Training:
+def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Moves every image by up to `pixels` in both directions, each by its own random amount; zeros come in."""
+    if pixels == 0:
+        return images
+    count, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (pixels,) * 4)
+    moves = torch.randint(0, 2 * pixels + 1, (2, count, 1, 1), generator=generator).to(images.device)
+    rows = moves[0] + torch.arange(height, device=images.device)[:, None]
+    columns = moves[1] + torch.arange(width, device=images.device)
+    return padded[torch.arange(count, device=images.device)[:, None, None], rows, columns]
+
+
+def train(model: nn.Module, data: Split, settings: Settings, *, progress: bool = True) -> Training:
     """Trains in place and leaves the parameters of the epoch with the best validation log-likelihood."""
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = make_optimizer(model, settings)
-    steps = -(-len(images.train) // settings.batch_size)
+    steps = -(-len(data.train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, settings.epochs * steps, settings.learning_rate / 20
     )
@@ -69,14 +99,14 @@ def train(model: nn.Module, images: Images, settings: Settings, *, progress: boo
     start = time.perf_counter()
     with tqdm(total=settings.epochs * steps, desc="training", unit="step", disable=not progress) as bar:
         for epoch in range(1, settings.epochs + 1):
-            total, chosen = 0.0, torch.randperm(len(images.train), generator=generator).to(images.train.device)
+            total, chosen = 0.0, torch.randperm(len(data.train), generator=generator).to(data.train.device)
             for index in chosen.split(settings.batch_size):
-                batch = shift(images.train[index], settings.shift, generator)
+                batch = shift(data.train[index], settings.shift, generator)
                 total += train_step(model, optimizer, batch).item() * len(index)
                 schedule.step()
                 bar.update()
-            validation = log_likelihoods(model, images.validation).mean().item()
-            result.history.append({"epoch": epoch, "train": -total / len(images.train), "validation": validation})
+            validation = log_likelihoods(model, data.validation).mean().item()
+            result.history.append({"epoch": epoch, "train": -total / len(data.train), "validation": validation})
             if validation > best:
                 best, result.best_epoch = validation, epoch
                 kept = copy.deepcopy(model.state_dict())

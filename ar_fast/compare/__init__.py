@@ -1,0 +1,147 @@
+"""Several models, trained on the same data, in one table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..models.base import AutoregressiveModel
+from ..training import Settings, Split, log_likelihoods, train
+
+__all__ = ["Comparison", "Entry", "compare"]
+
+SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model after its training, and its line of the table.
+
+    Attributes:
+        parameters: how many numbers the density depends on (``model.count_parameters()``).
+        test: mean log-likelihood of the test part, in nats.
+        standard_error: of that mean.
+        epochs: how many were trained; the one with the best validation is kept.
+        seconds_per_epoch: with its validation.
+        seconds_per_100_samples: median of five times drawing 100 events.
+    """
+
+    name: str
+    model: AutoregressiveModel
+    parameters: int
+    test: float
+    standard_error: float
+    epochs: int
+    seconds_per_epoch: float
+    seconds_per_100_samples: float
+
+
+class Comparison(list[Entry]):
+    """The entries in the order of the models; as a string, a table."""
+
+    def __str__(self) -> str:
+        header = ("model", "parameters", "test, nats", "seconds per epoch", "seconds per 100 samples")
+        lines = [
+            (
+                entry.name,
+                f"{entry.parameters:,}",
+                f"{entry.test:.2f} ± {entry.standard_error:.2f}",
+                f"{entry.seconds_per_epoch:.3g}",
+                f"{entry.seconds_per_100_samples:.2g}",
+            )
+            for entry in self
+        ]
+        rows = [header, *lines]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        cells = [
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            for row in rows
+        ]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
+
+
+def compare(
+    models: Sequence[AutoregressiveModel] | Mapping[str, AutoregressiveModel],
+    data: Split,
+    settings: Settings | Sequence[Settings] | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Trains each model in place by maximum likelihood, and measures it on the test part.
+
+    Args:
+        models: models of one event shape; a name for each, else the names of their classes. A model with a ``loss`` of
+            its own, as DeepNADE, is trained on that.
+        data: the events, on the models' device.
+        settings: how to train, the same for all or one for each; None is ``Settings()``, without random shifts.
+        seed: of the samples that are drawn.
+        progress: show progress bars.
+
+    Returns:
+        One entry for each model; ``print`` it for a table.
+
+    Raises:
+        ValueError: for no models, an empty part, or another number of settings.
+
+    Example:
+        >>> from ar_fast.models import FVSBN, NADE
+        >>> from ar_fast.training import Settings, Split
+        >>> data = Split(*torch.randint(0, 2, (300, 8)).split(100))
+        >>> table = compare([FVSBN(8), NADE(8, 4)], data, Settings(epochs=1, shift=0), progress=False)
+        >>> [entry.parameters for entry in table]
+        [36, 76]
+    """
+    named = dict(models) if isinstance(models, Mapping) else _by_class(models)
+    if not named:
+        raise ValueError("compare: models must be one or more, got none")
+    for part in ("train", "validation", "test"):
+        if len(getattr(data, part)) == 0:
+            raise ValueError(f"compare: data must have events in every part, got none in {part}")
+    if settings is None or isinstance(settings, Settings):
+        each = [settings or Settings(shift=0)] * len(named)
+    else:
+        each = list(settings)
+    if len(each) != len(named):
+        raise ValueError(f"compare: settings must be one or one for each of {len(named)} models, got {len(each)}")
+    entries = zip(named.items(), each, strict=True)
+    return Comparison(_entry(name, model, data, own, seed, progress) for (name, model), own in entries)
+
+
+def _by_class(models: Sequence[AutoregressiveModel]) -> dict[str, AutoregressiveModel]:
+    names = [type(model).__name__ for model in models]
+    numbered = [
+        name if names.count(name) == 1 else f"{name} {1 + names[:index].count(name)}"
+        for index, name in enumerate(names)
+    ]
+    return dict(zip(numbered, models, strict=True))
+
+
+def _entry(name: str, model: AutoregressiveModel, data: Split, settings: Settings, seed: int, progress: bool) -> Entry:
+    training = train(model, data, settings, progress=progress)
+    test = log_likelihoods(model, data.test)
+    epochs = len(training.history)
+    return Entry(
+        name=name,
+        model=model,
+        parameters=model.count_parameters(),
+        test=test.mean().item(),
+        standard_error=test.std().item() / len(test) ** 0.5 if len(test) > 1 else float("nan"),
+        epochs=epochs,
+        seconds_per_epoch=training.seconds / epochs,
+        seconds_per_100_samples=_seconds_to_draw(model, seed),
+    )
+
+
+def _seconds_to_draw(model: AutoregressiveModel, seed: int) -> float:
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        model.sample(SAMPLES, seed=seed).cpu()
+        seconds.append(time.perf_counter() - start)
+    # The first warms the caches.
+    return torch.tensor(seconds[1:]).median().item()
