@@ -1,7 +1,5 @@
 """ar_fast.compare: the table of several trained models, and its command."""
 
-# ruff: noqa: E402 (the command is imported where its extra is installed)
-
 import math
 
 import pytest
