@@ -138,9 +138,10 @@ class PackedInput {
 template <Form F, Activation A, typename T, size_t N>
 AR_FAST_INLINE std::array<Vec<T>, N> activate_vectors(const std::array<Vec<T>, N>& a, T scale) {
   return vectors<N>([&](auto u) {
+    constexpr bool divides = decltype(u)::value % 2 == 0;
     if constexpr (F == Form::odds) return sigmoid_of_odds<T>(a[u]);
-    else if constexpr (F == Form::scaled_pre_activations) return activate_state<A, T>(a[u] * Vec<T>(scale));
-    else return activate_state<A, T>(a[u]);
+    else if constexpr (F == Form::scaled_pre_activations) return activate_state<A, T, divides>(a[u] * Vec<T>(scale));
+    else return activate_state<A, T, divides>(a[u]);
   });
 }
 

@@ -77,7 +77,9 @@ AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T
     store_vectors(state, a);
   }
   const Vec<T> factor(state_unit<A, T>() * scale);
-  store_vectors(vectors<strip_vectors>([&](auto u) { return activate_state<A, T>(state[u] * factor); }), h);
+  store_vectors(vectors<strip_vectors>([&](auto u) {
+    return activate_state<A, T, decltype(u)::value % 2 == 0>(state[u] * factor);
+  }), h);
 }
 
 template <Activation A, typename S, typename T>

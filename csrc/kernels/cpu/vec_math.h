@@ -196,50 +196,56 @@ AR_FAST_INLINE Vec<T> exp_neg(const Vec<T>& x) {
   return x.neg().exp();
 }
 
-// 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that unit saves the
-// reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
-template <typename T>
-AR_FAST_INLINE Vec<T> logistic_exp2(const Vec<T>& t) {
-  return Vec<T>(T(1)) / (Vec<T>(T(1)) + (t * Vec<T>(T(0.693147180559945309417))).exp());
-}
-
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 #define AR_FAST_FAST_SIGMOID
-// exp2(f) = 1 + f p(f) on [-1/2, 1/2], p of degree 4 fitted for the least largest relative error (1.1e-7).
-constexpr float exp2_c1 = 0.6931470036506653f, exp2_c2 = 0.24022242426872253f, exp2_c3 = 0.05550733581185341f,
-                exp2_c4 = 0.009671512991189957f, exp2_c5 = 0.001326472731307149f;
+// exp2(f) = 1 + f p(f) on [0, 1], p of degree 4 fitted for the least largest relative error (8e-8).
+constexpr float exp2_c1 = 0.6931512951850891f, exp2_c2 = 0.24016444385051727f, exp2_c3 = 0.05579992011189461f,
+                exp2_c4 = 0.009017025120556355f, exp2_c5 = 0.0018671314464882016f;
 constexpr float log2e_high = 1.44269502f, log2e_low = 1.92596299e-8f;
 constexpr float logistic_highest = 127.f;
 #endif
 
+// logistic_exp2 is 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that unit
+// saves the reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
+
 #if defined(CPU_CAPABILITY_AVX512)
-// p(f) 2^n, p the polynomial above.
-AR_FAST_INLINE __m512 exp2_from_parts(__m512 f, __m512 n) {
+// 2^f 2^n, where n is t rounded down.
+AR_FAST_INLINE __m512 exp2_from_parts(__m512 f, __m512 t) {
   __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(exp2_c5), _mm512_set1_ps(exp2_c4));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c3));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c2));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(exp2_c1));
   p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.f));
-  return _mm512_scalef_ps(p, n);
+  return _mm512_scalef_ps(p, t);
 }
 
-AR_FAST_INLINE __m512 logistic_from_parts(__m512 f, __m512 n) {
-  const __m512 d = _mm512_add_ps(_mm512_set1_ps(1.f), exp2_from_parts(f, n));
-  const __m512 r = _mm512_rcp14_ps(d);
-  return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(1.f)), r);
+// By a division, which is right for infinity too and keeps the other units free; or by a Newton step on an estimate,
+// which keeps the divider free and is for finite numbers.
+template <bool Divides>
+AR_FAST_INLINE __m512 reciprocal(__m512 d) {
+  if constexpr (Divides) {
+    return _mm512_div_ps(_mm512_set1_ps(1.f), d);
+  } else {
+    const __m512 r = _mm512_rcp14_ps(d);
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(1.f)), r);
+  }
 }
 
-template <>
+AR_FAST_INLINE __m512 logistic_from_parts(__m512 f, __m512 t) {
+  return reciprocal<false>(_mm512_add_ps(_mm512_set1_ps(1.f), exp2_from_parts(f, t)));
+}
+
+template <bool Divides>
 AR_FAST_INLINE Vec<float> logistic_exp2(const Vec<float>& exponent) {
-  // min returns its second operand where one is NaN; reduce is t - round(t), and 0 where t is infinite.
-  const __m512 t = _mm512_min_ps(_mm512_set1_ps(logistic_highest), exponent);
-  const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return logistic_from_parts(f, _mm512_sub_ps(t, f));
+  // min returns its second operand where one is NaN; reduce is t - floor(t), and 0 where t is infinite.
+  const __m512 t = Divides ? static_cast<__m512>(exponent) : _mm512_min_ps(_mm512_set1_ps(logistic_highest), exponent);
+  const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return reciprocal<Divides>(_mm512_add_ps(_mm512_set1_ps(1.f), exp2_from_parts(f, t)));
 }
 
 // f and n of exp(-y): 2^f 2^n. The fused products give back what rounding y log2(e) lost.
 AR_FAST_INLINE void exp_neg_parts(__m512 y, __m512& f, __m512& n) {
-  n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(-log2e_high)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(-log2e_high)), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   f = _mm512_fnmsub_ps(y, _mm512_set1_ps(log2e_high), n);
   f = _mm512_fnmadd_ps(y, _mm512_set1_ps(log2e_low), f);
 }
@@ -271,11 +277,11 @@ AR_FAST_INLINE __m256 logistic_from_parts(__m256 f, __m256 n) {
   return _mm256_div_ps(_mm256_set1_ps(1.f), _mm256_add_ps(_mm256_set1_ps(1.f), _mm256_mul_ps(p, scale)));
 }
 
-template <>
+template <bool Divides>
 AR_FAST_INLINE Vec<float> logistic_exp2(const Vec<float>& exponent) {
   const __m256 t = _mm256_max_ps(_mm256_set1_ps(-2 * logistic_highest),
                                  _mm256_min_ps(_mm256_set1_ps(logistic_highest), exponent));
-  const __m256 n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 n = _mm256_round_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   return logistic_from_parts(_mm256_sub_ps(t, n), n);
 }
 
@@ -284,7 +290,7 @@ AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
   // x as far as it matters: 88.02 log2(e) = 127.
   const __m256 y = _mm256_max_ps(_mm256_set1_ps(-88.02f), _mm256_min_ps(_mm256_set1_ps(110.f), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(y, _mm256_set1_ps(-log2e_high)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+                                   _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const __m256 f = _mm256_fnmsub_ps(y, _mm256_set1_ps(log2e_high), n);
   return logistic_from_parts(_mm256_fnmadd_ps(y, _mm256_set1_ps(log2e_low), f), n);
 }
@@ -322,11 +328,12 @@ constexpr T state_unit() {
   return T(1);
 }
 
-// f(pre-activation), from a state in that unit.
-template <Activation A, typename T>
+// f(pre-activation), from a state in that unit. Every other vector had better divide: then the divider works beside the
+// units that multiply and add, and holds up neither.
+template <Activation A, typename T, bool Divides = false>
 AR_FAST_INLINE Vec<T> activate_state(const Vec<T>& state) {
 #if defined(AR_FAST_FAST_SIGMOID)
-  if constexpr (A == Activation::sigmoid && std::is_same_v<T, float>) return logistic_exp2<T>(state);
+  if constexpr (A == Activation::sigmoid && std::is_same_v<T, float>) return logistic_exp2<Divides>(state);
 #endif
   return activate<A, T>(state);
 }
@@ -337,8 +344,7 @@ AR_FAST_INLINE Vec<T> sigmoid_of_odds(const Vec<T>& odds) {
   const Vec<T> sum = Vec<T>(T(1)) + odds;
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, float>) {
-    const __m512 r = _mm512_rcp14_ps(sum);
-    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(sum, r, _mm512_set1_ps(1.f)), r);
+    return reciprocal<false>(sum);
   }
 #endif
   return Vec<T>(T(1)) / sum;
