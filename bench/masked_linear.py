@@ -89,6 +89,10 @@ def _training(batch: int, in_features: int, out_features: int, settings: Setting
     makers = {
         OURS: lambda: Contender(gradients(ours, x, weight, bias, grad), tuple),
         PRODUCT: lambda: Contender(gradients(product, x, weight, bias, grad), tuple),
+        # Its gradient of the masked weights, which an optimizer would have to mask again, is not compared.
+        BEFOREHAND: lambda: Contender(
+            gradients(F.linear, x, weight * dense, bias, grad), lambda result: (result[0], result[1] * dense, result[2])
+        ),
     }
     return Built(makers, against(reference))
 
@@ -105,6 +109,13 @@ def cases(settings: Settings) -> Iterator[Case]:
         sizes = "B {}, I {}, O {}".format(*size)
         return Case(f"masked_linear, {name}", sizes, "random normal", build, contenders)
 
+    # Layers of MADEs as they are used, with their gradients.
+    for size in settings.linear_layers:
+        build = partial(_forward, *size, settings)
+        yield case("a layer, forward", size, build, [OURS, PRODUCT, BEFOREHAND])
+    for size in settings.linear_layers:
+        build = partial(_training, *size, settings)
+        yield case("a layer, forward + backward", size, build, [OURS, PRODUCT, BEFOREHAND])
     contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
     if settings.full and settings.compile_seconds > 0:
         contenders.append(COMPILED)

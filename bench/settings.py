@@ -35,3 +35,10 @@ class Settings:
     @property
     def linear_features(self) -> tuple[int, ...]:
         return (16, 40) if self.tiny else (64, 512, 2048, 8000)
+
+    @property
+    def linear_layers(self) -> tuple[tuple[int, int, int], ...]:
+        """B, I, O."""
+        if self.tiny:
+            return ((3, 16, 40),)
+        return ((512, 784, 8000), (512, 2048, 2048), (512, 8000, 784), (32, 8000, 8000), (64, 64, 64))
