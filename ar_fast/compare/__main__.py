@@ -67,7 +67,7 @@ def save_samples(path: Path, table: Comparison, test: Tensor, seed: int) -> None
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_frame_on(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     pyplot.close(figure)
 
 
