@@ -441,6 +441,7 @@ def _masked_mlp_sample(
     biases: list[Tensor],
     extents: list[Tensor],
     unit_ends: list[Tensor],
+    program: list[int],
     order: Tensor | None,
     in_offsets: Tensor | None,
     out_offsets: Tensor | None,
@@ -460,46 +461,79 @@ def _masked_mlp_sample(
     op = "masked_mlp_sample"
     if variables < 1:
         raise RuntimeError(f"{op}: variables must be positive, got {variables}")
-    layers = len(weights)
-    for name, tensors, count in (("biases", biases, layers), ("extents", extents, layers)):
+    steps = _program(op, program)
+    reads = [[source for source in (first, second) if source >= 0] for first, second, _, _ in steps]
+    terms, layers = sum(map(len, reads)), len(steps)
+    for name, tensors, of, count in (
+        ("weights", weights, "term of program", terms),
+        ("extents", extents, "term of program", terms),
+        ("biases", biases, "layer", layers),
+        ("unit_ends", unit_ends, "layer but the last", layers - 1),
+    ):
         if len(tensors) != count:
-            raise RuntimeError(f"{op}: {name} must hold as many tensors as weights, {count}, got {len(tensors)}")
-    if len(unit_ends) != layers - 1:
-        raise RuntimeError(f"{op}: unit_ends must hold one tensor per hidden layer, {layers - 1}, got {len(unit_ends)}")
-    in_rows, out_rows = weights[0].shape[1], weights[-1].shape[0]
+            raise RuntimeError(f"{op}: {name} must hold one tensor per {of}, {count}, got {len(tensors)}")
+    widths, term = [weights[0].shape[1]], 0
+    for k, (sources, (_, _, add, _)) in enumerate(zip(reads, steps, strict=True)):
+        units = weights[term].shape[0] if sources else widths[add]
+        for source in sources:
+            _shape(op, f"weights[{term}]", weights[term], f"({units}, {widths[source]})", units, widths[source])
+            _shape(op, f"extents[{term}]", extents[term], f"({units})", units)
+            _like(op, f"weights[{term}]", weights[term], "weights[0]", weights[0])
+            term += 1
+        if add >= 0 and widths[add] != units:
+            raise RuntimeError(
+                f"{op}: layer {k} of program must add a value of as many units, {units}, got {widths[add]}"
+            )
+        if biases[k].dim() == 2:
+            _shape(op, f"biases[{k}]", biases[k], f"({units}) or (B, {units})", state.shape[0], units)
+        elif biases[k].shape != (0,):
+            _shape(op, f"biases[{k}]", biases[k], f"({units})", units)
+        if k < layers - 1:
+            _shape(op, f"unit_ends[{k}]", unit_ends[k], "(D)", variables)
+        widths.append(units)
+    in_rows, out_rows = widths[0], widths[-1]
     _indices(op, "in_offsets", in_offsets, "(D + 1)", variables + 1, weights[0])
     _indices(op, "out_offsets", out_offsets, "(D + 1)", variables + 1, weights[0])
     for name, offsets, rows, of in (
         ("in_offsets", in_offsets, in_rows, "columns of weights[0]"),
-        ("out_offsets", out_offsets, out_rows, "rows of the last of weights"),
+        ("out_offsets", out_offsets, out_rows, "units of the last layer"),
     ):
         if offsets is None and (rows == 0 or rows % variables):
             raise RuntimeError(f"{op}: {of} must be a multiple of D = {variables} unless {name} is given, got {rows}")
-    _head(op, head, levels, "the last of weights", out_rows, variables, out_offsets)
+    _head(op, head, levels, "the last layer", out_rows, variables, out_offsets)
     if head != "categorical" and (in_offsets is not None or in_rows != variables):
         raise RuntimeError(
             f"{op}: weights[0] must have one column per variable, {variables}, but for a categorical head, "
             f"got shape {list(weights[0].shape)}"
         )
-    below = in_rows
-    for k in range(layers):
-        units = weights[k].shape[0]
-        _shape(op, f"weights[{k}]", weights[k], f"(units, {below})", None, below)
-        _shape(op, f"extents[{k}]", extents[k], f"({units})", units)
-        _like(op, f"weights[{k}]", weights[k], "weights[0]", weights[0])
-        if k == 0 and biases[k].dim() == 2:
-            _shape(op, "biases[0]", biases[0], f"({units}) or (B, {units})", state.shape[0], units)
-        else:
-            _shape(op, f"biases[{k}]", biases[k], f"({units})", units)
-        if k < layers - 1:
-            _shape(op, f"unit_ends[{k}]", unit_ends[k], "(D)", variables)
-        below = units
-    width = in_rows + sum(weight.shape[0] for weight in weights[:-1])
-    _shape(op, "state", state, f"(B, R_in + hidden units) = (B, {width})", None, width)
+    features = sum(widths[:-1])
+    _shape(op, "state", state, f"(B, R_in + units of all layers but the last) = (B, {features})", None, features)
     _dtype(op, "state", state, reference.compute_dtype(weights[0].dtype))
     _indices(op, "order", order, "(D)", variables, weights[0])
     _draws(op, state, variables, given, known, start, stop, temperature)
     _one_of(op, "activation", activation, reference.MLP_ACTIVATIONS)
+
+
+def _program(op: str, program: list[int]) -> list[list[int]]:
+    """The four numbers of each layer of a masked_mlp_sample."""
+    if not program or len(program) % 4 or len(program) // 4 > 33:
+        raise RuntimeError(f"{op}: program must have 4 numbers for each of 1 to 33 layers, got {len(program)} numbers")
+    steps = [program[i : i + 4] for i in range(0, len(program), 4)]
+    for layer, (first, second, add, activated) in enumerate(steps):
+        for j, value in enumerate((first, second, add)):
+            if not -1 <= value <= layer:
+                raise RuntimeError(
+                    f"{op}: program[{4 * layer + j}] must be -1 or a value before layer {layer}, "
+                    f"0 ... {layer}, got {value}"
+                )
+        if activated not in (0, 1):
+            raise RuntimeError(f"{op}: program[{4 * layer + 3}] must be 0 or 1, got {activated}")
+        if first < 0 and (second >= 0 or add < 0 or layer == 0):
+            or_none = ", or no term and a value added" if layer else ""
+            raise RuntimeError(
+                f"{op}: layer {layer} of program must have a first term{or_none}, got {[first, second, add]}"
+            )
+    return steps
 
 
 CHECKS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from . import _checks, _library, reference
 from .masks import Mask
 
 __all__ = [
+    "MlpLayer",
     "armlp_sample",
     "fvsbn_sample",
     "head_log_prob",
@@ -521,6 +522,35 @@ def _check_mask(op: str, weight: Tensor, mask: Mask) -> None:
         )
 
 
+class MlpLayer(NamedTuple):
+    """A layer of the program of :func:`masked_mlp_sample`. Value 0 is the columns, value l + 1 what layer l gives.
+
+    Attributes:
+        sources: the value that each term reads; two terms at most, and none where a value is added.
+        add: the value added, of as many units; None adds nothing.
+        activated: apply the activation.
+
+    Example:
+        >>> MlpLayer((0,), activated=False).numbers()
+        [0, -1, -1, 0]
+    """
+
+    sources: tuple[int, ...] = ()
+    add: int | None = None
+    activated: bool = True
+
+    def numbers(self) -> list[int]:
+        """The layer as the op takes it.
+
+        Raises:
+            ValueError: if there are more than two sources.
+        """
+        if len(self.sources) > 2:
+            raise ValueError(f"MlpLayer: sources must be at most two values, got {self.sources}")
+        first, second = (*self.sources, -1, -1)[:2]
+        return [first, second, -1 if self.add is None else self.add, int(self.activated)]
+
+
 def masked_mlp_sample(
     state: Tensor,
     weights: Sequence[Tensor],
@@ -528,6 +558,7 @@ def masked_mlp_sample(
     extents: Sequence[Tensor],
     unit_ends: Sequence[Tensor],
     *,
+    program: Sequence[MlpLayer] | None = None,
     seed: int,
     variables: int | None = None,
     order: Tensor | None = None,
@@ -547,21 +578,25 @@ def masked_mlp_sample(
     r"""Draws the variables at positions start ... stop-1 of a MADE, in one pass.
 
     .. math::
-        h_l[u] = f(b_l[u] + \sum_{v < e_l[u]} W_l[u, v] h_{l-1}[v]), \quad h_0 = x \text{ by position}
+        v_{l+1}[u] = f\Big(b_l[u] + \sum_t \sum_{k < e_t[u]} W_t[u, k] v_{s_t}[k] + v_{a_l}[u]\Big),
+        \quad v_0 = x \text{ by position}
 
-    with a linear last layer, whose units are the parameters of the head by position. A variable with one column in h_0
-    is there by its value, one with several by a one in the column of its category. Each hidden unit is computed once,
-    when the last variable it sees is known, so the arithmetic in all is that of one masked forward pass. The draws are
-    those of :func:`nade_sample`.
+    for the layers l of a program: up to two terms t, each of one value before it, perhaps a value added, and f the
+    activation or nothing. Without a program the layers are a plain stack with a linear last layer. The units of the
+    last layer are the parameters of the head by position. A variable with one column in v_0 is there by its value, one
+    with several by a one in the column of its category. Each unit is computed once, when the last variable it sees is
+    known, so the arithmetic in all is that of one masked forward pass. The draws are those of :func:`nade_sample`.
 
     Args:
-        state: (B, R_in + sum of hidden units) in the compute dtype: the columns of h_0, then the activations of each
-            hidden layer. Zeros at position 0; later what the call up to there returned. Not modified.
-        weights: of the L hidden layers and of the output layer, (units, units of the layer before): R_in columns of the
-            first and R_out rows of the last by position, units by ascending degree.
-        biases: (units) each; the first may be (B, units) in the compute dtype.
-        extents: (units) int32 each: how many units of the layer before a unit sees, never decreasing.
-        unit_ends: L tensors (D) int32: how many units of the layer are computable once the first p variables are known.
+        state: (B, R_in + units of all layers but the last) in the compute dtype: the columns of v_0, then the layers'
+            values. Zeros at position 0; later what the call up to there returned. Not modified.
+        weights: one for each term, in the order of the program, (units, units of the value it reads): the columns of
+            v_0 and the units of the last layer by position, other units by ascending degree.
+        biases: one for each layer, (units), or (B, units) in the compute dtype, or (0) for none.
+        extents: one for each term, (units) int32: how many units of the value it reads a unit sees, never decreasing.
+        unit_ends: one for each layer but the last, (D) int32: how many of its units are computable once the first p
+            variables are known.
+        program: an :class:`MlpLayer` for each layer; None is a plain stack of as many as there are weights.
         seed: key of the random numbers.
         variables: D; None is that of the offsets, of order or of unit_ends, else R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
@@ -596,6 +631,8 @@ def masked_mlp_sample(
         >>> values.shape, state.shape
         (torch.Size([1, 3]), torch.Size([1, 5]))
     """
+    if program is None:
+        program = [MlpLayer((layer,), activated=layer < len(weights) - 1) for layer in range(len(weights))]
     if variables is None:
         sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
         sizes += [len(tensor) for tensor in (order, *unit_ends) if tensor is not None]
@@ -607,6 +644,7 @@ def masked_mlp_sample(
         list(biases),
         list(extents),
         list(unit_ends),
+        [number for layer in program for number in layer.numbers()],
         order,
         in_offsets,
         out_offsets,

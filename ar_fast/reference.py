@@ -521,6 +521,7 @@ def masked_mlp_sample(
     biases: list[Tensor],
     extents: list[Tensor],
     unit_ends: list[Tensor],
+    program: list[int],
     order: Tensor | None,
     in_offsets: Tensor | None,
     out_offsets: Tensor | None,
@@ -541,26 +542,36 @@ def masked_mlp_sample(
     dtype = compute_dtype(weights[0].dtype)
     if order is None:
         order = torch.arange(variables, device=state.device)
-    in_rows, out_rows = weights[0].shape[1], weights[-1].shape[0]
-    columns = _bounds(in_offsets, variables, in_rows)
-    rows = _bounds(out_offsets, variables, out_rows)
-    weights = [
+    steps = [program[i : i + 4] for i in range(0, len(program), 4)]
+    terms = iter(
         weight.to(dtype) * (torch.arange(weight.shape[1], device=weight.device) < extent[:, None])
         for weight, extent in zip(weights, extents, strict=True)
-    ]
-    biases = [bias.to(dtype) for bias in biases]
-    ends = [[0, *end.tolist()] for end in unit_ends]
-    # The columns of the first weight, then the units of each hidden layer.
-    layers = [layer.clone() for layer in state.split([in_rows, *(weight.shape[0] for weight in weights[:-1])], 1)]
+    )
+    # Of each layer the values it reads, and their weights; of each value its width.
+    reads = [[(source, next(terms)) for source in step[:2] if source >= 0] for step in steps]
+    widths = [weights[0].shape[1]]
+    for of_layer, step in zip(reads, steps, strict=True):
+        widths.append(of_layer[0][1].shape[0] if of_layer else widths[step[2]])
+    columns, rows = _bounds(in_offsets, variables, widths[0]), _bounds(out_offsets, variables, widths[-1])
+    ends = [*([0, *end.tolist()] for end in unit_ends), rows]
+    layers = [layer.clone() for layer in state.split(widths[:-1], 1)]
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
     values = []
     for p in range(start, stop):
-        for k, end in enumerate(ends):
-            units = slice(end[p], end[p + 1])
-            pre_activation = layers[k] @ weights[k][units].T + biases[k][..., units]
-            layers[k + 1][:, units] = MLP_ACTIVATIONS[activation](pre_activation)
-        own = slice(rows[p], rows[p + 1])
-        parameters = layers[-1] @ weights[-1][own].T + biases[-1][..., own]
+        for k, (of_layer, (_, _, add, activated)) in enumerate(zip(reads, steps, strict=True)):
+            units = slice(ends[k][p], ends[k][p + 1])
+            total = layers[0].new_zeros(state.shape[0], units.stop - units.start)
+            for source, weight in of_layer:
+                total = total + layers[source] @ weight[units].T
+            if biases[k].shape != (0,):
+                total = total + biases[k].to(dtype)[..., units]
+            if add >= 0:
+                total = total + layers[add][:, units]
+            if activated:
+                total = MLP_ACTIVATIONS[activation](total)
+            if k < len(steps) - 1:
+                layers[k + 1][:, units] = total
+        parameters = total
         value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
         log_prob = log_prob + value_log_prob
         values.append(value)
@@ -815,14 +826,17 @@ class ReferenceMADE(_ReferenceModel):
         order: Tensor | None = None,
         activation: str = "relu",
         context_features: int = 0,
+        direct: bool = False,
+        residual: bool = False,
     ) -> None:
         """degrees: for each hidden layer the degrees of its units, as ``ar_fast.models.MADE.degrees``."""
         super().__init__()
-        self.variables, self.activation = variables, activation
+        self.variables, self.activation, self.residual = variables, activation, residual
         positions = torch.arange(variables)
         degrees = [positions + 1, *degrees, positions]
         self.masks = [inputs <= outputs[:, None] for inputs, outputs in itertools.pairwise(degrees)]
         self.layers = nn.ModuleList(nn.Linear(mask.shape[1], mask.shape[0]) for mask in self.masks)
+        self.direct = nn.Linear(variables, variables, bias=False) if direct else None
         if context_features:
             hidden_features = degrees[1].numel()
             self.context_weight = nn.Parameter(torch.randn(hidden_features, context_features) / context_features**0.5)
@@ -834,11 +848,19 @@ class ReferenceMADE(_ReferenceModel):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The logits, (B, D)."""
-        hidden = x if self.order is None else x[:, self.order]
-        for k, (layer, mask) in enumerate(zip(self.layers, self.masks, strict=True)):
-            hidden = F.linear(hidden, layer.weight * mask.to(x.device), layer.bias)
-            if k == 0 and context is not None:
-                hidden = hidden + context @ self.context_weight.T
-            if k < len(self.masks) - 1:
-                hidden = MLP_ACTIVATIONS[self.activation](hidden)
-        return hidden if self.order is None else hidden[:, self.order.argsort()]
+        by_position = x if self.order is None else x[:, self.order]
+        activate = MLP_ACTIVATIONS[self.activation]
+        linear = [
+            lambda h, layer=layer, mask=mask: F.linear(h, layer.weight * mask.to(h.device), layer.bias)
+            for layer, mask in zip(self.layers, self.masks, strict=True)
+        ]
+        hidden = linear[0](by_position)
+        if context is not None:
+            hidden = hidden + context @ self.context_weight.T
+        for k in range(1, len(linear) - 1, 2 if self.residual else 1):
+            new = linear[k](activate(hidden))
+            hidden = hidden + linear[k + 1](activate(new)) if self.residual else new
+        logits = linear[-1](activate(hidden))
+        if self.direct is not None:
+            logits = logits + by_position @ self.direct.weight.tril(-1).T
+        return logits if self.order is None else logits[:, self.order.argsort()]

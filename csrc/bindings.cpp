@@ -52,14 +52,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("masked_mlp_sample",
         [](const at::Tensor& state, const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& biases,
            const std::vector<at::Tensor>& extents, const std::vector<at::Tensor>& unit_ends,
-           const ar_fast::OptionalTensor& order, const ar_fast::OptionalTensor& in_offsets,
-           const ar_fast::OptionalTensor& out_offsets, const ar_fast::OptionalTensor& given,
-           const ar_fast::OptionalTensor& known, int64_t variables, std::string activation, std::string head,
+           const std::vector<int64_t>& program, const ar_fast::OptionalTensor& order,
+           const ar_fast::OptionalTensor& in_offsets, const ar_fast::OptionalTensor& out_offsets,
+           const ar_fast::OptionalTensor& given, const ar_fast::OptionalTensor& known, int64_t variables, std::string activation, std::string head,
            int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
            std::string algorithm) {
-          return ar_fast::masked_mlp_sample(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets,
-                                            given, known, variables, std::move(activation), std::move(head), levels,
-                                            seed, first_index, start, stop, temperature, std::move(algorithm));
+          return ar_fast::masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets,
+                                            out_offsets, given, known, variables, std::move(activation),
+                                            std::move(head), levels, seed, first_index, start, stop, temperature,
+                                            std::move(algorithm));
         },
         no_gil);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");

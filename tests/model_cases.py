@@ -5,7 +5,7 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
+KINDS = ["NADE", "MADE", "MADE-residual", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
 # Of those, the ones that condition on a prefix of their order only.
 FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
@@ -34,11 +34,14 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
     else:
         # 37 units in a layer and no relu: every path between an input and a later output carries something.
         options = {"activation": "tanh"} | options
-        model = models.MADE(event_shape, hidden_features=[37, 29], **options)
+        if kind == "MADE-residual":
+            options = {"direct": True, "residual": True} | options
+        hidden_features = [31, 31, 31] if kind == "MADE-residual" else [37, 29]
+        model = models.MADE(event_shape, hidden_features, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            scale = 1.5 / parameter.shape[-1] ** 0.5 if kind == "MADE" and parameter.dim() == 2 else 0.8
+            scale = 1.5 / parameter.shape[-1] ** 0.5 if kind.startswith("MADE") and parameter.dim() == 2 else 0.8
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 

@@ -196,7 +196,7 @@ BAD = [
     ("fvsbn_sample", {"temperature": 0.0}, "temperature must be positive"),
     ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
     ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must hold .*, 2, got 1"),
-    ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per hidden layer, 1, got 0"),
+    ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per layer but the last, 1, got 0"),
     (
         "masked_mlp_sample",
         {"weights": [torch.ones(3, 5), torch.ones(4, 3)]},
@@ -207,7 +207,7 @@ BAD = [
         {"weights": [torch.ones(3, 4), torch.ones(4, 2)]},
         r"weights\[1\] must have .* got (shape )?\[4, 2\]",
     ),
-    ("masked_mlp_sample", {"head": "gaussian_mixture"}, "the last of weights must have 3 K rows per variable .* got 4"),
+    ("masked_mlp_sample", {"head": "gaussian_mixture"}, "the last layer must have 3 K rows per variable .* got 4"),
     (
         "masked_mlp_sample",
         {"in_offsets": torch.arange(5)},

@@ -172,7 +172,10 @@ def test_a_category_out_of_range_raises():
 
 
 def model_of(head, kind="NADE", variables=4, device=None, dtype=torch.float64, **options):
-    sizes = {"NADE": (6,), "ARMLP": (6,), "MADE": ([40, 30], "tanh"), "FVSBN": ()}[kind]
+    if kind == "MADE-residual":
+        kind, sizes, options = "MADE", ([30, 30, 30], "tanh"), {"direct": True, "residual": True} | options
+    else:
+        sizes = {"NADE": (6,), "ARMLP": (6,), "MADE": ([40, 30], "tanh"), "FVSBN": ()}[kind]
     order = [2, 0, 3, 1][:variables]
     model = getattr(models, kind)(variables, *sizes, head=head, order=order, device=device, dtype=dtype, **options)
     if kind == "FVSBN":  # which starts from zeros
@@ -182,7 +185,7 @@ def model_of(head, kind="NADE", variables=4, device=None, dtype=torch.float64, *
     return model
 
 
-KINDS = pytest.mark.parametrize("kind", ["NADE", "MADE", "FVSBN", "ARMLP"])
+KINDS = pytest.mark.parametrize("kind", ["NADE", "MADE", "MADE-residual", "FVSBN", "ARMLP"])
 
 
 def all_events(head, variables):

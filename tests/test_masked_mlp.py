@@ -1,6 +1,5 @@
 """masked_mlp_sample: equal to its twin draw by draw, independent of how the work is cut, each unit computed once."""
 
-import itertools
 import re
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ class MlpCase:
     biases: list[Tensor]
     extents: list[Tensor]
     unit_ends: list[Tensor]
+    program: list[functional.MlpLayer]
     order: Tensor | None
     activation: str
     head: str
@@ -31,12 +31,36 @@ class MlpCase:
 
     @property
     def state_features(self) -> int:
-        return self.weights[0].shape[1] + sum(len(weight) for weight in self.weights[:-1])
+        return self.weights[0].shape[1] + sum(int(ends[-1]) for ends in self.unit_ends)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for layer in self.program for number in layer.numbers()]
 
     @property
     def of_head(self) -> dict:
         names = "variables", "head", "levels", "in_offsets", "out_offsets"
         return {name: getattr(self, name) for name in names}
+
+
+NETWORKS = ["plain", "direct", "residual", "direct residual", "skips"]
+
+
+def make_program(network, hidden_layers):
+    """Skips: every layer has a second term that reads any value before, and the last adds nothing."""
+    layer = functional.MlpLayer
+    if "residual" in network:
+        program, state = [layer((0,), activated=False)], 1
+        for _ in range(hidden_layers // 2):
+            program += [layer(add=state), layer((state + 1,)), layer((state + 2,), add=state, activated=False)]
+            state += 3
+        program.append(layer(add=state))
+    elif network == "skips":
+        program = [layer((k, int(torch.randint(k + 1, ())))) for k in range(hidden_layers)]
+    else:
+        program = [layer((k,)) for k in range(hidden_layers)]
+    second = (0,) if "direct" in network else (hidden_layers // 2,) if network == "skips" else ()
+    return [*program, layer((len(program), *second), activated=False)]
 
 
 def mlp_case(
@@ -50,8 +74,12 @@ def mlp_case(
     head="bernoulli",
     components=1,
     ragged=False,
+    network="plain",
 ) -> MlpCase:
-    """Random weights, NaN where they are masked, and random degrees; with context_rows the first bias is by row."""
+    """Random weights, NaN where they are masked, and random degrees; with context_rows the first bias is by row.
+
+    network: of NETWORKS. For a residual one hidden[0] is the width, and len(hidden) // 2 the number of blocks.
+    """
     inputs, outputs = torch.ones(variables, dtype=torch.int64), torch.full((variables,), components)
     if ragged:
         outputs = torch.randint(1, components + 1, (variables,))
@@ -61,17 +89,23 @@ def mlp_case(
         outputs = 3 * outputs
     bounds = [torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(device) for counts in (inputs, outputs)]
     lowest = 0 if context_rows else min(1, variables - 1)
-    degrees = [torch.randint(lowest, max(variables, lowest + 1), (units,)).sort().values for units in hidden]
+    program = make_program(network, len(hidden))
+    widths = [hidden[0]] * (len(program) - 1) if "residual" in network else hidden
+    degrees = [torch.randint(lowest, max(variables, lowest + 1), (units,)).sort().values for units in widths]
+    if "residual" in network:
+        degrees = degrees[:1] * len(degrees)
     positions = torch.arange(variables)
     chain = [(positions + 1).repeat_interleave(inputs), *degrees, positions.repeat_interleave(outputs)]
     weights, biases, extents = [], [], []
-    for below, own in itertools.pairwise(chain):
-        seen = torch.searchsorted(below, own, right=True)
-        weight = torch.randn(len(own), len(below), dtype=torch.float64) / max(1, len(below)) ** 0.5
-        weight = torch.where(torch.arange(len(below)) < seen[:, None], weight, float("nan"))
-        weights.append(weight.to(device, dtype))
-        biases.append(torch.randn(len(own), dtype=torch.float64).to(device, dtype))
-        extents.append(seen.to(device, torch.int32))
+    for layer, own in zip(program, chain[1:], strict=True):
+        for source in layer.sources:
+            below = chain[source]
+            seen = torch.searchsorted(below, own, right=True)
+            weight = torch.randn(len(own), len(below), dtype=torch.float64) / max(1, len(below)) ** 0.5
+            weight = torch.where(torch.arange(len(below)) < seen[:, None], weight, float("nan"))
+            weights.append(weight.to(device, dtype))
+            extents.append(seen.to(device, torch.int32))
+        biases.append(torch.randn(len(own) if layer.sources else 0, dtype=torch.float64).to(device, dtype))
     if context_rows:
         rows = torch.randn(context_rows, hidden[0], dtype=torch.float64)
         biases[0] = rows.to(device, reference.compute_dtype(dtype))
@@ -79,7 +113,7 @@ def mlp_case(
     order = torch.randperm(variables).to(device)
     levels = 9 if head == "logistic_mixture" else 0
     offsets = bounds[0] if ragged and head == "categorical" else None, bounds[1] if ragged else None
-    return MlpCase(variables, weights, biases, extents, ends, order, activation, head, levels, *offsets)
+    return MlpCase(variables, weights, biases, extents, ends, program, order, activation, head, levels, *offsets)
 
 
 def sample(case, batch, *, state=None, rows=slice(None), **options):
@@ -89,8 +123,8 @@ def sample(case, batch, *, state=None, rows=slice(None), **options):
         state = torch.zeros(batch, case.state_features, dtype=dtype, device=device)
     biases = [bias[rows] if bias.dim() == 2 else bias for bias in case.biases]
     return functional.masked_mlp_sample(
-        state, case.weights, biases, case.extents, case.unit_ends, order=case.order, activation=case.activation,
-        **case.of_head, **{"seed": 11, **options},
+        state, case.weights, biases, case.extents, case.unit_ends, program=case.program, order=case.order,
+        activation=case.activation, **case.of_head, **{"seed": 11, **options},
     )  # fmt: skip
 
 
@@ -106,7 +140,7 @@ def twin(case, batch, **options):
         torch.zeros(batch, case.state_features, dtype=torch.float64, device=device),
         # The twin multiplies by the mask, so it gets zeros where the op gets NaN.
         [weight.double().nan_to_num(0.0) for weight in case.weights], [bias.double() for bias in case.biases],
-        case.extents, case.unit_ends, case.order, activation=case.activation, **case.of_head, **options,
+        case.extents, case.unit_ends, case.numbers, case.order, activation=case.activation, **case.of_head, **options,
     )  # fmt: skip
 
 
@@ -154,6 +188,45 @@ def test_every_head(device, head, ragged, dtype):
         assert_equal_draws(sample(case, batch, temperature=0.8), twin(case, batch, temperature=0.8), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("network", NETWORKS[1:])
+def test_every_network(device, network, dtype):
+    for batch, variables, hidden in ((0, 3, [5]), (1, 1, [1]), (5, 7, [19] * 3), (3, 33, [11] * 5), (70, 40, [130])):
+        case = mlp_case(variables, hidden, dtype=dtype, device=device, activation="tanh", network=network)
+        assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_and_instruction_set(name, network):
+    case = mlp_case(37, [23, 23, 23], activation="elu", network=network)
+    with isa(name):
+        assert_equal_draws(sample(case, 37), twin(case, 37), torch.float32)
+
+
+def test_the_longest_program(device):
+    case = mlp_case(9, [4] * 21, device=device, activation="tanh", network="direct residual")
+    assert len(case.program) == 33
+    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_can_be_cut_anywhere(device, network):
+    """In rows and in positions, also within a block of positions: bit for bit, in every value of the state."""
+    case = mlp_case(39, [30, 30, 30], device=device, activation="tanh", network=network, context_rows=37)
+    given, known = torch.ones(37, 39, device=device), torch.rand(37, 39, device=device) < 0.2
+    whole = sample(case, 37, given=given, known=known)
+    pieces, state = [], None
+    for begin, end in ((0, 3), (3, 4), (4, 21), (21, 39)):
+        pieces.append(sample(case, 37, given=given, known=known, state=state, start=begin, stop=end))
+        state = pieces[-1][2]
+    assert torch.equal(torch.cat([p[0] for p in pieces], 1), whole[0]) and torch.equal(state, whole[2])
+    cuts = [slice(0, 1), slice(1, 20), slice(20, 37)]
+    parts = [sample(case, c.stop - c.start, rows=c, given=given[c], known=known[c], first_index=c.start) for c in cuts]
+    for together, *cut in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(cut))
+
+
 @pytest.mark.parametrize("name", available_isas())
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_and_instruction_set(name, head):
@@ -182,14 +255,6 @@ def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head):
     ]
     for together, first, second in zip(whole, *rows, strict=True):
         assert torch.equal(together, torch.cat([first, second]))
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_costs_one_masked_forward_pass(head):
-    case = mlp_case(12, [40, 20], head=head, components=5, ragged=True)
-    _, said = explained(lambda: sample(case, 5))
-    done = int(re.search(r"(\d+) multiply-adds per row", said)[1])
-    assert 0 < done <= 1.1 * sum(int(extents.sum()) for extents in case.extents)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -281,19 +346,28 @@ def test_threads_do_not_matter():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-# The context enters the first hidden layer: without one there is none.
-@pytest.mark.parametrize(
-    ("hidden", "context"),
-    [([], False), *((hidden, context) for hidden in ([50], [300, 20], [8, 8, 8]) for context in (False, True))],
-    ids=str,
-)
-def test_sampling_costs_one_masked_forward_pass(hidden, context):
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("head", ["bernoulli", *HEADS])
+def test_sampling_costs_one_masked_forward_pass(head, network, activation, context):
     """Counted by the kernel where it multiplies, against the ones of the masks."""
-    case = mlp_case(23, hidden, context_rows=5 if context else 0)
+    case = mlp_case(
+        23, [30, 30, 30], head=head, components=1 if head == "bernoulli" else 5, ragged=head != "bernoulli",
+        network=network, activation=activation, context_rows=5 if context else 0,
+    )  # fmt: skip
+    assert_multiply_adds(case)
+
+
+@pytest.mark.parametrize("hidden", [[], [50], [300, 20], [8, 8, 8]], ids=str)
+def test_sampling_of_a_stack_costs_one_masked_forward_pass(hidden):
+    assert_multiply_adds(mlp_case(23, hidden))
+
+
+def assert_multiply_adds(case):
     _, said = explained(lambda: sample(case, 5))
     done = int(re.search(r"(\d+) multiply-adds per row", said)[1])
-    forward = sum(int(extents.sum()) for extents in case.extents)
-    assert 0 < done <= 1.1 * forward
+    assert 0 < done <= 1.1 * sum(int(extents.sum()) for extents in case.extents)
 
 
 def test_a_categorical_variable_has_one_column_or_one_for_each_category():
@@ -304,6 +378,23 @@ def test_a_categorical_variable_has_one_column_or_one_for_each_category():
         sample(case, 2)
 
 
+def test_a_value_is_added_once_it_is_ready():
+    """Layer 1 activates what layer 0 gives, and one unit too early."""
+    ends = [torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 2, 2], dtype=torch.int32)]
+    extents = [torch.tensor(e, dtype=torch.int32) for e in ([1, 2], [0, 0, 0])]
+    program = [functional.MlpLayer((0,)), functional.MlpLayer(add=1), functional.MlpLayer((2,), activated=False)]
+    with pytest.raises(RuntimeError, match=r"layer 1 must compute at position 1 at most the 1 units .* ready .* got 2"):
+        functional.masked_mlp_sample(
+            torch.zeros(1, 7), [torch.ones(2, 3), torch.ones(3, 2)], [torch.zeros(2), torch.zeros(0), torch.zeros(3)],
+            extents, ends, program=program, seed=1,
+        )  # fmt: skip
+
+
+def test_a_layer_has_two_sources_at_most():
+    with pytest.raises(ValueError, match="MlpLayer: sources must be at most two values, got"):
+        functional.MlpLayer((0, 0, 0)).numbers()
+
+
 def explained(call):
     _library._C.explain_begin()
     result = call()
@@ -311,11 +402,11 @@ def explained(call):
 
 
 def test_opcheck(device, ops):
-    case = mlp_case(5, [6, 4], device=device)
+    case = mlp_case(5, [6, 6, 6], device=device, network="direct residual")
     state = torch.zeros(3, case.state_features, device=device)
     arguments = (
-        state, case.weights, case.biases, case.extents, case.unit_ends, case.order, None, None, None, None, 5, "relu",
-        "bernoulli", 0, 3, 0, 0, 5, 1.0,
+        state, case.weights, case.biases, case.extents, case.unit_ends, case.numbers, case.order, None, None, None,
+        None, 5, "relu", "bernoulli", 0, 3, 0, 0, 5, 1.0,
     )  # fmt: skip
     torch.library.opcheck(ops.masked_mlp_sample.default, arguments)
 
@@ -326,12 +417,21 @@ BAD_INPUTS = {
     "state must be float32|state must be Float": ("state", torch.zeros(2, 8, dtype=torch.float64)),
     r"weights\[1\] must have 5 columns": ("weights", [torch.zeros(5, 3), torch.zeros(3, 4)]),
     r"weights\[1\] must have the dtype of weights\[0\]": ("weights", [torch.zeros(5, 3), torch.zeros(3, 5).double()]),
-    r"biases must hold as many tensors as weights, 2, got 1": ("biases", [torch.zeros(5)]),
+    r"biases must hold one tensor per layer, 2, got 1": ("biases", [torch.zeros(5)]),
     r"biases\[0\] must have shape \(units\) or \(B, units\)": ("biases", [torch.zeros(1, 1, 5), torch.zeros(3)]),
-    r"biases\[0\] must have 2 rows, as state has": ("biases", [torch.zeros(3, 5), torch.zeros(3)]),
-    r"biases\[1\] must have shape \(units\), got": ("biases", [torch.zeros(5), torch.zeros(2, 3)]),
+    r"biases\[1\] must have 2 rows, as state has": ("biases", [torch.zeros(5), torch.zeros(4, 3)]),
+    r"biases\[0\] must have 5 units": ("biases", [torch.zeros(4), torch.zeros(3)]),
     r"extents\[0\] must be int|extents\[0\] must be Int": ("extents", [torch.zeros(5), torch.zeros(3)]),
-    r"unit_ends must hold one tensor per hidden layer, 1, got 0": ("unit_ends", []),
+    r"unit_ends must hold one tensor per layer but the last, 1, got 0": ("unit_ends", []),
+    r"program must have 4 numbers for each of 1 to 33 layers, got 5 numbers": ("program", [0, -1, -1, 1, 1]),
+    r"program must have 4 numbers for each of 1 to 33 layers, got 136": ("program", [0, -1, -1, 1] * 34),
+    r"program\[5\] must be -1 or a value before layer 1, 0 ... 1, got 2": ("program", [0, -1, -1, 1, 1, 2, -1, 0]),
+    r"program\[6\] must be -1 or a value before layer 1, 0 ... 1, got -2": ("program", [0, -1, -1, 1, 1, -1, -2, 0]),
+    r"program\[7\] must be 0 or 1, got 2": ("program", [0, -1, -1, 1, 1, -1, -1, 2]),
+    r"layer 1 of program must have a first term, or no term and a value": ("program", [0, -1, -1, 1, -1, 1, 0, 0]),
+    r"layer 0 of program must have a first term, got": ("program", [-1, -1, 0, 1, 1, -1, -1, 0]),
+    r"weights must hold one tensor per term of program, 3, got 2": ("program", [0, -1, -1, 1, 1, 0, -1, 0]),
+    r"layer 1 of program must add a value of as many units, 3, got 5": ("program", [0, -1, -1, 1, 1, -1, 1, 0]),
     r"unit_ends\[0\] must have 3 entries": ("unit_ends", [torch.zeros(4, dtype=torch.int32)]),
     "order must have 3 entries": ("order", torch.arange(4)),
     "given and known come together": ("given", torch.zeros(2, 3)),
@@ -346,7 +446,8 @@ def test_bad_input(device, ops, message):
         "state": torch.zeros(2, 8), "weights": [torch.zeros(5, 3), torch.zeros(3, 5)],
         "biases": [torch.zeros(5), torch.zeros(3)],
         "extents": [torch.zeros(5, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)],
-        "unit_ends": [torch.zeros(3, dtype=torch.int32)], "order": None, "in_offsets": None, "out_offsets": None,
+        "unit_ends": [torch.zeros(3, dtype=torch.int32)], "program": [0, -1, -1, 1, 1, -1, -1, 0],
+        "order": None, "in_offsets": None, "out_offsets": None,
         "given": None, "known": None, "variables": 3, "activation": "relu", "head": "bernoulli", "levels": 0,
         "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
     }  # fmt: skip
@@ -366,9 +467,9 @@ def test_bad_input(device, ops, message):
     ("message", "change"),
     {
         r"extents\[0\] must ascend within 0 ... 3, got 1 after 2": ("extents", [[2, 1], [0, 1, 2]]),
-        r"extents\[1\]\[0\] must be at most 0, the units ready at position 0, got 1": ("extents", [[1, 2], [1, 1, 2]]),
+        r"extents\[1\]\[0\] must be at most 0, the inputs ready at .* 0 .*, got 1": ("extents", [[1, 2], [1, 1, 2]]),
         r"unit_ends\[0\] must ascend within 0 ... 2, got 3": ("unit_ends", [[0, 1, 3]]),
-        r"unit_ends\[0\]\[0\] = 1 names a unit that sees 1 inputs where 0 are ready": ("unit_ends", [[1, 1, 2]]),
+        r"extents\[0\]\[0\] must be at most 0, the inputs ready at position 0 .*, got 1": ("unit_ends", [[1, 1, 2]]),
         r"order must be a permutation": ("order", [0, 0, 1]),
     }.items(),
 )

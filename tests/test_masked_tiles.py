@@ -89,8 +89,8 @@ def test_masked_mlp_sample(ops, units, dtype):
     biases = [torch.randn(units).to(dtype), torch.randn(variables).to(dtype)]
     state = torch.zeros(batch, variables + units, dtype=compute)
     values, log_prob, state = ops.masked_mlp_sample(
-        state, weights, biases, [e.int() for e in extents], [ends], None, None, None, None, None, variables, "tanh",
-        "bernoulli", 0, 5, 0, 0, variables, 1.0,
+        state, weights, biases, [e.int() for e in extents], [ends], [0, -1, -1, 1, 1, -1, -1, 0], None, None,
+        None, None, None, variables, "tanh", "bernoulli", 0, 5, 0, 0, variables, 1.0,
     )  # fmt: skip
     masked = [
         torch.where(torch.arange(w.shape[1]) < e[:, None], w.double(), 0.0)

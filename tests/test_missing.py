@@ -81,12 +81,12 @@ def test_what_is_refused(kind):
     x = random_binary(3, 5)
     hole = torch.tensor([True, False, True, True, True])
     message = (
-        rf"{kind}: observed must be a prefix of the model's order, got position 2 observed and position 1 missing in "
-        r"event 0\. .* missing last in the order, or train a model with variables missing, DeepNADE"
+        rf"{type(model).__name__}: observed must be a prefix of the model's order, got position 2 observed and "
+        r"position 1 missing in event 0\. .* missing last in the order, or train a model with variables missing, Deep"
     )
     with pytest.raises(ValueError, match=message):
         model.log_prob(x, observed=hole)
-    with pytest.raises(ValueError, match=rf"{kind}: observed must be bool, got torch.float64"):
+    with pytest.raises(ValueError, match=rf"{type(model).__name__}: observed must be bool, got torch.float64"):
         model.log_prob(x, observed=x)
     for shape in ((4,), (2, 5), (1, 3, 5)):
         with pytest.raises(ValueError, match=r"observed must have the event's shape \(5,\), preceded by none or some"):

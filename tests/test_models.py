@@ -36,7 +36,13 @@ def twin_of(model):
         )
     else:
         twin = reference.ReferenceMADE(
-            model.variables, model.degrees, model.order, model.activation, model.context_features
+            model.variables,
+            model.degrees,
+            model.order,
+            model.activation,
+            model.context_features,
+            model.direct is not None,
+            model.residual,
         )
     twin = twin.to(model.device, model.dtype)
     twin.load_state_dict(model.state_dict())
@@ -285,6 +291,8 @@ def test_modules_copy_move_and_build_on_meta(kind, context_features):
 
 def make_model_on_meta(kind, context_features):
     options = {"context_features": context_features, "device": "meta", "order": [2, 0, 1]}
+    if kind == "MADE-residual":
+        return models.MADE(3, [4, 4, 4], direct=True, residual=True, **options)
     sizes = {
         "NADE": (3, 4),
         "MADE": (3, [4, 5]),
@@ -307,6 +315,19 @@ def test_made_spreads_degrees_evenly_or_takes_given_ones():
     assert model.degrees[0].tolist() == [1, 1, 2, 3, 3]
     masks = [layer.mask for layer in model.layers]
     assert all(mask.rows is None and mask.columns is None for mask in masks), "units are sorted: a staircase in place"
+
+
+@pytest.mark.parametrize(
+    ("hidden_features", "options", "message"),
+    [
+        ([4, 4], {}, r"hidden_features must be an odd number of equal sizes with residual, .* got \[4, 4\]"),
+        ([4, 4, 5], {}, r"hidden_features must be an odd number of equal sizes with residual, .* got \[4, 4, 5\]"),
+        ([2, 2, 2], {"degrees": [[1, 2], [1, 2], [1, 3]]}, "degrees must be the same in all layers with residual"),
+    ],
+)
+def test_a_residual_made_has_equal_layers(hidden_features, options, message):
+    with pytest.raises(ValueError, match=f"MADE: {message}"):
+        models.MADE(4, hidden_features, residual=True, **options)
 
 
 @pytest.mark.parametrize("kind", ["FVSBN", "ARMLP"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -35,12 +36,28 @@ class MADE(AutoregressiveModel):
     context is added to the first layer through context_weight. Weights are stored by position, and units by ascending
     degree.
 
+    With ``direct`` inputs and outputs are connected as well, theta += (W_D . M_D) x, where the outputs at position p
+    see the variables at positions 0 ... p-1.
+
+    With ``residual`` the hidden layers are of equal width and degrees: the first and then two for each block,
+
+    .. math::
+        h = (W_1 \odot M_1) x + b_1, \quad
+        h \leftarrow h + W_{2j+1} f\big(W_{2j} f(h) + b_{2j}\big) + b_{2j+1}, \quad
+        \theta = (W_{L+1} \odot M_{L+1}) f(h) + b_{L+1}
+
+    (the W of blocks masked as well). These are the blocks of ResMADE and of nflows' MADE without batch normalisation,
+    dropout and context in the blocks; the f before the output layer is ResMADE's, nflows has none there.
+
     Args:
         event_shape: shape of one event, an int or several; D is the product.
-        hidden_features: units of each hidden layer, 1 to 16 layers.
+        hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal ones.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
         degrees: for each hidden layer the degrees of its units, in 0 ... D-1 and in any order; None spreads them
             evenly over 1 ... D-1, or over 0 ... D-1 with a context (a unit of degree 0 sees the context only).
+            With residual those of all layers are the same.
+        direct: connect inputs and outputs directly.
+        residual: add the output of every two hidden layers after the first to their input.
         head: None is heads.Bernoulli().
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
@@ -54,7 +71,9 @@ class MADE(AutoregressiveModel):
     Raises:
         ValueError: for an argument that breaks a rule above.
 
-    Source: Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015.
+    Source: Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015,
+    direct connections: equation 14; residual: Durkan, Nash, "Autoregressive energy machines", ICML 2019, section 4.1
+    (ResMADE).
 
     Example:
         >>> model = MADE(784, hidden_features=[500])
@@ -70,6 +89,8 @@ class MADE(AutoregressiveModel):
         activation: str = "relu",
         *,
         degrees: Sequence[Tensor | Sequence[int]] | None = None,
+        direct: bool = False,
+        residual: bool = False,
         head: heads.Head | None = None,
         order: Tensor | Sequence[int] | None = None,
         context_features: int = 0,
@@ -91,18 +112,32 @@ class MADE(AutoregressiveModel):
             raise ValueError(f"MADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features
         self.activation = activation
+        self.residual = residual
+        if residual and (len(hidden_features) % 2 == 0 or len(set(hidden_features)) > 1):
+            raise ValueError(
+                "MADE: hidden_features must be an odd number of equal sizes with residual, the first layer and two for "
+                f"each block, got {hidden_features}"
+            )
         self._degrees_given = degrees is not None
         if degrees is None:
             lowest = 0 if context_features else min(1, self.variables - 1)
             self.degrees = [_even_degrees(units, lowest, self.variables - 1) for units in hidden_features]
         else:
             self.degrees = _check_degrees(degrees, hidden_features, self.variables)
+            if residual and not all(torch.equal(layer, self.degrees[0]) for layer in self.degrees):
+                raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
 
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
         self.layers = nn.ModuleList(
             MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype)
             for inputs, outputs in itertools.pairwise(units)
         )
+        self.direct = None
+        if direct:
+            inputs, outputs = units[0], units[-1]
+            self.direct = MaskedLinear(
+                inputs, outputs, Mask.dense(outputs, inputs), bias=False, device=device, dtype=dtype
+            )
         self._build_plan()
         self.register_load_state_dict_post_hook(_build_plan_again)
         self.context_weight = None
@@ -123,6 +158,8 @@ class MADE(AutoregressiveModel):
         degrees = [(positions + 1).repeat_interleave(inputs), *self.degrees, positions.repeat_interleave(outputs)]
         for layer, (below, own) in zip(self.layers, itertools.pairwise(degrees), strict=True):
             layer.set_mask(Mask.from_degrees(below, own))
+        if self.direct is not None:
+            self.direct.set_mask(Mask.from_degrees(degrees[0], degrees[-1]))
         for index, layer_degrees in enumerate(self.degrees):
             ends = torch.searchsorted(layer_degrees, positions, right=True)
             self._keep(f"unit_ends_{index}", ends.to(torch.int32))
@@ -152,7 +189,7 @@ class MADE(AutoregressiveModel):
 
     def reset_parameters(self) -> None:
         """Uniform within 1 / sqrt(inputs) of zero, as torch.nn.Linear; means of mixtures spread out."""
-        for layer in self.layers:
+        for layer in self._terms:
             layer.reset_parameters()
         self._spread_mixtures()
         if self.context_weight is not None:
@@ -165,6 +202,8 @@ class MADE(AutoregressiveModel):
             "hidden_features": self.hidden_features,
             "activation": self.activation,
             "degrees": [layer.tolist() for layer in self.degrees] if self._degrees_given else None,
+            "direct": self.direct is not None,
+            "residual": self.residual,
         }
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
@@ -180,12 +219,20 @@ class MADE(AutoregressiveModel):
 
     def _parameters_by_position(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
-        hidden = self.layers[0](self._columns(x))
+        columns = self._columns(x)
+        hidden = self.layers[0](columns)
         if context is not None:
             hidden = hidden + F.linear(context, self.context_weight)
-        for layer in self.layers[1:]:
-            hidden = layer(self._activate(hidden))
-        return hidden.to(self.compute_dtype)
+        if self.residual:
+            for first, second in zip(self.layers[1:-1:2], self.layers[2:-1:2], strict=True):
+                hidden = hidden + second(self._activate(first(self._activate(hidden))))
+        else:
+            for layer in self.layers[1:-1]:
+                hidden = layer(self._activate(hidden))
+        parameters = self.layers[-1](self._activate(hidden))
+        if self.direct is not None:
+            parameters = parameters + self.direct(columns)
+        return parameters.to(self.compute_dtype)
 
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
         parameters = self._parameters_by_position(x, context)
@@ -202,8 +249,31 @@ class MADE(AutoregressiveModel):
                 log_prob = log_prob.index_select(1, self.order.argsort())
         return log_prob if per_variable else log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # State.tensors: the columns by position, the context's share of the first layer's pre-activations, then the
-    # units of each hidden layer, appended when the last variable that they see is known.
+    @property
+    def _terms(self) -> list[MaskedLinear]:
+        """The masked layers in the order in which the program reads them."""
+        return [*self.layers, *([] if self.direct is None else [self.direct])]
+
+    @functools.cached_property
+    def _program(self) -> list[functional.MlpLayer]:
+        """The layers as :func:`functional.masked_mlp_sample` takes them."""
+        if self.residual:
+            program, state = [functional.MlpLayer((0,), activated=False)], 1
+            for _ in range(len(self.hidden_features) // 2):
+                program += [
+                    functional.MlpLayer(add=state),
+                    functional.MlpLayer((state + 1,)),
+                    functional.MlpLayer((state + 2,), add=state, activated=False),
+                ]
+                state += 3
+            program.append(functional.MlpLayer(add=state))
+        else:
+            program = [functional.MlpLayer((layer,)) for layer in range(len(self.hidden_features))]
+        inputs = (len(program),) if self.direct is None else (len(program), 0)
+        return [*program, functional.MlpLayer(inputs, activated=False)]
+
+    # State.tensors: the columns by position, the context's share of the first layer's pre-activations, then what each
+    # layer of the program but the last gives, appended when the last variable that its units see is known.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         units, dtype = self.hidden_features[0], self.compute_dtype
@@ -211,7 +281,7 @@ class MADE(AutoregressiveModel):
             share = torch.zeros(*batch, units, dtype=dtype, device=self.device)
         else:
             share = F.linear(context, self.context_weight).to(dtype)
-        return self._grow((share[..., :0], share, *[share[..., :0]] * len(self.hidden_features)), 0)
+        return self._grow((share[..., :0], share, *[share[..., :0]] * (len(self._program) - 1)), 0)
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         columns = value.unsqueeze(-1)
@@ -224,38 +294,54 @@ class MADE(AutoregressiveModel):
     def _grow(self, tensors: tuple[Tensor, ...], known: int) -> tuple[Tensor, ...]:
         if known == self.variables:
             return tensors
-        below, share, *hidden = tensors
+        columns, share, *layers = tensors
         for index, ends in enumerate(self._unit_ends):
-            start, end = hidden[index].shape[-1], int(ends[known])
+            start, end = layers[index].shape[-1], int(ends[known])
             if end > start:
-                new = self._rows(index, start, end, below)
+                new = self._units(index, start, end, (columns, *layers))
                 if index == 0:
                     new = new + share[..., start:end]
-                hidden[index] = torch.cat([hidden[index], self._activate(new)], -1)
-            below = hidden[index]
-        return (tensors[0], share, *hidden)
+                layers[index] = torch.cat(
+                    [layers[index], self._activate(new) if self._program[index].activated else new], -1
+                )
+        return (columns, share, *layers)
 
-    def _rows(self, index: int, start: int, end: int, below: Tensor) -> Tensor:
-        """Outputs start ... end-1 of a layer, from as much of the layer below as they see."""
-        layer, seen = self.layers[index], below.shape[-1]
+    def _units(self, index: int, start: int, end: int, values: Sequence[Tensor]) -> Tensor:
+        """Pre-activations of the units start ... end-1 of a layer of the program, from as much as they see."""
+        layer = self._program[index]
+        term = sum(len(before.sources) for before in self._program[:index])
+        sums = [self._rows(self._terms[term + k], start, end, values[s]) for k, s in enumerate(layer.sources)]
+        return sum(sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
+
+    def _rows(self, layer: MaskedLinear, start: int, end: int, below: Tensor) -> Tensor:
+        """Outputs start ... end-1 of a masked layer."""
+        seen = below.shape[-1]
         mask = torch.arange(seen, device=below.device) < layer.mask_extents[start:end, None]
         weight = torch.where(mask, layer.weight[start:end, :seen], 0.0).to(self.compute_dtype)
-        return F.linear(below, weight, layer.bias[start:end].to(self.compute_dtype))
+        bias = None if layer.bias is None else layer.bias[start:end].to(self.compute_dtype)
+        return F.linear(below, weight, bias)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         if self.out_offsets is not None:
             start, end = self.out_offsets[position : position + 2].tolist()
         else:
             start, end = position * self.counts, (position + 1) * self.counts
-        return self._rows(-1, start, end, tensors[-1])
+        columns, _, *layers = tensors
+        return self._units(len(self._program) - 1, start, end, (columns, *layers))
 
     @property
     def _unit_ends(self) -> list[Tensor]:
+        """Of each layer of the program but the last."""
+        if self.residual:
+            return [self.unit_ends_0] * (len(self._program) - 1)
         return [getattr(self, f"unit_ends_{index}") for index in range(len(self.hidden_features))]
 
     @property
     def _state_features(self) -> int:
-        return self.layers[0].in_features + sum(self.hidden_features)
+        units = sum(self.hidden_features)
+        if self.residual:
+            units = self.hidden_features[0] * (len(self._program) - 1)
+        return self.layers[0].in_features + units
 
     def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The second is the first layer's bias, (units) or (rows, units)."""
@@ -266,12 +352,14 @@ class MADE(AutoregressiveModel):
         return state, bias
 
     def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        biases = iter([extra, *(layer.bias for layer in self.layers[1:])])
         return functional.masked_mlp_sample(
             state,
-            [layer.weight for layer in self.layers],
-            [extra, *(layer.bias for layer in self.layers[1:])],
-            [layer.mask_extents for layer in self.layers],
+            [layer.weight for layer in self._terms],
+            [next(biases) if layer.sources else extra.new_empty(0) for layer in self._program],
+            [layer.mask_extents for layer in self._terms],
             self._unit_ends,
+            program=self._program,
             variables=self.variables,
             order=self.order,
             in_offsets=self.in_offsets,

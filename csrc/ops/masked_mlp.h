@@ -1,10 +1,12 @@
 // One-pass sampling of a masked perceptron (MADE): the front door, and what the CPU and the CUDA implementations share.
 // The schedule is in kernels/masked_mlp.h.
 //
-// Shapes: state (B, R_in + sum of hidden units); weights: L hidden layers and the output layer, (units, units of the
-// layer before), R_in columns of the first and R_out rows of the last, by position; biases (units), the first also
-// (B, units); extents (units) int32; unit_ends: L of (D) int32; order (D) int64; in_offsets and out_offsets (D + 1)
-// int64 by position; given and known (B, D) by variable.
+// Shapes: state (B, features), features = R_in + units of all layers but the last. The program has 4 numbers for each
+// layer: the values that its first and its second term read, the value added, each -1 for none, and 1 if it is
+// activated, else 0. weights, (units, units of the value read), and extents, (units) int32: one for each term of the
+// program, in its order. biases: one for each layer, (units) or (B, units), or (0) for none. unit_ends: one (D) int32 for
+// each layer but the last. order (D) int64; in_offsets and out_offsets (D + 1) int64 by position; given and known (B, D)
+// by variable. Columns of weights and units of the last layer are by position.
 // Types: the weights share one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
 // bias has the weights' type or the compute type.
 #pragma once
@@ -23,7 +25,7 @@ namespace ar_fast {
 // state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
     std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
     int64_t stop, double temperature, std::string algorithm);
@@ -34,7 +36,7 @@ MlpActivation parse_mlp_activation(const std::string& name);
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                             at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
+                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
                              const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                              const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                              const Head& head, int64_t start, int64_t stop, double temperature);
@@ -47,7 +49,7 @@ struct MaskedMlpTensors {
 };
 
 MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                                    at::TensorList extents, at::TensorList unit_ends, const OptionalTensor& order,
+                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
                                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                                     const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                                     MlpActivation activation, const Head& head, int64_t seed, int64_t first_index,

@@ -1,13 +1,26 @@
 #include "masked_mlp_cpu.h"
 
+#include "bernoulli_draws.h"
 #include "head_math.h"
+#include "scratch.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
 constexpr int most_vectors = 4;
-// Units of one step that run together: their sums are independent, which hides the latency of a multiply-add.
-constexpr int units_together = 4;
+
+// Sums that run together are independent, which hides the latency of a multiply-add; with the vectors they read they
+// have to fit in the registers.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int most_sums = 16;
+#else
+constexpr int most_sums = 8;
+#endif
+
+// Positions are drawn in blocks that begin at multiples of their size: first what the units of a block get from before
+// it, many units at a time, then position by position the little that they get from within it. The size depends on the
+// network alone, because it is part of the order of the sums.
+constexpr int64_t most_block = 16, most_block_parameters = 64;
 
 template <typename T>
 constexpr int64_t most_rows() {
@@ -32,34 +45,35 @@ Vec<T> activate(MlpActivation activation, const Vec<T>& x) {
 
 // sums[u][v] += weight[u][k] below[k][v] for k in [begin, end), ascending.
 template <int Units, int Vectors, typename T>
-void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end, Vec<T> (*sums)[Vectors]) {
+AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end,
+                             Vec<T> (*sums)[Vectors]) {
   constexpr int64_t lanes = Vec<T>::size();
   Vec<T> total[Units][Vectors];
-#pragma GCC unroll 4
+  AR_FAST_UNROLL
   for (int u = 0; u < Units; ++u) {
-#pragma GCC unroll 4
+    AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) total[u][v] = sums[u][v];
   }
   for (int64_t k = begin; k < end; ++k) {
     Vec<T> x[Vectors];
-#pragma GCC unroll 4
+    AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) x[v] = Vec<T>::loadu(below + (k * Vectors + v) * lanes);
-#pragma GCC unroll 4
+    AR_FAST_UNROLL
     for (int u = 0; u < Units; ++u) {
       const Vec<T> w(weight[u][k]);
-#pragma GCC unroll 4
+      AR_FAST_UNROLL
       for (int v = 0; v < Vectors; ++v) total[u][v] = at::vec::fmadd(w, x[v], total[u][v]);
     }
   }
-#pragma GCC unroll 4
+  AR_FAST_UNROLL
   for (int u = 0; u < Units; ++u) {
-#pragma GCC unroll 4
+    AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) sums[u][v] = total[u][v];
   }
 }
 
 // Of one variable.
-inline int64_t most_parameters(const MaskedMlpSample& sample) {
+int64_t most_parameters(const MaskedMlpSample& sample) {
   int64_t most = 1;
   for (int64_t p = 0; p < sample.variables; ++p) {
     const MaskedMlpRange rows = masked_mlp_parameters(sample, p);
@@ -68,212 +82,298 @@ inline int64_t most_parameters(const MaskedMlpSample& sample) {
   return most;
 }
 
+// What a group of `width` rows works in, or only counts with a null base.
+template <typename T>
+struct Memory {
+  int64_t block, most_parameters, widest, bytes;
+  T* features;                     // [features][width]: the columns, then each layer; sums of a block not yet finished
+  T* logits;                       // [parameters of a block][width], the sums likewise
+  T* values;                       // [block][width]
+  double* uniforms;                // [block][width] of Bernoulli variables
+  T* parameters;                   // [width][most_parameters]
+  T* weights;                      // [most_parameters] of the head's draw
+  T* converted;                    // [most_sums][widest] of 16-bit weights
+
+  Memory(const MaskedMlpSample& sample, int64_t width, void* base) {
+    Scratch scratch(base);
+    most_parameters = CPU_CAPABILITY::most_parameters(sample);
+    block = std::min(std::max(most_block_parameters / most_parameters, int64_t{1}), most_block);
+    widest = sample.in_rows;
+    for (int64_t l = 0; l < sample.hidden_layers; ++l) widest = std::max(widest, sample.layers[l].units);
+    features = scratch.take<T>(sample.features * width);
+    logits = scratch.take<T>(block * most_parameters * width);
+    values = scratch.take<T>(block * width);
+    uniforms = scratch.take<double>(block * width);
+    parameters = scratch.take<T>(most_parameters * width);
+    weights = scratch.take<T>(most_parameters);
+    const bool converts = sample.storage == ScalarType::bfloat16 || sample.storage == ScalarType::float16;
+    converted = scratch.take<T>(converts ? most_sums * widest : 0);
+    bytes = scratch.bytes_taken();
+  }
+};
+
 template <typename S, typename T, int Vectors>
 class Group {
  public:
   static constexpr int64_t lanes = Vec<T>::size(), width = Vectors * lanes;
+  static constexpr int most_units = std::min(8, most_sums / Vectors);
 
   Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch)
-      : sample_(sample), row_(row_begin), rows_(row_end - row_begin), memory_(static_cast<T*>(scratch)) {
-    T* next = memory_ + sample.in_rows * width;
-    values_[0] = memory_;
-    features_ = sample.in_rows;
-    int64_t widest = sample.in_rows;
-    for (int64_t l = 0; l < sample.hidden_layers; ++l) {
-      offsets_[l] = features_;
-      features_ += sample.layers[l].units;
-      values_[l + 1] = next;
-      next += sample.layers[l].units * width;
-      widest = std::max(widest, sample.layers[l].units);
-    }
-    for (int u = 0; u < units_together; ++u) converted_[u] = next + u * widest;
-    next += units_together * widest;
-    most_parameters_ = most_parameters(sample);
-    parameters_ = next;
-    weights_ = parameters_ + width * most_parameters_;
-  }
+      : sample_(sample), row_(row_begin), rows_(row_end - row_begin), memory_(sample, width, scratch) {}
 
   int64_t run() {
     if (sample_.start > 0) {
-      move_state(0, 0, masked_mlp_columns(sample_, sample_.start).begin, 0, true);
-      for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
-        move_state(l + 1, 0, sample_.layers[l].unit_ends[sample_.start - 1], offsets_[l], true);
+      for (int64_t value = 0; value <= sample_.hidden_layers; ++value) {
+        move_state(value, 0, masked_mlp_known(sample_, value, sample_.start), true);
       }
     }
-    for (int64_t p = sample_.start; p < sample_.stop; ++p) {
-      for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
-        const int32_t* ends = sample_.layers[l].unit_ends;
-        hidden_units(l, p == 0 ? 0 : ends[p - 1], ends[p]);
+    for (first_ = sample_.start / memory_.block * memory_.block; first_ < sample_.stop; first_ += memory_.block) {
+      const int64_t begin = std::max(first_, sample_.start), end = std::min(first_ + memory_.block, sample_.stop);
+      begin_block(begin, end);
+      for (int64_t p = begin; p < end; ++p) {
+        for (int64_t l = 0; l <= sample_.hidden_layers; ++l) finish(l, masked_mlp_units(sample_, l, p));
+        draw(p);
       }
-      draw(p);
+      end_block(begin, end);
     }
-    move_state(0, masked_mlp_columns(sample_, sample_.start).begin, masked_mlp_columns(sample_, sample_.stop - 1).end, 0,
+    move_state(0, masked_mlp_columns(sample_, sample_.start).begin, masked_mlp_columns(sample_, sample_.stop - 1).end,
                false);
     for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
-      const int32_t* ends = sample_.layers[l].unit_ends;
-      move_state(l + 1, sample_.start == 0 ? 0 : ends[sample_.start - 1], ends[sample_.stop - 1], offsets_[l], false);
+      move_state(l + 1, masked_mlp_units(sample_, l, sample_.start).begin,
+                 masked_mlp_units(sample_, l, sample_.stop - 1).end, false);
     }
     for (int64_t r = 0; r < rows_; ++r) static_cast<double*>(sample_.log_prob)[row_ + r] = log_prob_[r];
     return multiply_adds_;
   }
 
  private:
-  // Features [begin, end) of a layer between the caller's rows and our lanes. Lanes past the batch are padding.
-  void move_state(int64_t layer, int64_t begin, int64_t end, int64_t offset, bool in) {
-    for (int64_t f = begin; f < end; ++f) {
-      T* lanes_of_feature = values_[layer] + f * width;
-      T* rows = static_cast<T*>(sample_.state) + row_ * features_ + offset + f;
-      if (in) {
-        for (int64_t r = 0; r < width; ++r) lanes_of_feature[r] = r < rows_ ? rows[r * features_] : T(0);
-      } else {
-        for (int64_t r = 0; r < rows_; ++r) rows[r * features_] = lanes_of_feature[r];
+  T* value(int64_t index) const { return memory_.features + masked_mlp_offset(sample_, index) * width; }
+
+  // What layer l gives.
+  T* output(int64_t l) const {
+    return l == sample_.hidden_layers ? memory_.logits - first_parameter_ * width : value(l + 1);
+  }
+
+  // Elements [begin, end) of a value between the caller's rows and our lanes. Lanes past the batch are padding.
+  void move_state(int64_t index, int64_t begin, int64_t end, bool in) {
+    constexpr int64_t together = 16;
+    T* const rows = static_cast<T*>(sample_.state) + row_ * sample_.features + masked_mlp_offset(sample_, index);
+    T* const own = value(index);
+    for (int64_t f = begin; f < end; f += together) {
+      const int64_t stop = std::min(f + together, end);
+      for (int64_t r = 0; r < (in ? width : rows_); ++r) {
+        for (int64_t g = f; g < stop; ++g) {
+          if (in) {
+            own[g * width + r] = r < rows_ ? rows[r * sample_.features + g] : T(0);
+          } else {
+            rows[r * sample_.features + g] = own[g * width + r];
+          }
+        }
       }
     }
   }
 
-  // Row `unit` of a layer's weight in the compute type, as far as the unit sees.
-  const T* weight_row(const MaskedMlpLayer& layer, int64_t inputs, int64_t unit, int slot) {
-    const S* row = static_cast<const S*>(layer.weight) + unit * inputs;
+  // Elements [begin, end) of a weight row, in the compute type and at their places.
+  const T* weight_row(const S* row, int64_t begin, int64_t end, int slot) {
     if constexpr (std::is_same_v<S, T>) {
       return row;
     } else {
-      const int64_t count = layer.extents[unit];
-      T* out = converted_[slot];
-      int64_t k = 0;
-      for (; k + lanes <= count; k += lanes) load(row + k).store(out + k);
-      for (; k < count; ++k) out[k] = to_float(row[k]);
+      T* out = memory_.converted + slot * memory_.widest;
+      int64_t k = begin;
+      for (; k + lanes <= end; k += lanes) load(row + k).store(out + k);
+      for (; k < end; ++k) out[k] = to_float(row[k]);
       return out;
     }
   }
 
   void bias_of(const MaskedMlpLayer& layer, int64_t unit, Vec<T>* sums) const {
-    const T* bias = static_cast<const T*>(layer.bias) + unit;
-    if (layer.bias_stride == 0) {
-      for (int v = 0; v < Vectors; ++v) sums[v] = Vec<T>(*bias);
+    if (layer.bias == nullptr || layer.bias_stride == 0) {
+      const Vec<T> bias(layer.bias == nullptr ? T(0) : static_cast<const T*>(layer.bias)[unit]);
+      for (int v = 0; v < Vectors; ++v) sums[v] = bias;
       return;
     }
+    const T* bias = static_cast<const T*>(layer.bias) + unit;
     T values[width];
     for (int64_t r = 0; r < width; ++r) values[r] = r < rows_ ? bias[(row_ + r) * layer.bias_stride] : T(0);
     for (int v = 0; v < Vectors; ++v) sums[v] = Vec<T>::loadu(values + v * lanes);
   }
 
-  // Pre-activations of `Units` units, whose extents ascend.
+  // Adds what `Units` units, whose extents ascend, get from the elements [begin, end) of a term's value.
   template <int Units>
-  void pre_activations(int64_t l, int64_t unit, Vec<T> (*sums)[Vectors]) {
-    const MaskedMlpLayer& layer = sample_.layers[l];
-    const int64_t inputs = l == 0 ? sample_.in_rows : sample_.layers[l - 1].units;
+  AR_FAST_INLINE void add_term(const MaskedMlpTerm& term, int64_t unit, int64_t begin, int64_t end,
+                               Vec<T> (*sums)[Vectors]) {
+    const int64_t inputs = masked_mlp_width(sample_, term.source);
     const T* weight[Units];
+    int64_t ends[Units];
     for (int u = 0; u < Units; ++u) {
-      bias_of(layer, unit + u, sums[u]);
-      weight[u] = weight_row(layer, inputs, unit + u, u);
-      multiply_adds_ += layer.extents[unit + u];
+      ends[u] = std::max(begin, std::min<int64_t>(term.extents[unit + u], end));
+      weight[u] = weight_row(static_cast<const S*>(term.weight) + (unit + u) * inputs, begin, ends[u], u);
+      multiply_adds_ += ends[u] - begin;
     }
-    const int64_t common = layer.extents[unit];
-    multiply<Units, Vectors, T>(weight, values_[l], 0, common, sums);
-    for (int u = 1; u < Units; ++u) {
-      multiply<1, Vectors, T>(weight + u, values_[l], common, layer.extents[unit + u], sums + u);
+    const T* const below = value(term.source);
+    multiply<Units, Vectors, T>(weight, below, begin, ends[0], sums);
+    if constexpr (Units > 1) {
+      if (ends[Units - 1] == ends[0]) return;
+      for (int u = 1; u < Units; ++u) multiply<1, Vectors, T>(weight + u, below, ends[0], ends[u], sums + u);
     }
   }
 
-  template <int Units>
-  void hidden_block(int64_t l, int64_t unit) {
-    Vec<T> sums[Units][Vectors];
-    pre_activations<Units>(l, unit, sums);
-    for (int u = 0; u < Units; ++u) {
-      for (int v = 0; v < Vectors; ++v) {
-        activate<T>(sample_.activation, sums[u][v]).store(values_[l + 1] + ((unit + u) * Vectors + v) * lanes);
+  // body(unit, constant) for the units of a range, `constant` of them at a time.
+  template <int Units = most_units, typename Body>
+  AR_FAST_INLINE void in_groups(MaskedMlpRange range, const Body& body) {
+    for (; range.begin + Units <= range.end; range.begin += Units) {
+      body(range.begin, std::integral_constant<int, Units>{});
+    }
+    if constexpr (Units > 1) in_groups<Units / 2>(range, body);
+  }
+
+  // What the units of positions [begin, end) get from before the block.
+  void begin_block(int64_t begin, int64_t end) {
+    first_parameter_ = masked_mlp_parameters(sample_, begin).begin;
+    for (int64_t l = 0; l <= sample_.hidden_layers; ++l) {
+      const MaskedMlpLayer& layer = sample_.layers[l];
+      T* const out = output(l);
+      const MaskedMlpRange range{masked_mlp_units(sample_, l, begin).begin, masked_mlp_units(sample_, l, end - 1).end};
+      in_groups(range, [&](int64_t unit, auto units) {
+        Vec<T> sums[units][Vectors];
+        for (int u = 0; u < units; ++u) bias_of(layer, unit + u, sums[u]);
+        for (int t = 0; t < layer.terms; ++t) {
+          add_term<units>(layer.term[t], unit, 0, masked_mlp_known(sample_, layer.term[t].source, first_), sums);
+        }
+        for (int u = 0; u < units; ++u) {
+          for (int v = 0; v < Vectors; ++v) sums[u][v].store(out + ((unit + u) * Vectors + v) * lanes);
+        }
+      });
+    }
+    if (sample_.head.kind != HeadKind::bernoulli) return;
+    for (int64_t r = 0; r < rows_; ++r) {
+      double uniform[most_block];
+      philox_uniforms(sample_.seed, number(r), end - begin, [&](int64_t i) { return variable(begin + i); }, uniform);
+      for (int64_t i = 0; i < end - begin; ++i) memory_.uniforms[(begin - first_ + i) * width + r] = uniform[i];
+    }
+  }
+
+  // The rest of these units' sums, and their activation.
+  void finish(int64_t l, MaskedMlpRange range) {
+    const MaskedMlpLayer& layer = sample_.layers[l];
+    T* const out = output(l);
+    const T* const added = layer.add < 0 ? nullptr : value(layer.add);
+    in_groups(range, [&](int64_t unit, auto units) {
+      Vec<T> sums[units][Vectors];
+      for (int u = 0; u < units; ++u) {
+        for (int v = 0; v < Vectors; ++v) sums[u][v] = Vec<T>::loadu(out + ((unit + u) * Vectors + v) * lanes);
       }
-    }
+      for (int t = 0; t < layer.terms; ++t) {
+        const int64_t source = layer.term[t].source;
+        add_term<units>(layer.term[t], unit, masked_mlp_known(sample_, source, first_),
+                        masked_mlp_width(sample_, source), sums);
+      }
+      for (int u = 0; u < units; ++u) {
+        for (int v = 0; v < Vectors; ++v) {
+          const int64_t at = ((unit + u) * Vectors + v) * lanes;
+          Vec<T> sum = sums[u][v];
+          if (added != nullptr) sum = sum + Vec<T>::loadu(added + at);
+          (layer.activated ? activate<T>(sample_.activation, sum) : sum).store(out + at);
+        }
+      }
+    });
   }
 
-  void hidden_units(int64_t l, int64_t begin, int64_t end) {
-    int64_t unit = begin;
-    for (; unit + units_together <= end; unit += units_together) hidden_block<units_together>(l, unit);
-    for (; unit < end; ++unit) hidden_block<1>(l, unit);
+  int64_t variable(int64_t p) const { return sample_.order == nullptr ? p : sample_.order[p]; }
+
+  uint64_t number(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_ + r); }
+
+  // Where a row's value of a variable is known, its place in given; else null.
+  const T* known_value(int64_t r, int64_t variable) const {
+    const int64_t at = (row_ + r) * sample_.variables + variable;
+    return sample_.known == nullptr || sample_.known[at] == 0 ? nullptr : static_cast<const T*>(sample_.given) + at;
   }
 
   void draw(int64_t p) {
-    const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
-    T value[width] = {};
+    T* const value = memory_.values + (p - first_) * width;
     if (sample_.head.kind == HeadKind::bernoulli) {
-      draw_bernoulli(p, variable, value);
+      draw_bernoulli(p, value);
     } else {
-      draw_head(p, variable, value);
+      draw_head(p, value);
     }
-    const int64_t count = sample_.stop - sample_.start;
-    for (int64_t r = 0; r < rows_; ++r) static_cast<T*>(sample_.values)[(row_ + r) * count + p - sample_.start] = value[r];
     const MaskedMlpRange columns = masked_mlp_columns(sample_, p);
+    const bool one = columns.end - columns.begin == 1;
     for (int64_t c = columns.begin; c < columns.end; ++c) {
-      T* out = values_[0] + c * width;
-      const bool one = columns.end - columns.begin == 1;
+      T* out = memory_.features + c * width;
       for (int64_t r = 0; r < width; ++r) out[r] = one ? value[r] : value[r] == static_cast<T>(c - columns.begin) ? T(1) : T(0);
     }
   }
 
-  // Whether the value is known; then it is written.
-  bool take_known(int64_t r, int64_t variable, T* value) const {
-    const int64_t at = (row_ + r) * sample_.variables + variable;
-    if (sample_.known == nullptr || sample_.known[at] == 0) return false;
-    *value = static_cast<const T*>(sample_.given)[at];
-    return true;
-  }
-
-  uint64_t number(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_ + r); }
-
   // One parameter each: the rows stay in lanes.
-  void draw_bernoulli(int64_t p, int64_t variable, T* value) {
-    Vec<T> logits[1][Vectors];
-    pre_activations<1>(sample_.hidden_layers, p, logits);
-    T probability[width], normalizer[width], logit[width];
+  void draw_bernoulli(int64_t p, T* value) {
+    const T* const logits = output(sample_.hidden_layers) + p * width;
+    const double* const uniforms = memory_.uniforms + (p - first_) * width;
     const Vec<T> temperature(static_cast<T>(sample_.temperature));
+    T probability[width];
     for (int v = 0; v < Vectors; ++v) {
-      sigmoid<T>(logits[0][v] / temperature).store(probability + v * lanes);
-      softplus<T>(logits[0][v]).store(normalizer + v * lanes);
-      logits[0][v].store(logit + v * lanes);
+      sigmoid<T>(Vec<T>::loadu(logits + v * lanes) / temperature).store(probability + v * lanes);
     }
+    for (int64_t r = 0; r < width; ++r) value[r] = uniforms[r] < static_cast<double>(probability[r]) ? T(1) : T(0);
+    if (sample_.known == nullptr) return;
     for (int64_t r = 0; r < rows_; ++r) {
-      if (take_known(r, variable, value + r)) continue;
-      const double uniform = philox_uniform(sample_.seed, number(r), static_cast<uint32_t>(variable), 0);
-      value[r] = uniform < static_cast<double>(probability[r]) ? T(1) : T(0);
-      log_prob_[r] += static_cast<double>(value[r]) * static_cast<double>(logit[r]) - static_cast<double>(normalizer[r]);
+      if (const T* known = known_value(r, variable(p))) value[r] = *known;
     }
   }
 
-  void draw_head(int64_t p, int64_t variable, T* value) {
+  void draw_head(int64_t p, T* value) {
     const MaskedMlpRange rows = masked_mlp_parameters(sample_, p);
-    int64_t j = rows.begin;
-    for (; j + units_together <= rows.end; j += units_together) parameter_block<units_together>(rows.begin, j);
-    for (; j < rows.end; ++j) parameter_block<1>(rows.begin, j);
     const int64_t count = rows.end - rows.begin;
-    for (int64_t r = 0; r < rows_; ++r) {
-      if (take_known(r, variable, value + r)) continue;
-      const T* own = parameters_ + r * most_parameters_;
-      value[r] = head_draw_one(sample_.head, own, count, sample_.seed, number(r), static_cast<uint32_t>(variable),
-                               static_cast<T>(sample_.temperature), weights_);
+    const T* const lanes_of_rows = output(sample_.hidden_layers) + rows.begin * width;
+    for (int64_t r = 0; r < width; ++r) {
+      if (r >= rows_) {
+        value[r] = T(0);
+        continue;
+      }
+      if (const T* known = known_value(r, variable(p))) {
+        value[r] = *known;
+        continue;
+      }
+      T* const own = memory_.parameters + r * memory_.most_parameters;
+      for (int64_t j = 0; j < count; ++j) own[j] = lanes_of_rows[j * width + r];
+      value[r] = head_draw_one(sample_.head, own, count, sample_.seed, number(r), static_cast<uint32_t>(variable(p)),
+                               static_cast<T>(sample_.temperature), memory_.weights);
       log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head, own, count, value[r]));
     }
   }
 
-  // Parameters j ... of a variable that begin at row `first`, from lanes to [width, most_parameters].
-  template <int Units>
-  void parameter_block(int64_t first, int64_t j) {
-    Vec<T> sums[Units][Vectors];
-    pre_activations<Units>(sample_.hidden_layers, j, sums);
-    for (int u = 0; u < Units; ++u) {
-      T lane[width];
-      for (int v = 0; v < Vectors; ++v) sums[u][v].store(lane + v * lanes);
-      for (int64_t r = 0; r < rows_; ++r) parameters_[r * most_parameters_ + j + u - first] = lane[r];
+  // What nobody waits for: the values in the caller's rows, and the log-probability of Bernoulli variables.
+  void end_block(int64_t begin, int64_t end) {
+    const int64_t count = sample_.stop - sample_.start;
+    for (int64_t r = 0; r < rows_; ++r) {
+      T* const out = static_cast<T*>(sample_.values) + (row_ + r) * count - sample_.start;
+      for (int64_t p = begin; p < end; ++p) out[p] = memory_.values[(p - first_) * width + r];
+    }
+    if (sample_.head.kind != HeadKind::bernoulli) return;
+    for (int64_t p = begin; p < end; ++p) {
+      const T* const logits = output(sample_.hidden_layers) + p * width;
+      const T* const value = memory_.values + (p - first_) * width;
+      T normalizer[width];
+      for (int v = 0; v < Vectors; ++v) {
+        softplus<T>(Vec<T>::loadu(logits + v * lanes)).store(normalizer + v * lanes);
+      }
+      const auto term = [&](int64_t r) {
+        return static_cast<double>(value[r]) * static_cast<double>(logits[r]) - static_cast<double>(normalizer[r]);
+      };
+      if (sample_.known == nullptr) {
+        for (int64_t r = 0; r < width; ++r) log_prob_[r] += term(r);
+      } else {
+        for (int64_t r = 0; r < rows_; ++r) {
+          if (known_value(r, variable(p)) == nullptr) log_prob_[r] += term(r);
+        }
+      }
     }
   }
 
   const MaskedMlpSample& sample_;
-  int64_t row_, rows_, features_ = 0, multiply_adds_ = 0;
-  T* memory_;
-  T* values_[masked_mlp_max_layers + 1];   // the columns, then each hidden layer: [features][width]
-  int64_t offsets_[masked_mlp_max_layers];
-  T* converted_[units_together];
-  T *parameters_, *weights_;               // [width, most_parameters_], [most_parameters_]
-  int64_t most_parameters_;
+  const int64_t row_, rows_;
+  const Memory<T> memory_;
+  int64_t first_ = 0, first_parameter_ = 0;  // of the block: its position, its first parameter
+  int64_t multiply_adds_ = 0;
   double log_prob_[width] = {};
 };
 
@@ -288,15 +388,9 @@ int64_t run_group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_
 
 template <typename T>
 void layout_of(const MaskedMlpSample& sample, MaskedMlpLayout* layout) {
-  int64_t features = sample.in_rows, widest = sample.in_rows;
-  for (int64_t l = 0; l < sample.hidden_layers; ++l) {
-    features += sample.layers[l].units;
-    widest = std::max(widest, sample.layers[l].units);
-  }
   layout->lanes = Vec<T>::size();
   layout->most_rows = most_rows<T>();
-  layout->bytes = (features * most_rows<T>() + units_together * widest + most_parameters(sample) * (most_rows<T>() + 1)) *
-                  static_cast<int64_t>(sizeof(T));
+  layout->bytes = Memory<T>(sample, most_rows<T>(), nullptr).bytes;
 }
 
 }  // namespace

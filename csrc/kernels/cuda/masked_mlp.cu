@@ -1,4 +1,5 @@
-// One-pass sampling of a masked perceptron: one persistent kernel, a warp per sample, a block per few samples.
+// One-pass sampling of a masked perceptron: one persistent kernel, a warp per sample, a block per few samples, that
+// interprets the program of layers.
 //
 // A warp computes each unit of its sample once, when the last variable that it sees is known: lanes stride over the
 // inputs and one butterfly adds them up; four units that become computable together share the reads of their inputs.
@@ -30,7 +31,7 @@ __device__ __forceinline__ T activate(MlpActivation activation, T x) {
   }
 }
 
-// The sample of one warp. values: the columns, then each layer's activations; parameters: those of one variable.
+// The sample of one warp. values: the columns, then each layer; parameters: those of one variable.
 template <typename S>
 class Sampler {
  public:
@@ -43,22 +44,13 @@ class Sampler {
     const int64_t count = sample_.stop - sample_.start;
     double log_prob = 0;
     for (int64_t p = sample_.start; p < sample_.stop; ++p) {
-      const T* below = values_;
-      T* own = values_ + sample_.in_rows;
-      int64_t inputs = sample_.in_rows;
+      const MaskedMlpRange rows = masked_mlp_parameters(sample_, p), columns = masked_mlp_columns(sample_, p);
       for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
         const MaskedMlpLayer& layer = sample_.layers[l];
-        const MlpActivation activation = sample_.activation;
-        units(layer, inputs, below, own, p == 0 ? 0 : layer.unit_ends[p - 1], layer.unit_ends[p],
-              [activation](T sum) { return activate(activation, sum); });
+        units(layer, masked_mlp_units(sample_, l, p), values_ + layer.offset);
         __syncwarp();
-        below = own;
-        own += layer.units;
-        inputs = layer.units;
       }
-      const MaskedMlpRange rows = masked_mlp_parameters(sample_, p), columns = masked_mlp_columns(sample_, p);
-      units(sample_.layers[sample_.hidden_layers], inputs, below, parameters_ - rows.begin, static_cast<int>(rows.begin),
-            static_cast<int>(rows.end), [](T sum) { return sum; });
+      units(sample_.layers[sample_.hidden_layers], rows, parameters_ - rows.begin);
       __syncwarp();
       const T x = draw(p, static_cast<int>(rows.end - rows.begin), log_prob);
       for (int64_t c = columns.begin + lane_; c < columns.end; c += kWarpSize) {
@@ -71,18 +63,18 @@ class Sampler {
   }
 
  private:
-  // Of `units` <= Units units from `unit`; all lanes get all sums.
+  // Adds what `units` <= Units units from `unit` get by a term; each lane has a share of the inputs.
   template <int Units>
-  __device__ __forceinline__ void pre_activations(const MaskedMlpLayer& layer, int64_t inputs, const T* below, int unit,
-                                                  int units, T (&sums)[Units]) const {
+  __device__ __forceinline__ void add_term(const MaskedMlpTerm& term, int unit, int units, T (&sums)[Units]) const {
+    const int64_t inputs = masked_mlp_width(sample_, term.source);
+    const T* const below = values_ + masked_mlp_offset(sample_, term.source);
     const S* rows[Units];
     int extents[Units];
 #pragma unroll
     for (int u = 0; u < Units; ++u) {
       const int at = unit + min(u, units - 1);
-      rows[u] = static_cast<const S*>(layer.weight) + at * inputs;
-      extents[u] = layer.extents[at];
-      sums[u] = T(0);
+      rows[u] = static_cast<const S*>(term.weight) + at * inputs;
+      extents[u] = term.extents[at];
     }
     for (int k = lane_; k < extents[Units - 1]; k += kWarpSize) {
       const T value = below[k];
@@ -91,23 +83,33 @@ class Sampler {
         if (k < extents[u]) sums[u] = fma(to_compute(rows[u][k]), value, sums[u]);
       }
     }
-    const T* const bias = static_cast<const T*>(layer.bias) + row_ * layer.bias_stride + unit;
-#pragma unroll
-    for (int u = 0; u < Units; ++u) sums[u] = warp_sum(sums[u]) + bias[min(u, units - 1)];
   }
 
-  // own[u] = f(pre-activation) for units begin ... end - 1.
-  template <typename F>
-  __device__ __forceinline__ void units(const MaskedMlpLayer& layer, int64_t inputs, const T* below, T* own, int begin,
-                                        int end, const F& f) const {
+  // A unit, from the sum of its terms.
+  __device__ __forceinline__ T finish(const MaskedMlpLayer& layer, int unit, T sum) const {
+    if (layer.bias != nullptr) sum += static_cast<const T*>(layer.bias)[row_ * layer.bias_stride + unit];
+    if (layer.add >= 0) sum += values_[masked_mlp_offset(sample_, layer.add) + unit];
+    return layer.activated ? activate(sample_.activation, sum) : sum;
+  }
+
+  // own[u] for the units of a range.
+  __device__ __forceinline__ void units(const MaskedMlpLayer& layer, MaskedMlpRange range, T* own) const {
+    const int begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
+    if (layer.terms == 0) {
+      for (int unit = begin + lane_; unit < end; unit += kWarpSize) own[unit] = finish(layer, unit, T(0));
+      return;
+    }
     for (int unit = begin; unit < end; unit += kUnitsTogether) {
       const int count = min(kUnitsTogether, end - unit);
-      T sums[kUnitsTogether];
-      pre_activations<kUnitsTogether>(layer, inputs, below, unit, count, sums);
-      T own_sum = sums[0];
+      T sums[kUnitsTogether] = {};
+      for (int t = 0; t < layer.terms; ++t) add_term<kUnitsTogether>(layer.term[t], unit, count, sums);
+      T own_sum = T(0);
 #pragma unroll
-      for (int u = 1; u < kUnitsTogether; ++u) own_sum = lane_ == u ? sums[u] : own_sum;
-      if (lane_ < count) own[unit + lane_] = f(own_sum);
+      for (int u = 0; u < kUnitsTogether; ++u) {
+        const T sum = warp_sum(sums[u]);
+        own_sum = lane_ == u ? sum : own_sum;
+      }
+      if (lane_ < count) own[unit + lane_] = finish(layer, unit + lane_, own_sum);
     }
   }
 
@@ -136,8 +138,7 @@ struct Places {
 
   static Places of(const MaskedMlpSample& sample) {
     Places places;
-    places.features = sample.in_rows;
-    for (int64_t l = 0; l < sample.hidden_layers; ++l) places.features += sample.layers[l].units;
+    places.features = sample.features;
     // Where variables differ, only the device knows the largest.
     const int64_t rows = sample.layers[sample.hidden_layers].units;
     places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.variables;

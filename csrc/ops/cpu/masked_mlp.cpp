@@ -17,6 +17,22 @@ namespace {
 
 constexpr const char* op_name = "masked_mlp_sample";
 
+// How much of a value the units computed at a position can read.
+int64_t ready_at(const MaskedMlpSample& sample, int64_t value, int64_t position) {
+  return value == 0 ? masked_mlp_columns(sample, position).begin : masked_mlp_units(sample, value - 1, position).end;
+}
+
+void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, const MaskedMlpTerm& term, int64_t index) {
+  const int64_t inputs = masked_mlp_width(sample, term.source);
+  int32_t before = 0;
+  for (int64_t u = 0; u < layer.units; ++u) {
+    const int32_t here = term.extents[u];
+    TORCH_CHECK(here >= before && here <= inputs, op_name, ": extents[", index, "] must ascend within 0 ... ", inputs,
+                ", got ", here, " after ", before, " at unit ", u);
+    before = here;
+  }
+}
+
 // On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises, and
 // what would read or write outside a tensor.
 void check_schedule(const MaskedMlpSample& sample) {
@@ -24,32 +40,27 @@ void check_schedule(const MaskedMlpSample& sample) {
   check_offset_values(op_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows);
   check_offset_values(op_name, "out_offsets", sample.out_offsets, sample.variables, out_rows);
   check_head_values(op_name, sample.head, sample.variables, out_rows, sample.out_offsets, 0, nullptr, nullptr);
-  for (int64_t l = 0; l <= sample.hidden_layers; ++l) {
+  // Terms are counted as in weights and extents.
+  for (int64_t l = 0, term = 0; l <= sample.hidden_layers; term += sample.layers[l++].terms) {
     const MaskedMlpLayer& layer = sample.layers[l];
-    const int64_t inputs = l == 0 ? sample.in_rows : sample.layers[l - 1].units;
-    int32_t before = 0;
-    for (int64_t u = 0; u < layer.units; ++u) {
-      const int32_t here = layer.extents[u];
-      TORCH_CHECK(here >= before && here <= inputs, op_name, ": extents[", l, "] must ascend within 0 ... ", inputs,
-                  ", got ", here, " after ", before, " at unit ", u);
-      before = here;
-    }
-    before = 0;
+    for (int64_t t = 0; t < layer.terms; ++t) check_ascends(sample, layer, layer.term[t], term + t);
+    int64_t before = 0;
     for (int64_t p = 0; p < sample.variables; ++p) {
-      const auto ready = l == 0 ? static_cast<int32_t>(masked_mlp_columns(sample, p).begin)
-                                : sample.layers[l - 1].unit_ends[p];
-      if (layer.unit_ends == nullptr) {
-        const int64_t last = masked_mlp_parameters(sample, p).end - 1;
-        TORCH_CHECK(layer.extents[last] <= ready, op_name, ": extents[", l, "][", last, "] must be at most ", ready,
-                    ", the units ready at position ", p, ", got ", layer.extents[last]);
-        continue;
+      const int64_t end = masked_mlp_units(sample, l, p).end;
+      if (l < sample.hidden_layers) {
+        TORCH_CHECK(end >= before && end <= layer.units, op_name, ": unit_ends[", l, "] must ascend within 0 ... ",
+                    layer.units, ", got ", end, " after ", before, " at position ", p);
       }
-      const int32_t end = layer.unit_ends[p];
-      TORCH_CHECK(end >= before && end <= layer.units, op_name, ": unit_ends[", l, "] must ascend within 0 ... ",
-                  layer.units, ", got ", end, " after ", before, " at position ", p);
-      TORCH_CHECK(end == 0 || layer.extents[end - 1] <= ready, op_name, ": unit_ends[", l, "][", p, "] = ", end,
-                  " names a unit that sees ", layer.extents[end - 1], " inputs where ", ready, " are ready");
       before = end;
+      if (end == 0) continue;
+      for (int64_t t = 0; t < layer.terms; ++t) {
+        const int64_t seen = layer.term[t].extents[end - 1], ready = ready_at(sample, layer.term[t].source, p);
+        TORCH_CHECK(seen <= ready, op_name, ": extents[", term + t, "][", end - 1, "] must be at most ", ready,
+                    ", the inputs ready at position ", p, " where unit_ends or out_offsets compute it, got ", seen);
+      }
+      TORCH_CHECK(layer.add < 0 || end <= ready_at(sample, layer.add, p), op_name, ": layer ", l,
+                  " must compute at position ", p, " at most the ", ready_at(sample, layer.add, p),
+                  " units that are ready of the value it adds, got ", end);
     }
   }
   check_order_values(op_name, sample.order, sample.variables);
@@ -68,16 +79,16 @@ void check_categories(const MaskedMlpSample& sample) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, const OptionalTensor& order, const OptionalTensor& in_offsets,
+    at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
     std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
     int64_t stop, double temperature, std::string algorithm) {
   check_algorithm(op_name, algorithm, {"auto", "lanes"});
   const Head parsed = parse_head(op_name, head, levels);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
                           variables, parsed, start, stop, temperature);
   const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, order, in_offsets, out_offsets, given, known,
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
                          variables, parse_mlp_activation(activation), parsed, seed, first_index, start, stop,
                          temperature);
   const MaskedMlpSample& sample = t.sample;
