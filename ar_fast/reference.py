@@ -828,12 +828,18 @@ class ReferenceMADE(_ReferenceModel):
         context_features: int = 0,
         direct: bool = False,
         residual: bool = False,
+        by_variable: bool = False,
     ) -> None:
-        """degrees: for each hidden layer the degrees of its units, as ``ar_fast.models.MADE.degrees``."""
+        """degrees: for each hidden layer the degrees of its units, as ``ar_fast.models.MADE.degrees``.
+
+        by_variable: weights are stored so, and not by position.
+        """
         super().__init__()
         self.variables, self.activation, self.residual = variables, activation, residual
-        positions = torch.arange(variables)
+        self.by_variable = by_variable
+        positions = order.cpu().argsort() if by_variable and order is not None else torch.arange(variables)
         degrees = [positions + 1, *degrees, positions]
+        self.direct_mask = positions[None, :] < positions[:, None]
         self.masks = [inputs <= outputs[:, None] for inputs, outputs in itertools.pairwise(degrees)]
         self.layers = nn.ModuleList(nn.Linear(mask.shape[1], mask.shape[0]) for mask in self.masks)
         self.direct = nn.Linear(variables, variables, bias=False) if direct else None
@@ -848,13 +854,14 @@ class ReferenceMADE(_ReferenceModel):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The logits, (B, D)."""
-        by_position = x if self.order is None else x[:, self.order]
+        reorder = self.order is not None and not self.by_variable
+        stored = x[:, self.order] if reorder else x
         activate = MLP_ACTIVATIONS[self.activation]
         linear = [
             lambda h, layer=layer, mask=mask: F.linear(h, layer.weight * mask.to(h.device), layer.bias)
             for layer, mask in zip(self.layers, self.masks, strict=True)
         ]
-        hidden = linear[0](by_position)
+        hidden = linear[0](stored)
         if context is not None:
             hidden = hidden + context @ self.context_weight.T
         for k in range(1, len(linear) - 1, 2 if self.residual else 1):
@@ -862,5 +869,5 @@ class ReferenceMADE(_ReferenceModel):
             hidden = hidden + linear[k + 1](activate(new)) if self.residual else new
         logits = linear[-1](activate(hidden))
         if self.direct is not None:
-            logits = logits + by_position @ self.direct.weight.tril(-1).T
-        return logits if self.order is None else logits[:, self.order.argsort()]
+            logits = logits + F.linear(stored, self.direct.weight * self.direct_mask.to(x.device))
+        return logits[:, self.order.argsort()] if reorder else logits

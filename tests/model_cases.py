@@ -5,7 +5,7 @@ import torch
 
 from ar_fast import models, orderings
 
-KINDS = ["NADE", "MADE", "MADE-residual", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
+KINDS = ["NADE", "MADE", "MADE-residual", "MADE-masks", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
 # Of those, the ones that condition on a prefix of their order only.
 FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
@@ -36,8 +36,12 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
         options = {"activation": "tanh"} | options
         if kind == "MADE-residual":
             options = {"direct": True, "residual": True} | options
+        if kind == "MADE-masks":
+            options = {"degrees": "random", "degree_seed": 3, "n_masks": 3, "direct": True} | options
         hidden_features = [31, 31, 31] if kind == "MADE-residual" else [37, 29]
         model = models.MADE(event_shape, hidden_features, **options)
+        if kind == "MADE-masks":
+            model.use_mask(1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .. import orderings
 from .._version import __version__
 
 if TYPE_CHECKING:
@@ -126,8 +125,7 @@ def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
                 f"load: {name} must be {target.dtype} of shape {tuple(target.shape)}, "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} in {directory}"
             )
-    if "order" in tensors:
-        orderings.check(tensors["order"], model.variables)
+    model._check_loaded(tensors)
     return tensors
 
 

@@ -352,7 +352,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         seed = _inputs.draw_seed(self._name, seed, generator)
 
         return Request(
-            self,
+            self._sampled_model(),
             torch.Size(batch),
             contexts,
             seed,
@@ -361,6 +361,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             given,
             known,
         )
+
+    def _sampled_model(self) -> Self:
+        """The model whose sampler draws, made once for each request: one with weights as the sampler reads them."""
+        return self
 
     @property
     def _parameters_per_position(self) -> int:
@@ -498,6 +502,11 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """
         _files.load(self, Path(directory))
         return self
+
+    def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError where buffers, which have the shapes of the model's own, hold what they must not."""
+        if "order" in tensors:
+            orderings.check(tensors["order"], self.variables)
 
     def extra_repr(self) -> str:
         config = self.config() | {"event_shape": tuple(self.event_shape)}

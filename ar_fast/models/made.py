@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -11,16 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
-from .. import functional, heads, reference
+from .. import functional, heads, orderings, reference
 from ..masks import Mask
 from ..nn import MaskedLinear
 from ._context import add_context
 from .base import AutoregressiveModel
+from .ensemble import Ensemble
 
 __all__ = ["MADE"]
 
 MAX_HIDDEN_LAYERS = 16
+# The counter of the random numbers that make orders: no layer has this index.
+_ORDER = 2**32 - 1
 
 
 class MADE(AutoregressiveModel):
@@ -35,6 +40,11 @@ class MADE(AutoregressiveModel):
     Categorical head enters by one column for each category, one of them 1 and the others 0; any other by its value. A
     context is added to the first layer through context_weight. Weights are stored by position, and units by ascending
     degree.
+
+    With n_masks > 1 the same weights have several sets of masks: set k has random degrees of its own, and order number
+    k modulo n_orders. One set is in use at a time. Train with another one in every batch (:meth:`next_mask`) and
+    evaluate one, or the mean probability of all: :meth:`ensemble`. Weights are then stored by variable, and units in
+    no order.
 
     With ``direct`` inputs and outputs are connected as well, theta += (W_D . M_D) x, where the outputs at position p
     see the variables at positions 0 ... p-1.
@@ -53,9 +63,13 @@ class MADE(AutoregressiveModel):
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal ones.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        degrees: for each hidden layer the degrees of its units, in 0 ... D-1 and in any order; None spreads them
-            evenly over 1 ... D-1, or over 0 ... D-1 with a context (a unit of degree 0 sees the context only).
-            With residual those of all layers are the same.
+        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1, or over 0 ... D-1 with a context
+            (a unit of degree 0 sees the context only); "random" draws them from there, but from the lowest degree of
+            the layer before on; or for each hidden layer those of its units, in 0 ... D-1 and in any order. With
+            residual those of all layers are the same.
+        degree_seed: 0 ... 2^63 - 1, of random degrees and orders: the same on every machine.
+        n_masks: how many sets of masks the model has; more than one need random degrees or several orders.
+        n_orders: how many orders they have, at most n_masks: the first is ``order``, the others are random.
         direct: connect inputs and outputs directly.
         residual: add the output of every two hidden layers after the first to their input.
         head: None is heads.Bernoulli().
@@ -66,14 +80,15 @@ class MADE(AutoregressiveModel):
         dtype: of the parameters: float32, float64, bfloat16 or float16.
 
     Attributes:
-        degrees: for each hidden layer the degrees of its units, ascending.
+        degrees: for each hidden layer the degrees of its units, ascending; in the order of storage if n_masks > 1.
+        mask_index: the set of masks in use, 0 ... n_masks - 1.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
 
     Source: Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015,
-    direct connections: equation 14; residual: Durkan, Nash, "Autoregressive energy machines", ICML 2019, section 4.1
-    (ResMADE).
+    sections 4.1 (masks, direct connections), 4.2 (several layers), 4.3 (several orders) and 4.4 (several sets of
+    masks); residual: Nash, Durkan, "Autoregressive energy machines", ICML 2019 (ResMADE).
 
     Example:
         >>> model = MADE(784, hidden_features=[500])
@@ -88,7 +103,10 @@ class MADE(AutoregressiveModel):
         hidden_features: Sequence[int],
         activation: str = "relu",
         *,
-        degrees: Sequence[Tensor | Sequence[int]] | None = None,
+        degrees: str | Sequence[Tensor | Sequence[int]] = "even",
+        degree_seed: int = 0,
+        n_masks: int = 1,
+        n_orders: int = 1,
         direct: bool = False,
         residual: bool = False,
         head: heads.Head | None = None,
@@ -118,15 +136,16 @@ class MADE(AutoregressiveModel):
                 "MADE: hidden_features must be an odd number of equal sizes with residual, the first layer and two for "
                 f"each block, got {hidden_features}"
             )
-        self._degrees_given = degrees is not None
-        if degrees is None:
-            lowest = 0 if context_features else min(1, self.variables - 1)
-            self.degrees = [_even_degrees(units, lowest, self.variables - 1) for units in hidden_features]
-        else:
-            self.degrees = _check_degrees(degrees, hidden_features, self.variables)
-            if residual and not all(torch.equal(layer, self.degrees[0]) for layer in self.degrees):
+        self._check_masks(degrees, degree_seed, n_masks, n_orders)
+        self.degree_seed, self.n_masks, self.n_orders, self.mask_index = degree_seed, n_masks, n_orders, 0
+        self._by_variable = n_masks > 1
+        self._how_degrees = degrees
+        if not isinstance(degrees, str):
+            self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
+            if residual and not all(torch.equal(layer, self._how_degrees[0]) for layer in self._how_degrees):
                 raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
-
+        self._make_mask_buffers(device)
+        self.degrees = self._degrees_of(0)
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
         self.layers = nn.ModuleList(
             MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype)
@@ -139,7 +158,7 @@ class MADE(AutoregressiveModel):
                 inputs, outputs, Mask.dense(outputs, inputs), bias=False, device=device, dtype=dtype
             )
         self._build_plan()
-        self.register_load_state_dict_post_hook(_build_plan_again)
+        self.register_load_state_dict_post_hook(_state_loaded)
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(
@@ -147,37 +166,192 @@ class MADE(AutoregressiveModel):
             )
         self.reset_parameters()
 
+    @staticmethod
+    def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:
+        if isinstance(degrees, str) and degrees not in ("even", "random"):
+            raise ValueError(f"MADE: degrees must be 'even', 'random' or those of each layer, got {degrees!r}")
+        if not isinstance(degree_seed, int) or not 0 <= degree_seed < 2**63:
+            raise ValueError(f"MADE: degree_seed must be an integer in 0 ... 2^63 - 1, got {degree_seed!r}")
+        for name, given in (("n_masks", n_masks), ("n_orders", n_orders)):
+            if not isinstance(given, int) or given < 1:
+                raise ValueError(f"MADE: {name} must be a positive integer, got {given!r}")
+        if n_orders > n_masks:
+            raise ValueError(f"MADE: n_orders must be at most n_masks = {n_masks}, got {n_orders}")
+        if n_masks > 1 and n_orders == 1 and degrees != "random":
+            raise ValueError(
+                f"MADE: n_masks must be 1 unless degrees are 'random' or n_orders is more than 1, got {n_masks}"
+            )
+
+    def _make_mask_buffers(self, device: torch.device | str | None) -> None:
+        """What is saved of the sets of masks: which one is in use, and all orders in place of that one's."""
+        if self._by_variable:
+            index = torch.tensor(self.mask_index, device=device)
+            self.register_buffer("mask_in_use", index)
+        if self.n_orders == 1:
+            return
+        known = self.order is not None and not self.order.is_meta
+        first = self.order.cpu() if known else torch.arange(self.variables)
+        uniform = [self._uniform(_ORDER, index, self.variables) for index in range(1, self.n_orders)]
+        orders = torch.stack([first, *(numbers.argsort(stable=True) for numbers in uniform)])
+        self.register_buffer("orders", orders.to(device or torch.get_default_device()))
+        self.register_buffer("order", self.orders[0], persistent=False)
+
+    def _uniform(self, stream: int, index: int, count: int) -> Tensor:
+        return reference.philox_uniform(self.degree_seed, torch.arange(count), torch.tensor(stream), slot=index)
+
+    def _degrees_of(self, index: int) -> list[Tensor]:
+        """Those of the hidden layers in set ``index`` of the masks, ascending if there is one set only."""
+        if not isinstance(self._how_degrees, str):
+            return self._how_degrees
+        lowest, highest = 0 if self.context_features else min(1, self.variables - 1), self.variables - 1
+        degrees = []
+        for layer, units in enumerate(self.hidden_features):
+            if self._how_degrees == "even":
+                own = _even_degrees(units, lowest, highest)
+            elif self.residual and degrees:
+                own = degrees[0]
+            else:
+                # A unit of a lower degree than all of the layer before would see nothing.
+                below = int(degrees[-1].min()) if degrees else lowest
+                own = below + (self._uniform(layer, index, units) * (highest - below + 1)).long()
+            degrees.append(own if self._by_variable else own.sort().values)
+        return degrees
+
+    def use_mask(self, index: int) -> Self:
+        """Takes set ``index`` of the masks, 0 ... n_masks - 1, and its order. Returns the model.
+
+        Raises:
+            ValueError: if there is no such set.
+
+        Example:
+            >>> model = MADE(6, hidden_features=[20], degrees="random", n_masks=4, n_orders=2)
+            >>> model.use_mask(3).mask_index
+            3
+        """
+        if not isinstance(index, int) or not 0 <= index < self.n_masks:
+            raise ValueError(f"MADE: index must be that of one of {self.n_masks} sets of masks, got {index!r}")
+        self.mask_index = index
+        if self._by_variable:
+            self.mask_in_use = torch.full_like(self.mask_in_use, index)
+        self._build_plan()
+        return self
+
+    def next_mask(self) -> Self:
+        """Takes the next set of masks, after the last one the first. Returns the model."""
+        return self.use_mask((self.mask_index + 1) % self.n_masks)
+
+    def with_mask(self, index: int) -> Self:
+        """The model with set ``index`` of the masks and the same parameters: training either trains both.
+
+        Raises:
+            ValueError: if there is no such set.
+        """
+        other = self._copy()
+        other.layers = nn.ModuleList(_sharing(layer) for layer in self.layers)
+        if self.direct is not None:
+            other.direct = _sharing(self.direct)
+        return other.use_mask(index)
+
+    def ensemble(self) -> Ensemble:
+        """The equal mixture of all sets of masks, with the same parameters: its log_prob is the log of their mean.
+
+        Example:
+            >>> model = MADE(6, hidden_features=[20], degrees="random", n_masks=4, n_orders=2)
+            >>> model.ensemble().log_prob(torch.zeros(3, 6)).shape
+            torch.Size([3])
+        """
+        return Ensemble([self.with_mask(index) for index in range(self.n_masks)])
+
+    def _copy(self) -> Self:
+        """A model of its own with the same parameters, buffers and modules."""
+        other = copy.copy(self)
+        other._buffers, other._modules = dict(self._buffers), dict(self._modules)
+        other._parameters = dict(self._parameters)
+        return other
+
+    def _sorted(self) -> Self:
+        """The model of the set of masks in use alone, its weights by position and its units by ascending degree.
+
+        The sampler reads weights so. They are gathered, and do not follow later changes.
+        """
+        places = [self._places(index) for index in range(len(self.layers) + 1)]
+        other = self._copy()
+        other._by_variable, other.degrees = False, [layer.sort().values for layer in self.degrees]
+        other.layers = nn.ModuleList(
+            _gathered(layer, own, below)
+            for layer, (below, own) in zip(self.layers, itertools.pairwise(places), strict=True)
+        )
+        if self.direct is not None:
+            other.direct = _gathered(self.direct, places[-1], places[0])
+        if self.context_weight is not None:
+            other.context_weight = nn.Parameter(self.context_weight.detach()[places[1]], requires_grad=False)
+        other._build_plan()
+        return other
+
+    def _places(self, index: int) -> Tensor:
+        """Where value ``index`` (the columns, the hidden layers, the outputs) has what comes first, second, ..."""
+        return getattr(self, f"places_{index}")
+
+    def _sampled_model(self) -> Self:
+        return self._sorted() if self._by_variable else self
+
     def _build_plan(self) -> None:
-        """The masks, and where the columns and the outputs of each variable lie: by the order, as the weights do."""
+        """The masks, and where the columns and the outputs of each variable lie."""
+        if self.n_orders > 1:
+            self.order = self.orders[self.mask_index % self.n_orders]
+        if self._by_variable:
+            self.degrees = self._degrees_of(self.mask_index)
         # On meta any order will do: what is loaded later brings its own.
         identity = self.order is None or self.order.is_meta
-        order = torch.arange(self.variables) if identity else self.order.cpu()
+        every = torch.arange(self.variables)
+        order = every if identity else self.order.cpu()
         counts = [self.counts] * self.variables if isinstance(self.counts, int) else self.counts
-        inputs, outputs = torch.tensor(self.head.inputs(self.variables))[order], torch.tensor(counts)[order]
-        positions = torch.arange(self.variables)
-        degrees = [(positions + 1).repeat_interleave(inputs), *self.degrees, positions.repeat_interleave(outputs)]
+        inputs, outputs = torch.tensor(self.head.inputs(self.variables)), torch.tensor(counts)
+        # The variables as they are stored, and their positions.
+        stored, positions = (every, order.argsort()) if self._by_variable else (order, every)
+        own_inputs = inputs[stored]
+        degrees = [
+            (positions + 1).repeat_interleave(own_inputs),
+            *self.degrees,
+            positions.repeat_interleave(outputs[stored]),
+        ]
         for layer, (below, own) in zip(self.layers, itertools.pairwise(degrees), strict=True):
             layer.set_mask(Mask.from_degrees(below, own))
         if self.direct is not None:
             self.direct.set_mask(Mask.from_degrees(degrees[0], degrees[-1]))
         for index, layer_degrees in enumerate(self.degrees):
-            ends = torch.searchsorted(layer_degrees, positions, right=True)
+            ends = torch.searchsorted(layer_degrees.sort().values, every, right=True)
             self._keep(f"unit_ends_{index}", ends.to(torch.int32))
+        if self._by_variable:
+            for index, of_value in enumerate(degrees):
+                self._keep(f"places_{index}", of_value.argsort(stable=True))
         # By position; None where all variables have one column, or as many outputs.
         encoded = bool((inputs > 1).any())
-        self._keep("in_offsets", _offsets(inputs) if encoded else None)
-        self._keep("out_offsets", None if isinstance(self.counts, int) else _offsets(outputs))
+        self._keep("in_offsets", _offsets(inputs[order]) if encoded else None)
+        self._keep("out_offsets", None if isinstance(self.counts, int) else _offsets(outputs[order]))
         # Of each column: its variable, and its category, -1 where it takes the value.
-        category = torch.arange(len(degrees[0])) - _offsets(inputs)[:-1].repeat_interleave(inputs)
-        single = inputs.repeat_interleave(inputs) == 1
-        self._keep("column_variable", order.repeat_interleave(inputs) if encoded else None)
+        category = torch.arange(len(degrees[0])) - _offsets(own_inputs)[:-1].repeat_interleave(own_inputs)
+        single = own_inputs.repeat_interleave(own_inputs) == 1
+        self._keep("column_variable", stored.repeat_interleave(own_inputs) if encoded else None)
         self._keep("column_category", category.masked_fill(single, -1) if encoded else None)
-        # Of each output by variable: its row by position.
-        starts, by_variable = _offsets(outputs)[:-1], order.argsort()
-        own = [torch.arange(int(outputs[p])) + starts[p] for p in by_variable]
-        self._keep("out_rows", None if self.order is None else torch.cat(own))
+        # Of each output by variable: where it is stored.
+        starts = _offsets(outputs[order])[:-1]
+        own = [torch.arange(int(outputs[v])) + starts[p] for v, p in enumerate(order.argsort())]
+        self._keep("out_rows", None if self.order is None or self._by_variable else torch.cat(own))
 
-    _order_loaded = _build_plan
+    def _order_loaded(self) -> None:
+        """What was loaded may hold another order, and have another set of masks in use."""
+        if self._by_variable and not self.mask_in_use.is_meta:
+            self.mask_index = int(self.mask_in_use)
+        self._build_plan()
+
+    def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
+        super()._check_loaded(tensors)
+        for order in tensors.get("orders", ()):
+            orderings.check(order, self.variables)
+        if self._by_variable and not 0 <= int(tensors["mask_in_use"]) < self.n_masks:
+            index = int(tensors["mask_in_use"])
+            raise ValueError(f"load: mask_in_use must be that of one of {self.n_masks} sets of masks, got {index}")
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         device = self.layers[0].weight.device
@@ -201,7 +375,12 @@ class MADE(AutoregressiveModel):
         own = {
             "hidden_features": self.hidden_features,
             "activation": self.activation,
-            "degrees": [layer.tolist() for layer in self.degrees] if self._degrees_given else None,
+            "degrees": self._how_degrees
+            if isinstance(self._how_degrees, str)
+            else [layer.tolist() for layer in self._how_degrees],
+            "degree_seed": self.degree_seed,
+            "n_masks": self.n_masks,
+            "n_orders": self.n_orders,
             "direct": self.direct is not None,
             "residual": self.residual,
         }
@@ -210,14 +389,17 @@ class MADE(AutoregressiveModel):
     def _activate(self, hidden: Tensor) -> Tensor:
         return reference.MLP_ACTIVATIONS[self.activation](hidden)
 
+    def _as_stored(self, x: Tensor) -> Tensor:
+        return x if self._by_variable else self._by_position(x, 1)
+
     def _columns(self, x: Tensor) -> Tensor:
-        """(B, R_in) by position, from x by variable."""
+        """(B, R_in) as stored, from x by variable."""
         if self.column_variable is None:
-            return self._by_position(x, 1).to(self.dtype)
+            return self._as_stored(x).to(self.dtype)
         own = x.index_select(1, self.column_variable)
         return torch.where(self.column_category < 0, own, own == self.column_category).to(self.dtype)
 
-    def _parameters_by_position(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
         columns = self._columns(x)
         hidden = self.layers[0](columns)
@@ -235,7 +417,7 @@ class MADE(AutoregressiveModel):
         return parameters.to(self.compute_dtype)
 
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
-        parameters = self._parameters_by_position(x, context)
+        parameters = self._parameters_as_stored(x, context)
         return parameters if self.out_rows is None else parameters.index_select(1, self.out_rows)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
@@ -243,9 +425,9 @@ class MADE(AutoregressiveModel):
             log_prob = self.head.encoded_log_prob(self._parameters_of(x, context), x)
         else:
             # A sum does not ask for the order.
-            parameters = self._parameters_by_position(x, context).unflatten(1, (self.variables, -1))
-            log_prob = self.head.encoded_log_prob(parameters, self._by_position(x, 1))
-            if per_variable and self.order is not None:
+            parameters = self._parameters_as_stored(x, context).unflatten(1, (self.variables, -1))
+            log_prob = self.head.encoded_log_prob(parameters, self._as_stored(x))
+            if per_variable and self.order is not None and not self._by_variable:
                 log_prob = log_prob.index_select(1, self.order.argsort())
         return log_prob if per_variable else log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
@@ -281,13 +463,16 @@ class MADE(AutoregressiveModel):
             share = torch.zeros(*batch, units, dtype=dtype, device=self.device)
         else:
             share = F.linear(context, self.context_weight).to(dtype)
+            if self._by_variable:
+                share = share[..., self._places(1)]
         return self._grow((share[..., :0], share, *[share[..., :0]] * (len(self._program) - 1)), 0)
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         columns = value.unsqueeze(-1)
         if self.in_offsets is not None:
-            category = self.column_category[self.in_offsets[position] : self.in_offsets[position + 1]]
-            columns = torch.where(category < 0, columns, columns == category)
+            categories = int(self.in_offsets[position + 1] - self.in_offsets[position])
+            if categories > 1:
+                columns = columns == torch.arange(categories, device=columns.device)
         columns = torch.cat([tensors[0], columns.to(tensors[0].dtype)], -1)
         return self._grow((columns, *tensors[1:]), position + 1)
 
@@ -310,15 +495,19 @@ class MADE(AutoregressiveModel):
         """Pre-activations of the units start ... end-1 of a layer of the program, from as much as they see."""
         layer = self._program[index]
         term = sum(len(before.sources) for before in self._program[:index])
-        sums = [self._rows(self._terms[term + k], start, end, values[s]) for k, s in enumerate(layer.sources)]
+        sums = [self._rows(term + k, start, end, values[source]) for k, source in enumerate(layer.sources)]
         return sum(sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
 
-    def _rows(self, layer: MaskedLinear, start: int, end: int, below: Tensor) -> Tensor:
-        """Outputs start ... end-1 of a masked layer."""
-        seen = below.shape[-1]
-        mask = torch.arange(seen, device=below.device) < layer.mask_extents[start:end, None]
-        weight = torch.where(mask, layer.weight[start:end, :seen], 0.0).to(self.compute_dtype)
-        bias = None if layer.bias is None else layer.bias[start:end].to(self.compute_dtype)
+    def _rows(self, term: int, start: int, end: int, below: Tensor) -> Tensor:
+        """Outputs start ... end-1 of a masked layer, by position or degree."""
+        layer, seen = self._terms[term], below.shape[-1]
+        rows, columns = slice(start, end), slice(seen)
+        if self._by_variable:
+            source, own = (term, term + 1) if term < len(self.layers) else (0, len(self.layers))
+            rows, columns = self._places(own)[rows], self._places(source)[columns]
+        mask = torch.arange(seen, device=below.device) < layer.mask_extents[rows, None]
+        weight = torch.where(mask, layer.weight[rows][:, columns], 0.0).to(self.compute_dtype)
+        bias = None if layer.bias is None else layer.bias[rows].to(self.compute_dtype)
         return F.linear(below, weight, bias)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
@@ -375,9 +564,25 @@ class MADE(AutoregressiveModel):
         bias[slice(None) if self.out_rows is None else self.out_rows] = parameters.flatten().to(bias.dtype)
 
 
-def _build_plan_again(model: MADE, _: object) -> None:
-    """What was loaded may hold another order."""
-    model._build_plan()
+def _state_loaded(model: MADE, _: object) -> None:
+    model._order_loaded()
+
+
+def _sharing(layer: MaskedLinear) -> MaskedLinear:
+    """A layer whose mask is its own and whose parameters are not."""
+    return MaskedLinear.from_linear(layer, layer.mask)
+
+
+def _gathered(layer: MaskedLinear, rows: Tensor, columns: Tensor) -> MaskedLinear:
+    """A layer of these rows and columns of the weight; its mask is to be set."""
+    mask = Mask.dense(layer.out_features, layer.in_features)
+    other = MaskedLinear(layer.in_features, layer.out_features, mask, bias=layer.bias is not None, device="meta")
+    other.weight = nn.Parameter(
+        layer.weight.detach().index_select(0, rows).index_select(1, columns), requires_grad=False
+    )
+    if layer.bias is not None:
+        other.bias = nn.Parameter(layer.bias.detach()[rows], requires_grad=False)
+    return other
 
 
 def _offsets(counts: Tensor) -> Tensor:
