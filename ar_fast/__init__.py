@@ -5,6 +5,7 @@ from ._library import explain, info
 from ._version import __version__
 from .autoregressive import Dependence, check_autoregressive
 from .compare import compare
+from .freezing import frozen
 from .masks import Mask
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "check_autoregressive",
     "compare",
     "explain",
+    "frozen",
     "functional",
     "heads",
     "info",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .freezing import Kept
 from .masks import Mask
 
 __all__ = ["MaskedLinear"]
@@ -81,7 +82,37 @@ class MaskedLinear(nn.Linear):
         plan = self.mask_extents, self.mask_rows, self.mask_columns, self.mask_tiles, self.mask_dense
         return Mask(self.out_features, self.in_features, *plan)
 
+    #: What :func:`ar_fast.frozen` keeps.
+    _kept: Kept | None = None
+
     def forward(self, input: Tensor) -> Tensor:
+        if self._kept is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._forward_frozen(input)
+        return self._forward(input)
+
+    def _forward_frozen(self, input: Tensor) -> Tensor:
+        """Without gradients: of weights that are sorted once, so that the mask is a staircase in place."""
+        rows, columns, extents = self.mask_rows, self.mask_columns, self.mask_extents
+        if extents is None or (rows is None and columns is None):
+            return self._forward(input)
+
+        def gather() -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+            weight, bias, ends = self.weight.detach(), self.bias, extents
+            if columns is not None:
+                weight = weight.index_select(1, columns)
+            if rows is None:
+                return weight, bias, ends, None
+            bias = None if bias is None else bias.detach()[rows]
+            return weight.index_select(0, rows), bias, ends[rows], rows.argsort()
+
+        made_of = self.weight, self.bias, extents, rows, columns
+        weight, bias, ends, places = self._kept.get(made_of, gather)
+        if columns is not None:
+            input = input.index_select(-1, columns)
+        output = functional.call("masked_linear", input, weight, bias, ends, None, None, None, None, "auto")
+        return output if places is None else output.index_select(-1, places)
+
+    def _forward(self, input: Tensor) -> Tensor:
         # As functional.masked_linear, whose check of the mask against the weight was made in __init__. The buffers are
         # taken from their dict: five calls of Module.__getattr__ cost as much as a small layer.
         plan = self._buffers

@@ -372,10 +372,10 @@ def test_support_and_values(kind, name):
     assert distribution.support.check(samples).all()
     bad = samples.double().clone()
     bad[2, 1] = {"Bernoulli": 0.5, "GaussianMixture": float("inf")}.get(name, 9.0)
-    with pytest.raises(ValueError, match=rf"{kind}: x must be in the support of .* got .* at index \(2, 1\)"):
+    with pytest.raises(ValueError, match=rf"{model._name}: x must be in the support of .* got .* at index \(2, 1\)"):
         model.log_prob(bad)
     state = model.begin(5)
-    with pytest.raises(ValueError, match=f"{kind}: value must be in the support of"):
+    with pytest.raises(ValueError, match=f"{model._name}: value must be in the support of"):
         model.next(state, torch.full((5,), float("nan"), dtype=torch.float64))
 
 

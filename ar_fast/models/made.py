@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings, reference
+from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
 from ._context import add_context
@@ -262,9 +263,13 @@ class MADE(AutoregressiveModel):
         """
         return Ensemble([self.with_mask(index) for index in range(self.n_masks)])
 
+    #: What :func:`ar_fast.frozen` keeps: the sorted model.
+    _kept: Kept | None = None
+
     def _copy(self) -> Self:
         """A model of its own with the same parameters, buffers and modules."""
         other = copy.copy(self)
+        other._kept = None
         other._buffers, other._modules = dict(self._buffers), dict(self._modules)
         other._parameters = dict(self._parameters)
         return other
@@ -293,7 +298,11 @@ class MADE(AutoregressiveModel):
         return getattr(self, f"places_{index}")
 
     def _sampled_model(self) -> Self:
-        return self._sorted() if self._by_variable else self
+        if not self._by_variable:
+            return self
+        if self._kept is None:
+            return self._sorted()
+        return self._kept.get([*self.parameters(), *self.buffers()], self._sorted)
 
     def _build_plan(self) -> None:
         """The masks, and where the columns and the outputs of each variable lie."""
@@ -335,9 +344,9 @@ class MADE(AutoregressiveModel):
         self._keep("column_variable", stored.repeat_interleave(own_inputs) if encoded else None)
         self._keep("column_category", category.masked_fill(single, -1) if encoded else None)
         # Of each output by variable: where it is stored.
-        starts = _offsets(outputs[order])[:-1]
-        own = [torch.arange(int(outputs[v])) + starts[p] for v, p in enumerate(order.argsort())]
-        self._keep("out_rows", None if self.order is None or self._by_variable else torch.cat(own))
+        shift = _offsets(outputs[order])[:-1][order.argsort()] - _offsets(outputs)[:-1]
+        own = torch.arange(int(outputs.sum())) + shift.repeat_interleave(outputs)
+        self._keep("out_rows", None if self.order is None or self._by_variable else own)
 
     def _order_loaded(self) -> None:
         """What was loaded may hold another order, and have another set of masks in use."""

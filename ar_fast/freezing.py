@@ -1,0 +1,67 @@
+"""Scopes in which weights do not change, so that what is gathered of them can be kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["frozen"]
+
+
+class Kept:
+    """One thing that was made of some tensors, until one of them changes."""
+
+    def __init__(self) -> None:
+        self._made_of: list[tuple[Tensor, int, int]] = []
+        self._value: Any = None
+
+    def get(self, tensors: Iterable[Tensor | None], make: Callable[[], Any]) -> Any:
+        """What ``make`` makes of the tensors, or made last time if they are still the same ones, unchanged."""
+        now = [(tensor, _version(tensor), tensor.data_ptr()) for tensor in tensors if tensor is not None]
+        if len(now) != len(self._made_of) or any(
+            old is not new or old_rest != new_rest
+            for (old, *old_rest), (new, *new_rest) in zip(self._made_of, now, strict=True)
+        ):
+            self._value, self._made_of = make(), now
+        return self._value
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Within it, what the layers of a module gather of their weights is kept from call to call.
+
+    For many calls without gradients of a module whose weights do not change: a :class:`ar_fast.nn.MaskedLinear` whose
+    units are not sorted keeps a sorted copy of its weights, and a MADE of several sets of masks the weights of its
+    sampler. That costs their memory once more, given back at the end. Outside nothing is kept.
+
+    Changes of a weight are seen, by the counter that every in-place operation on a tensor raises (an optimizer's step,
+    ``copy_``, ``load_state_dict``): the next call gathers again. A write through ``.data`` or ``.detach().numpy()``
+    leaves the counter alone and is not seen until the scope ends.
+
+    Args:
+        module: any; all its submodules are frozen with it.
+
+    Example:
+        >>> from ar_fast.models import MADE
+        >>> model = MADE(6, hidden_features=[20], degrees="random", n_masks=2)
+        >>> with frozen(model):
+        ...     x = model.sample(3, seed=0)
+        ...     y = model.sample(3, seed=0)
+        >>> bool((x == y).all())
+        True
+    """
+    own = [part for part in module.modules() if hasattr(type(part), "_kept") and part._kept is None]
+    for part in own:
+        part._kept = Kept()
+    try:
+        yield module
+    finally:
+        for part in own:
+            part._kept = None
