@@ -18,6 +18,7 @@ from .. import functional, heads, orderings, reference
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
+from . import _autoencoder
 from ._context import add_context
 from .base import AutoregressiveModel
 from .ensemble import Ensemble
@@ -83,6 +84,7 @@ class MADE(AutoregressiveModel):
     Attributes:
         degrees: for each hidden layer the degrees of its units, ascending; in the order of storage if n_masks > 1.
         mask_index: the set of masks in use, 0 ... n_masks - 1.
+        changes: what :meth:`from_autoencoder` changed; None in any other model.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -97,6 +99,8 @@ class MADE(AutoregressiveModel):
         >>> x.shape, model.log_prob(x).shape
         (torch.Size([16, 784]), torch.Size([16]))
     """
+
+    changes: list[str] | None = None
 
     def __init__(
         self,
@@ -166,6 +170,114 @@ class MADE(AutoregressiveModel):
                 torch.empty(hidden_features[0], context_features, device=device, dtype=dtype)
             )
         self.reset_parameters()
+
+    @classmethod
+    @torch.no_grad()
+    def from_autoencoder(
+        cls,
+        module: nn.Sequential,
+        event_shape: int | Sequence[int],
+        *,
+        order: Tensor | Sequence[int] | None = None,
+        head: heads.Head | None = None,
+        degrees: str | Sequence[Tensor | Sequence[int]] = "even",
+        degree_seed: int = 0,
+        n_masks: int = 1,
+        n_orders: int = 1,
+        validate_args: bool | None = None,
+    ) -> Self:
+        """The MADE with the layers of an ordinary autoencoder: its weights, masked.
+
+        Its parameters are those that the autoencoder with W . M in place of each W gives. They are copies, of the same
+        dtype and on the same device. An autoencoder learns what masks take away: train the model on.
+
+        What was changed is said in the model's ``changes``, a sentence each: masked weights, degrees given to units,
+        units sorted by degree, biases that were missing, modules left out, a last Sigmoid that became the head.
+
+        Args:
+            module: an nn.Sequential, perhaps of others, of two or more nn.Linear with the same activation between each
+                two: ReLU, Sigmoid, Tanh, ELU, Softplus, SiLU, GELU or LeakyReLU, with torch's default arguments.
+                nn.Flatten, and nn.Dropout in eval mode, are left out. With a Bernoulli head a Sigmoid may end it.
+            event_shape: as in the constructor, as all that follows. The first layer must take one input for each
+                variable (a Categorical one: one for each category), the last give the parameters of the head, both by
+                variable.
+            order: (D) integers.
+            head: None is heads.Bernoulli().
+            degrees: those of the units as module has them, in any order; or "even" or "random", ascending.
+            degree_seed: of random degrees and orders.
+            n_masks: how many sets of masks.
+            n_orders: how many orders they have.
+            validate_args: check values.
+
+        Raises:
+            ValueError: for a module that is none of the above, for sizes that do not fit the event and its head, and
+                as the constructor.
+
+        Example:
+            >>> from torch import nn
+            >>> autoencoder = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6), nn.Sigmoid())
+            >>> model = MADE.from_autoencoder(autoencoder, 6)
+            >>> print(model.changes[-1])
+            The last Sigmoid became the head, whose parameters are logits.
+        """
+        found = _autoencoder.read(module)
+        linears, first = found.linears, found.linears[0].weight
+        hidden_features = [linear.out_features for linear in linears[:-1]]
+        model = cls(
+            event_shape,
+            hidden_features,
+            found.activation,
+            degrees=degrees,
+            degree_seed=degree_seed,
+            n_masks=n_masks,
+            n_orders=n_orders,
+            head=head,
+            order=order,
+            validate_args=validate_args,
+            device=first.device,
+            dtype=first.dtype,
+        )
+        if found.ends_with_sigmoid and not isinstance(model.head, heads.Bernoulli):
+            raise ValueError(f"MADE.from_autoencoder: a last Sigmoid needs head Bernoulli, got {model.head!r}")
+        for name, given, layer_features, of in (
+            ("first", linears[0].in_features, model.layers[0].in_features, "inputs"),
+            ("last", linears[-1].out_features, model.layers[-1].out_features, "outputs"),
+        ):
+            if given != layer_features:
+                raise ValueError(
+                    f"MADE.from_autoencoder: the {name} layer must have {layer_features} {of} for {model.variables} "
+                    f"variables with head {model.head!r}, got {given}"
+                )
+
+        every = torch.arange(model.variables)
+        stored = every if model._by_variable or model.order is None else model.order.cpu()
+        counts = [model.counts] * model.variables if isinstance(model.counts, int) else model.counts
+        places = [_autoencoder.columns_of(torch.tensor(model.head.inputs(model.variables)), stored)]
+        for index, units in enumerate(hidden_features):
+            place = torch.arange(units)
+            if not isinstance(degrees, str):
+                place = torch.as_tensor(degrees[index]).cpu().argsort(stable=True)
+            places.append(place)
+        places.append(_autoencoder.columns_of(torch.tensor(counts), stored))
+        for layer, linear, (below, own) in zip(model.layers, linears, itertools.pairwise(places), strict=True):
+            layer.weight.copy_(linear.weight[own.to(first.device)][:, below.to(first.device)])
+            layer.bias.zero_()
+            if linear.bias is not None:
+                layer.bias.copy_(linear.bias[own.to(first.device)])
+
+        changes = list(found.changes)
+        for index, layer in enumerate(model.layers):
+            seen = int(layer.mask.extents.sum())
+            changes.append(f"Of the {layer.weight.numel()} weights of layer {index}, {seen} have an effect.")
+        for index, own in enumerate(model.degrees):
+            again = "" if torch.equal(places[index + 1], torch.arange(len(own))) else ", and are sorted by them"
+            changes.append(
+                f"The units of hidden layer {index} have degrees {int(own.min())} ... {int(own.max())}{again}."
+            )
+        if found.ends_with_sigmoid:
+            changes.append("The last Sigmoid became the head, whose parameters are logits.")
+        model.changes = changes
+        return model
 
     @staticmethod
     def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:

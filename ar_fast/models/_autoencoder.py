@@ -1,0 +1,119 @@
+"""Reading an ordinary autoencoder: an nn.Sequential of linear layers with one activation between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+# The activations, and what an argument of theirs must be.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
+    nn.ReLU: ("relu", {}),
+    nn.Sigmoid: ("sigmoid", {}),
+    nn.Tanh: ("tanh", {}),
+    nn.ELU: ("elu", {"alpha": 1.0}),
+    nn.Softplus: ("softplus", {"beta": 1.0, "threshold": 20.0}),
+    nn.SiLU: ("silu", {}),
+    nn.GELU: ("gelu", {"approximate": "none"}),
+    nn.LeakyReLU: ("leaky_relu", {"negative_slope": 0.01}),
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Autoencoder:
+    """What was read: the layers, the activation between them, whether a Sigmoid ends them, and what was left out."""
+
+    linears: list[nn.Linear] = field(default_factory=list)
+    activation: str = ""
+    ends_with_sigmoid: bool = False
+    changes: list[str] = field(default_factory=list)
+
+
+def read(module: nn.Module) -> Autoencoder:
+    """Raises ValueError for anything but linear layers with the same activation between each two of them."""
+    if not isinstance(module, nn.Sequential):
+        raise _refused(f"module must be an nn.Sequential, got {type(module).__name__}")
+    found, between = Autoencoder(), []
+    for name, part in _flattened(module):
+        if type(part) is nn.Linear:
+            if found.linears:
+                _take_activation(found, between, f"before {name}")
+            between = []
+            _take_linear(found, name, part)
+        elif type(part) is nn.Flatten:
+            found.changes.append(f"{name}, a Flatten, was left out: the model takes events in their shape.")
+        elif isinstance(part, nn.Dropout):
+            if part.training and part.p > 0:
+                raise _refused(f"{name}, a Dropout, must be in eval mode, got one in training mode")
+            found.changes.append(f"{name}, a Dropout in eval mode, was left out: it does nothing there.")
+        elif type(part) in _ACTIVATIONS:
+            between.append((name, part))
+        else:
+            names = ", ".join(kind.__name__ for kind in _ACTIVATIONS)
+            raise _refused(f"{name} must be Linear, Flatten, Dropout or one of {names}, got {type(part).__name__}")
+    if len(found.linears) < 2:
+        raise _refused(f"module must have two or more Linear layers, got {len(found.linears)}")
+    if between:
+        if len(between) > 1 or type(between[0][1]) is not nn.Sigmoid:
+            kinds = ", ".join(type(part).__name__ for _, part in between)
+            raise _refused(f"module must end with a Linear, or with one Sigmoid after it, got {kinds} there")
+        found.ends_with_sigmoid = True
+    return found
+
+
+def _refused(message: str) -> ValueError:
+    return ValueError(f"MADE.from_autoencoder: {message}")
+
+
+def _flattened(module: nn.Sequential, prefix: str = "module") -> Iterator[tuple[str, nn.Module]]:
+    for name, part in module.named_children():
+        own = f"{prefix}[{name}]"
+        if isinstance(part, nn.Sequential):
+            yield from _flattened(part, own)
+        else:
+            yield own, part
+
+
+def _take_linear(found: Autoencoder, name: str, linear: nn.Linear) -> None:
+    weight = linear.weight
+    if weight.dtype not in _DTYPES:
+        raise _refused(f"{name} must be float32, float64, bfloat16 or float16, got {weight.dtype}")
+    if found.linears:
+        first, before = found.linears[0].weight, found.linears[-1]
+        if (weight.dtype, weight.device) != (first.dtype, first.device):
+            raise _refused(
+                f"{name} must have the dtype and device of the first layer, {first.dtype} on {first.device}, "
+                f"got {weight.dtype} on {weight.device}"
+            )
+        if linear.in_features != before.out_features:
+            raise _refused(
+                f"{name} must take the {before.out_features} outputs of the layer before, "
+                f"got {linear.in_features} inputs"
+            )
+    if linear.bias is None:
+        found.changes.append(f"{name} had no bias and has one of zeros.")
+    found.linears.append(linear)
+
+
+def _take_activation(found: Autoencoder, between: list[tuple[str, nn.Module]], where: str) -> None:
+    if len(between) != 1:
+        raise _refused(f"there must be one activation {where}, got {len(between)}")
+    name, part = between[0]
+    activation, arguments = _ACTIVATIONS[type(part)]
+    for argument, value in arguments.items():
+        if getattr(part, argument) != value:
+            raise _refused(
+                f"{name}, {type(part).__name__}, must have {argument} = {value!r}, got {getattr(part, argument)!r}"
+            )
+    if found.activation and activation != found.activation:
+        raise _refused(f"all activations must be the same, got {found.activation} and {activation}")
+    found.activation = activation
+
+
+def columns_of(counts: Tensor, order: Tensor) -> Tensor:
+    """The columns (or rows) of variables 0 ... D-1, which have ``counts`` of them each, in this order of variables."""
+    starts = counts.cumsum(0) - counts
+    return torch.cat([torch.arange(int(counts[v])) + starts[v] for v in order])
