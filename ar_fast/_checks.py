@@ -93,7 +93,7 @@ def _nade(
         _shape(op, "activation_scale", activation_scale, "(D)", variables)
         _like(op, "activation_scale", activation_scale, "in_weight", in_weight)
     if x.is_floating_point():
-        if in_offsets is not None or in_weight.shape[0] != variables:
+        if in_offsets is None and in_weight.shape[0] != variables:
             raise RuntimeError(
                 f"{op}: x must be an integer category where in_weight has a row per category, got {x.dtype}"
             )
@@ -109,8 +109,27 @@ def _nade(
     _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
-def _head(op: str, head: str, levels: int, owner: str, rows: int, variables: int, offsets: Tensor | None) -> None:
-    _one_of(op, "head", head, reference.HEADS)
+def _head(
+    op: str,
+    head: str,
+    levels: int,
+    head_kinds: Tensor | None,
+    owner: str,
+    rows: int,
+    variables: int,
+    offsets: Tensor | None,
+    *,
+    others: tuple[str, ...] = ("per_variable",),
+) -> None:
+    _one_of(op, "head", head, (*reference.HEADS, *others))
+    if (head_kinds is not None) != (head == "per_variable"):
+        raise RuntimeError(
+            f"{op}: head_kinds must be given for a per_variable head and for no other, "
+            f"got {'none' if head_kinds is None else 'some'} for '{head}'"
+        )
+    if head_kinds is not None:
+        _shape(op, "head_kinds", head_kinds, "(D, 2)", variables, 2)
+        _dtype(op, "head_kinds", head_kinds, torch.int64)
     if levels < 2 if head == "logistic_mixture" else levels != 0:
         rule = "at least 2 for logistic_mixture" if head == "logistic_mixture" else "0 but for logistic_mixture"
         raise RuntimeError(f"{op}: levels must be {rule}, got {levels}")
@@ -123,6 +142,17 @@ def _head(op: str, head: str, levels: int, owner: str, rows: int, variables: int
             f"{op}: {owner} must have 3 K rows per variable (logits, means, log-scales) for a mixture head, got {rows} "
             f"for {variables} variables"
         )
+
+
+def _in_offsets(op: str, head: str, in_offsets: Tensor | None, variables: int) -> None:
+    if (in_offsets is not None) != (head == "per_variable"):
+        raise RuntimeError(
+            f"{op}: in_offsets must be given for a per_variable head and for no other, "
+            f"got {'none' if in_offsets is None else 'some'}"
+        )
+    if in_offsets is not None:
+        _shape(op, "in_offsets", in_offsets, "(D + 1)", variables + 1)
+        _dtype(op, "in_offsets", in_offsets, torch.int64)
 
 
 def _nade_log_prob(
@@ -138,15 +168,25 @@ def _nade_log_prob(
     activation: str,
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     *_: object,
 ) -> None:
     op = "nade_log_prob"
     weights = in_weight, in_bias, out_weight, out_bias
     _nade(x, *weights, order, in_offsets, out_offsets, activation_scale, activation, op=op)
-    _head(op, head, levels, "out_weight", out_weight.shape[0], x.shape[1], out_offsets)
+    _head(op, head, levels, head_kinds, "out_weight", out_weight.shape[0], x.shape[1], out_offsets)
+    if head == "per_variable" and not x.is_floating_point():
+        raise RuntimeError(f"{op}: x must be floating for a per_variable head, got {x.dtype}")
+    if head != "per_variable" and x.is_floating_point() and in_offsets is not None:
+        raise RuntimeError(
+            f"{op}: x must be an integer category where in_weight has a row per category, but for a per_variable head, "
+            f"got {x.dtype}"
+        )
 
 
-def _head_log_prob(parameters: Tensor, x: Tensor, offsets: Tensor | None, head: str, levels: int) -> None:
+def _head_log_prob(
+    parameters: Tensor, x: Tensor, offsets: Tensor | None, head: str, levels: int, head_kinds: Tensor | None = None
+) -> None:
     op = "head_log_prob"
     _shape(op, "parameters", parameters, "(B, R_out)", None, None)
     _dtype(op, "parameters", parameters, torch.float32, torch.float64)
@@ -163,7 +203,7 @@ def _head_log_prob(parameters: Tensor, x: Tensor, offsets: Tensor | None, head: 
             f"{op}: parameters must have a multiple of D = {variables} columns unless offsets is given, "
             f"got shape {list(parameters.shape)}"
         )
-    _head(op, head, levels, "parameters", rows, variables, offsets)
+    _head(op, head, levels, head_kinds, "parameters", rows, variables, offsets)
 
 
 def _draws(
@@ -206,6 +246,7 @@ def _nade_sample(
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -231,7 +272,7 @@ def _nade_sample(
     _indices(op, "out_offsets", out_offsets, "(D + 1)", variables + 1, in_weight)
     _rows(op, "in", in_weight, variables, in_offsets)
     _rows(op, "out", out_weight, variables, out_offsets)
-    _head(op, head, levels, "out_weight", out_weight.shape[0], variables, out_offsets)
+    _head(op, head, levels, head_kinds, "out_weight", out_weight.shape[0], variables, out_offsets)
     if head.endswith("mixture") and (in_offsets is not None or in_weight.shape[0] != variables):
         raise RuntimeError(
             f"{op}: in_weight must have one row per variable, {variables}, for a mixture head, "
@@ -288,7 +329,7 @@ def _offset_nade_sample(
         raise RuntimeError(
             f"{op}: out_weight must have K rows per {owner}, a multiple of {outputs}, got {list(out_weight.shape)}"
         )
-    _head(op, head, levels, "out_weight", rows, outputs, None)
+    _head(op, head, levels, None, "out_weight", rows, outputs, None, others=())
     inputs = (up * (2 * side + 1) + side) * channels + channels - 1
     values = rows // outputs if head == "categorical" else 1
     _shape(op, "in_weight", in_weight, f"({inputs * values}, H)", inputs * values, hidden)
@@ -336,11 +377,13 @@ def _fvsbn_sample(
     weight: Tensor,
     order: Tensor | None,
     offsets: Tensor | None,
+    in_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
     variables: int,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -363,8 +406,9 @@ def _fvsbn_sample(
             f"{op}: weight must have a multiple of D = {variables} columns unless offsets is given, "
             f"got shape {list(weight.shape)}"
         )
-    _head(op, head, levels, "weight", out_rows, variables, offsets)
-    if in_rows != (out_rows if head == "categorical" else variables):
+    _head(op, head, levels, head_kinds, "weight", out_rows, variables, offsets)
+    _in_offsets(op, head, in_offsets, variables)
+    if in_offsets is None and in_rows != (out_rows if head == "categorical" else variables):
         rule = "category, as many as columns" if head == "categorical" else "variable"
         raise RuntimeError(f"{op}: weight must have one row per {rule}, got shape {list(weight.shape)}")
     _shape(op, "state", state, "(B, R_out)", None, out_rows)
@@ -385,11 +429,13 @@ def _armlp_sample(
     out_bias: Tensor,
     order: Tensor | None,
     offsets: Tensor | None,
+    in_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -430,7 +476,8 @@ def _armlp_sample(
             f"{op}: out_weight must have a multiple of D = {variables} rows unless offsets is given, "
             f"got shape {list(out_weight.shape)}"
         )
-    _head(op, head, levels, "out_weight", out_weight.shape[0], variables, offsets)
+    _head(op, head, levels, head_kinds, "out_weight", out_weight.shape[0], variables, offsets)
+    _in_offsets(op, head, in_offsets, variables)
     _draws(op, state, variables, given, known, start, stop, temperature)
     _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
@@ -451,6 +498,7 @@ def _masked_mlp_sample(
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -500,11 +548,11 @@ def _masked_mlp_sample(
     ):
         if offsets is None and (rows == 0 or rows % variables):
             raise RuntimeError(f"{op}: {of} must be a multiple of D = {variables} unless {name} is given, got {rows}")
-    _head(op, head, levels, "the last layer", out_rows, variables, out_offsets)
-    if head != "categorical" and (in_offsets is not None or in_rows != variables):
+    _head(op, head, levels, head_kinds, "the last layer", out_rows, variables, out_offsets)
+    if head not in ("categorical", "per_variable") and (in_offsets is not None or in_rows != variables):
         raise RuntimeError(
-            f"{op}: weights[0] must have one column per variable, {variables}, but for a categorical head, "
-            f"got shape {list(weights[0].shape)}"
+            f"{op}: weights[0] must have one column per variable, {variables}, but for a categorical or "
+            f"per_variable head, got shape {list(weights[0].shape)}"
         )
     features = sum(widths[:-1])
     _shape(op, "state", state, f"(B, R_in + units of all layers but the last) = (B, {features})", None, features)

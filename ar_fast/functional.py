@@ -78,8 +78,9 @@ def nade(
 
     Args:
         x: (B, D). Bool, integer, or floating of the dtype of in_weight or of the compute dtype. Where in_weight has
-            D rows, x scales the row of its variable; where it has more, or in_offsets is given, x must be integer and
-            gathers one of the rows of its variable.
+            D rows, x scales the row of its variable; where it has more, or in_offsets is given, an integer x gathers
+            one of the rows of its variable. A floating x with in_offsets holds both: categories for variables of
+            several rows, values for those of one.
         in_weight: (R_in, H), float32, float64, bfloat16 or float16.
         in_bias: (H) or (B, H), in in_weight's dtype, as all that follow.
         out_weight: (R_out, H), one row per parameter; R_out / D rows per variable, or as out_offsets says.
@@ -138,6 +139,7 @@ def nade_log_prob(
     activation: str = "sigmoid",
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     per_variable: bool = False,
     algorithm: str = "auto",
 ) -> Tensor:
@@ -159,8 +161,10 @@ def nade_log_prob(
         out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
         activation_scale: (D); None is 1.
         activation: "sigmoid", "tanh" or "relu".
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
         per_variable: return each variable's term instead of their sum.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
@@ -191,6 +195,7 @@ def nade_log_prob(
         activation,
         head,
         levels,
+        head_kinds,
         per_variable,
         algorithm,
     )
@@ -203,6 +208,7 @@ def head_log_prob(
     offsets: Tensor | None = None,
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
 ) -> Tensor:
     r"""The log-likelihood of values under the given parameters of their distributions.
 
@@ -223,8 +229,10 @@ def head_log_prob(
         parameters: (B, R_out), float32 or float64.
         x: (B, D), bool, integer or floating: in [0, 1]; a category; real; on the grid.
         offsets: (D + 1) int64, the first parameter of each variable; None is R_out / D each.
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
 
     Returns:
         (B, D) nats, in the dtype of parameters.
@@ -239,7 +247,7 @@ def head_log_prob(
         >>> head_log_prob(torch.zeros(1, 4), torch.tensor([[0, 1]]), head="categorical")
         tensor([[-0.6931, -0.6931]])
     """
-    return call("head_log_prob", parameters, x, offsets, head, levels)
+    return call("head_log_prob", parameters, x, offsets, head, levels, head_kinds)
 
 
 def nade_sample(
@@ -259,6 +267,7 @@ def nade_sample(
     activation: str = "sigmoid",
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
@@ -289,8 +298,10 @@ def nade_sample(
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
         activation: "sigmoid", "tanh" or "relu".
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
@@ -331,6 +342,7 @@ def nade_sample(
         activation,
         head,
         levels,
+        head_kinds,
         seed,
         first_index,
         start,
@@ -569,6 +581,7 @@ def masked_mlp_sample(
     activation: str = "relu",
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
@@ -606,8 +619,10 @@ def masked_mlp_sample(
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by position, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
@@ -654,6 +669,7 @@ def masked_mlp_sample(
         activation,
         head,
         levels,
+        head_kinds,
         seed,
         first_index,
         start,
@@ -671,10 +687,12 @@ def fvsbn_sample(
     variables: int | None = None,
     order: Tensor | None = None,
     offsets: Tensor | None = None,
+    in_offsets: Tensor | None = None,
     given: Tensor | None = None,
     known: Tensor | None = None,
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
@@ -699,10 +717,14 @@ def fvsbn_sample(
         variables: D; None is that of offsets or of order, else R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         offsets: (D + 1) int64, the first parameter of each place; None is R_out / D each.
+        in_offsets: (D + 1) int64, the first weight row of each place, for a per_variable head: a category has as many
+            as parameters, another variable has one. None elsewhere.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by place, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
@@ -731,11 +753,13 @@ def fvsbn_sample(
         weight,
         order,
         offsets,
+        in_offsets,
         given,
         known,
         variables,
         head,
         levels,
+        head_kinds,
         seed,
         first_index,
         start,
@@ -756,11 +780,13 @@ def armlp_sample(
     seed: int,
     order: Tensor | None = None,
     offsets: Tensor | None = None,
+    in_offsets: Tensor | None = None,
     given: Tensor | None = None,
     known: Tensor | None = None,
     activation: str = "sigmoid",
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     first_index: int = 0,
     start: int = 0,
     stop: int | None = None,
@@ -787,11 +813,15 @@ def armlp_sample(
         seed: key of the random numbers.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         offsets: (D + 1) int64, the first parameter of each position; None is R_out / D each.
+        in_offsets: (D + 1) int64, the first input row of each position, for a per_variable head: a category has as many
+            as parameters, another variable has one. None elsewhere.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
         known: (B, D) bool, by variable: take given and do not draw.
         activation: "sigmoid", "tanh" or "relu".
-        head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
         levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by position, for "per_variable": the number of each variable's head, 0 to 3 in the list
+            above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
@@ -823,11 +853,13 @@ def armlp_sample(
         out_bias,
         order,
         offsets,
+        in_offsets,
         given,
         known,
         activation,
         head,
         levels,
+        head_kinds,
         seed,
         first_index,
         start,

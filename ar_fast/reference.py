@@ -85,6 +85,11 @@ def _rows_by_position(rows: int, order: Tensor, offsets: Tensor | None) -> tuple
     return torch.cat(ranges), [r.numel() for r in ranges]
 
 
+def _added(rows: Tensor, x: Tensor, gathers: bool) -> Tensor:
+    """What values (B,) of a variable with input rows (rows, H) add: the row of a category, or the one row scaled."""
+    return rows[x.long()] if gathers else x[:, None].to(rows.dtype) * rows
+
+
 def nade(
     x: Tensor,
     in_weight: Tensor,
@@ -104,7 +109,7 @@ def nade(
         order = torch.arange(variables, device=x.device)
     if activation_scale is None:
         activation_scale = torch.ones(variables, device=x.device)
-    gathers = in_offsets is not None or in_weight.shape[0] != variables
+    categories = not x.is_floating_point() and (in_offsets is not None or in_weight.shape[0] != variables)
     in_index, in_counts = _rows_by_position(in_weight.shape[0], order, in_offsets)
     out_index, out_counts = _rows_by_position(out_weight.shape[0], order, out_offsets)
     x = x[:, order]
@@ -119,7 +124,7 @@ def nade(
         hidden = ACTIVATIONS[activation](scale[p] * state)
         with torch.autocast(x.device.type, enabled=False):
             parameters.append(F.linear(hidden, out_rows[p], out_biases[p]))
-        state = state + (in_rows[p][x[:, p].long()] if gathers else x[:, p : p + 1].to(dtype) * in_rows[p])
+        state = state + _added(in_rows[p], x[:, p], categories or in_counts[p] > 1)
     return torch.cat(parameters, 1)[:, out_index.argsort()]
 
 
@@ -128,6 +133,14 @@ def nade(
 MINIMUM_LOG_SCALE = -7.0
 LARGEST_DISTANCE = 1e15
 HEADS = ("bernoulli", "categorical", "gaussian_mixture", "logistic_mixture")
+
+
+def head_of(head: str, levels: int, head_kinds: Tensor | None, index: int) -> tuple[str, int]:
+    """The head of one variable and its levels; head_kinds (D, 2) holds them, by their numbers in HEADS."""
+    if head_kinds is None:
+        return head, levels
+    kind, levels = head_kinds[index].tolist()
+    return HEADS[kind], levels
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
@@ -177,13 +190,22 @@ def _head_log_prob(parameters: Tensor, x: Tensor, head: str, levels: int) -> Ten
     return logistic_mixture_log_prob(parameters, x, levels)
 
 
-def head_log_prob(parameters: Tensor, x: Tensor, offsets: Tensor | None, head: str, levels: int) -> Tensor:
+def head_log_prob(
+    parameters: Tensor,
+    x: Tensor,
+    offsets: Tensor | None,
+    head: str,
+    levels: int,
+    head_kinds: Tensor | None = None,
+) -> Tensor:
     """log p of each variable, (B, D). See ``functional.head_log_prob``."""
     x = x.to(parameters.dtype)
-    if offsets is None:
+    if offsets is None and head_kinds is None:
         return _head_log_prob(parameters.unflatten(1, (x.shape[1], -1)), x, head, levels)
-    own = parameters.tensor_split(offsets[1:-1].tolist(), dim=1)
-    return torch.stack([_head_log_prob(part, x[:, i], head, levels) for i, part in enumerate(own)], 1)
+    bounds = _bounds(offsets, x.shape[1], parameters.shape[1])
+    own = parameters.tensor_split(bounds[1:-1], dim=1)
+    terms = [_head_log_prob(part, x[:, i], *head_of(head, levels, head_kinds, i)) for i, part in enumerate(own)]
+    return torch.stack(terms, 1)
 
 
 def nade_log_prob(
@@ -199,6 +221,7 @@ def nade_log_prob(
     activation: str = "sigmoid",
     head: str = "bernoulli",
     levels: int = 0,
+    head_kinds: Tensor | None = None,
     per_variable: bool = False,
     algorithm: str = "auto",
 ) -> Tensor:
@@ -206,7 +229,7 @@ def nade_log_prob(
     parameters = nade(
         x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, activation
     )
-    log_prob = head_log_prob(parameters, x, out_offsets, head, levels)
+    log_prob = head_log_prob(parameters, x, out_offsets, head, levels, head_kinds)
     return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)
 
 
@@ -275,6 +298,7 @@ def nade_sample(
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -286,7 +310,7 @@ def nade_sample(
     dtype = compute_dtype(in_weight.dtype)
     if order is None:
         order = torch.arange(variables, device=state.device)
-    gathers = in_offsets is not None or in_weight.shape[0] != variables
+    categories = head_kinds is None and (in_offsets is not None or in_weight.shape[0] != variables)
     in_index, in_counts = _rows_by_position(in_weight.shape[0], order, in_offsets)
     out_index, out_counts = _rows_by_position(out_weight.shape[0], order, out_offsets)
     in_rows = in_weight.to(dtype)[in_index].split(in_counts)
@@ -298,9 +322,10 @@ def nade_sample(
         i = order[p]
         scaled = state if activation_scale is None else activation_scale[i].to(dtype) * state
         parameters = ACTIVATIONS[activation](scaled) @ out_rows[p].T + out_biases[p]
-        value, value_log_prob = _draw(parameters, i, seed, first_index, temperature, given, known, head, levels)
+        own = head_of(head, levels, head_kinds, int(i))
+        value, value_log_prob = _draw(parameters, i, seed, first_index, temperature, given, known, *own)
         log_prob = log_prob + value_log_prob
-        state = state + (in_rows[p][value.long()] if gathers else value[:, None] * in_rows[p])
+        state = state + _added(in_rows[p], value, categories or in_counts[p] > 1)
         values.append(value)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, state
@@ -431,11 +456,13 @@ def fvsbn_sample(
     weight: Tensor,
     order: Tensor | None,
     offsets: Tensor | None,
+    in_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
     variables: int,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -450,19 +477,18 @@ def fvsbn_sample(
     if offsets is None:
         offsets = torch.arange(variables + 1) * (weight.shape[1] // variables)
     first = offsets.tolist()
+    rows = first if head == "categorical" else _bounds(in_offsets, variables, variables)
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
     values = []
     for p in range(start, stop):
         place = variables - 1 - p
         column, end = first[place], first[place + 1]
         parameters = state[:, column:end]
-        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        own = head_of(head, levels, head_kinds, place)
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, *own)
         log_prob = log_prob + value_log_prob
         # Columns 0 ... column - 1 are the parameters of the positions after this one.
-        if head == "categorical":
-            added = weight[column:end, :column].to(dtype)[value.long()]
-        else:
-            added = value[:, None] * weight[place, :column].to(dtype)
+        added = _added(weight[rows[place] : rows[place + 1], :column].to(dtype), value, own[0] == "categorical")
         state = torch.cat([state[:, :column] + added, state[:, column:]], 1)
         values.append(value)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
@@ -478,11 +504,13 @@ def armlp_sample(
     out_bias: Tensor,
     order: Tensor | None,
     offsets: Tensor | None,
+    in_offsets: Tensor | None,
     given: Tensor | None,
     known: Tensor | None,
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -497,19 +525,21 @@ def armlp_sample(
     if offsets is None:
         offsets = torch.arange(variables + 1) * (out_weight.shape[0] // variables)
     first, starts = offsets.tolist(), block_starts.tolist()
+    rows = first if head == "categorical" else _bounds(in_offsets, variables, variables)
+    own_heads = [head_of(head, levels, head_kinds, p) for p in range(variables)]
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
     state = state.clone()
     for p in range(start, stop):
         block, networks = p // 8, min(8, variables - p // 8 * 8)
         weight = in_weight[starts[block] : starts[block + 1]].unflatten(0, (-1, networks))[:, p % 8].to(dtype)
-        inputs = state[:, :p]
-        if head == "categorical":
-            rows = torch.tensor(first[:p], device=state.device) + inputs.long()
-            inputs = torch.zeros(state.shape[0], first[p], dtype=dtype, device=state.device).scatter(1, rows, 1.0)
-        hidden = ACTIVATIONS[activation](inputs @ weight[: inputs.shape[1]] + in_bias[..., p, :].to(dtype))
+        pre_activation = in_bias[..., p, :].to(dtype).expand(state.shape[0], -1)
+        for j in range(p):
+            own_rows = weight[rows[j] : rows[j + 1]]
+            pre_activation = pre_activation + _added(own_rows, state[:, j], own_heads[j][0] == "categorical")
+        hidden = ACTIVATIONS[activation](pre_activation)
         own = slice(first[p], first[p + 1])
         parameters = hidden @ out_weight[own].to(dtype).T + out_bias[own].to(dtype)
-        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, *own_heads[p])
         log_prob = log_prob + value_log_prob
         state[:, p] = value
     return state[:, start:stop].clone(), log_prob, state
@@ -531,6 +561,7 @@ def masked_mlp_sample(
     activation: str,
     head: str,
     levels: int,
+    head_kinds: Tensor | None,
     seed: int,
     first_index: int,
     start: int,
@@ -572,7 +603,8 @@ def masked_mlp_sample(
             if k < len(steps) - 1:
                 layers[k + 1][:, units] = total
         parameters = total
-        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
+        own_head = head_of(head, levels, head_kinds, p)
+        value, value_log_prob = _draw(parameters, order[p], seed, first_index, temperature, given, known, *own_head)
         log_prob = log_prob + value_log_prob
         values.append(value)
         count = columns[p + 1] - columns[p]

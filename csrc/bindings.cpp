@@ -55,12 +55,12 @@ PYBIND11_MODULE(_C, m) {
            const std::vector<int64_t>& program, const ar_fast::OptionalTensor& order,
            const ar_fast::OptionalTensor& in_offsets, const ar_fast::OptionalTensor& out_offsets,
            const ar_fast::OptionalTensor& given, const ar_fast::OptionalTensor& known, int64_t variables,
-           std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
-           int64_t stop, double temperature, std::string algorithm) {
+           std::string activation, std::string head, int64_t levels, const ar_fast::OptionalTensor& head_kinds,
+           int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
           return ar_fast::masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets,
                                             out_offsets, given, known, variables, std::move(activation),
-                                            std::move(head), levels, seed, first_index, start, stop, temperature,
-                                            std::move(algorithm));
+                                            std::move(head), levels, head_kinds, seed, first_index, start, stop,
+                                            temperature, std::move(algorithm));
         },
         no_gil);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, replace
 
 import torch
+from mixed_cases import mixed_heads, mixed_values
 from torch import Tensor
+
+from ar_fast import reference
 
 
 @dataclass
@@ -20,6 +23,7 @@ class NadeCase:
     activation: str = "sigmoid"
     head: str = "bernoulli"
     levels: int = 0
+    head_kinds: Tensor | None = None
 
     def arguments(self) -> tuple:
         """In the order of the schema of nade."""
@@ -30,7 +34,7 @@ class NadeCase:
 
     def log_prob_arguments(self) -> tuple:
         """In the order of the schema of nade_log_prob."""
-        return (*self.arguments(), self.head, self.levels)
+        return (*self.arguments(), self.head, self.levels, self.head_kinds)
 
     def real_tensors(self) -> dict[str, Tensor]:
         """The tensors that have a gradient, by name."""
@@ -65,22 +69,27 @@ def nade_case(
 ) -> NadeCase:
     """``x``: "binary" and "dense" (reals), "bool", "integer" (0, 1) or "category" (gathers a row). ``parameters`` per
     variable; ``ragged``: rows of both weights differ between variables. ``row_bias``: in_bias is (B, H). ``head``
-    chooses x itself, and ``parameters`` then counts categories or components."""
+    chooses x itself, and ``parameters`` then counts categories or components; "per_variable" is all of them, "mixed"
+    its x and weights without a head."""
     real = {"dtype": dtype, "device": device}
     counts = torch.randint(1, 4, (variables,)) if ragged else torch.full((variables,), parameters)
     categories = torch.randint(2, 5, (variables,)) if ragged else torch.full((variables,), 3)
-    levels = 0
-    if head == "categorical":
+    levels, head_kinds, inputs = 0, None, None
+    if head == "per_variable" or x == "mixed":
+        head_kinds, counts, inputs = mixed_heads(variables, parameters)
+        x, ragged = "mixed", True
+    elif head == "categorical":
         x, categories = "category", counts
     elif head.endswith("mixture"):
         x, counts = head, 3 * counts
         levels = 7 if head == "logistic_mixture" else 0
-    in_rows = int(categories.sum()) if x == "category" else variables
+    in_rows = int(categories.sum()) if x == "category" else variables if inputs is None else int(inputs.sum())
     values = {
         "binary": lambda: (torch.rand(batch, variables) < 0.3).to(dtype),
         "dense": lambda: torch.rand(batch, variables).to(dtype),
         "bool": lambda: torch.rand(batch, variables) < 0.3,
         "integer": lambda: torch.randint(0, 2, (batch, variables)),
+        "mixed": lambda: mixed_values(head_kinds, counts, batch).to(reference.compute_dtype(dtype)),
         "category": lambda: (torch.rand(batch, variables) * categories).long(),
         "gaussian_mixture": lambda: torch.randn(batch, variables).to(dtype),
         "logistic_mixture": lambda: (2 * torch.randint(0, 7, (batch, variables)) / 6 - 1).to(dtype),
@@ -90,7 +99,7 @@ def nade_case(
         return torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)]).to(device)
 
     # Real draws feed back: with small weights rounding does not grow from one to the next.
-    size = 0.1 if head.endswith("mixture") else 1.0
+    size = 0.1 if head.endswith("mixture") or x == "mixed" else 1.0
     return NadeCase(
         x=values.to(device),
         in_weight=torch.randn(in_rows, hidden, **real) * size,
@@ -98,10 +107,11 @@ def nade_case(
         out_weight=torch.randn(int(counts.sum()), hidden, **real) / max(1, hidden) ** 0.5,
         out_bias=torch.randn(int(counts.sum()), **real) * size,
         order=torch.randperm(variables).to(device) if ordered else None,
-        in_offsets=offsets(categories) if ragged and x == "category" else None,
+        in_offsets=offsets(categories) if ragged and x == "category" else None if inputs is None else offsets(inputs),
         out_offsets=offsets(counts) if ragged else None,
         activation_scale=torch.rand(variables, **real) + 0.5 if scaled else None,
         activation=activation,
         head=head,
         levels=levels,
+        head_kinds=head_kinds.to(device) if head == "per_variable" else None,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import available_isas, isa
+from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
 from ar_fast import functional, reference
@@ -22,6 +23,8 @@ class ArmlpCase:
     activation: str
     head: str
     levels: int
+    head_kinds: Tensor | None
+    in_offsets: Tensor | None
     counts: Tensor  # parameters of each position
 
     @property
@@ -36,6 +39,11 @@ class ArmlpCase:
         """Values of the head's support, by variable."""
         by_variable = torch.empty_like(self.counts)
         by_variable[torch.arange(self.variables) if self.order is None else self.order.cpu()] = self.counts
+        if self.head == "per_variable":
+            by_position = mixed_values(self.head_kinds.cpu(), self.counts, batch)
+            values = torch.empty_like(by_position)
+            values[:, torch.arange(self.variables) if self.order is None else self.order.cpu()] = by_position
+            return values.to(self.weights["in_weight"].device, self.compute)
         values = {
             "bernoulli": lambda: torch.randint(0, 2, (batch, self.variables)),
             "categorical": lambda: (torch.rand(batch, self.variables) * by_variable).floor(),
@@ -52,12 +60,17 @@ def armlp_case(
     """Weights of an op's call, NaN where they are masked. ``parameters`` counts categories or components; with
     context_rows in_bias is by row."""
     counts = torch.randint(1, parameters + 1, (variables,)) if ragged else torch.full((variables,), parameters)
-    if head.endswith("mixture"):
+    head_kinds = in_offsets = None
+    if head == "per_variable":
+        (head_kinds, counts, inputs), ragged = mixed_heads(variables, parameters), True
+        in_offsets = offsets_of(inputs)
+    elif head.endswith("mixture"):
         counts = 3 * counts
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     first = offsets if head == "categorical" else torch.arange(variables + 1)  # input row of each position
+    first = first if in_offsets is None else in_offsets
     # Real draws feed back: with small weights rounding does not grow from one to the next.
-    size = 0.1 if head.endswith("mixture") else 2.0
+    size = 0.1 if head.endswith("mixture") or head == "per_variable" else 2.0
     blocks = []
     for begin in range(0, variables, 8):
         networks = torch.arange(begin, min(begin + 8, variables))
@@ -78,6 +91,8 @@ def armlp_case(
         activation,
         head,
         7 if head == "logistic_mixture" else 0,
+        None if head_kinds is None else head_kinds.to(device),
+        None if in_offsets is None else in_offsets.to(device),
         counts,
     )
 
@@ -92,14 +107,15 @@ def sample(case, batch, *, state=None, rows=slice(None), **options):
         state = torch.full((batch, case.variables), 77.0, dtype=case.compute, device=weights["in_weight"].device)
     return functional.armlp_sample(
         state, **weights, order=case.order, offsets=case.offsets, activation=case.activation, head=case.head,
-        levels=case.levels, **{"seed": 11, **options},
+        levels=case.levels, head_kinds=case.head_kinds, in_offsets=case.in_offsets, **{"seed": 11, **options},
     )  # fmt: skip
 
 
 def twin(case, batch, **options):
     options = {
         "given": None, "known": None, "activation": case.activation, "head": case.head, "levels": case.levels,
-        "seed": 11, "first_index": 0, "start": 0, "stop": case.variables, "temperature": 1.0, **options,
+        "head_kinds": case.head_kinds, "in_offsets": case.in_offsets, "seed": 11, "first_index": 0,
+        "start": 0, "stop": case.variables, "temperature": 1.0, **options,
     }  # fmt: skip
     if options["given"] is not None:
         options["given"] = options["given"].double()
@@ -137,6 +153,8 @@ def test_every_activation(device, activation):
     assert_equal_draws(sample(case, 4), twin(case, 4), torch.float32)
 
 
+# The heads whose draws are not on a grid.
+REAL = ("gaussian_mixture", "per_variable")
 HEADS = {
     "bernoulli": {},
     "categorical": {"head": "categorical", "parameters": 3},
@@ -146,6 +164,8 @@ HEADS = {
     "gaussian_mixture": {"head": "gaussian_mixture", "parameters": 5},
     "ragged gaussian_mixture": {"head": "gaussian_mixture", "parameters": 3, "ragged": True},
     "logistic_mixture": {"head": "logistic_mixture", "parameters": 19},
+    "per_variable": {"head": "per_variable", "parameters": 4},
+    "per_variable, many": {"head": "per_variable", "parameters": 40},
 }
 
 
@@ -154,7 +174,9 @@ HEADS = {
 def test_every_head(device, dtype, head):
     case = armlp_case(19, 21, dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
-        assert_equal_draws(sample(case, 5, **options), twin(case, 5, **options), dtype, "gaussian" not in head)
+        assert_equal_draws(
+            sample(case, 5, **options), twin(case, 5, **options), dtype, not any(real in head for real in REAL)
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -162,7 +184,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     case = armlp_case(19, 21, device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 19, device=device) < 0.4}
     whole = sample(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, "gaussian" not in head)
+    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
     drawn = torch.empty_like(whole[0])
     drawn[:, case.order] = whole[0]
     assert torch.equal(drawn[options["known"]], options["given"][options["known"]])
@@ -185,7 +207,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_instruction_set(name, dtype, head):
     case = armlp_case(37, 85, dtype=dtype, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, "gaussian" not in head)
+        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, not any(real in head for real in REAL))
 
 
 def test_more_than_shared_memory_holds(device):
@@ -236,7 +258,7 @@ def test_opcheck(device, ops):
     state = torch.zeros(3, 9, device=device)
     torch.library.opcheck(
         ops.armlp_sample.default,
-        (state, *weights, case.order, None, None, None, "tanh", "bernoulli", 0, 3, 0, 1, 4, 1.0),
+        (state, *weights, case.order, None, None, None, None, "tanh", "bernoulli", 0, None, 3, 0, 1, 4, 1.0),
     )
 
 

@@ -479,7 +479,7 @@ def test_a_variable_without_parameters_must_be_known(device):
     known = torch.tensor([False, True, False, True], device=device).expand(3, 4)
     got = functional.nade_sample(state, in_weight, out_weight, out_bias, given=given, known=known, **options)
     arguments = (state, in_weight, out_weight, out_bias, None, None, offsets, None, given, known, 4, "sigmoid")
-    want = reference.nade_sample(*arguments, "categorical", 0, 4, 0, 0, 4, 1.0)
+    want = reference.nade_sample(*arguments, "categorical", 0, None, 4, 0, 0, 4, 1.0)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
 

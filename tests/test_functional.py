@@ -94,6 +94,7 @@ GOOD = {
     "offset_nade_sample": offset_arguments,
 }
 int64, float64 = torch.int64, torch.float64
+KINDS = torch.zeros(4, 2, dtype=int64)  # Bernoulli variables, one by one
 BAD = [
     ("nade", {"x": torch.zeros(4)}, r"x must have shape \(B, D\), got \[4\]"),
     ("nade", {"x": torch.zeros(2, 4, dtype=float64)}, "x must be bool, integer, .* got .*(float64|Double)"),
@@ -131,6 +132,16 @@ BAD = [
     ("head_log_prob", {"parameters": torch.ones(2, 6)}, "parameters must have a multiple of D = 4 columns"),
     ("head_log_prob", {"offsets": torch.arange(4)}, r"offsets must have .* got (shape )?\[4\]"),
     ("head_log_prob", {"head": "logistic_mixture", "levels": 0}, "levels must be at least 2 .* got 0"),
+    ("head_log_prob", {"head": "per_variable"}, "head_kinds must be given for a per_variable head .*, got none"),
+    ("head_log_prob", {"head_kinds": KINDS}, "head_kinds must be given .* and for no other, got some for 'bernoulli'"),
+    ("head_log_prob", {"head": "per_variable", "head_kinds": KINDS[:3]}, "head_kinds must have .*3, 2"),
+    ("head_log_prob", {"head": "per_variable", "head_kinds": KINDS.int()}, "head_kinds must be .*(int64|Long), got"),
+    ("nade_log_prob", {"head": "per_variable", "head_kinds": KINDS, "x": KINDS.T}, "x must be floating for a per_var"),
+    ("nade_log_prob", {"in_offsets": torch.arange(5)}, "x must be an integer category .*, but for a per_variable head"),
+    ("nade_sample", {"head": "per_variable"}, "head_kinds must be given for a per_variable head .*, got none"),
+    ("offset_nade_sample", {"head": "per_variable"}, "head must be .*, got 'per_variable'"),
+    ("fvsbn_sample", {"head": "per_variable", "head_kinds": KINDS}, "in_offsets must be given .*, got none"),
+    ("armlp_sample", {"in_offsets": torch.arange(5)}, "in_offsets must be given .* and for no other, got some"),
     ("nade_sample", {"state": torch.zeros(2, 4)}, r"state must have .* got (shape )?\[2, 4\]"),
     ("nade_sample", {"state": torch.zeros(2, 3, dtype=float64)}, "state must be .*(float32|Float), got"),
     ("nade_sample", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),

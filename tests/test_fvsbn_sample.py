@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import available_isas, isa
+from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
 from ar_fast import functional, reference
@@ -22,6 +23,8 @@ class FvsbnCase:
     offsets: Tensor | None
     head: str
     levels: int
+    head_kinds: Tensor | None
+    in_offsets: Tensor | None
     counts: Tensor  # parameters of each place
 
     def given(self, batch):
@@ -29,6 +32,11 @@ class FvsbnCase:
         device, dtype = self.weight.device, reference.compute_dtype(self.weight.dtype)
         by_variable = torch.empty_like(self.counts)
         by_variable[torch.arange(self.variables) if self.order is None else self.order.cpu()] = self.counts.flip(0)
+        if self.head == "per_variable":
+            by_place = mixed_values(self.head_kinds.cpu(), self.counts, batch)
+            values = torch.empty_like(by_place)
+            values[:, torch.arange(self.variables) if self.order is None else self.order.cpu()] = by_place.flip(1)
+            return values.to(device, dtype)
         values = {
             "bernoulli": lambda: torch.randint(0, 2, (batch, self.variables)),
             "categorical": lambda: (torch.rand(batch, self.variables) * by_variable).floor(),
@@ -43,13 +51,19 @@ def fvsbn_case(
 ):
     """Weights of an op's call, NaN where they are masked. ``parameters`` counts categories or components."""
     counts = torch.randint(1, parameters + 1, (variables,)) if ragged else torch.full((variables,), parameters)
-    if head.endswith("mixture"):
+    head_kinds = in_offsets = None
+    if head == "per_variable":
+        (head_kinds, counts, inputs), ragged = mixed_heads(variables, parameters), True
+        in_offsets = offsets_of(inputs)
+    elif head.endswith("mixture"):
         counts = 3 * counts
     ends = counts.cumsum(0)
     starts = ends - counts
     extents = starts.repeat_interleave(counts) if head == "categorical" else starts
+    if in_offsets is not None:
+        extents = starts.repeat_interleave(inputs)
     # Real draws feed back: with small weights rounding does not grow from one to the next.
-    size = 0.1 if head.endswith("mixture") else 2.0
+    size = 0.1 if head.endswith("mixture") or head == "per_variable" else 2.0
     weight = torch.randn(len(extents), int(ends[-1]), dtype=torch.float64) * size / variables**0.5
     weight = torch.where(torch.arange(weight.shape[1]) < extents[:, None], weight, torch.nan)
     return FvsbnCase(
@@ -60,6 +74,8 @@ def fvsbn_case(
         torch.cat([torch.zeros(1, dtype=torch.long), ends]).to(device) if ragged else None,
         head,
         7 if head == "logistic_mixture" else 0,
+        None if head_kinds is None else head_kinds.to(device),
+        None if in_offsets is None else in_offsets.to(device),
         counts,
     )
 
@@ -69,13 +85,14 @@ def sample(case, batch, *, state=None, **options):
         state = case.bias.expand(batch, -1)
     return functional.fvsbn_sample(
         state, case.weight, variables=case.variables, order=case.order, offsets=case.offsets, head=case.head,
-        levels=case.levels, **{"seed": 11, **options},
+        levels=case.levels, head_kinds=case.head_kinds, in_offsets=case.in_offsets, **{"seed": 11, **options},
     )  # fmt: skip
 
 
 def twin(case, batch, **options):
     options = {
-        "given": None, "known": None, "variables": case.variables, "head": case.head, "levels": case.levels, "seed": 11,
+        "given": None, "known": None, "variables": case.variables, "head": case.head, "levels": case.levels,
+        "head_kinds": case.head_kinds, "in_offsets": case.in_offsets, "seed": 11,
         "first_index": 0, "start": 0, "stop": case.variables, "temperature": 1.0, **options,
     }  # fmt: skip
     if options["given"] is not None:
@@ -106,6 +123,8 @@ def test_draws_equal_the_twin(device, dtype, size):
     assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
 
 
+# The heads whose draws are not on a grid.
+REAL = ("gaussian_mixture", "per_variable")
 HEADS = {
     "bernoulli": {},
     "categorical": {"head": "categorical", "parameters": 3},
@@ -115,6 +134,8 @@ HEADS = {
     "gaussian_mixture": {"head": "gaussian_mixture", "parameters": 5},
     "ragged gaussian_mixture": {"head": "gaussian_mixture", "parameters": 3, "ragged": True},
     "logistic_mixture": {"head": "logistic_mixture", "parameters": 19},
+    "per_variable": {"head": "per_variable", "parameters": 4},
+    "per_variable, many": {"head": "per_variable", "parameters": 40},
 }
 
 
@@ -123,7 +144,9 @@ HEADS = {
 def test_every_head(device, dtype, head):
     case = fvsbn_case(37, dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
-        assert_equal_draws(sample(case, 5, **options), twin(case, 5, **options), dtype, "gaussian" not in head)
+        assert_equal_draws(
+            sample(case, 5, **options), twin(case, 5, **options), dtype, not any(real in head for real in REAL)
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -131,7 +154,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     case = fvsbn_case(37, device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 37, device=device) < 0.4}
     whole = sample(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, "gaussian" not in head)
+    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
     drawn = torch.empty_like(whole[0])
     drawn[:, case.order] = whole[0]
     assert torch.equal(drawn[options["known"]], options["given"][options["known"]])
@@ -154,7 +177,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_instruction_set(name, dtype, head):
     case = fvsbn_case(77, dtype=dtype, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, "gaussian" not in head)
+        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, not any(real in head for real in REAL))
 
 
 def test_more_parameters_than_shared_memory_holds(device):
@@ -204,7 +227,7 @@ def test_opcheck(device, ops):
     state = case.bias.expand(3, -1).contiguous()
     torch.library.opcheck(
         ops.fvsbn_sample.default,
-        (state, case.weight.nan_to_num(), case.order, None, None, None, 5, "bernoulli", 0, 3, 0, 1, 4, 1.0),
+        (state, case.weight.nan_to_num(), case.order, None, None, None, None, 5, "bernoulli", 0, None, 3, 0, 1, 4, 1.0),
     )
 
 

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 from conftest import available_isas, isa
+from mixed_cases import mixed_heads, mixed_values, offsets_of
 
 from ar_fast import functional, heads, models, reference
 
 FIXED_SEED = 0
-NAMES = ["bernoulli", "categorical", "gaussian_mixture", "logistic_mixture"]
+NAMES = ["bernoulli", "categorical", "gaussian_mixture", "logistic_mixture", "per_variable"]
 HEADS = {
     "Bernoulli": heads.Bernoulli(),
     "Categorical": heads.Categorical(3),
@@ -22,6 +23,11 @@ HEADS = {
 
 def head_case(head, batch=5, variables=7, components=3, *, ragged=False, dtype=torch.float32, device="cpu", size=1.0):
     """Arguments of head_log_prob in the order of its schema; ``size`` scales the parameters."""
+    if head == "per_variable":
+        head_kinds, counts, _ = mixed_heads(variables, components)
+        x = mixed_values(head_kinds, counts, batch).to(device, dtype)
+        parameters = (torch.randn(batch, int(counts.sum())) * size).to(device, dtype)
+        return parameters, x, offsets_of(counts).to(device), head, 0, head_kinds.to(device)
     counts = torch.randint(1, components + 1, (variables,)) if ragged else torch.full((variables,), components)
     if head == "bernoulli":
         counts = torch.ones(variables, dtype=torch.long)
@@ -34,11 +40,11 @@ def head_case(head, batch=5, variables=7, components=3, *, ragged=False, dtype=t
     }[head]()
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), rows.cumsum(0)]).to(device) if ragged else None
     parameters = (torch.randn(batch, int(rows.sum())) * size).to(device, dtype)
-    return parameters, x.to(device, dtype), offsets, head, 9 if head == "logistic_mixture" else 0
+    return parameters, x.to(device, dtype), offsets, head, 9 if head == "logistic_mixture" else 0, None
 
 
-def log_prob(parameters, x, offsets, head, levels):
-    return functional.head_log_prob(parameters, x, offsets=offsets, head=head, levels=levels)
+def log_prob(parameters, x, offsets, head, levels, head_kinds=None):
+    return functional.head_log_prob(parameters, x, offsets=offsets, head=head, levels=levels, head_kinds=head_kinds)
 
 
 def upcast(case):
@@ -108,7 +114,7 @@ def test_strided_and_integer_inputs(device, head):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("head", NAMES)
+@pytest.mark.parametrize("head", NAMES[:4])
 def test_extreme_parameters_have_finite_log_prob_and_gradients(device, head, dtype):
     largest = 3e38 if dtype == torch.float32 else 1e300
     extremes = torch.tensor([0.0, 1e-30, 50.0, -50.0, 800.0, -800.0, 1e15, -1e15, largest, -largest], dtype=dtype)
@@ -470,3 +476,22 @@ def test_many_parameters_are_recomputed_not_kept(per_variable):
     halves = gradients(slice(0, 2048)), gradients(slice(2048, 4096))
     for whole, first, second in zip(gradients(slice(0, 4096)), *halves, strict=True):
         torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        (0, 4, r"head_kinds must be 0 \.\.\. 3, got 4 for variable 2"),
+        (0, 0, "a variable must have 1 parameter for a bernoulli head, got 2 for variable 2"),
+        (0, 2, "a variable must have 3 K parameters for a mixture head, got 2 for variable 2"),
+        (0, 3, "head_kinds must have at least 2 levels, got 0 for variable 2"),
+        (1, 5, "head_kinds must have levels of 0 but for logistic_mixture, got 5 for variable 2"),
+    ],
+)
+def test_kinds_that_are_none(column, value, message):
+    head_kinds = torch.tensor([[0, 0], [2, 0], [1, 0]])
+    offsets, x = torch.tensor([0, 1, 4, 6]), torch.zeros(1, 3)
+    assert log_prob(torch.zeros(1, 6), x, offsets, "per_variable", 0, head_kinds).isfinite().all()
+    head_kinds[2, column] = value
+    with pytest.raises(RuntimeError, match=f"head_log_prob: {message}"):
+        log_prob(torch.zeros(1, 6), x, offsets, "per_variable", 0, head_kinds)

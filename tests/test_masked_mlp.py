@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import available_isas, isa
+from mixed_cases import mixed_heads
 from torch import Tensor
 
 from ar_fast import _library, functional, reference
@@ -28,6 +29,7 @@ class MlpCase:
     levels: int
     in_offsets: Tensor | None
     out_offsets: Tensor | None
+    head_kinds: Tensor | None = None
 
     @property
     def state_features(self) -> int:
@@ -39,7 +41,7 @@ class MlpCase:
 
     @property
     def of_head(self) -> dict:
-        names = "variables", "head", "levels", "in_offsets", "out_offsets"
+        names = "variables", "head", "levels", "in_offsets", "out_offsets", "head_kinds"
         return {name: getattr(self, name) for name in names}
 
 
@@ -83,7 +85,11 @@ def mlp_case(
     inputs, outputs = torch.ones(variables, dtype=torch.int64), torch.full((variables,), components)
     if ragged:
         outputs = torch.randint(1, components + 1, (variables,))
-    if head == "categorical":
+    head_kinds = None
+    if head == "per_variable":
+        (head_kinds, outputs, inputs), ragged = mixed_heads(variables, components), True
+        head_kinds = head_kinds.to(device)
+    elif head == "categorical":
         inputs = outputs
     elif head != "bernoulli":
         outputs = 3 * outputs
@@ -112,8 +118,11 @@ def mlp_case(
     ends = [torch.searchsorted(units, positions, right=True).to(device, torch.int32) for units in degrees]
     order = torch.randperm(variables).to(device)
     levels = 9 if head == "logistic_mixture" else 0
-    offsets = bounds[0] if ragged and head == "categorical" else None, bounds[1] if ragged else None
-    return MlpCase(variables, weights, biases, extents, ends, program, order, activation, head, levels, *offsets)
+    encoded = ragged and head in ("categorical", "per_variable")
+    offsets = bounds[0] if encoded else None, bounds[1] if ragged else None
+    return MlpCase(
+        variables, weights, biases, extents, ends, program, order, activation, head, levels, *offsets, head_kinds
+    )
 
 
 def sample(case, batch, *, state=None, rows=slice(None), **options):
@@ -167,7 +176,7 @@ def test_draws_equal_the_twin(device, dtype, size):
     assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
 
 
-HEADS = ["categorical", "gaussian_mixture", "logistic_mixture"]
+HEADS = ["categorical", "gaussian_mixture", "logistic_mixture", "per_variable"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -406,7 +415,7 @@ def test_opcheck(device, ops):
     state = torch.zeros(3, case.state_features, device=device)
     arguments = (
         state, case.weights, case.biases, case.extents, case.unit_ends, case.numbers, case.order, None, None, None,
-        None, 5, "relu", "bernoulli", 0, 3, 0, 0, 5, 1.0,
+        None, 5, "relu", "bernoulli", 0, None, 3, 0, 0, 5, 1.0,
     )  # fmt: skip
     torch.library.opcheck(ops.masked_mlp_sample.default, arguments)
 
@@ -449,7 +458,7 @@ def test_bad_input(device, ops, message):
         "unit_ends": [torch.zeros(3, dtype=torch.int32)], "program": [0, -1, -1, 1, 1, -1, -1, 0],
         "order": None, "in_offsets": None, "out_offsets": None,
         "given": None, "known": None, "variables": 3, "activation": "relu", "head": "bernoulli", "levels": 0,
-        "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
+        "head_kinds": None, "seed": 1, "first_index": 0, "start": 0, "stop": 3, "temperature": 1.0,
     }  # fmt: skip
     name, value = BAD_INPUTS[message]
     arguments[name] = value

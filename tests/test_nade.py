@@ -26,6 +26,8 @@ VARIANTS = {
     "parameters": {"x": "dense", "parameters": 3},
     "scaled": {"x": "dense", "scaled": True, "activation": "relu"},
     "row_bias": {"x": "binary", "row_bias": True, "activation": "tanh"},
+    "mixed": {"x": "mixed", "parameters": 4},
+    "mixed, scaled": {"x": "mixed", "scaled": True, "activation": "relu"},
 }
 
 
@@ -39,7 +41,7 @@ def keywords(case: NadeCase) -> dict:
 
 
 def nade_log_prob(case: NadeCase, **options):
-    head = {"head": case.head, "levels": case.levels}
+    head = {"head": case.head, "levels": case.levels, "head_kinds": case.head_kinds}
     return functional.nade_log_prob(*case.arguments()[:5], **keywords(case), **head, **options)
 
 
@@ -332,3 +334,32 @@ def test_the_head_is_a_bernoulli(device):
     case = nade_case(3, 8, 9, device=device)
     want = -F.binary_cross_entropy_with_logits(nade(case), case.x, reduction="none")
     torch.testing.assert_close(nade_log_prob(case, per_variable=True), want)
+
+
+@pytest.mark.parametrize("name", available_isas())
+def test_mixed_inputs_of_zeros_and_ones_as_odds(name):
+    """Enough rows whose values are all 0 or 1, categories among them: the states are odds."""
+    case = nade_case(300, 9, 37, x="mixed", parameters=4)
+    case.x.copy_(torch.randint(0, 2, case.x.shape))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with isa(name):
+            said = explain("nade", *case.arguments()[:5], **keywords(case))
+            torch.testing.assert_close(nade(case).double(), expected(case), **TOLERANCE[torch.float32])
+            assert_gradients(case, nade, lambda c: reference.nade(*c.arguments()), torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    assert any("states as odds" in line for line in said)
+
+
+def test_a_mixed_category_out_of_range_raises():
+    case = nade_case(2, 9, 5, x="mixed")
+    variable = int((case.in_offsets.diff() > 1).nonzero()[0])
+    count = int(case.in_offsets.diff()[variable])
+    for value in (-1.0, 0.5, float(count), float("nan")):
+        case.x[1, variable] = value
+        with pytest.raises(
+            RuntimeError, match=rf"x must lie in \[0, {count}\) for variable {variable}, got .* in row 1"
+        ):
+            nade(case)

@@ -11,7 +11,7 @@ FIXED_SEED = 0
 
 
 def structure(case):
-    names = ("order", "in_offsets", "out_offsets", "activation_scale", "activation", "head", "levels")
+    names = ("order", "in_offsets", "out_offsets", "activation_scale", "activation", "head", "levels", "head_kinds")
     return {name: getattr(case, name) for name in names}
 
 
@@ -72,14 +72,17 @@ HEADS = {
     "gaussian_mixture": {"head": "gaussian_mixture", "parameters": 5},
     "ragged gaussian_mixture": {"head": "gaussian_mixture", "ragged": True, "activation": "relu", "scaled": True},
     "logistic_mixture": {"head": "logistic_mixture", "parameters": 19},
+    "per_variable": {"head": "per_variable", "parameters": 4},
+    "per_variable, scaled": {"head": "per_variable", "parameters": 40, "activation": "relu", "scaled": True},
 }
+REAL = ("gaussian_mixture", "per_variable")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head(device, dtype, head):
     case = nade_case(5, 9, 37, dtype=dtype, device=device, **HEADS[head])
-    discrete = case.head != "gaussian_mixture"
+    discrete = case.head not in REAL
     for options in ({}, {"temperature": 0.6, "first_index": 7}):
         assert_equal_draws(sampler(case, 5, **options), twin(case, 5, **options), dtype, discrete)
 
@@ -90,7 +93,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     compute = reference.compute_dtype(case.in_weight.dtype)
     options = {"given": case.x.to(compute), "known": torch.rand(6, 9, device=device) < 0.4}
     whole = sampler(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, case.head != "gaussian_mixture")
+    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, case.head not in REAL)
     first = sampler(case, 6, **options, stop=4)
     rest = sampler(case, 6, **options, start=4, state=first[2])
     assert torch.equal(torch.cat([first[0], rest[0]], 1), whole[0]) and torch.equal(rest[2], whole[2])
@@ -104,7 +107,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_head_on_every_instruction_set(name, head):
     case = nade_case(5, 30, 77, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sampler(case, 5), twin(case, 5), torch.float32, case.head != "gaussian_mixture")
+        assert_equal_draws(sampler(case, 5), twin(case, 5), torch.float32, case.head not in REAL)
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -211,6 +214,7 @@ def test_opcheck(device, ops):
             "sigmoid",
             "bernoulli",
             0,
+            None,
             3,
             0,
             1,

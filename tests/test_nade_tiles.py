@@ -298,7 +298,7 @@ def test_fused_heads(ops, head, count, ragged):
         levels = HEADS[head][0]
         expected = reference.head_log_prob(parameters, x.double(), model.out_offsets, head, levels)
         weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order)
-        arguments = (x, *weights, model.in_offsets, model.out_offsets, None, "sigmoid", head, levels)
+        arguments = (x, *weights, model.in_offsets, model.out_offsets, None, "sigmoid", head, levels, None)
         total, kept = ops.nade_log_prob_forward(*arguments, False, True, "auto")
         per_variable, _ = ops.nade_log_prob_forward(*arguments, True, False, "auto")
         bounds = tolerance_of(dtype)
@@ -316,8 +316,8 @@ class Sampler:
     def arguments(self, model, given, known, temperature, first_index, start, stop):
         return (
             model.in_weight, model.out_weight, model.out_bias, model.order, model.in_offsets, model.out_offsets,
-            model.scale, given, known, len(model.order), self.activation, self.head, HEADS[self.head][0], 11,
-            first_index, start, stop, temperature,
+            model.scale, given, known, len(model.order), self.activation, self.head, HEADS[self.head][0], None,
+            11,             first_index, start, stop, temperature,
         )  # fmt: skip
 
     def __call__(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):

@@ -116,7 +116,7 @@ def test_sampling_goes_on_from_a_returned_state(op):
         state, weights = torch.zeros(6, 3, dtype=torch.float64), (random(4, 3), random(4, 3, seed=1), random(4))
 
         def run(state, start, stop):
-            structure = order, None, None, None, None, None, 4, "tanh", "bernoulli", 0
+            structure = order, None, None, None, None, None, 4, "tanh", "bernoulli", 0, None
             return reference.nade_sample(state, *weights, *structure, 9, 5, start, stop, 1.0)
     else:
         state = torch.zeros(6, 7, dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_sampling_goes_on_from_a_returned_state(op):
         plan = [torch.tensor([1, 2, 3]), torch.tensor([0, 1, 2, 3])], [torch.tensor([0, 1, 2, 3])]
 
         def run(state, start, stop):
-            structure = [0, -1, -1, 1, 1, -1, -1, 0], order, None, None, None, None, 4, "relu", "bernoulli", 0
+            structure = [0, -1, -1, 1, 1, -1, -1, 0], order, None, None, None, None, 4, "relu", "bernoulli", 0, None
             return reference.masked_mlp_sample(state, *layers, *plan, *structure, 9, 5, start, stop, 1.0)
 
     before = state.clone()

@@ -7,7 +7,8 @@
 // that some network of the block sees, a row of H weights for each of its networks: input row r of network p lies at
 //   block_starts[p / armlp_block] + r n + p % armlp_block,   n = the networks of the block,
 // so that a block is one matrix (input rows, n H), of which only the corner where inputs meet networks of their own block
-// is masked. A real value scales the one input row of its variable, a category gathers its row.
+// is masked. A real value scales the one input row of its variable, a category gathers its row; with a per_variable head
+// it is the number of a variable's rows that tells.
 //
 // Inputs that are zero are left out (exact). A pre-activation adds up the others in the order of positions, even and odd
 // ones of them apart: it does not depend on batch, threads, or where a call was cut.
@@ -38,8 +39,9 @@ struct ArmlpSample {
   int64_t in_bias_stride;          // 0 or D H
   const void* out_weight;          // [R_out, H] storage
   const void* out_bias;            // [R_out] compute
-  const int64_t* offsets;          // [D + 1] first parameter of each position; null = R_out / D each. Input rows are the
-                                   // same for categorical, and the positions otherwise
+  const int64_t* offsets;          // [D + 1] first parameter of each position; null = R_out / D each
+  const int64_t* in_offsets;  // [D + 1] first input row of each position, of per_variable; null elsewhere: as offsets
+                              // for categorical, one row each otherwise
   const int64_t* order;            // [D], order[p] = variable at position p; null = identity
   int64_t start, stop;             // positions
   uint64_t seed;

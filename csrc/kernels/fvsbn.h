@@ -6,9 +6,9 @@
 // place q reaches the parameters of places 0 ... q - 1, which are the first ones of its weight row: the mask is a
 // staircase in place, and what a drawn value is pushed into is contiguous and begins at the row's first element.
 //
-// A real value scales the one weight row of its variable, a category gathers its row. Each parameter adds up its inputs
-// in the order of positions with one fused multiply-add each, zeros left out (exact): the sum does not depend on batch,
-// threads, tiles, or where a call was cut.
+// A real value scales the one weight row of its variable, a category gathers its row; with a per_variable head it is the
+// number of a variable's rows that tells. Each parameter adds up its inputs in the order of positions with one fused
+// multiply-add each, zeros left out (exact): the sum does not depend on batch, threads, tiles, or where a call was cut.
 //
 // Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
 #pragma once
@@ -24,8 +24,10 @@ struct FvsbnSample {
   int64_t batch;                   // B
   int64_t variables;               // D
   int64_t out_rows;                // R_out, parameters of all variables
-  const void* weight;              // [R_in, R_out] storage; R_in = R_out for categorical, else D. Masked ones are not read
+  const void* weight;              // [R_in, R_out] storage. Masked ones are not read
   const int64_t* offsets;          // [D + 1] first parameter of each place; null = R_out / D each
+  const int64_t* in_offsets;  // [D + 1] first weight row of each place, of per_variable; null elsewhere: as offsets
+                              // for categorical, one row each otherwise
   const int64_t* order;            // [D], order[p] = variable at position p; null = identity
   int64_t start, stop;             // positions
   uint64_t seed;

@@ -7,6 +7,7 @@
 //   logistic_mixture   the same parameters; x lies on the grid of `levels` values from -1 to 1, and its probability is
 //                      that of the bin around it, F((x + g - mean) / scale) - F((x - g - mean) / scale) with
 //                      g = 1 / (levels - 1) and F the sigmoid; the bins at the ends are open
+//   per_variable       each variable has one of the above: `kinds` says which
 //
 // Every difference of two sigmoids is computed as F(a) - F(b) = F(a) F(-b) (1 - e^(b-a)), so nothing cancels. Where
 // log-scales are cut off at m their gradient is zero. Standardised distances are cut off at 10^15, so that every
@@ -31,11 +32,19 @@ enum class HeadKind : int32_t {
   categorical = 1,
   gaussian_mixture = 2,
   logistic_mixture = 3,
+  per_variable = 4,
 };
 
 struct Head {
   HeadKind kind = HeadKind::bernoulli;
   int64_t levels = 0;              // of logistic_mixture, at least 2
+  const int64_t* kinds = nullptr;  // [D, 2] of per_variable, kind and levels by what offsets go by; null elsewhere
+
+  // That of one variable.
+  AR_FAST_HOST_DEVICE Head of(int64_t variable) const {
+    if (kinds == nullptr) return *this;
+    return {static_cast<HeadKind>(kinds[2 * variable]), kinds[2 * variable + 1], nullptr};
+  }
 };
 
 constexpr double head_minimum_log_scale = -7.0;

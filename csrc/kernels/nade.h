@@ -36,7 +36,8 @@ struct NadeModel {
 // Inputs of B rows. Exactly one of x, categories is not null.
 struct NadeInput {
   int64_t batch;                   // B
-  const void* x;                   // [B, D] compute: x scales the one in_weight row of its variable
+  const void* x;                   // [B, D] compute: x scales the one in_weight row of its variable, or, a category,
+                                   // gathers one of several
   const int64_t* categories;       // [B, D] in [0, rows of the variable): gathers a row; out of range is undefined
   bool odds;                       // no factor is other than 0 and 1, and it pays to keep exp(-a) (cpu/nade_form.h)
 };
@@ -62,7 +63,8 @@ struct NadeBackward {
 // Draws positions start ... stop-1.
 struct NadeSample {
   Head head;
-  bool gathers;                    // a drawn category adds its row of in_weight; else a value scales its variable's row
+  bool gathers;                    // every value gathers a row of in_weight; else it does so where its variable has
+                                   // several, and scales the row of its variable where that has one
   int64_t batch;                   // B
   int64_t start, stop;             // positions in the order
   uint64_t seed;

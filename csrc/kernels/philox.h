@@ -2,13 +2,7 @@
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define AR_FAST_HOST_DEVICE __host__ __device__
-#else
-#define AR_FAST_HOST_DEVICE
-#endif
+#include "types.h"
 
 namespace ar_fast {
 

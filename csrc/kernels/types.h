@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define AR_FAST_HOST_DEVICE __host__ __device__
+#else
+#define AR_FAST_HOST_DEVICE
+#endif
+
 namespace ar_fast {
 
 // How a tensor is stored. Arithmetic is in float for the first three and in double for the last.

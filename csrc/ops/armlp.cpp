@@ -31,8 +31,9 @@ void check_bias(const char* name, const at::Tensor& bias, const at::Tensor& in_w
 
 void check_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts,
                         const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
-                        const OptionalTensor& order, const OptionalTensor& offsets, const OptionalTensor& given,
-                        const OptionalTensor& known, const Head& head, int64_t start, int64_t stop, double temperature,
+                        const OptionalTensor& order, const OptionalTensor& offsets, const OptionalTensor& in_offsets,
+                        const OptionalTensor& given, const OptionalTensor& known, const Head& head,
+                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm) {
   const char* op = op_name;
   check_algorithm(op, algorithm, {"auto", "gather"});
@@ -73,6 +74,8 @@ void check_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight, co
                 " rows unless offsets is given, got shape ", out_weight.sym_sizes());
   }
   check_head_rows(op, head, "out_weight", out_rows, variables, offsets);
+  check_head_kinds(op, head_kinds, variables, "in_weight", in_weight);
+  check_in_offsets(op, head, in_offsets, variables, "in_weight", in_weight);
   if (order.has_value()) {
     check_dim(op, "order", *order, 1, "(D)");
     check_size(op, "order", *order, 0, variables, "entries, one per variable,");
@@ -87,14 +90,15 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
                                         const at::Tensor& block_starts, const at::Tensor& in_bias,
                                         const at::Tensor& out_weight, const at::Tensor& out_bias,
                                         const OptionalTensor& order, const OptionalTensor& offsets,
-                                        const OptionalTensor& given, const OptionalTensor& known,
-                                        const std::string& activation, const std::string& head, int64_t levels,
+                                        const OptionalTensor& in_offsets, const OptionalTensor& given,
+                                        const OptionalTensor& known, const std::string& activation,
+                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
                                         int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm) {
-  const Head parsed = parse_head(op_name, head, levels);
+  const Head parsed = parse_head(op_name, head, levels, head_kinds);
   const Activation parsed_activation = parse_activation(op_name, activation);
-  check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, given, known,
-                     parsed, start, stop, temperature, algorithm);
+  check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, given,
+                     known, parsed, head_kinds, start, stop, temperature, algorithm);
   const auto compute = compute_type(in_weight.scalar_type());
   ArmlpSampleTensors t;
   t.in_weight = in_weight.contiguous();
@@ -104,6 +108,7 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
   t.out_bias = out_bias.to(compute).contiguous();
   t.order = contiguous_or_undefined(order);
   t.offsets = contiguous_or_undefined(offsets);
+  t.in_offsets = contiguous_or_undefined(in_offsets);
   t.given = contiguous_or_undefined(given);
   t.known = contiguous_or_undefined(known);
   t.next = state.clone(at::MemoryFormat::Contiguous);
@@ -112,7 +117,7 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
   ArmlpSample& sample = t.sample;
   sample.storage = storage_type(in_weight.scalar_type());
   sample.activation = parsed_activation;
-  sample.head = parsed;
+  sample.head = with_kinds(parsed, head_kinds, t.head_kinds);
   sample.batch = state.size(0);
   sample.variables = state.size(1);
   sample.hidden = in_weight.size(1);
@@ -124,6 +129,7 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
   sample.out_weight = t.out_weight.const_data_ptr();
   sample.out_bias = t.out_bias.const_data_ptr();
   sample.offsets = t.offsets.defined() ? t.offsets.const_data_ptr<int64_t>() : nullptr;
+  sample.in_offsets = t.in_offsets.defined() ? t.in_offsets.const_data_ptr<int64_t>() : nullptr;
   sample.order = t.order.defined() ? t.order.const_data_ptr<int64_t>() : nullptr;
   sample.start = start;
   sample.stop = stop;
@@ -141,15 +147,16 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
-    std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
+    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
     double temperature, std::string algorithm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("armlp_sample"), "")
                              .typed<decltype(armlp_sample)>();
-  return op.call(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, given, known,
-                 std::move(activation), std::move(head), levels, seed, first_index, start, stop, temperature,
-                 std::move(algorithm));
+  return op.call(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, given,
+                 known, std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop,
+                 temperature, std::move(algorithm));
 }
 
 namespace {
@@ -157,12 +164,14 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_meta(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
-    std::string head, int64_t levels, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop,
+    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
+    const OptionalTensor& head_kinds, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop,
     double temperature, std::string algorithm) {
   parse_activation(op_name, activation);
-  check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, given, known,
-                     parse_head(op_name, head, levels), start, stop, temperature, algorithm);
+  check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, given,
+                     known, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature,
+                     algorithm);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

@@ -4,6 +4,8 @@
 // Shapes: state (B, D) by position; in_weight (rows, H); block_starts (ceil(D / 8) + 1) int64; in_bias (D, H) or
 // (B, D, H); out_weight (R_out, H); out_bias (R_out); order (D) int64; offsets (D + 1) int64, the first parameter of each
 // position, or none where each has R_out / D; given and known (B, D) by variable.
+// For a per_variable head in_offsets (D + 1) int64 has the first input row of each position, and head_kinds (D, 2) int64
+// goes by position.
 // Types: the weights share one of float32, float64, bfloat16, float16; a bias has the weights' type or the compute type;
 // state, given, values have the compute type.
 #pragma once
@@ -22,8 +24,9 @@ namespace ar_fast {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
-    std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
+    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
     double temperature, std::string algorithm);
 
 // --- shared by the implementations
@@ -31,13 +34,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample(
 // Structure only: shapes, dtypes, devices. Never synchronises.
 void check_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts,
                         const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
-                        const OptionalTensor& order, const OptionalTensor& offsets, const OptionalTensor& given,
-                        const OptionalTensor& known, const Head& head, int64_t start, int64_t stop, double temperature,
+                        const OptionalTensor& order, const OptionalTensor& offsets, const OptionalTensor& in_offsets,
+                        const OptionalTensor& given, const OptionalTensor& known, const Head& head,
+                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct ArmlpSampleTensors {
-  at::Tensor in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, given, known, next, values, log_prob;
+  at::Tensor in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, head_kinds, given,
+      known, next, values, log_prob;
   ArmlpSample sample{};
 };
 
@@ -46,8 +51,9 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
                                         const at::Tensor& block_starts, const at::Tensor& in_bias,
                                         const at::Tensor& out_weight, const at::Tensor& out_bias,
                                         const OptionalTensor& order, const OptionalTensor& offsets,
-                                        const OptionalTensor& given, const OptionalTensor& known,
-                                        const std::string& activation, const std::string& head, int64_t levels,
+                                        const OptionalTensor& in_offsets, const OptionalTensor& given,
+                                        const OptionalTensor& known, const std::string& activation,
+                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
                                         int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm);
 

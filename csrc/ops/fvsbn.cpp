@@ -21,8 +21,9 @@ at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
 }  // namespace
 
 void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                        const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known,
-                        int64_t variables, const Head& head, int64_t start, int64_t stop, double temperature,
+                        const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+                        const OptionalTensor& known, int64_t variables, const Head& head,
+                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm) {
   const char* op = op_name;
   check_algorithm(op, algorithm, {"auto", "push"});
@@ -40,8 +41,10 @@ void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const
                 " columns unless offsets is given, got shape ", weight.sym_sizes());
   }
   check_head_rows(op, head, "weight", out_rows, count, offsets);
+  check_head_kinds(op, head_kinds, count, "weight", weight);
+  check_in_offsets(op, head, in_offsets, count, "weight", weight);
   const bool gathers = head.kind == HeadKind::categorical;
-  TORCH_CHECK(in_rows == (gathers ? out_rows : count), op, ": weight must have one row per ",
+  TORCH_CHECK(in_offsets.has_value() || in_rows == (gathers ? out_rows : count), op, ": weight must have one row per ",
               gathers ? "category, as many as columns, " : "variable, ", gathers ? out_rows : count, ", got shape ",
               weight.sym_sizes());
   check_dim(op, "state", state, 2, "(B, R_out)");
@@ -58,29 +61,32 @@ void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const
 }
 
 FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                                        const OptionalTensor& offsets, const OptionalTensor& given,
-                                        const OptionalTensor& known, int64_t variables, const std::string& head,
-                                        int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                        const OptionalTensor& offsets, const OptionalTensor& in_offsets,
+                                        const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
+                                        int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm) {
-  const Head parsed = parse_head(op_name, head, levels);
-  check_fvsbn_sample(state, weight, order, offsets, given, known, variables, parsed, start, stop, temperature,
-                     algorithm);
+  const Head parsed = parse_head(op_name, head, levels, head_kinds);
+  check_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, parsed, head_kinds, start,
+                     stop, temperature, algorithm);
   FvsbnSampleTensors t;
   t.weight = weight.contiguous();
   t.order = contiguous_or_undefined(order);
   t.offsets = contiguous_or_undefined(offsets);
+  t.in_offsets = contiguous_or_undefined(in_offsets);
   t.given = contiguous_or_undefined(given);
   t.known = contiguous_or_undefined(known);
   t.next = state.clone(at::MemoryFormat::Contiguous);
   t.values = at::empty({state.size(0), stop - start}, state.options());
   t.log_prob = at::zeros({state.size(0)}, state.options().dtype(at::kDouble));
   t.sample.storage = storage_type(weight.scalar_type());
-  t.sample.head = parsed;
+  t.sample.head = with_kinds(parsed, head_kinds, t.head_kinds);
   t.sample.batch = state.size(0);
   t.sample.variables = variables;
   t.sample.out_rows = weight.size(1);
   t.sample.weight = t.weight.const_data_ptr();
   t.sample.offsets = t.offsets.defined() ? t.offsets.const_data_ptr<int64_t>() : nullptr;
+  t.sample.in_offsets = t.in_offsets.defined() ? t.in_offsets.const_data_ptr<int64_t>() : nullptr;
   t.sample.order = t.order.defined() ? t.order.const_data_ptr<int64_t>() : nullptr;
   t.sample.start = start;
   t.sample.stop = stop;
@@ -97,23 +103,25 @@ FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tenso
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample(
     const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
-    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("fvsbn_sample"), "")
                              .typed<decltype(fvsbn_sample)>();
-  return op.call(state, weight, order, offsets, given, known, variables, std::move(head), levels, seed, first_index,
-                 start, stop, temperature, std::move(algorithm));
+  return op.call(state, weight, order, offsets, in_offsets, given, known, variables, std::move(head), levels,
+                 head_kinds, seed, first_index, start, stop, temperature, std::move(algorithm));
 }
 
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_meta(
     const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
-    int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  check_fvsbn_sample(state, weight, order, offsets, given, known, variables, parse_head(op_name, head, levels), start,
-                     stop, temperature, algorithm);
+    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/, int64_t /*first_index*/,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
+  check_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables,
+                     parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature, algorithm);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

@@ -3,7 +3,8 @@
 //
 // Shapes: state (B, R_out); weight (R_in, R_out), R_in = R_out for a categorical head and D otherwise; order (D) int64;
 // offsets (D + 1) int64, the first parameter of each place, or none where each has R_out / D; given and known (B, D) by
-// variable.
+// variable. For a per_variable head R_in is any, in_offsets (D + 1) int64 has the first row of each place, and head_kinds
+// (D, 2) int64 goes by place.
 // Types: weight float32, float64, bfloat16 or float16; state, given, values have the compute type.
 #pragma once
 
@@ -20,28 +21,31 @@ namespace ar_fast {
 // state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample(
     const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
-    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm);
+    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm);
 
 // --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
 void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                        const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known,
-                        int64_t variables, const Head& head, int64_t start, int64_t stop, double temperature,
+                        const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+                        const OptionalTensor& known, int64_t variables, const Head& head,
+                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct FvsbnSampleTensors {
-  at::Tensor weight, order, offsets, given, known, next, values, log_prob;
+  at::Tensor weight, order, offsets, in_offsets, head_kinds, given, known, next, values, log_prob;
   FvsbnSample sample{};
 };
 
 // After the checks.
 FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                                        const OptionalTensor& offsets, const OptionalTensor& given,
-                                        const OptionalTensor& known, int64_t variables, const std::string& head,
-                                        int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                        const OptionalTensor& offsets, const OptionalTensor& in_offsets,
+                                        const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
+                                        int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm);
 
 }  // namespace ar_fast

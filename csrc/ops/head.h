@@ -2,7 +2,8 @@
 // arithmetic is in kernels/head.h.
 //
 // Shapes: parameters (B, R_out), those of a variable side by side; x (B, D); offsets (D + 1) int64, the first parameter
-// of each variable, or none where each has R_out / D. Types: parameters float32 or float64; x bool, integer or floating.
+// of each variable, or none where each has R_out / D; head_kinds (D, 2) int64, of a per_variable head, the HeadKind and
+// the levels of each variable by what offsets go by. Types: parameters float32 or float64; x bool, integer or floating.
 #pragma once
 
 #include <string>
@@ -15,16 +16,30 @@ namespace ar_fast {
 
 // -> log p of each variable (B, D)
 at::Tensor head_log_prob(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         std::string head, int64_t levels);
+                         std::string head, int64_t levels, const OptionalTensor& head_kinds);
 
 // grad (B, D), or (B) for the gradient of the sum over variables -> grad_parameters (B, R_out), grad_x (B, D)
 std::tuple<at::Tensor, at::Tensor> head_log_prob_backward(const at::Tensor& grad, const at::Tensor& parameters,
                                                           const at::Tensor& x, const OptionalTensor& offsets,
-                                                          std::string head, int64_t levels);
+                                                          std::string head, int64_t levels,
+                                                          const OptionalTensor& head_kinds);
 
 // --- shared by the implementations
 
+// For ops that take no per_variable head.
 Head parse_head(const char* op, const std::string& name, int64_t levels);
+
+// Looks at no tensor: with_kinds adds the pointer that the kernels read.
+Head parse_head(const char* op, const std::string& name, int64_t levels, const OptionalTensor& head_kinds);
+Head with_kinds(Head head, const OptionalTensor& head_kinds, at::Tensor& kept);
+
+// `other` is what head_kinds is to be beside.
+void check_head_kinds(const char* op, const OptionalTensor& head_kinds, const c10::SymInt& variables,
+                      const char* other_name, const at::Tensor& other);
+
+// The first input row of each variable: of a per_variable head, and of no other.
+void check_in_offsets(const char* op, const Head& head, const OptionalTensor& in_offsets, const c10::SymInt& variables,
+                      const char* other_name, const at::Tensor& other);
 
 // How many parameters the variables may have, as far as shapes tell. `owner` is the tensor whose rows or columns they
 // are, of which there are `rows`.
@@ -32,16 +47,16 @@ void check_head_rows(const char* op, const Head& head, const char* owner, const 
                      const c10::SymInt& variables, const OptionalTensor& offsets);
 
 void check_head_log_prob(const char* op, const at::Tensor& parameters, const at::Tensor& x,
-                         const OptionalTensor& offsets, const Head& head);
+                         const OptionalTensor& offsets, const Head& head, const OptionalTensor& head_kinds);
 
 // Contiguous tensors of the kernels' types, and the structure that points into them.
 struct HeadTensors {
-  at::Tensor parameters, x, offsets;
+  at::Tensor parameters, x, offsets, head_kinds;
   HeadRows rows;
 };
 
 HeadTensors prepare_head(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         const Head& head);
+                         const Head& head, const OptionalTensor& head_kinds);
 
 // grad as the backward takes it, after its checks.
 at::Tensor prepare_head_grad(const HeadTensors& tensors, const at::Tensor& grad);

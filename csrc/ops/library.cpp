@@ -4,8 +4,8 @@
 TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
   m.def(
       "nade(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, Tensor? order=None, "
-      "Tensor? in_offsets=None, Tensor? out_offsets=None, Tensor? activation_scale=None, "
-      "str activation='sigmoid', str algorithm='auto') -> Tensor");
+      "Tensor? in_offsets=None, Tensor? out_offsets=None, Tensor? activation_scale=None, str activation='sigmoid', "
+      "str algorithm='auto') -> Tensor");
   m.def(
       "nade_backward(Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? order, "
       "Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, str activation, bool needs_x, "
@@ -13,28 +13,30 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
   m.def(
       "nade_log_prob(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
       "Tensor? order=None, Tensor? in_offsets=None, Tensor? out_offsets=None, Tensor? activation_scale=None, "
-      "str activation='sigmoid', str head='bernoulli', int levels=0, bool per_variable=False, "
-      "str algorithm='auto') -> Tensor");
+      "str activation='sigmoid', str head='bernoulli', int levels=0, Tensor? head_kinds=None, "
+      "bool per_variable=False, str algorithm='auto') -> Tensor");
   m.def(
       "nade_log_prob_forward(Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
       "Tensor? order, Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, str activation, str head, "
-      "int levels, bool per_variable, bool keep_parameters, str algorithm) -> (Tensor, Tensor)");
+      "int levels, Tensor? head_kinds, bool per_variable, bool keep_parameters, str algorithm) -> (Tensor, Tensor)");
   m.def(
       "nade_sample(Tensor state, Tensor in_weight, Tensor out_weight, Tensor out_bias, Tensor? order, "
       "Tensor? in_offsets, Tensor? out_offsets, Tensor? activation_scale, Tensor? given, Tensor? known, "
-      "int variables, str activation, str head, int levels, int seed, int first_index, int start, int stop, "
-      "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+      "int variables, str activation, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, "
+      "int stop, float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 
   m.def(
       "offset_nade_sample(Tensor state, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
       "Tensor? order, Tensor? given, Tensor? known, int[] grid, int[] window, bool shared_output, str activation, "
-      "str head, int levels, int seed, int first_index, int start, int stop, float temperature, "
-      "str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+      "str head, int levels, int seed, int first_index, int start, int stop, float temperature, str algorithm='auto')"
+      " -> (Tensor, Tensor, Tensor)");
 
-  m.def("head_log_prob(Tensor parameters, Tensor x, Tensor? offsets, str head, int levels) -> Tensor");
   m.def(
-      "head_log_prob_backward(Tensor grad, Tensor parameters, Tensor x, Tensor? offsets, str head, int levels) "
-      "-> (Tensor, Tensor)");
+      "head_log_prob(Tensor parameters, Tensor x, Tensor? offsets, str head, int levels, Tensor? head_kinds)"
+      " -> Tensor");
+  m.def(
+      "head_log_prob_backward(Tensor grad, Tensor parameters, Tensor x, Tensor? offsets, str head, int levels, "
+      "Tensor? head_kinds) -> (Tensor, Tensor)");
 
   m.def(
       "masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? extents, Tensor? rows, Tensor? columns, "
@@ -49,17 +51,18 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
   m.def(
       "masked_mlp_sample(Tensor state, Tensor[] weights, Tensor[] biases, Tensor[] extents, Tensor[] unit_ends, "
       "int[] program, Tensor? order, Tensor? in_offsets, Tensor? out_offsets, Tensor? given, Tensor? known, "
-      "int variables, str activation, str head, int levels, int seed, int first_index, int start, int stop, "
+      "int variables, str activation, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, "
+      "int stop, "
       "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 
   m.def(
       "armlp_sample(Tensor state, Tensor in_weight, Tensor block_starts, Tensor in_bias, Tensor out_weight, "
-      "Tensor out_bias, Tensor? order, Tensor? offsets, Tensor? given, Tensor? known, str activation, str head, "
-      "int levels, int seed, int first_index, int start, int stop, float temperature, str algorithm='auto') "
-      "-> (Tensor, Tensor, Tensor)");
+      "Tensor out_bias, Tensor? order, Tensor? offsets, Tensor? in_offsets, Tensor? given, Tensor? known, "
+      "str activation, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, int stop, "
+      "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 
   m.def(
-      "fvsbn_sample(Tensor state, Tensor weight, Tensor? order, Tensor? offsets, Tensor? given, Tensor? known, "
-      "int variables, str head, int levels, int seed, int first_index, int start, int stop, float temperature, "
-      "str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+      "fvsbn_sample(Tensor state, Tensor weight, Tensor? order, Tensor? offsets, Tensor? in_offsets, Tensor? given, "
+      "Tensor? known, int variables, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, "
+      "int stop, float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 }

@@ -69,7 +69,8 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
                              at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
                              const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                              const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                             const Head& head, int64_t start, int64_t stop, double temperature) {
+                             const Head& head, const OptionalTensor& head_kinds, int64_t start, int64_t stop,
+                             double temperature) {
   const char* op = op_name;
   const std::vector<Step> steps = parse_program(program);
   size_t terms = 0;
@@ -113,9 +114,11 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
     }
   }
   check_head_rows(op, head, "the last layer", out_rows, variables, out_offsets);
-  TORCH_CHECK(head.kind == HeadKind::categorical || (!in_offsets.has_value() && in_rows == variables), op,
-              ": weights[0] must have one column per variable, ", variables, ", but for a categorical head, got shape ",
-              first.sym_sizes());
+  check_head_kinds(op, head_kinds, variables, "weights[0]", first);
+  TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::per_variable ||
+                  (!in_offsets.has_value() && in_rows == variables),
+              op, ": weights[0] must have one column per variable, ", variables,
+              ", but for a categorical or per_variable head, got shape ", first.sym_sizes());
   size_t t = 0;
   for (size_t l = 0; l < steps.size(); ++l) {
     const std::string bias = element("biases", l);
@@ -170,8 +173,9 @@ MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weig
                                     at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
                                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                                     const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                                    MlpActivation activation, const Head& head, int64_t seed, int64_t first_index,
-                                    int64_t start, int64_t stop, double temperature) {
+                                    MlpActivation activation, const Head& head, const OptionalTensor& head_kinds,
+                                    int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+                                    double temperature) {
   MaskedMlpTensors t;
   const auto keep = [&](const at::Tensor& tensor) { return t.kept.emplace_back(tensor.contiguous()).const_data_ptr(); };
   const auto keep_or_null = [&](const OptionalTensor& tensor) { return tensor.has_value() ? keep(*tensor) : nullptr; };
@@ -189,7 +193,7 @@ MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weig
   sample.in_rows = weights[0].size(1);
   sample.in_offsets = static_cast<const int64_t*>(keep_or_null(in_offsets));
   sample.out_offsets = static_cast<const int64_t*>(keep_or_null(out_offsets));
-  sample.head = head;
+  sample.head = with_kinds(head, head_kinds, t.kept.emplace_back());
   const std::vector<Step> steps = parse_program(program);
   sample.hidden_layers = static_cast<int64_t>(steps.size()) - 1;
   sample.features = sample.in_rows;
@@ -230,13 +234,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
     at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("masked_mlp_sample"), "")
                              .typed<decltype(masked_mlp_sample)>();
   return op.call(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known, variables,
-                 std::move(activation), std::move(head), levels, seed, first_index, start, stop, temperature,
+                 std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop, temperature,
                  std::move(algorithm));
 }
 
@@ -246,11 +250,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
     at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, int64_t /*seed*/, int64_t /*first_index*/, int64_t start,
-    int64_t stop, double temperature, std::string /*algorithm*/) {
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
+    int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
   parse_mlp_activation(activation);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parse_head(op_name, head, levels), start, stop, temperature);
+                          variables, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

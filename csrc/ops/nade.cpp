@@ -91,11 +91,10 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
 
   check_rows(op, "in_weight", in_weight, "in_offsets", in_offsets, variables);
   check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, variables);
-  const bool gathers = in_offsets.has_value() || in_weight.sym_size(0) != variables;
   const auto type = x.scalar_type(), storage = in_weight.scalar_type();
   if (at::isFloatingType(type)) {
-    TORCH_CHECK(!gathers, op, ": x must be an integer category where in_weight has a row per category, got ",
-                dtype_name(type));
+    TORCH_CHECK(in_offsets.has_value() || in_weight.sym_size(0) == variables, op,
+                ": x must be an integer category where in_weight has a row per category, got ", dtype_name(type));
     TORCH_CHECK(type == storage || type == compute_type(storage), op, ": x must be bool, integer, ",
                 dtype_name(storage), storage == compute_type(storage) ? "" : " or float32", ", got ", dtype_name(type));
   } else {
@@ -103,11 +102,25 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
   }
 }
 
+void check_nade_head(const char* op, const at::Tensor& x, const at::Tensor& out_weight,
+                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets, const Head& head,
+                     const OptionalTensor& head_kinds) {
+  check_head_rows(op, head, "out_weight", out_weight.sym_size(0), x.sym_size(1), out_offsets);
+  check_head_kinds(op, head_kinds, x.sym_size(1), "in_weight", out_weight);
+  const bool floating = at::isFloatingType(x.scalar_type()), per_variable = head.kind == HeadKind::per_variable;
+  TORCH_CHECK(floating || !per_variable, op, ": x must be floating for a per_variable head, got ",
+              dtype_name(x.scalar_type()));
+  TORCH_CHECK(
+      !floating || per_variable || !in_offsets.has_value(), op,
+      ": x must be an integer category where in_weight has a row per category, but for a per_variable head, got ",
+      dtype_name(x.scalar_type()));
+}
+
 void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
                        const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                        const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
-                       int64_t start, int64_t stop, double temperature) {
+                       const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature) {
   const char* op = "nade_sample";
   TORCH_CHECK(variables > 0, op, ": variables must be positive, got ", variables);
   check_weight(op, "in_weight", in_weight, in_weight);
@@ -125,8 +138,9 @@ void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, con
   check_rows(op, "in_weight", in_weight, "in_offsets", in_offsets, count);
   check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, count);
   check_head_rows(op, head, "out_weight", out_weight.sym_size(0), count, out_offsets);
+  check_head_kinds(op, head_kinds, count, "in_weight", in_weight);
   TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::bernoulli ||
-                  (!in_offsets.has_value() && in_weight.sym_size(0) == count),
+                  head.kind == HeadKind::per_variable || (!in_offsets.has_value() && in_weight.sym_size(0) == count),
               op, ": in_weight must have one row per variable, ", variables, ", for a mixture head, got shape ",
               in_weight.sym_sizes());
   if (activation_scale.has_value()) {
@@ -186,7 +200,8 @@ NadeTensors prepare_nade(int64_t variables, const at::Tensor& x, const at::Tenso
 
   t.input = NadeInput{};
   if (x.defined()) {
-    const bool gathers = in_offsets.has_value() || in_weight.size(0) != variables;
+    const bool gathers =
+        !at::isFloatingType(x.scalar_type()) && (in_offsets.has_value() || in_weight.size(0) != variables);
     t.x = typed(x, gathers ? at::kLong : type);
     t.input.batch = x.size(0);
     if (gathers) {
@@ -224,19 +239,20 @@ NadeForwardTensors prepare_nade_log_prob(const at::Tensor& x, const at::Tensor& 
                                          const OptionalTensor& order, const OptionalTensor& in_offsets,
                                          const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                                          const std::string& activation, const std::string& head, int64_t levels,
-                                         bool per_variable, bool keep_parameters, const std::string& algorithm) {
+                                         const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters,
+                                         const std::string& algorithm) {
   const char* op = "nade_log_prob";
   check_algorithm(op, algorithm, {"auto", "chunks"});
-  const Head parsed = parse_head(op, head, levels);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
   check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
-  check_head_rows(op, parsed, "out_weight", out_weight.sym_size(0), x.sym_size(1), out_offsets);
+  check_nade_head(op, x, out_weight, in_offsets, out_offsets, parsed, head_kinds);
   NadeForwardTensors t{prepare_nade(x.size(1), x, in_weight, in_bias, out_weight, out_bias, order, in_offsets,
                                     out_offsets, activation_scale, parse_activation(op, activation))};
   const auto options = compute_options(in_weight);
   t.log_prob = per_variable ? at::empty(x.sizes(), options) : at::empty({t.input.batch}, options);
   t.parameters =
       keep_parameters ? at::empty({t.input.batch, t.model.out_rows}, options) : at::empty({0}, options);
-  t.output.head = parsed;
+  t.output.head = with_kinds(parsed, head_kinds, t.head_kinds);
   t.output.parameters = keep_parameters ? t.parameters.mutable_data_ptr() : nullptr;
   (per_variable ? t.output.log_prob_per_variable : t.output.log_prob) = t.log_prob.mutable_data_ptr();
   return t;
@@ -286,13 +302,13 @@ NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor&
                                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                                       const std::string& activation, const std::string& head, int64_t levels,
-                                      int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-                                      double temperature, const std::string& algorithm) {
+                                      const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+                                      int64_t start, int64_t stop, double temperature, const std::string& algorithm) {
   const char* op = "nade_sample";
   check_algorithm(op, algorithm, {"auto", "rows"});
-  const Head parsed = parse_head(op, head, levels);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
   check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
-                    known, variables, parsed, start, stop, temperature);
+                    known, variables, parsed, head_kinds, start, stop, temperature);
   NadeSampleTensors t{prepare_nade(variables, at::Tensor(), in_weight, at::Tensor(), out_weight, out_bias, order,
                                    in_offsets, out_offsets, activation_scale, parse_activation(op, activation))};
   const int64_t batch = state.size(0);
@@ -301,8 +317,9 @@ NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor&
   t.next = state.clone(at::MemoryFormat::Contiguous);
   t.values = at::empty({batch, stop - start}, state.options());
   t.log_prob = at::zeros({batch}, state.options().dtype(at::kDouble));
-  t.sample.head = parsed;
-  t.sample.gathers = in_offsets.has_value() || in_weight.size(0) != variables;
+  t.sample.head = with_kinds(parsed, head_kinds, t.head_kinds);
+  t.sample.gathers =
+      parsed.kind != HeadKind::per_variable && (in_offsets.has_value() || in_weight.size(0) != variables);
   t.sample.batch = batch;
   t.sample.start = start;
   t.sample.stop = stop;

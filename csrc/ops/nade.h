@@ -6,7 +6,8 @@
 // Types: the weights, biases and activation_scale share one of float32, float64, bfloat16, float16; parameters,
 // log_prob and sampled values have the compute type, float32 (float64 for float64). x is bool, integer, or floating of
 // the weights' or the compute type. Where R_in = D, x scales the row of its variable; else x is an integer category in
-// [0, rows of its variable) and gathers a row.
+// [0, rows of its variable) and gathers a row. A floating x with in_offsets holds both: categories of variables of
+// several rows, values of those of one. A per_variable head takes such an x.
 #pragma once
 
 #include <string>
@@ -36,23 +37,23 @@ at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const
                          const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
                          const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                          const OptionalTensor& activation_scale, std::string activation, std::string head,
-                         int64_t levels, bool per_variable, std::string algorithm);
+                         int64_t levels, const OptionalTensor& head_kinds, bool per_variable, std::string algorithm);
 
 // -> log_prob, parameters (B, R_out) or (0)
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
     const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm);
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
+    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm);
 
 // Draws positions start ... stop-1 of `variables` variables from state (B, H) -> values (B, stop - start) by position,
 // log_prob (B) float64 of the drawn ones, the state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
-    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm);
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm);
 
 // --- shared by the implementations
 
@@ -64,11 +65,16 @@ void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight
                 const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                 const OptionalTensor& activation_scale);
 
+// Which heads take which x: a mixed one is for per_variable alone.
+void check_nade_head(const char* op, const at::Tensor& x, const at::Tensor& out_weight,
+                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets, const Head& head,
+                     const OptionalTensor& head_kinds);
+
 void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
                        const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                        const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
-                       int64_t start, int64_t stop, double temperature);
+                       const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature);
 
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
@@ -79,7 +85,7 @@ struct NadeTensors {
 
 // Each op's checks, its outputs, and the structures that the kernels take.
 struct NadeForwardTensors : NadeTensors {
-  at::Tensor parameters, log_prob;
+  at::Tensor head_kinds, parameters, log_prob;
   NadeForward output{};
 };
 
@@ -94,7 +100,8 @@ NadeForwardTensors prepare_nade_log_prob(const at::Tensor& x, const at::Tensor& 
                                          const OptionalTensor& order, const OptionalTensor& in_offsets,
                                          const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                                          const std::string& activation, const std::string& head, int64_t levels,
-                                         bool per_variable, bool keep_parameters, const std::string& algorithm);
+                                         const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters,
+                                         const std::string& algorithm);
 
 struct NadeBackwardTensors : NadeTensors {
   at::Tensor grad, grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale;
@@ -111,7 +118,7 @@ NadeBackwardTensors prepare_nade_backward(const at::Tensor& grad, const at::Tens
                                           const std::string& algorithm);
 
 struct NadeSampleTensors : NadeTensors {
-  at::Tensor given, known, next, values, log_prob;
+  at::Tensor given, known, head_kinds, next, values, log_prob;
   NadeSample sample{};
 };
 
@@ -121,7 +128,7 @@ NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor&
                                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
                                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                                       const std::string& activation, const std::string& head, int64_t levels,
-                                      int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-                                      double temperature, const std::string& algorithm);
+                                      const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+                                      int64_t start, int64_t stop, double temperature, const std::string& algorithm);
 
 }  // namespace ar_fast

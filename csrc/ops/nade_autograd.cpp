@@ -36,35 +36,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
                  std::move(activation), needs_x, needs_activation_scale, std::move(algorithm));
 }
 
-at::Tensor nade_log_prob(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                         const OptionalTensor& activation_scale, std::string activation, std::string head,
+                         int64_t levels, const OptionalTensor& head_kinds, bool per_variable, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_log_prob);
   return op.call(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
-                 std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
+                 std::move(activation), std::move(head), levels, head_kinds, per_variable, std::move(algorithm));
 }
 
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
     const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm) {
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
+    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_log_prob_forward);
   return op.call(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
-                 std::move(activation), std::move(head), levels, per_variable, keep_parameters, std::move(algorithm));
+                 std::move(activation), std::move(head), levels, head_kinds, per_variable, keep_parameters,
+                 std::move(algorithm));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
-    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   static const auto op = AR_FAST_DOOR(nade_sample);
-  return op.call(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
-                 known, variables, std::move(activation), std::move(head), levels, seed, first_index, start, stop,
+  return op.call(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given, known,
+                 variables, std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop,
                  temperature, std::move(algorithm));
 }
 
@@ -102,12 +103,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
     const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string /*algorithm*/) {
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
+    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters,
+    std::string /*algorithm*/) {
   const char* op = "nade_log_prob";
   parse_activation(op, activation);
   check_nade(op, x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale);
-  check_head_rows(op, parse_head(op, head, levels), "out_weight", out_weight.sym_size(0), x.sym_size(1), out_offsets);
+  check_nade_head(op, x, out_weight, in_offsets, out_offsets, parse_head(op, head, levels, head_kinds), head_kinds);
   const auto options = compute_options(in_weight);
   return {per_variable ? at::empty_symint(x.sym_sizes(), options) : at::empty_symint({x.sym_size(0)}, options),
           keep_parameters ? at::empty_symint({x.sym_size(0), out_weight.sym_size(0)}, options)
@@ -117,12 +119,13 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
-    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t /*seed*/,
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
     int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
   parse_activation("nade_sample", activation);
   check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
-                    known, variables, parse_head("nade_sample", head, levels), start, stop, temperature);
+                    known, variables, parse_head("nade_sample", head, levels, head_kinds), head_kinds, start, stop,
+                    temperature);
   return {at::empty_symint({state.sym_size(0), stop - start}, state.options()),
           at::empty_symint({state.sym_size(0)}, state.options().dtype(at::kDouble)),
           at::empty_symint(state.sym_sizes(), state.options())};
@@ -131,7 +134,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
 // ---------------------------------------------------------------- gradients
 
 // The tensors that both backward passes need, in the order in which they are saved.
-enum Saved { kX, kInWeight, kInBias, kOutWeight, kOrder, kInOffsets, kOutOffsets, kActivationScale, kOutBias, kParameters };
+enum Saved {
+  kX,
+  kInWeight,
+  kInBias,
+  kOutWeight,
+  kOrder,
+  kInOffsets,
+  kOutOffsets,
+  kActivationScale,
+  kOutBias,
+  kParameters,
+  kHeadKinds
+};
 
 // Parameters of more than this are not kept for the backward pass but recomputed, some rows at a time.
 constexpr int64_t kept_bytes = int64_t{64} << 20;
@@ -222,9 +237,9 @@ at::Tensor nade_autograd(const at::Tensor& x, const at::Tensor& in_weight, const
 // Gradients of the log-likelihood of the rows x, given their parameters.
 Gradients log_prob_gradients(torch::autograd::AutogradContext* ctx, const variable_list& saved, const at::Tensor& x,
                              const at::Tensor& in_bias, const at::Tensor& parameters, const at::Tensor& grad) {
-  auto [grad_parameters, grad_target] =
-      head_log_prob_backward(grad, parameters, x, or_none(saved[kOutOffsets]),
-                             std::string(ctx->saved_data["head"].toStringRef()), ctx->saved_data["levels"].toInt());
+  auto [grad_parameters, grad_target] = head_log_prob_backward(
+      grad, parameters, x, or_none(saved[kOutOffsets]), std::string(ctx->saved_data["head"].toStringRef()),
+      ctx->saved_data["levels"].toInt(), or_none(saved[kHeadKinds]));
   Gradients g = parameter_gradients(ctx, saved, x, in_bias, grad_parameters);
   if (g.x.defined()) g.x = g.x + grad_target;
   return g;
@@ -273,8 +288,8 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
                             const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
                             const OptionalTensor& order, const OptionalTensor& in_offsets,
                             const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                            std::string activation, std::string head, int64_t levels, bool per_variable,
-                            std::string algorithm) {
+                            std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds,
+                            bool per_variable, std::string algorithm) {
     save_nade(ctx, x, activation_scale, activation, algorithm);
     ctx->saved_data["head"] = head;
     ctx->saved_data["levels"] = levels;
@@ -282,10 +297,10 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
     const bool keep = x.size(0) * parameter_bytes(out_weight) <= kept_bytes;
     auto [log_prob, parameters] = nade_log_prob_forward(
         x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
-        std::move(activation), std::move(head), levels, per_variable, keep, std::move(algorithm));
+        std::move(activation), std::move(head), levels, head_kinds, per_variable, keep, std::move(algorithm));
     ctx->save_for_backward({x, in_weight, in_bias, out_weight, or_undefined(order), or_undefined(in_offsets),
                             or_undefined(out_offsets), or_undefined(activation_scale), out_bias,
-                            keep ? parameters : at::Tensor()});
+                            keep ? parameters : at::Tensor(), or_undefined(head_kinds)});
     return log_prob;
   }
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
@@ -298,34 +313,36 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
               : recomputed_gradients(ctx, saved, grads[0]);
     }
     const auto list = finish("nade_log_prob", g, grads[0], saved);
-    return {list[0],      list[1],      list[2],      list[3],      list[4],      at::Tensor(), at::Tensor(),
-            at::Tensor(), list[5],      at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {list[0], list[1],      list[2],      list[3],      list[4],      at::Tensor(), at::Tensor(), at::Tensor(),
+            list[5], at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
-at::Tensor nade_log_prob_autograd(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                  const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                                  const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                                  const OptionalTensor& activation_scale, std::string activation, std::string head,
+                                  int64_t levels, const OptionalTensor& head_kinds, bool per_variable,
+                                  std::string algorithm) {
   if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
     return NadeLogProbFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                      activation_scale, std::move(activation), std::move(head), levels, per_variable,
-                                      std::move(algorithm));
+                                      activation_scale, std::move(activation), std::move(head), levels, head_kinds,
+                                      per_variable, std::move(algorithm));
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
-                       std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
+                       std::move(activation), std::move(head), levels, head_kinds, per_variable, std::move(algorithm));
 }
 
 // Below autograd nade_log_prob is its forward without the parameters.
-at::Tensor nade_log_prob_below_autograd(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob_below_autograd(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
+                                        const OptionalTensor& order, const OptionalTensor& in_offsets,
+                                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
+                                        std::string activation, std::string head, int64_t levels,
+                                        const OptionalTensor& head_kinds, bool per_variable, std::string algorithm) {
   return std::get<0>(nade_log_prob_forward(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                           activation_scale, std::move(activation), std::move(head), levels,
+                                           activation_scale, std::move(activation), std::move(head), levels, head_kinds,
                                            per_variable, /*keep_parameters=*/false, std::move(algorithm)));
 }
 
@@ -350,16 +367,17 @@ at::Tensor nade_autocast(const at::Tensor& x, const at::Tensor& in_weight, const
               std::move(activation), std::move(algorithm));
 }
 
-at::Tensor nade_log_prob_autocast(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, std::string algorithm) {
+at::Tensor nade_log_prob_autocast(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
+                                  const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
+                                  const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                                  const OptionalTensor& activation_scale, std::string activation, std::string head,
+                                  int64_t levels, const OptionalTensor& head_kinds, bool per_variable,
+                                  std::string algorithm) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
   const auto type = in_weight.scalar_type();
   return nade_log_prob(widest(x, compute_type(type)), in_weight, widest(in_bias, type), widest(out_weight, type),
                        widest(out_bias, type), order, in_offsets, out_offsets, widest(activation_scale, type),
-                       std::move(activation), std::move(head), levels, per_variable, std::move(algorithm));
+                       std::move(activation), std::move(head), levels, head_kinds, per_variable, std::move(algorithm));
 }
 
 }  // namespace

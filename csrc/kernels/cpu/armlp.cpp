@@ -144,6 +144,12 @@ class Sampler {
   int64_t first_parameter(int64_t position) const {
     return sample_.offsets ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
   }
+  bool gathers(int64_t position) const {
+    return gathers_ || (sample_.in_offsets && sample_.in_offsets[position + 1] - sample_.in_offsets[position] > 1);
+  }
+  int64_t first_input(int64_t position) const {
+    return sample_.in_offsets ? sample_.in_offsets[position] : gathers_ ? first_parameter(position) : position;
+  }
   T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.variables; }
   // Where given and known have the variable at a position.
   int64_t at(int64_t r, int64_t position) const { return (row_begin_ + r) * sample_.variables + variable(position); }
@@ -152,9 +158,11 @@ class Sampler {
   uint64_t index(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_begin_ + r); }
 
   void add_input(int64_t r, int64_t position, T x) {
-    if (!gathers_ && x == T(0)) return;
+    const bool category = gathers(position);
+    if (!category && x == T(0)) return;
+    const int64_t first = first_input(position);
     b_.inputs[r * sample_.variables + b_.input_counts[r]++] =
-        gathers_ ? Input<T>{first_parameter(position) + static_cast<int64_t>(x), T(1)} : Input<T>{position, x};
+        category ? Input<T>{first + static_cast<int64_t>(x), T(1)} : Input<T>{first, x};
   }
 
   // Network p for a row: the hidden units into b_.hidden.
@@ -191,9 +199,10 @@ class Sampler {
     evaluate(r, p);
     const int64_t first = first_parameter(p), count = first_parameter(p + 1) - first;
     for (int64_t k = 0; k < count; ++k) b_.parameters[k] = parameter(first + k);
-    const T x = head_draw_one(sample_.head, b_.parameters, count, sample_.seed, index(r),
-                              static_cast<uint32_t>(variable(p)), static_cast<T>(sample_.temperature), b_.weights);
-    log_prob += static_cast<double>(head_log_prob_one(sample_.head, b_.parameters, count, x));
+    const Head head = sample_.head.of(p);
+    const T x = head_draw_one(head, b_.parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
+                              static_cast<T>(sample_.temperature), b_.weights);
+    log_prob += static_cast<double>(head_log_prob_one(head, b_.parameters, count, x));
     return x;
   }
 

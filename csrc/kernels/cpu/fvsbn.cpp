@@ -106,6 +106,12 @@ class Sampler {
   int64_t first_column(int64_t place) const {
     return sample_.offsets ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
   }
+  bool gathers(int64_t place) const {
+    return gathers_ || (sample_.in_offsets && sample_.in_offsets[place + 1] - sample_.in_offsets[place] > 1);
+  }
+  int64_t first_row(int64_t place) const {
+    return sample_.in_offsets ? sample_.in_offsets[place] : gathers_ ? first_column(place) : place;
+  }
   T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.out_rows; }
   T* values(int64_t r) const {
     return static_cast<T*>(sample_.values) + (row_begin_ + r) * (sample_.stop - sample_.start) - sample_.start;
@@ -122,9 +128,10 @@ class Sampler {
 
   // Into the columns [low, those of this place); what lies below low is left for push_further.
   void take(int64_t r, int64_t place, T x, int64_t low) {
-    if (!gathers_ && x == T(0)) return;
-    const int64_t column = first_column(place);
-    const Push<T> own = gathers_ ? Push<T>{column + static_cast<int64_t>(x), T(1)} : Push<T>{place, x};
+    const bool category = gathers(place);
+    if (!category && x == T(0)) return;
+    const int64_t column = first_column(place), first = first_row(place);
+    const Push<T> own = category ? Push<T>{first + static_cast<int64_t>(x), T(1)} : Push<T>{first, x};
     b_.pushes[r * block_positions + b_.push_counts[r]++] = own;
     const S* row = static_cast<const S*>(sample_.weight) + own.weight_row * sample_.out_rows;
     push(row, own.x, state(r), low, column);
@@ -139,9 +146,10 @@ class Sampler {
       if (is_known(r, p)) {
         x = given(r, p);
       } else {
-        x = head_draw_one(sample_.head, parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
+        const Head head = sample_.head.of(place(p));
+        x = head_draw_one(head, parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
                           static_cast<T>(sample_.temperature), b_.weights);
-        log_prob += static_cast<double>(head_log_prob_one(sample_.head, parameters, count, x));
+        log_prob += static_cast<double>(head_log_prob_one(head, parameters, count, x));
       }
       values(r)[p] = x;
       take(r, place(p), x, low);

@@ -22,7 +22,7 @@ void log_prob_row(const HeadRows& rows, const HeadLogProb& output, int64_t row) 
   T* out = static_cast<T*>(output.log_prob_per_variable) + row * rows.variables;
   if (rows.head.kind == HeadKind::bernoulli) return bernoulli_log_prob(parameters, x, rows.variables, out);
   for_variables(rows, [&](int64_t i, int64_t first, int64_t count) {
-    out[i] = head_log_prob_one(rows.head, parameters + first, count, x[i]);
+    out[i] = head_log_prob_one(rows.head.of(i), parameters + first, count, x[i]);
   });
 }
 
@@ -44,7 +44,7 @@ void backward_row(const HeadRows& rows, const HeadBackward& output, int64_t row)
   }
   for_variables(rows, [&](int64_t i, int64_t first, int64_t count) {
     const T g = output.grad_stride ? grad[i] : grad[0];
-    grad_x[i] = head_backward_one(rows.head, parameters + first, count, x[i], g, grad_parameters + first);
+    grad_x[i] = head_backward_one(rows.head.of(i), parameters + first, count, x[i], g, grad_parameters + first);
   });
 }
 

@@ -335,9 +335,9 @@ class Group {
       }
       T* const own = memory_.parameters + r * memory_.most_parameters;
       for (int64_t j = 0; j < count; ++j) own[j] = lanes_of_rows[j * width + r];
-      value[r] = head_draw_one(sample_.head, own, count, sample_.seed, number(r), static_cast<uint32_t>(variable(p)),
+      value[r] = head_draw_one(sample_.head.of(p), own, count, sample_.seed, number(r), static_cast<uint32_t>(variable(p)),
                                static_cast<T>(sample_.temperature), memory_.weights);
-      log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head, own, count, value[r]));
+      log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head.of(p), own, count, value[r]));
     }
   }
 

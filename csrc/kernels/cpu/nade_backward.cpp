@@ -341,7 +341,7 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Cha
   Strip<T> d = load_vectors(delta);
   for (int64_t p = count - 1; p >= 0; --p) {
     const Position<T>& position = positions[p];
-    if (partial_x) {
+    if (partial_x && position.in_rows == 1) {  // a category has no gradient
       Vec<T> sum = zero<T>();
       const Strip<T> w = load_strip<T>(in_weight + position.in_row * model.hidden, units);
       unroll<strip_vectors>([&](auto u) { sum = at::vec::fmadd(d[u], w[u], sum); });

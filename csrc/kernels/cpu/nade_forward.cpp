@@ -120,7 +120,8 @@ double finish_row(const NadeModel& model, const NadeInput& input, const NadeForw
     bernoulli_log_prob(b.logits, b.targets, count, b.terms);
   } else {
     for (int64_t p = 0; p < count; ++p) {
-      b.terms[p] = head_log_prob_one(output.head, b.logits + positions[p].out_slot, positions[p].out_rows, b.targets[p]);
+      b.terms[p] = head_log_prob_one(output.head.of(positions[p].variable), b.logits + positions[p].out_slot,
+                                     positions[p].out_rows, b.targets[p]);
     }
   }
   T* per_variable = output.log_prob_per_variable

@@ -199,10 +199,11 @@ class Sampler {
 
   void take(int64_t r, const Position<T>& position, T x) {
     Row<S, T>& row = b_.rows[r];
-    if (!sample_.gathers && x == T(0)) return;
-    const int64_t category = sample_.gathers ? static_cast<int64_t>(x) : 0;
+    const bool gathers = sample_.gathers || position.in_rows > 1;
+    if (!gathers && x == T(0)) return;
+    const int64_t category = gathers ? static_cast<int64_t>(x) : 0;
     row.pending = static_cast<const S*>(model_.in_weight) + (position.in_row + category) * model_.hidden;
-    row.x = sample_.gathers ? T(1) : x;
+    row.x = gathers ? T(1) : x;
     row.changed = true;
   }
 
@@ -248,18 +249,18 @@ class Sampler {
       dot<Rows, 1>(out_, {out_row + k}, h, padded_, sums);
       for (int r = 0; r < Rows; ++r) b_.parameters[r * position.out_rows + k] = sums[r] + out_bias[k];
     }
+    const Head head = sample_.head.of(position.variable);
     for (int r = 0; r < Rows; ++r) {
       const T* parameters = b_.parameters + r * position.out_rows;
       const int64_t row = base + first + r;
-      const T x = is_known(row, p)
-                      ? given(row, p)
-                      : head_draw_one(sample_.head, parameters, position.out_rows, sample_.seed,
-                                      static_cast<uint64_t>(sample_.first_index + row),
-                                      static_cast<uint32_t>(position.variable), static_cast<T>(sample_.temperature),
-                                      b_.weights);
+      const T x = is_known(row, p) ? given(row, p)
+                                   : head_draw_one(head, parameters, position.out_rows, sample_.seed,
+                                                   static_cast<uint64_t>(sample_.first_index + row),
+                                                   static_cast<uint32_t>(position.variable),
+                                                   static_cast<T>(sample_.temperature), b_.weights);
       b_.values[r * b_.chunk_stride + p] = x;
       b_.terms[r * b_.chunk_stride + p] =
-          is_known(row, p) ? T(0) : head_log_prob_one(sample_.head, parameters, position.out_rows, x);
+          is_known(row, p) ? T(0) : head_log_prob_one(head, parameters, position.out_rows, x);
       take(first + r, position, x);
     }
   }

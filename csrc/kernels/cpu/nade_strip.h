@@ -90,6 +90,16 @@ int64_t find_changes(const NadeModel& model, const NadeInput& input, int64_t row
   }
   const T* x = static_cast<const T*>(input.x) + row * model.variables;
   int64_t found = 0;
+  if (model.in_offsets) {
+    for (int64_t p = 0; p < count; ++p) {
+      const bool gathers = positions[p].in_rows > 1;
+      const T value = x[positions[p].variable];
+      const int64_t slot = positions[p].in_slot + (gathers ? static_cast<int64_t>(value) : 0);
+      changes[found] = {static_cast<int32_t>(p), static_cast<int32_t>(slot), gathers ? T(1) : value};
+      found += gathers || value != T(0);
+    }
+    return found;
+  }
   for (int64_t p = 0; p < count; ++p) {
     const T value = x[positions[p].variable];
     // Written in any case, kept where the input is not zero: no branch to guess.

@@ -63,8 +63,9 @@ class Sampler {
       const int64_t first = first_parameter(p);
       const int count = static_cast<int>(first_parameter(p + 1) - first);
       if (warp_ == 0 && step == 0) {
-        ahead = head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                           static_cast<uint32_t>(variable(min(p + lane_, stop - 1))));
+        const int later = min(p + lane_, stop - 1);
+        ahead = head_noise(sample_.head.of(later), sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+                           static_cast<uint32_t>(variable(later)));
       }
       __syncthreads();  // the values before p are there
       if (!known) {
@@ -76,8 +77,9 @@ class Sampler {
       if (warp_ == 0) {
         const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
                                 __shfl_sync(kFullMask, ahead.deviate, step)};
-        const T x = known ? static_cast<const T*>(sample_.given)[at]
-                          : head_draw_one(sample_.head, m_.parameters, count, here, static_cast<T>(sample_.temperature));
+        const T x =
+            known ? static_cast<const T*>(sample_.given)[at]
+                  : head_draw_one(sample_.head.of(p), m_.parameters, count, here, static_cast<T>(sample_.temperature));
         if (lane_ == 0) {
           m_.values[p] = x;
           state[p] = x;
@@ -86,7 +88,7 @@ class Sampler {
       }
       __syncthreads();
       if (warp_ == kWarps - 1 && !known) {
-        log_prob += static_cast<double>(head_log_prob_one(sample_.head, m_.parameters, count, m_.values[p]));
+        log_prob += static_cast<double>(head_log_prob_one(sample_.head.of(p), m_.parameters, count, m_.values[p]));
       }
     }
     if (threadIdx.x == kThreads - 1) static_cast<double*>(sample_.log_prob)[row_] = log_prob;
@@ -98,6 +100,15 @@ class Sampler {
   }
   __device__ __forceinline__ int64_t first_parameter(int position) const {
     return sample_.offsets != nullptr ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
+  }
+
+  __device__ __forceinline__ bool gathers(int position) const {
+    return gathers_ ||
+           (sample_.in_offsets != nullptr && sample_.in_offsets[position + 1] - sample_.in_offsets[position] > 1);
+  }
+  __device__ __forceinline__ int64_t first_input(int position) const {
+    if (sample_.in_offsets != nullptr) return sample_.in_offsets[position];
+    return gathers_ ? first_parameter(position) : position;
   }
 
   __device__ __forceinline__ void hidden_units(int p) const {
@@ -113,9 +124,10 @@ class Sampler {
       T sum = T(0);
       for (int j = t / threads; u < hidden && j < p; j += shares) {
         const T value = m_.values[j];
-        if (!gathers_ && value == T(0)) continue;
-        const int64_t input = gathers_ ? first_parameter(j) + static_cast<int64_t>(value) : j;
-        sum = fma(gathers_ ? T(1) : value, to_compute(weight[input * networks * hidden + u]), sum);
+        const bool category = gathers(j);
+        if (!category && value == T(0)) continue;
+        const int64_t input = first_input(j) + (category ? static_cast<int64_t>(value) : 0);
+        sum = fma(category ? T(1) : value, to_compute(weight[input * networks * hidden + u]), sum);
       }
       shares_[t] = sum;
       __syncthreads();

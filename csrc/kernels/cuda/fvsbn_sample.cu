@@ -50,6 +50,14 @@ class Sampler {
   __device__ __forceinline__ int64_t first_column(int place) const {
     return sample_.offsets != nullptr ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
   }
+  __device__ __forceinline__ bool gathers(int place) const {
+    return sample_.head.kind == HeadKind::categorical ||
+           (sample_.in_offsets != nullptr && sample_.in_offsets[place + 1] - sample_.in_offsets[place] > 1);
+  }
+  __device__ __forceinline__ int64_t first_row(int place) const {
+    if (sample_.in_offsets != nullptr) return sample_.in_offsets[place];
+    return sample_.head.kind == HeadKind::categorical ? first_column(place) : place;
+  }
   __device__ __forceinline__ bool is_known(int variable) const {
     return sample_.known != nullptr && sample_.known[row_ * sample_.variables + variable] != 0;
   }
@@ -59,9 +67,9 @@ class Sampler {
   __device__ __forceinline__ T* value(int position) const {
     return static_cast<T*>(sample_.values) + row_ * (sample_.stop - sample_.start) + position - sample_.start;
   }
-  __device__ __forceinline__ HeadNoise noise(int variable) const {
-    return head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                      static_cast<uint32_t>(variable));
+  __device__ __forceinline__ HeadNoise noise(int position) const {
+    return head_noise(sample_.head.of(place(position)), sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+                      static_cast<uint32_t>(variable(position)));
   }
 
   // parameters[0, end) += x times a weight row, by the whole block.
@@ -91,7 +99,7 @@ class Sampler {
       const int own = inside ? variable(position) : 0;
       const bool known = inside && is_known(own);
       const T taken = known ? given(own) : T(0);
-      const double uniform = noise(own).uniform;
+      const double uniform = noise(inside ? position : 0).uniform;
       T x = T(0);
       for (int done = 0; done < kWarpSize;) {
         if (inside && lane_ >= done) {
@@ -114,13 +122,12 @@ class Sampler {
   __device__ void draw(T& drawn) const {
     const T temperature = static_cast<T>(sample_.temperature);
     const int start = static_cast<int>(sample_.start), stop = static_cast<int>(sample_.stop);
-    const bool gathers = sample_.head.kind == HeadKind::categorical;
     HeadNoise ahead = {};
     for (int p = start; p < stop; ++p) {
       const int step = (p - start) % kWarpSize, own = variable(p);
       const int64_t column = first_column(place(p));
       if (warp_ == 0) {
-        if (step == 0) ahead = noise(variable(min(p + lane_, stop - 1)));
+        if (step == 0) ahead = noise(min(p + lane_, stop - 1));
         const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
                                 __shfl_sync(kFullMask, ahead.deviate, step)};
         T x = T(0);
@@ -128,7 +135,7 @@ class Sampler {
           x = given(own);
         } else {
           const int rows = static_cast<int>(first_column(place(p) + 1) - column);
-          x = head_draw_one(sample_.head, parameters_ + column, rows, here, temperature);
+          x = head_draw_one(sample_.head.of(place(p)), parameters_ + column, rows, here, temperature);
         }
         if (lane_ == 0) {
           drawn = x;
@@ -137,10 +144,10 @@ class Sampler {
       }
       __syncthreads();
       const T x = drawn;
-      if (gathers) {
-        push(column + static_cast<int64_t>(x), T(1), column);
+      if (gathers(place(p))) {
+        push(first_row(place(p)) + static_cast<int64_t>(x), T(1), column);
       } else if (x != T(0)) {
-        push(place(p), x, column);
+        push(first_row(place(p)), x, column);
       }
       __syncthreads();
     }
@@ -161,7 +168,7 @@ class Sampler {
       if (is_known(variable(p))) continue;
       const int64_t column = first_column(place(p));
       const int rows = static_cast<int>(first_column(place(p) + 1) - column);
-      sum += static_cast<double>(head_log_prob_one(sample_.head, parameters_ + column, rows, *value(p)));
+      sum += static_cast<double>(head_log_prob_one(sample_.head.of(place(p)), parameters_ + column, rows, *value(p)));
     }
     return sum;
   }

@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) head_log_prob_kernel(Hea
   for (int64_t i = first_item(kWarpSize); i < count; i += items_of_grid(kWarpSize)) {
     const int64_t row = i / arguments.variables, variable = i % arguments.variables;
     const int64_t first = arguments.first(variable);
-    const T result = head_log_prob_one(arguments.head, arguments.parameters + row * arguments.parameter_rows + first,
-                                       static_cast<int>(arguments.first(variable + 1) - first), arguments.x[i]);
+    const T result =
+        head_log_prob_one(arguments.head.of(variable), arguments.parameters + row * arguments.parameter_rows + first,
+                          static_cast<int>(arguments.first(variable + 1) - first), arguments.x[i]);
     if (lane_id() == 0) log_prob[i] = result;
   }
 }
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for (int64_t i = first_item(kWarpSize); i < count; i += items_of_grid(kWarpSize)) {
     const int64_t row = i / arguments.variables, variable = i % arguments.variables;
     const int64_t first = arguments.first(variable), at = row * arguments.parameter_rows + first;
-    const T by_x = head_backward_one(arguments.head, arguments.parameters + at,
+    const T by_x = head_backward_one(arguments.head.of(variable), arguments.parameters + at,
                                      static_cast<int>(arguments.first(variable + 1) - first), arguments.x[i],
                                      output.grad[output.grad_stride != 0 ? i : row], output.grad_parameters + at);
     if (lane_id() == 0) output.grad_x[i] = by_x;

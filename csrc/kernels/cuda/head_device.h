@@ -152,10 +152,14 @@ __device__ __forceinline__ T head_log_prob_one(const Head& head, const T* parame
   return log_prob;
 }
 
-// Writes grad times the derivatives of log p by the parameters; returns that by x. For all heads but bernoulli.
+// Writes grad times the derivatives of log p by the parameters; returns that by x.
 template <typename T>
 __device__ __forceinline__ T head_backward_one(const Head& head, const T* parameters, int rows, T x, T grad,
                                                T* grad_parameters) {
+  if (head.kind == HeadKind::bernoulli) {
+    if (lane_id() == 0) grad_parameters[0] = grad * (x - sigmoid(parameters[0]));
+    return grad * parameters[0];
+  }
   if (head.kind == HeadKind::categorical) {
     const T normalizer = log_sum_exp(parameters, rows);
     for (int k = lane_id(); k < rows; k += kWarpSize) {

@@ -117,10 +117,11 @@ class Sampler {
     const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
     const int64_t at = row_ * sample_.variables + variable;
     if (sample_.known != nullptr && sample_.known[at] != 0) return static_cast<const T*>(sample_.given)[at];
-    const HeadNoise noise = head_noise(sample_.head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
+    const Head head = sample_.head.of(p);
+    const HeadNoise noise = head_noise(head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
                                        static_cast<uint32_t>(variable));
-    const T x = head_draw_one(sample_.head, parameters_, rows, noise, static_cast<T>(sample_.temperature));
-    log_prob += static_cast<double>(head_log_prob_one(sample_.head, parameters_, rows, x));
+    const T x = head_draw_one(head, parameters_, rows, noise, static_cast<T>(sample_.temperature));
+    log_prob += static_cast<double>(head_log_prob_one(head, parameters_, rows, x));
     return x;
   }
 

@@ -137,8 +137,9 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
   for (int p = 0; p < tile; ++p) {
     const T x_sum = warp_sum(x_sums[p]), scale_sum = warp_sum(scale_sums[p]);
     if (p >= count || lane != 0) continue;
-    const int64_t at = static_cast<int64_t>(row) * arguments.variables + arguments.variable_at(first + p);
-    if (grad_x != nullptr) grad_x[at] = x_sum;
+    const int variable = arguments.variable_at(first + p);
+    const int64_t at = static_cast<int64_t>(row) * arguments.variables + variable;
+    if (grad_x != nullptr) grad_x[at] = arguments.gathers(variable) ? T(0) : x_sum;
     if (grad_activation_scale != nullptr) grad_activation_scale[at] = scale_sum;
   }
 }

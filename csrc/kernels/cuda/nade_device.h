@@ -58,13 +58,19 @@ struct NadeArguments {
   __device__ __forceinline__ int64_t first_out_row(int variable) const {
     return out_offsets != nullptr ? out_offsets[variable] : variable * (out_rows / variables);
   }
+  // Whether the values of a variable in x are categories.
+  __device__ __forceinline__ bool gathers(int variable) const {
+    return in_offsets != nullptr && in_offsets[variable + 1] - in_offsets[variable] > 1;
+  }
   // The row of in_weight that a row of the batch adds, and its factor.
   __device__ __forceinline__ int64_t added_row(int row, int variable) const {
-    const int64_t first = first_in_row(variable);
-    return categories != nullptr ? first + categories[static_cast<int64_t>(row) * variables + variable] : first;
+    const int64_t first = first_in_row(variable), at = static_cast<int64_t>(row) * variables + variable;
+    if (categories != nullptr) return first + categories[at];
+    return gathers(variable) ? first + static_cast<int64_t>(x[at]) : first;
   }
   __device__ __forceinline__ T factor(int row, int variable) const {
-    return x != nullptr ? x[static_cast<int64_t>(row) * variables + variable] : T(1);
+    if (x == nullptr || gathers(variable)) return T(1);
+    return x[static_cast<int64_t>(row) * variables + variable];
   }
   // What the head judges: a real value or a category.
   __device__ __forceinline__ T target(int row, int variable) const {

@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     __syncthreads();
     for (int i = warp; i < arguments.variables; i += kHeadWarps) {
       const int64_t first = arguments.first_out_row(i);
-      const T term = head_log_prob_one(head, own + first, static_cast<int>(arguments.first_out_row(i + 1) - first),
-                                       arguments.target(row, i));
+      const T term = head_log_prob_one(
+          head.of(i), own + first, static_cast<int>(arguments.first_out_row(i + 1) - first), arguments.target(row, i));
       if (t % kWarpSize != 0) continue;
       if (output.log_prob_per_variable != nullptr) {
         output.log_prob_per_variable[static_cast<int64_t>(row) * arguments.variables + i] = term;

@@ -55,7 +55,7 @@ struct SamplePosition {
   int variable, rows;
   int64_t in_row, out_row;
   T scale, given;
-  bool known;
+  bool known, gathers;
 
   template <typename S>
   static __device__ __forceinline__ SamplePosition of(const NadeArguments<S>& model, const GeneralSample<T>& sample,
@@ -63,6 +63,7 @@ struct SamplePosition {
     SamplePosition here;
     here.variable = model.variable_at(p);
     here.in_row = model.first_in_row(here.variable);
+    here.gathers = sample.gathers || model.gathers(here.variable);
     here.out_row = model.first_out_row(here.variable);
     here.rows = static_cast<int>(model.first_out_row(here.variable + 1) - here.out_row);
     here.scale = model.scale(here.variable);
@@ -187,15 +188,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const S* added = nullptr;  // the row of in_weight that the state still lacks, and its factor
   T factor = T(0);
-  Vector<S> ahead{};         // this thread's first vector of that row, unless the row is gathered
+  bool gathered = false;  // whether a category chose it
+  Vector<S> ahead{};      // this thread's first vector of that row, unless a category chose it
   // a += factor added, and h = f(scale a), of the thread's own units.
   const auto advance = [&](bool activates, T scale) {
     for (int u = t * size; u < padded; u += stride) {
       T own[size], active[size];
       load_reals(a + u, own);
       if (added != nullptr) {
-        const Vector<S> weights =
-            u < stride && !sample.gathers ? ahead : load_stored(added, u, hidden, model.aligned);
+        const Vector<S> weights = u < stride && !gathered ? ahead : load_stored(added, u, hidden, model.aligned);
 #pragma unroll
         for (int i = 0; i < size; ++i) own[i] = fma(factor, to_compute(weights.values[i]), own[i]);
         store_reals(a + u, own);
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int step = (p - sample.start) % kWarpSize;
     if (warp == 0 && step == 0) {
       const int variable = model.variable_at(min(p + lane, sample.stop - 1));
-      noise = head_noise(sample.head, sample.seed, index, static_cast<uint32_t>(variable));
+      noise = head_noise(sample.head.of(variable), sample.seed, index, static_cast<uint32_t>(variable));
     }
     if (here.known) {
       if (added != nullptr) advance(false, T(1));
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();
     }
     const S* const in_row = model.in_weight + here.in_row * hidden;
-    if (!sample.gathers && t * size < hidden) ahead = load_stored(in_row, t * size, hidden, model.aligned);
+    if (!here.gathers && t * size < hidden) ahead = load_stored(in_row, t * size, hidden, model.aligned);
     T x = here.given;
     if (!here.known) {
       T* const parameters = buffers + turn * sample.most_rows;
@@ -243,17 +244,18 @@ __global__ void __launch_bounds__(kThreads, 2)
         add_segments(here.rows, parameters);
         const HeadNoise own = {__shfl_sync(kFullMask, noise.uniform, step),
                                __shfl_sync(kFullMask, noise.deviate, step)};
-        x = head_draw_one(sample.head, parameters, here.rows, own, sample.temperature);
+        x = head_draw_one(sample.head.of(here.variable), parameters, here.rows, own, sample.temperature);
         if (lane == 0) drawn[0] = x;
       }
       __syncthreads();
       x = drawn[0];
       if (warp == kWarps - 1) {
-        log_prob += static_cast<double>(head_log_prob_one(sample.head, parameters, here.rows, x));
+        log_prob += static_cast<double>(head_log_prob_one(sample.head.of(here.variable), parameters, here.rows, x));
       }
     }
     if (t == 0) sample.values[row * count + p - sample.start] = x;
-    if (sample.gathers) {
+    gathered = here.gathers;
+    if (gathered) {
       added = in_row + static_cast<int64_t>(x) * hidden;
       factor = T(1);
       stale = true;

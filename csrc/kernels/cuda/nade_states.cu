@@ -70,9 +70,10 @@ cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tile
   if (arguments.batch == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(ceil_divide(arguments.batch, kRows)),
                   static_cast<unsigned>(ceil_divide(arguments.hidden, kThreads)));
+  const bool gathers = arguments.categories != nullptr || arguments.in_offsets != nullptr;
   return launch({"nade_states", grid, kThreads, 0, stream},
-                arguments.categories != nullptr ? nade_states_kernel<S, true> : nade_states_kernel<S, false>, arguments,
-                tiles.start, tiles.stop, tiles.tile, initial, initial_stride, states);
+                gathers ? nade_states_kernel<S, true> : nade_states_kernel<S, false>, arguments, tiles.start,
+                tiles.stop, tiles.tile, initial, initial_stride, states);
 }
 
 #define AR_FAST_INSTANTIATE(S)                                                                               \

@@ -25,7 +25,10 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
     const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.variables);
     TORCH_CHECK(sample.block_starts[block] == expected, op_name, ": block_starts must be ", expected, " at block ",
                 block, ", got ", sample.block_starts[block]);
-    expected += (gathers ? first_parameter(sample, end - 1) : end - 1) * (end - begin);
+    const int64_t rows_before = sample.in_offsets ? sample.in_offsets[end - 1]
+                                : gathers         ? first_parameter(sample, end - 1)
+                                                  : end - 1;
+    expected += rows_before * (end - begin);
   }
   TORCH_CHECK(rows == expected, op_name, ": in_weight must have ", expected, " rows for ", sample.variables,
               " networks, got ", rows);
@@ -34,8 +37,8 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
 // What is given, or in the state already, has an input row.
 template <typename T>
 void check_categories(const ArmlpSample& sample) {
-  if (sample.head.kind != HeadKind::categorical) return;
   for (int64_t p = 0; p < sample.stop; ++p) {
+    if (sample.head.of(p).kind != HeadKind::categorical) continue;
     const int64_t variable = sample.order ? sample.order[p] : p;
     const int64_t count = first_parameter(sample, p + 1) - first_parameter(sample, p);
     for (int64_t row = 0; row < sample.batch; ++row) {
@@ -53,16 +56,21 @@ void check_categories(const ArmlpSample& sample) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
-    std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
+    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
     double temperature, std::string algorithm) {
   const auto t = prepare_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets,
-                                      given, known, activation, head, levels, seed, first_index, start, stop,
-                                      temperature, algorithm);
+                                      in_offsets, given, known, activation, head, levels, head_kinds, seed, first_index,
+                                      start, stop, temperature, algorithm);
   const ArmlpSample& sample = t.sample;
   check_order_values(op_name, sample.order, sample.variables);
   check_offset_values(op_name, "offsets", sample.offsets, sample.variables, sample.out_rows);
   check_head_values(op_name, sample.head, sample.variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
+  if (sample.in_offsets) {
+    check_input_rows(op_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
+                     sample.in_offsets[sample.variables]);
+  }
   check_block_starts(sample, in_weight.size(0));
   sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
   if (sample.batch > 0 && stop > start) {

@@ -17,9 +17,11 @@ int64_t parameters_of(const FvsbnSample& sample, int64_t place) {
 
 template <typename T>
 void check_given_categories(const char* op, const FvsbnSample& sample) {
-  if (sample.head.kind != HeadKind::categorical || !sample.known) return;
+  if (!sample.known) return;
   for (int64_t p = 0; p < sample.variables; ++p) {
-    const int64_t variable = sample.order ? sample.order[p] : p, count = parameters_of(sample, sample.variables - 1 - p);
+    const int64_t place = sample.variables - 1 - p;
+    if (sample.head.of(place).kind != HeadKind::categorical) continue;
+    const int64_t variable = sample.order ? sample.order[p] : p, count = parameters_of(sample, place);
     for (int64_t row = 0; row < sample.batch; ++row) {
       const int64_t at = row * sample.variables + variable;
       const T given = static_cast<const T*>(sample.given)[at];
@@ -31,15 +33,17 @@ void check_given_categories(const char* op, const FvsbnSample& sample) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(
     const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
-    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "fvsbn_sample";
-  const auto t = prepare_fvsbn_sample(state, weight, order, offsets, given, known, variables, head, levels, seed,
-                                      first_index, start, stop, temperature, algorithm);
+  const auto t = prepare_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, head, levels,
+                                      head_kinds, seed, first_index, start, stop, temperature, algorithm);
   const FvsbnSample& sample = t.sample;
   check_order_values(op, sample.order, variables);
   check_offset_values(op, "offsets", sample.offsets, variables, sample.out_rows);
   check_head_values(op, sample.head, variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
+  check_input_rows(op, sample.head, variables, sample.out_rows, sample.offsets, sample.in_offsets, weight.size(0));
   sample.storage == ScalarType::float64 ? check_given_categories<double>(op, sample)
                                         : check_given_categories<float>(op, sample);
   if (sample.batch > 0 && stop > start) {

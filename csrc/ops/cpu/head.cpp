@@ -30,11 +30,11 @@ void over_rows(const HeadTensors& t, const Body& body) {
 }
 
 at::Tensor head_log_prob_cpu(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                             std::string head, int64_t levels) {
+                             std::string head, int64_t levels, const OptionalTensor& head_kinds) {
   const char* op = "head_log_prob";
-  const Head parsed = parse_head(op, head, levels);
-  check_head_log_prob(op, parameters, x, offsets, parsed);
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
+  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
   check_values(op, t);
   at::Tensor log_prob = at::empty(x.sizes(), parameters.options());
   const HeadLogProb output{log_prob.mutable_data_ptr()};
@@ -45,11 +45,12 @@ at::Tensor head_log_prob_cpu(const at::Tensor& parameters, const at::Tensor& x, 
 
 std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cpu(const at::Tensor& grad, const at::Tensor& parameters,
                                                               const at::Tensor& x, const OptionalTensor& offsets,
-                                                              std::string head, int64_t levels) {
+                                                              std::string head, int64_t levels,
+                                                              const OptionalTensor& head_kinds) {
   const char* op = "head_log_prob_backward";
-  const Head parsed = parse_head(op, head, levels);
-  check_head_log_prob(op, parameters, x, offsets, parsed);
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
+  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
   check_values(op, t);
   const at::Tensor dense_grad = prepare_head_grad(t, grad);
   at::Tensor grad_parameters = at::empty(parameters.sizes(), parameters.options());

@@ -68,10 +68,13 @@ void check_schedule(const MaskedMlpSample& sample) {
 
 // A category has a column of its own, or its variable has one column, which takes its number.
 void check_categories(const MaskedMlpSample& sample) {
-  if (sample.head.kind != HeadKind::categorical) return;
+  if (sample.head.kind != HeadKind::categorical && sample.head.kind != HeadKind::per_variable) return;
   for (int64_t p = 0; p < sample.variables; ++p) {
+    const bool category = sample.head.of(p).kind == HeadKind::categorical;
     const MaskedMlpRange columns = masked_mlp_columns(sample, p), rows = masked_mlp_parameters(sample, p);
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
+    TORCH_CHECK(own == 1 || category, op_name,
+                ": a variable that is no category must have one column of weights[0], got ", own, " at position ", p);
     TORCH_CHECK(own == 1 || own == count, op_name, ": a variable must have one column of weights[0], or one for each of ",
                 count, " categories, got ", own, " at position ", p);
   }
@@ -81,15 +84,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
     at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   check_algorithm(op_name, algorithm, {"auto", "lanes"});
-  const Head parsed = parse_head(op_name, head, levels);
+  const Head parsed = parse_head(op_name, head, levels, head_kinds);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parsed, start, stop, temperature);
+                          variables, parsed, head_kinds, start, stop, temperature);
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                         variables, parse_mlp_activation(activation), parsed, seed, first_index, start, stop,
+                         variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start, stop,
                          temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);

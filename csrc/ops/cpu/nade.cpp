@@ -62,26 +62,35 @@ void check_values(const char* op, const NadeTensors& t, int64_t fewest_out_rows 
   check_order_values(op, m.order, m.variables);
   check_offset_values(op, "in_offsets", m.in_offsets, m.variables, m.in_rows);
   check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows, fewest_out_rows);
-  if (!t.input.categories) return;
-  for (int64_t i = 0; i < m.variables; ++i) {
-    const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
-    for (int64_t row = 0; row < t.input.batch; ++row) {
-      const int64_t category = t.input.categories[row * m.variables + i];
-      TORCH_CHECK(category >= 0 && category < count, op, ": x must lie in [0, ", count, ") for variable ", i,
-                  ", got ", category, " in row ", row);
+  const auto check = [&]<typename T>(const T* x, int64_t fewest_in_rows) {
+    for (int64_t i = 0; i < m.variables; ++i) {
+      const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+      for (int64_t row = 0; row < t.input.batch && count >= fewest_in_rows; ++row) {
+        const T category = x[row * m.variables + i];
+        TORCH_CHECK(category >= T(0) && category < static_cast<T>(count) &&
+                        category == static_cast<T>(static_cast<int64_t>(category)),
+                    op, ": x must lie in [0, ", count, ") for variable ", i, ", got ", category, " in row ", row);
+      }
     }
+  };
+  if (t.input.categories) {
+    check(t.input.categories, 0);
+  } else if (t.input.x && m.in_offsets) {
+    m.storage == ScalarType::float64 ? check(static_cast<const double*>(t.input.x), 2)
+                                     : check(static_cast<const float*>(t.input.x), 2);
   }
 }
 
-// Where a category is gathered and predicted, a variable has as many categories on both sides; or, where it is drawn, at
-// least as many to gather.
+// Where a category is gathered and predicted, a variable has as many categories on both sides; or, where it is drawn,
+// at least as many to gather. With a per_variable head it gathers where it has several rows.
 void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head, bool drawn) {
   const NadeModel& m = t.model;
   if (m.in_offsets == nullptr && m.in_rows == m.variables) return;
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t in = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     const int64_t out = rows_of(m.out_offsets, m.out_rows, m.variables, i);
-    TORCH_CHECK(head.kind != HeadKind::categorical || (drawn ? in >= out : in == out), op,
+    const bool scales = head.kind == HeadKind::per_variable && in == 1;
+    TORCH_CHECK(head.of(i).kind != HeadKind::categorical || scales || (drawn ? in >= out : in == out), op,
                 ": in_weight and out_weight must have as many rows for a categorical variable, got ", in, " and ", out,
                 " for variable ", i);
   }
@@ -97,19 +106,26 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
                   ": a variable without rows of out_weight must be known, got variable ", i, " unknown in row ", row);
     }
   }
-  if (!t.sample.gathers) return;
+  if (!t.sample.gathers && m.in_offsets == nullptr && m.in_rows == m.variables) return;
+  const auto gathers = [&](int64_t i) {
+    return t.sample.gathers || rows_of(m.in_offsets, m.in_rows, m.variables, i) > 1;
+  };
   for (int64_t i = 0; i < m.variables; ++i) {
     const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
-    TORCH_CHECK(t.sample.head.kind != HeadKind::bernoulli || count >= 2, op,
-                ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", count,
-                " for variable ", i);
+    const HeadKind kind = t.sample.head.of(i).kind;
+    TORCH_CHECK(!gathers(i) || kind == HeadKind::bernoulli || kind == HeadKind::categorical, op,
+                ": in_weight must have one row for a variable of a mixture head, got ", count, " for variable ", i);
+    TORCH_CHECK(!gathers(i) || kind != HeadKind::bernoulli || count >= 2, op,
+                ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", count, " for variable ",
+                i);
   }
   if (!t.known.defined()) return;
   const auto check = [&]<typename T>(const T* given) {
     for (int64_t i = 0; i < t.sample.batch * m.variables; ++i) {
       const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i % m.variables);
-      TORCH_CHECK(!t.sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(count)), op,
-                  ": given must lie in [0, ", count, ") for variable ", i % m.variables, ", got ", given[i]);
+      TORCH_CHECK(
+          !t.sample.known[i] || !gathers(i % m.variables) || (given[i] >= T(0) && given[i] < static_cast<T>(count)), op,
+          ": given must lie in [0, ", count, ") for variable ", i % m.variables, ", got ", given[i]);
     }
   };
   if (m.storage == ScalarType::float64) {
@@ -232,12 +248,12 @@ at::Tensor nade_cpu(const at::Tensor& x, const at::Tensor& in_weight, const at::
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
     const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm) {
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
+    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm) {
   const char* op = "nade_log_prob";
   const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                       activation_scale, activation, head, levels, per_variable, keep_parameters,
-                                       algorithm);
+                                       activation_scale, activation, head, levels, head_kinds, per_variable,
+                                       keep_parameters, algorithm);
   check_values(op, t, 1);
   const bool wide = t.model.storage == ScalarType::float64;
   check_head_values(op, t.output.head, t.model.variables, t.model.out_rows, t.model.out_offsets, t.input.batch,
@@ -290,13 +306,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
-    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "nade_sample";
   const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
-                                     activation_scale, given, known, variables, activation, head, levels, seed,
-                                     first_index, start, stop, temperature, algorithm);
+                                     activation_scale, given, known, variables, activation, head, levels, head_kinds,
+                                     seed, first_index, start, stop, temperature, algorithm);
   check_values(op, t, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
   check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, 0, nullptr, nullptr);
   check_gathered_categories(op, t, t.sample.head, true);

@@ -29,9 +29,10 @@ void check_order_values(const char* op, const int64_t* order, int64_t variables)
 namespace {
 
 template <typename T>
-void check_categories(const char* op, int64_t variables, int64_t rows, const int64_t* offsets, int64_t batch,
-                      const T* x) {
+void check_categories(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
+                      int64_t batch, const T* x) {
   for (int64_t i = 0; i < variables; ++i) {
+    if (head.of(i).kind != HeadKind::categorical) continue;
     const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
     for (int64_t row = 0; row < batch; ++row) {
       const T value = x[row * variables + i];
@@ -41,19 +42,50 @@ void check_categories(const char* op, int64_t variables, int64_t rows, const int
   }
 }
 
+void check_kinds(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets) {
+  for (int64_t i = 0; i < variables; ++i) {
+    const auto [kind, levels, none] = head.of(i);
+    TORCH_CHECK(kind >= HeadKind::bernoulli && kind <= HeadKind::logistic_mixture, op,
+                ": head_kinds must be 0 ... 3, got ", static_cast<int64_t>(kind), " for variable ", i);
+    const bool discretised = kind == HeadKind::logistic_mixture;
+    TORCH_CHECK(discretised ? levels >= 2 : levels == 0, op, ": head_kinds must have ",
+                discretised ? "at least 2 levels" : "levels of 0 but for logistic_mixture", ", got ", levels,
+                " for variable ", i);
+    const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
+    // A variable without parameters is known, and has no head.
+    TORCH_CHECK(
+        count == 0 || kind == HeadKind::categorical || (kind == HeadKind::bernoulli ? count == 1 : count % 3 == 0), op,
+        ": a variable must have ", kind == HeadKind::bernoulli ? "1 parameter" : "3 K parameters", " for a ",
+        kind == HeadKind::bernoulli ? "bernoulli" : "mixture", " head, got ", count, " for variable ", i);
+  }
+}
+
 }  // namespace
 
 void check_head_values(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
                        int64_t batch, const float* x, const double* x_double) {
-  if (head.kind == HeadKind::categorical) {
-    if (x) check_categories(op, variables, rows, offsets, batch, x);
-    if (x_double) check_categories(op, variables, rows, offsets, batch, x_double);
+  if (head.kind == HeadKind::per_variable) check_kinds(op, head, variables, rows, offsets);
+  if (head.kind == HeadKind::categorical || head.kind == HeadKind::per_variable) {
+    if (x) check_categories(op, head, variables, rows, offsets, batch, x);
+    if (x_double) check_categories(op, head, variables, rows, offsets, batch, x_double);
   } else if (head.kind != HeadKind::bernoulli && offsets) {
     for (int64_t i = 0; i < variables; ++i) {
       const int64_t count = offsets[i + 1] - offsets[i];
       TORCH_CHECK(count % 3 == 0, op, ": a variable must have 3 K parameters for a mixture head, got ", count,
                   " for variable ", i);
     }
+  }
+}
+
+void check_input_rows(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
+                      const int64_t* in_offsets, int64_t in_rows) {
+  check_offset_values(op, "in_offsets", in_offsets, variables, in_rows);
+  for (int64_t i = 0; in_offsets && i < variables; ++i) {
+    const int64_t own = in_offsets[i + 1] - in_offsets[i];
+    const bool category = head.of(i).kind == HeadKind::categorical;
+    const int64_t expected = !category ? 1 : offsets ? offsets[i + 1] - offsets[i] : rows / variables;
+    TORCH_CHECK(own == expected, op, ": in_offsets must have ", expected, " rows at ", i, ", ",
+                category ? "one per category" : "for a value", ", got ", own);
   }
 }
 

@@ -12,8 +12,14 @@ void check_offset_values(const char* op, const char* name, const int64_t* offset
 
 void check_order_values(const char* op, const int64_t* order, int64_t variables);
 
-// Each variable has parameters as the head wants them, and a category of x [B, D] (null: none) is one of them.
+// head.kinds, where there are any, name heads; each variable has parameters as its head wants them, and a category of x
+// [B, D] (null: none) is one of them.
 void check_head_values(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
                        int64_t batch, const float* x, const double* x_double);
+
+// in_offsets (null: none) run from 0 to in_rows; a categorical variable has a row for each of its categories, another
+// one.
+void check_input_rows(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
+                      const int64_t* in_offsets, int64_t in_rows);
 
 }  // namespace ar_fast

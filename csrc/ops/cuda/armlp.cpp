@@ -15,14 +15,15 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cuda_op(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& given, const OptionalTensor& known, std::string activation,
-    std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
+    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
+    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
+    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
     double temperature, std::string algorithm) {
   const char* op = "armlp_sample";
   const c10::DeviceGuard guard(in_weight.device());
   const auto t = prepare_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets,
-                                      given, known, activation, head, levels, seed, first_index, start, stop,
-                                      temperature, algorithm);
+                                      in_offsets, given, known, activation, head, levels, head_kinds, seed, first_index,
+                                      start, stop, temperature, algorithm);
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(t.sample.batch < limit && t.sample.variables < limit && t.sample.hidden < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows, variables and hidden units, got ", t.sample.batch, ", ",

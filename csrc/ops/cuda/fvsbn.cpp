@@ -12,12 +12,13 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cuda_op(
     const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& given, const OptionalTensor& known, int64_t variables, std::string head, int64_t levels,
-    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
+    int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "fvsbn_sample";
   const c10::DeviceGuard guard(weight.device());
-  const auto t = prepare_fvsbn_sample(state, weight, order, offsets, given, known, variables, head, levels, seed,
-                                      first_index, start, stop, temperature, algorithm);
+  const auto t = prepare_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, head, levels,
+                                      head_kinds, seed, first_index, start, stop, temperature, algorithm);
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(t.sample.batch < limit && variables < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows and variables, got ", t.sample.batch, " and ", variables);

@@ -18,12 +18,12 @@ void explain_head(const char* op, const HeadTensors& t) {
 }
 
 at::Tensor head_log_prob_cuda_op(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                                 std::string head, int64_t levels) {
+                                 std::string head, int64_t levels, const OptionalTensor& head_kinds) {
   const char* op = "head_log_prob";
-  const Head parsed = parse_head(op, head, levels);
-  check_head_log_prob(op, parameters, x, offsets, parsed);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
+  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
   const c10::DeviceGuard guard(parameters.device());
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
   at::Tensor log_prob = at::empty(x.sizes(), parameters.options());
   if (t.rows.batch == 0) return log_prob;
   explain_head(op, t);
@@ -33,12 +33,13 @@ at::Tensor head_log_prob_cuda_op(const at::Tensor& parameters, const at::Tensor&
 
 std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cuda_op(const at::Tensor& grad, const at::Tensor& parameters,
                                                                   const at::Tensor& x, const OptionalTensor& offsets,
-                                                                  std::string head, int64_t levels) {
+                                                                  std::string head, int64_t levels,
+                                                                  const OptionalTensor& head_kinds) {
   const char* op = "head_log_prob_backward";
-  const Head parsed = parse_head(op, head, levels);
-  check_head_log_prob(op, parameters, x, offsets, parsed);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
+  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
   const c10::DeviceGuard guard(parameters.device());
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed);
+  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
   const at::Tensor dense_grad = prepare_head_grad(t, grad);
   at::Tensor grad_parameters = at::empty(parameters.sizes(), parameters.options());
   at::Tensor grad_x = at::empty(x.sizes(), parameters.options());

@@ -16,20 +16,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
     at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index, int64_t start,
-    int64_t stop, double temperature, std::string algorithm) {
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "masked_mlp_sample";
   check_algorithm(op, algorithm, {"auto", "lanes"});
-  const Head parsed = parse_head(op, head, levels);
+  const Head parsed = parse_head(op, head, levels, head_kinds);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parsed, start, stop, temperature);
+                          variables, parsed, head_kinds, start, stop, temperature);
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(state.size(0) < limit && state.size(1) < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows and units, got state of shape ", state.sizes());
   const c10::DeviceGuard guard(state.device());
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                         variables, parse_mlp_activation(activation), parsed, seed, first_index, start, stop,
+                         variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start, stop,
                          temperature);
   if (t.sample.batch > 0 && stop > start) {
     explain(op, " on CUDA: a warp per sample, ", t.sample.batch, " rows, positions ", start, " to ", stop);

@@ -58,11 +58,11 @@ at::Tensor nade_cuda(const at::Tensor& x, const at::Tensor& in_weight, const at:
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cuda(
     const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
     const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation,
-    std::string head, int64_t levels, bool per_variable, bool keep_parameters, std::string algorithm) {
+    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
+    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm) {
   const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                       activation_scale, activation, head, levels, per_variable, keep_parameters,
-                                       algorithm);
+                                       activation_scale, activation, head, levels, head_kinds, per_variable,
+                                       keep_parameters, algorithm);
   run_forward("nade_log_prob", t, t.output);
   return {t.log_prob, t.parameters};
 }
@@ -91,13 +91,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(
     const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
     const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known,
-    int64_t variables, std::string activation, std::string head, int64_t levels, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm) {
+    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
+    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
+    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   const char* op = "nade_sample";
   const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
-                                     activation_scale, given, known, variables, activation, head, levels, seed,
-                                     first_index, start, stop, temperature, algorithm);
+                                     activation_scale, given, known, variables, activation, head, levels, head_kinds,
+                                     seed, first_index, start, stop, temperature, algorithm);
   check_limits(op, t.model, t.sample.batch);
   check_gathered_rows(op, t.model, t.sample);
   if (t.sample.batch > 0 && stop > start) {
