@@ -18,7 +18,19 @@ from torch.distributions import constraints
 
 from . import functional, reference
 
-__all__ = ["Bernoulli", "Categorical", "GaussianMixture", "Head", "LogisticMixture", "from_config"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "GaussianMixture",
+    "Head",
+    "LogisticMixture",
+    "PerVariable",
+    "from_config",
+]
+
+
+# float32 has every whole number up to this one.
+_MOST_CATEGORIES = 2**24
 
 
 # Steps uphill to a mode of a mixture of Gaussians. They slow down only where the density is all but flat.
@@ -51,7 +63,7 @@ class Head(abc.ABC):
 
     @abc.abstractmethod
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        """Bool, the shape of x: True where a value is outside the support or NaN.
+        """Bool, the shape of x (..., D): True where a value is outside the support or NaN.
 
         ``upper`` broadcasts against x: the number of categories of each value's variable, where they differ.
         """
@@ -66,7 +78,10 @@ class Head(abc.ABC):
 
     @abc.abstractmethod
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
-        """Expected values (D) -> parameters (D, K) that have them: a good start for the output bias."""
+        """Expected values (D) -> parameters (D, K) that have them: a good start for the output bias.
+
+        (R_out) where variables differ in K.
+        """
 
     def initial_parameters(self, variables: int) -> Tensor | None:
         """Parameters that a mixture had better start from, as ``parameters_from_mean`` has them; else None."""
@@ -83,7 +98,10 @@ class Head(abc.ABC):
         flat = parameters.reshape(-1, counts * variables if isinstance(counts, int) else sum(counts))
         offsets = self.offsets(variables, parameters.device)
         rows = x.reshape(-1, variables)
-        log_prob = functional.head_log_prob(flat, rows, offsets=offsets, head=self.kind, levels=self.levels)
+        kinds = self.kinds(variables, parameters.device)
+        log_prob = functional.head_log_prob(
+            flat, rows, offsets=offsets, head=self.kind, levels=self.levels, head_kinds=kinds
+        )
         return log_prob.reshape(x.shape)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -170,17 +188,16 @@ class Head(abc.ABC):
         """The number of parameters of each variable, where the head was made for certain variables."""
         return None
 
-    @abc.abstractmethod
+    # Of the distributions of one variable, (..., K) -> (...); a head whose variables differ asks theirs.
+
     def _mean(self, parameters: Tensor) -> Tensor:
-        """(..., K) -> (...)."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def _mode(self, parameters: Tensor) -> Tensor:
-        """(..., K) -> (...)."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-        """(..., K) -> (...)."""
+        raise NotImplementedError
 
     def inputs(self, variables: int) -> list[int]:
         """How many inputs of a network each variable is: one, its value, or one for each category."""
@@ -193,12 +210,16 @@ class Head(abc.ABC):
             return None
         return torch.tensor([0, *counts], device=device).cumsum(0)
 
+    def kinds(self, variables: int, device: torch.device | str | None = None) -> Tensor | None:
+        """(D, 2) int64, each variable's head as the ops number them, and its levels; None where all have one."""
+        return None
+
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the ops take for x; dtype is that of the parameters."""
+        """What the ops take for x (..., D); dtype is that of the parameters."""
         return x
 
     def decode(self, values: Tensor) -> Tensor:
-        """x from what the ops draw."""
+        """x from what the ops draw, (..., D)."""
         return values
 
     def __eq__(self, other: object) -> bool:
@@ -362,7 +383,8 @@ class _Mixture(Head):
 class GaussianMixture(_Mixture):
     r"""p(x) = sum_k softmax(logits)_k N(x; mean_k, scale_k^2), x real; K logits, K means, K log-scales a variable.
 
-    Log-scales are cut off at -7 from below (a scale of 0.0009; no gradient there), so standardise the data.
+    Log-scales are cut off at -7 from below (a scale of 0.0009; no gradient there), so standardise the data:
+    ``model.standardize(data)``.
     Temperature divides the logits and multiplies the variances.
 
     Args:
@@ -505,7 +527,135 @@ def _draw_category(logits: Tensor, temperature: float, generator: torch.Generato
     return drawn.reshape(logits.shape[:-1])
 
 
-_HEADS = {head.__name__: head for head in (Bernoulli, Categorical, GaussianMixture, LogisticMixture)}
+class PerVariable(Head):
+    r"""Each variable its own head: the columns of a table, binary, categorical, real or of levels, in one model.
+
+    x is floating, with whole numbers for binary, categorical and level variables; so are samples, in the compute dtype.
+    A model feeds each variable as its head wants it: a category by a weight row of its own, never as a number. The
+    parameters of a variable are those of its head, side by side. Temperature does to each variable what its head says.
+
+    Args:
+        heads: one for each variable, by flat index: Bernoulli(), Categorical(K) with an int K of at least 2,
+            GaussianMixture(K) or LogisticMixture(K, levels).
+
+    Raises:
+        ValueError: for an entry that breaks a rule above, or a K above 2^24, beyond which float32 skips whole numbers.
+
+    Example:
+        >>> head = PerVariable([Bernoulli(), Categorical(3), GaussianMixture(1)])
+        >>> head.log_prob(torch.zeros(7), torch.tensor([1.0, 2.0, 0.0]))
+        tensor([-0.6931, -1.0986, -0.9189])
+    """
+
+    kind = "per_variable"
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self.heads = list(heads)
+        if not self.heads:
+            raise ValueError("PerVariable: heads must have one entry for each variable, got none")
+        for index, head in enumerate(self.heads):
+            if not isinstance(head, Bernoulli | Categorical | GaussianMixture | LogisticMixture):
+                raise ValueError(
+                    "PerVariable: heads must be Bernoulli, Categorical, GaussianMixture or LogisticMixture, "
+                    f"got {head!r} at index {index}"
+                )
+            if isinstance(head, Categorical) and not (
+                isinstance(head.categories, int) and 2 <= head.categories <= _MOST_CATEGORIES
+            ):
+                raise ValueError(
+                    f"PerVariable: Categorical must have one K of 2 to 2^24, got {head!r} at index {index}"
+                )
+
+    def _check(self, variables: int) -> None:
+        if len(self.heads) != variables:
+            raise ValueError(
+                f"PerVariable: heads must have one entry for each variable, {variables}, got {len(self.heads)}"
+            )
+
+    def counts(self, variables: int) -> list[int]:
+        self._check(variables)
+        return [head.counts(1) for head in self.heads]
+
+    def sizes(self, variables: int) -> list[int | None]:
+        self._check(variables)
+        return [head.sizes(1)[0] for head in self.heads]
+
+    def inputs(self, variables: int) -> list[int]:
+        self._check(variables)
+        return [head.inputs(1)[0] for head in self.heads]
+
+    def kinds(self, variables: int, device: torch.device | str | None = None) -> Tensor:
+        self._check(variables)
+        return torch.tensor([[reference.HEADS.index(head.kind), head.levels] for head in self.heads], device=device)
+
+    def of(self, variable: int) -> Head:
+        return self.heads[variable]
+
+    def support(self, event_shape: torch.Size) -> constraints.Constraint:
+        return _PerVariableSupport(self, event_shape)
+
+    def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
+        bound = [math.inf if size is None else size for size in self.sizes(x.shape[-1])]
+        sizes = torch.tensor(bound, dtype=torch.float64, device=x.device)
+        whole = (x >= 0) & (x < sizes) & (x == x.floor())
+        return ~torch.where(sizes.isinf(), x.isfinite(), whole)
+
+    def _steps(self, device: torch.device) -> Tensor:
+        """(D) levels - 1 of the variables on a grid, 0 for the others."""
+        return torch.tensor([max(head.levels - 1, 0) for head in self.heads], device=device)
+
+    def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.to(dtype)
+        if not any(head.levels for head in self.heads):
+            return x
+        steps = self._steps(x.device)
+        return torch.where(steps > 0, 2 * x / steps.clamp(min=1) - 1, x)
+
+    def decode(self, values: Tensor) -> Tensor:
+        if not any(head.levels for head in self.heads):
+            return values
+        steps = self._steps(values.device)
+        return torch.where(steps > 0, ((values + 1) / 2 * steps).round(), values)
+
+    def parameters_from_mean(self, mean: Tensor) -> Tensor:
+        """(R_out). A category has no mean: whatever mean holds for it, its categories start alike."""
+        self._check(len(mean))
+        own = [
+            mean.new_zeros(head.categories)
+            if isinstance(head, Categorical)
+            else head.parameters_from_mean(mean[index : index + 1]).flatten()
+            for index, head in enumerate(self.heads)
+        ]
+        return torch.cat(own)
+
+    def initial_parameters(self, variables: int) -> Tensor | None:
+        own = [head.initial_parameters(1) for head in self.heads]
+        if all(parameters is None for parameters in own):
+            return None
+        zeros = [torch.zeros(count, dtype=torch.float64) for count in self.counts(variables)]
+        return torch.cat([none if given is None else given.flatten() for given, none in zip(own, zeros, strict=True)])
+
+    @property
+    def _own_counts(self) -> list[int]:
+        return self.counts(len(self.heads))
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "PerVariable", "heads": [head.config() for head in self.heads]}
+
+    def __repr__(self) -> str:
+        return f"PerVariable({self.heads!r})"
+
+
+class _PerVariableSupport(constraints.Constraint):
+    def __init__(self, head: PerVariable, event_shape: torch.Size) -> None:
+        self.head, self.event_shape = head, event_shape
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return ~self.head.violation(value.flatten(-len(self.event_shape))).reshape(value.shape)
+
+
+_HEADS = {head.__name__: head for head in (Bernoulli, Categorical, GaussianMixture, LogisticMixture, PerVariable)}
 
 
 def from_config(config: dict[str, Any]) -> Head:
@@ -519,6 +669,8 @@ def from_config(config: dict[str, Any]) -> Head:
     if name not in _HEADS:
         raise ValueError(f"heads: name must be one of {', '.join(_HEADS)}, got {name!r}")
     try:
+        if name == "PerVariable" and "heads" in arguments:
+            arguments["heads"] = [from_config(own) for own in arguments["heads"]]
         return _HEADS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"heads: {name} must be made with its own arguments, got {arguments!r}: {error}") from None

@@ -150,6 +150,23 @@ def test_log_prob_equals_the_twin(device, size, per_variable):
     )
 
 
+@pytest.mark.parametrize("per_variable", [False, True])
+@pytest.mark.parametrize("head", ["categorical", "gaussian_mixture", "logistic_mixture", "per_variable"])
+def test_log_prob_of_every_head_equals_the_twin(device, head, per_variable):
+    case = nade_case(5, 13, 37, device=device, head=head, parameters=3, dtype=torch.float64)
+    torch.testing.assert_close(
+        nade_log_prob(case, per_variable=per_variable),
+        reference.nade_log_prob(*case.log_prob_arguments(), per_variable),
+        **TOLERANCE[torch.float64],
+    )
+    assert_gradients(
+        case,
+        lambda c: nade_log_prob(c, per_variable=per_variable),
+        lambda c: reference.nade_log_prob(*c.log_prob_arguments(), per_variable),
+        torch.float64,
+    )
+
+
 def test_log_prob_is_stable_for_extreme_logits(device):
     case = nade_case(2, 4, 3, device=device, ordered=False)
     case.out_weight.zero_()

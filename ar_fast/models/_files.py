@@ -116,6 +116,9 @@ def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
     for key in sorted(own["config"].keys() | given["config"].keys()):
         _check_equal(key, own["config"].get(key), given["config"].get(key), directory)
     tensors, targets = _read_tensors(directory), model.state_dict()
+    if model.standardization is not None and "standardization.shift" not in tensors:
+        # Saved before there was one.
+        tensors |= model.standardization.none("standardization.")
     if tensors.keys() != targets.keys():
         raise ValueError(f"load: tensors must be {sorted(targets)}, got {sorted(tensors)} in {directory}")
     for name, target in targets.items():
@@ -134,4 +137,6 @@ def load(model: AutoregressiveModel, directory: Path) -> None:
     with torch.no_grad():
         for name, target in model.state_dict().items():
             target.copy_(tensors[name])
+    if model.standardization is not None:
+        model.standardization.look()
     model._order_loaded()

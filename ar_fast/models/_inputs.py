@@ -65,17 +65,21 @@ def check_values(
     upper = None
     if isinstance(model.counts, list):
         upper = torch.tensor(model.counts, device=x.device)
-        upper = upper.reshape(model.event_shape) if variable is None else upper[variable]
-    if where is None and model.head.supports(x, upper):
-        return
-    violation = model.head.violation(x, upper)
+    if variable is None:
+        rows = x.reshape(-1, model.variables)
+        if where is None and model.head.supports(rows, upper):
+            return
+        violation = model.head.violation(rows, upper).reshape(x.shape)
+    else:
+        violation = model.head.of(variable).violation(x, None if upper is None else upper[variable])
     if where is not None:
         violation = violation & where
     if bool(violation.any()):
         index = tuple(violation.nonzero()[0].tolist())
+        head = model.head.of(_flat(model, index) if variable is None else variable)
         raise ValueError(
-            f"{model._name}: {name} must be in the support of {model.head!r}, "
-            f"{model.head.support(model.event_shape)}, got {x[index].item()} at index {index}"
+            f"{model._name}: {name} must be in the support of {head!r}, "
+            f"{head.support(model.event_shape)}, got {x[index].item()} at index {index}"
         )
 
 
@@ -130,13 +134,16 @@ def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tu
                 f"context_batch the last dimensions of the batch {tuple(batch)}, got {tuple(context.shape)}"
             )
         context = context.expand(*batch, -1).reshape(math.prod(batch), -1).to(model.dtype)
-    return batch, model.head.encode(x, model.compute_dtype).reshape(math.prod(batch), model.variables), context
+    rows = model.head.encode(x.reshape(math.prod(batch), model.variables), model.compute_dtype)
+    if model.standardization is not None:
+        rows = model.standardization(rows, model.compute_dtype)
+    return batch, rows, context
 
 
 def flatten_known(
     model: AutoregressiveModel, given: Tensor | None, known: Tensor | None, clamp: bool, batch: torch.Size
 ) -> tuple[Tensor | None, Tensor | None]:
-    """given in the compute dtype and known as (B, D), after all checks."""
+    """given as the head encodes it, in the compute dtype, and known as (B, D), after all checks."""
     if given is None and known is None:
         return None, None
     if given is None or known is None:
@@ -163,11 +170,57 @@ def flatten_known(
     given, known = given.expand(full), known.expand(full)
     check_values(model, "given", given, known)
     rows = (math.prod(batch), model.variables)
-    return model.head.encode(given, model.compute_dtype).reshape(rows).to(model.compute_dtype), known.reshape(rows)
+    return model.head.encode(given.reshape(rows), model.compute_dtype).to(model.compute_dtype), known.reshape(rows)
+
+
+def mean_and_std(model: AutoregressiveModel, data: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of data's real variables, (*event_shape) in float64; 0 and 1 for the others."""
+    if not isinstance(data, Tensor) or data.is_complex():
+        raise TypeError(f"{model._name}: data must be a real tensor, got {getattr(data, 'dtype', type(data).__name__)}")
+    shape = ", ".join(map(str, model.event_shape))
+    if not _ends(data.shape, model.event_shape) or data.numel() == 0:
+        raise ValueError(f"{model._name}: data must have shape (*batch, {shape}) and an event, got {tuple(data.shape)}")
+    real = model._real.to(data.device)
+    rows = data.reshape(-1, model.variables).double().masked_fill(~real, 0.0)
+    for rule, bad in (
+        ("finite", ~rows.isfinite().all(0)),
+        ("of more than one value, to have a variance,", real & (rows == rows[0]).all(0)),
+    ):
+        if bool(bad.any()):
+            index = int(bad.nonzero()[0])
+            raise ValueError(
+                f"{model._name}: data must be {rule} in every real variable, got {rows[:, index].tolist()[:3]} ... "
+                f"for variable {index}"
+            )
+    std = rows.std(0, correction=0).masked_fill(~real, 1.0)
+    return rows.mean(0).reshape(model.event_shape), std.reshape(model.event_shape)
+
+
+def statistic(model: AutoregressiveModel, name: str, value: Tensor) -> Tensor:
+    """mean or std as (D) float64 on the model's device, after all checks; 0 or 1 for variables that are not real."""
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise TypeError(f"{model._name}: {name} must be a real tensor, got {type(value).__name__}")
+    if value.shape != model.event_shape:
+        raise ValueError(f"{model._name}: {name} must have shape {tuple(model.event_shape)}, got {tuple(value.shape)}")
+    own = value.reshape(-1).to(model.device, torch.float64)
+    own = own.masked_fill(~model._real.to(model.device), 0.0 if name == "mean" else 1.0)
+    if not bool(own.isfinite().all()):
+        index = int((~own.isfinite()).nonzero()[0])
+        raise ValueError(f"{model._name}: {name} must be finite, got {own[index].item()} for variable {index}")
+    return own
+
+
+def _flat(model: AutoregressiveModel, index: tuple[int, ...]) -> int:
+    """The variable of an index into (*batch, *event_shape)."""
+    flat = 0
+    for at, size in zip(index[len(index) - len(model.event_shape) :], model.event_shape, strict=True):
+        flat = flat * size + at
+    return flat
 
 
 def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """x with zeros, which every head knows, where it is missing, and observed as (B, D), after all checks."""
+    """x, where it is missing zeros (in standardised units), which every head knows, and observed as (B, D), after all
+    checks."""
     check_tensor(model, "x", x)
     check_tensor(model, "observed", observed)
     if observed.dtype != torch.bool:
@@ -178,7 +231,10 @@ def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tu
             f"of the last dimensions of the batch of x of shape {tuple(x.shape)}, got {tuple(observed.shape)}"
         )
     observed = observed.expand(x.shape)
-    return torch.where(observed, x, torch.zeros_like(x)), observed.reshape(-1, model.variables)
+    zeros = torch.zeros_like(x)
+    if model.standardization is not None:
+        zeros = zeros + model.standardization.shift.reshape(model.event_shape).to(x.dtype)
+    return torch.where(observed, x, zeros), observed.reshape(-1, model.variables)
 
 
 def check_prefix(model: AutoregressiveModel, names: tuple[str, str], mask: Tensor, otherwise: str) -> None:

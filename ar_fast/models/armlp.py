@@ -94,8 +94,7 @@ class ARMLP(AutoregressiveModel):
         self.hidden_features = hidden_features
         self.activation = activation
         self._gathers = isinstance(self.head, heads.Categorical)
-        offsets = self._offset_list()
-        in_rows, out_rows = self._block_starts(offsets)[-1], offsets[-1]
+        in_rows, out_rows = self._block_starts()[-1], self._offset_list()[-1]
         units = self.variables * hidden_features
         shapes = {
             "in_weight": (in_rows, hidden_features),
@@ -113,7 +112,7 @@ class ARMLP(AutoregressiveModel):
 
     def reset_parameters(self) -> None:
         """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
-        starts = self._block_starts(self._offset_list())
+        starts = self._block_starts()
         with torch.no_grad():
             for block, (begin, end) in enumerate(itertools.pairwise(starts)):
                 bound = 1 / math.sqrt(max(1, block * BLOCK))
@@ -125,37 +124,40 @@ class ARMLP(AutoregressiveModel):
         if self.context_weight is not None:
             bound = 1 / math.sqrt(self.context_features)
             nn.init.uniform_(self.context_weight, -bound, bound)
-        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
-            # Components that start alike stay alike for long.
-            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
-            self.initialize_from_mean(torch.full(self.event_shape, middle))
+        self._spread_mixtures()
 
     def config(self) -> dict[str, Any]:
         base = self._base_config()
         own = {"hidden_features": self.hidden_features, "activation": self.activation}
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
-    # Layout. Offsets are those of parameters by position; input rows have the same where they are categories.
+    # Layout, by position.
+
+    def _list_by_position(self, counts: int | list[int]) -> list[int]:
+        if isinstance(counts, int):
+            return [counts] * self.variables
+        order = range(self.variables) if self.order is None else self.order.tolist()
+        return [counts[variable] for variable in order]
 
     def _counts_by_position(self) -> list[int]:
-        if isinstance(self.counts, int):
-            return [self.counts] * self.variables
-        order = range(self.variables) if self.order is None else self.order.tolist()
-        return [self.counts[variable] for variable in order]
+        return self._list_by_position(self.counts)
 
     def _offset_list(self) -> list[int]:
+        """The first parameter of each position, and the number of all."""
         return [0, *itertools.accumulate(self._counts_by_position())]
 
-    def _input_rows(self, offsets: list[int], position: int) -> int:
-        """How many input rows the positions before this one have."""
-        return offsets[position] if self._gathers else position
+    def _input_list(self) -> list[int]:
+        """The first input row of each position, and the number of all."""
+        counts = self.counts if self._gathers else 1 if self.head_kinds is None else self.head.inputs(self.variables)
+        return [0, *itertools.accumulate(self._list_by_position(counts))]
 
     def _blocks(self) -> list[tuple[int, int]]:
         """First and last position of each block of networks, the last excluded."""
         return [(begin, min(begin + BLOCK, self.variables)) for begin in range(0, self.variables, BLOCK)]
 
-    def _block_starts(self, offsets: list[int]) -> list[int]:
-        rows = [(end - begin) * self._input_rows(offsets, end - 1) for begin, end in self._blocks()]
+    def _block_starts(self) -> list[int]:
+        inputs = self._input_list()
+        rows = [(end - begin) * inputs[end - 1] for begin, end in self._blocks()]
         return [0, *itertools.accumulate(rows)]
 
     def _masked_parameters(self) -> int:
@@ -170,6 +172,8 @@ class ARMLP(AutoregressiveModel):
 
     def _inputs(self, x: Tensor, offsets: list[int]) -> Tensor:
         """x by position (B, D) as weight rows take it: (B, R_in), categories one-hot."""
+        if self.head_kinds is not None:
+            return self._mixed_inputs(x, self.order).to(self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
         ones = torch.ones((), dtype=self.dtype, device=x.device).expand(x.shape)
@@ -183,13 +187,15 @@ class ARMLP(AutoregressiveModel):
         if context is not None:
             in_bias = F.linear(context, self.context_weight, in_bias).to(self.dtype)
         # Split, not cut out one by one: the gradient of a cut is a tensor of zeros as large as the weights.
-        starts = self._block_starts(offsets)
+        starts, rows = self._block_starts(), self._input_list()
         weights = self.in_weight.split([end - begin for begin, end in itertools.pairwise(starts)])
         biases = in_bias.split([(end - begin) * self.hidden_features for begin, end in blocks], -1)
         sizes = [offsets[end] - offsets[begin] for begin, end in blocks]
         out_weights, out_biases = self.out_weight.split(sizes), self.out_bias.split(sizes)
         own = zip(weights, biases, out_weights, out_biases, blocks, strict=True)
-        return torch.cat([self._block(inputs, *arguments, offsets) for arguments in own], 1).to(self.compute_dtype)
+        return torch.cat([self._block(inputs, *arguments, offsets, rows) for arguments in own], 1).to(
+            self.compute_dtype
+        )
 
     def _block(
         self,
@@ -200,18 +206,17 @@ class ARMLP(AutoregressiveModel):
         out_bias: Tensor,
         positions: tuple[int, int],
         offsets: list[int],
+        input_rows: list[int],
     ) -> Tensor:
         """The parameters of a block's positions, (B, their number)."""
         begin, end = positions
         networks, hidden = end - begin, self.hidden_features
-        full, rows = self._input_rows(offsets, begin), self._input_rows(offsets, end - 1)
+        full, rows = input_rows[begin], input_rows[end - 1]
         matrix = weight.reshape(rows, networks * hidden)
         sums = bias + inputs[:, :full] @ matrix[:full]
         if rows > full:
             # Input row r of the block's own variables is seen by the networks after its position.
-            position = torch.arange(begin, end - 1)
-            if self._gathers:
-                position = position.repeat_interleave(torch.tensor(offsets[begin:end]).diff())
+            position = torch.arange(begin, end - 1).repeat_interleave(torch.tensor(input_rows[begin:end]).diff())
             seen = (position[:, None] < torch.arange(begin, end)).repeat_interleave(hidden, 1).to(weight.device)
             sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
         units = reference.ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
@@ -238,8 +243,9 @@ class ARMLP(AutoregressiveModel):
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         offsets, x = self._offset_list(), self._by_position(x, 1)
         parameters = self._parameters_by_position(x, context, offsets)
-        head = {"offsets": self._offsets(offsets), "head": self.head.kind, "levels": self.head.levels}
-        log_prob = functional.head_log_prob(parameters, x, **head)
+        log_prob = functional.head_log_prob(
+            parameters, x, offsets=self._offsets(offsets), **self._head_arguments(self.order)
+        )
         if per_variable:
             return self._by_variable(log_prob)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
@@ -255,7 +261,7 @@ class ARMLP(AutoregressiveModel):
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         own = value.unsqueeze(-1)
-        if self._gathers:
+        if isinstance(self.head.of(int(self._variable(position))), heads.Categorical):
             own = F.one_hot(value, self._counts_by_position()[position])
         return torch.cat([tensors[0], own.to(tensors[0].dtype)], -1), tensors[1]
 
@@ -263,7 +269,7 @@ class ARMLP(AutoregressiveModel):
         inputs, bias = tensors
         offsets, block = self._offset_list(), position // BLOCK
         begin, end = self._blocks()[block]
-        first, stop = self._block_starts(offsets)[block : block + 2]
+        first, stop = self._block_starts()[block : block + 2]
         weight = self.in_weight[first:stop].unflatten(0, (-1, end - begin))[: inputs.shape[-1], position - begin]
         hidden = reference.ACTIVATIONS[self.activation](inputs @ weight.to(inputs.dtype) + bias[..., position, :])
         own = slice(offsets[position], offsets[position + 1])
@@ -289,21 +295,20 @@ class ARMLP(AutoregressiveModel):
         return functional.armlp_sample(
             state,
             self.in_weight,
-            torch.tensor(self._block_starts(offsets), device=self.device),
+            torch.tensor(self._block_starts(), device=self.device),
             extra,
             self.out_weight,
             self.out_bias,
             order=self.order,
             offsets=self._offsets(offsets),
+            in_offsets=self._input_offsets(self.order),
             activation=self.activation,
-            head=self.head.kind,
-            levels=self.head.levels,
+            **self._head_arguments(self.order),
             **arguments,
         )
 
     def _set_output_bias(self, parameters: Tensor) -> None:
-        # Of the heads whose variables all have as many parameters.
-        self.out_bias.copy_(self._by_position(parameters, 0).flatten())
+        self.out_bias.copy_(self._parameters_by(self.order, parameters))
 
 
 def _free_memory(device: torch.device) -> int | None:

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from .. import heads, orderings, reference
 from ..nn import MaskedLinear
 from . import _files, _inputs
+from ._standardize import Standardization
 from .distribution import AutoregressiveDistribution
 from .sampling import Request, Sampling
 
@@ -37,7 +38,8 @@ class State:
     Attributes:
         position: how many variables are known.
         variable: the flat index of the next variable, or None when all are known.
-        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known.
+        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known; in
+            standardised units where the model has some.
         tensors: what the model carries from one variable to the next.
     """
 
@@ -100,8 +102,15 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         else:
             order = orderings.check(order, self.variables)
         self.register_buffer("order", None if order is None else order.to(device or torch.get_default_device()))
+        # Of a head per variable, by variable: its kinds, and how many inputs each has.
+        mixed = self.head.kinds(self.variables, device)
+        inputs = None if mixed is None else torch.tensor(self.head.inputs(self.variables), device=device)
+        self.register_buffer("head_kinds", mixed, persistent=False)
+        self.register_buffer("input_counts", inputs, persistent=False)
+        self._real = torch.tensor([size is None for size in self.head.sizes(self.variables)], device="cpu")
+        self.standardization = Standardization(self.variables, device) if bool(self._real.any()) else None
 
-    # What a model defines. Here x is (B, D), context is (B, C) or None.
+    # What a model defines. Here x is (B, D), context is (B, C) or None; real variables are in standardised units.
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:
@@ -167,6 +176,50 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _order_loaded(self) -> None:
         """What is derived from the order, once another one was loaded."""
 
+    def _head_arguments(self, index: Tensor | None = None) -> dict[str, Any]:
+        """The head as every op takes it; ``index`` (D) are the variables by what the op's offsets go by."""
+        kinds = self.head_kinds
+        if kinds is not None and index is not None:
+            kinds = kinds.index_select(0, index)
+        return {"head": self.head.kind, "levels": self.head.levels, "head_kinds": kinds}
+
+    def _input_offsets(self, index: Tensor | None = None) -> Tensor | None:
+        """(D + 1) the first input of each variable of a per_variable head; None elsewhere. ``index`` as above."""
+        counts = self.input_counts
+        if counts is None:
+            return None
+        counts = counts if index is None else counts.index_select(0, index)
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+    def _mixed_inputs(self, x: Tensor, index: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        """(B, R_in) of a head per variable, zeros where not observed: categories one-hot, the others their value.
+
+        x and observed (B, D) by what ``index`` says.
+        """
+        offsets = self._input_offsets(index)
+        gathers = offsets.diff() > 1
+        value = torch.where(gathers, 1.0, x)
+        if observed is not None:
+            value = torch.where(observed, value, 0.0)
+        row = offsets[:-1] + torch.where(gathers, x.detach(), 0.0).long()
+        return value.new_zeros(len(x), sum(self.head.inputs(self.variables))).scatter(1, row, value)
+
+    def _parameters_by(self, index: Tensor | None, parameters: Tensor) -> Tensor:
+        """(D, K) or, where K differs, (R_out) by variable -> (R_out) by what ``index`` (D) says."""
+        if index is None:
+            return parameters.flatten()
+        if parameters.dim() == 2:
+            return parameters.index_select(0, index).flatten()
+        own = parameters.split(self.counts)
+        return torch.cat([own[variable] for variable in index.tolist()])
+
+    def _in_data_units(self, log_prob: Tensor, per_variable: bool) -> Tensor:
+        """A log-density in standardised units, (B) or (B, D), of x as it was given."""
+        if self.standardization is None or self.standardization.identity:
+            return log_prob
+        log_scale = self.standardization.log_scale()
+        return (log_prob - (log_scale if per_variable else log_scale.sum())).to(log_prob.dtype)
+
     # The interface.
 
     @property
@@ -192,7 +245,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
         Returns:
             (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) where variables differ
-            in K, those of a variable side by side.
+            in K, those of a variable side by side. Those of real variables are in standardised units where the model
+            has some.
 
         Raises:
             ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
@@ -210,7 +264,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         per_variable: bool = False,
         observed: Tensor | None = None,
     ) -> Tensor:
-        """The log-probability in nats.
+        """The log-probability in nats; of real variables the log-density, in the units of x whatever was standardised.
 
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
@@ -233,8 +287,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             x, observed = _inputs.observed_only(self, x, observed)
         batch, rows, context_rows = _inputs.flatten(self, x, context)
         if observed is None:
-            return self._log_prob(rows, context_rows, per_variable).reshape(x.shape if per_variable else batch)
+            log_prob = self._in_data_units(self._log_prob(rows, context_rows, per_variable), per_variable)
+            return log_prob.reshape(x.shape if per_variable else batch)
         log_prob = self._log_prob_observed(rows, observed, context_rows)
+        log_prob = self._in_data_units(log_prob, True).masked_fill(~observed, 0.0)
         if per_variable:
             return log_prob.reshape(x.shape)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype).reshape(batch)
@@ -277,8 +333,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             progress: show a progress bar.
 
         Returns:
-            (*n, *context_batch, *event_shape) in the compute dtype, int64 for categories and levels; with
-            return_log_prob also (*n, *context_batch).
+            (*n, *context_batch, *event_shape) in the compute dtype, int64 for categories and levels (not within a
+            heads.PerVariable); with return_log_prob also (*n, *context_batch).
 
         Raises:
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
@@ -290,7 +346,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
 
     def _draw(self, request: Request, bar: tqdm) -> tuple[Tensor, Tensor]:
-        """What the request asks for: values (B, D) as the ops have them, and log_prob (B) in float64."""
+        """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64."""
         cost = self._state_features * self._parameters_per_position
         block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
         chunk = max(1, _CHUNK_POSITIONS // self._parameters_per_position)
@@ -411,8 +467,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if value.shape != batch:
             raise ValueError(f"{self._name}: value must have shape {tuple(batch)}, got {tuple(value.shape)}")
         _inputs.check_values(self, "value", value, variable=state.variable)
-        tensors = self._append(state.tensors, state.position, self.head.encode(value, self.compute_dtype))
-        return self._state(state.position + 1, tensors)
+        value = self.head.of(state.variable).encode(value, self.compute_dtype)
+        if self.standardization is not None and self._real[state.variable]:
+            value = self.standardization(value, self.compute_dtype, state.variable)
+        return self._state(state.position + 1, self._append(state.tensors, state.position, value))
 
     def _state(self, position: int, tensors: tuple[Tensor, ...]) -> State:
         if position == self.variables:
@@ -459,6 +517,48 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         return AutoregressiveDistribution(self, context)
 
     @torch.no_grad()
+    def standardize(self, data: Tensor | None = None, *, mean: Tensor | None = None, std: Tensor | None = None) -> Self:
+        """From now on the model computes with (x - mean) / std of its real variables; x and samples stay as they are.
+
+        Real variables are those of a GaussianMixture, whose scales are cut off below at e^-7 of these units and whose
+        parameters start near them: without this, data of other units train slowly or not at all. log_prob stays the
+        log-density of x itself: it includes -log(std). What the model was trained to be changes with the units, so call
+        this before training. Mean and std are saved and loaded with the model.
+
+        Args:
+            data: (*batch, *event_shape), on any device. Of each real variable mean and std, that of the batch itself
+                (divided by n), are taken; what it holds for others is ignored.
+            mean: (*event_shape), with std instead of data; ignored where a variable is not real.
+            std: (*event_shape), positive.
+
+        Raises:
+            ValueError: if the model has no real variable; for a wrong shape; for a NaN or infinity in a real variable,
+                or one of zero variance.
+
+        Example:
+            >>> from ar_fast.models import RNADE
+            >>> data = 1000 + 50 * torch.randn(200, 3)
+            >>> model = RNADE(3, hidden_features=8).standardize(data)
+            >>> model.sample(2, seed=0).mean() > 500
+            tensor(True)
+        """
+        if self.standardization is None:
+            raise ValueError(f"{self._name}: standardize is for real variables, got the head {self.head!r}")
+        if (data is None) == (mean is None) or (mean is None) != (std is None):
+            given = [name for name, value in (("data", data), ("mean", mean), ("std", std)) if value is not None]
+            raise ValueError(
+                f"{self._name}: standardize takes data, or mean and std, got {' and '.join(given) or 'none'}"
+            )
+        if data is not None:
+            mean, std = _inputs.mean_and_std(self, data)
+        mean, std = (_inputs.statistic(self, name, value) for name, value in (("mean", mean), ("std", std)))
+        if not bool((std > 0).all()):
+            index = int((std <= 0).nonzero()[0])
+            raise ValueError(f"{self._name}: std must be positive, got {std[index].item()} for variable {index}")
+        self.standardization.set(mean, std)
+        return self
+
+    @torch.no_grad()
     def _spread_mixtures(self) -> None:
         """Sets the output bias of a mixture head: components that start alike stay alike for long."""
         parameters = self.head.initial_parameters(self.variables)
@@ -470,7 +570,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """Sets the output bias so that training starts near independent variables of this mean, (*event_shape)."""
         if mean.shape != self.event_shape:
             raise ValueError(f"{self._name}: mean must have shape {tuple(self.event_shape)}, got {tuple(mean.shape)}")
-        self._set_output_bias(self.head.parameters_from_mean(mean.reshape(-1).to(self.device, torch.float64)))
+        mean = mean.reshape(-1).to(self.device, torch.float64)
+        if self.standardization is not None:
+            mean = self.standardization(mean, torch.float64)
+        self._set_output_bias(self.head.parameters_from_mean(mean))
 
     def count_parameters(self) -> int:
         """How many numbers the density depends on: masked weights do not count.

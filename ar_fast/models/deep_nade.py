@@ -108,7 +108,8 @@ class DeepNADE(AutoregressiveModel):
         counts = torch.tensor([self.counts] * self.variables if isinstance(self.counts, int) else self.counts)
         out_rows = int(counts.sum())
         options = {"device": device, "dtype": dtype}
-        self.in_weight = nn.Parameter(torch.empty(out_rows if self._gathers else self.variables, units[0], **options))
+        in_rows = sum(self.head.inputs(self.variables))
+        self.in_weight = nn.Parameter(torch.empty(in_rows, units[0], **options))
         self.mask_weight = nn.Parameter(torch.empty(self.variables, units[0], **options))
         self.in_bias = nn.Parameter(torch.empty(units[0], **options))
         self.layers = nn.ModuleList(nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
@@ -144,10 +145,7 @@ class DeepNADE(AutoregressiveModel):
             layer.reset_parameters()
         nn.init.zeros_(self.in_bias)
         nn.init.zeros_(self.out_bias)
-        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
-            # Components that start alike stay alike for long.
-            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
-            self.initialize_from_mean(torch.full(self.event_shape, middle))
+        self._spread_mixtures()
 
     def config(self) -> dict[str, Any]:
         base = self._base_config()
@@ -206,7 +204,8 @@ class DeepNADE(AutoregressiveModel):
 
         hidden = self._hidden(self._pre_activation(rows, seen, self._in_bias(context)))
         parameters = F.linear(hidden, self._compute(self.out_weight), self._compute(self.out_bias))
-        terms = self._terms(parameters.to(self.compute_dtype), rows).masked_fill(~predicted, 0.0)
+        terms = self._in_data_units(self._terms(parameters.to(self.compute_dtype), rows), True)
+        terms = terms.masked_fill(~predicted, 0.0)
         left = predicted.sum(1)
         total = -terms.sum(1, dtype=torch.float64) * _weight(left, left + seen.sum(1))
         return total.to(self.compute_dtype).reshape(batch)
@@ -214,7 +213,9 @@ class DeepNADE(AutoregressiveModel):
     def _pre_activation(self, x: Tensor, observed: Tensor, bias: Tensor) -> Tensor:
         """(B, H) of the first layer, as matrix products."""
         mask = observed.to(self.compute_dtype)
-        if self._gathers:
+        if self.head_kinds is not None:
+            inputs = self._mixed_inputs(x, None, observed)
+        elif self._gathers:
             inputs = mask.new_zeros(x.shape[0], len(self.in_weight)).scatter(1, self.out_offsets[:-1] + x, mask)
         else:
             inputs = torch.where(observed, x, 0.0).to(self.compute_dtype)
@@ -279,7 +280,7 @@ class DeepNADE(AutoregressiveModel):
     def _terms(self, parameters: Tensor, x: Tensor) -> Tensor:
         """(B, D) nats; x as the head encodes it."""
         offsets = None if isinstance(self.counts, int) else self.out_offsets
-        return functional.head_log_prob(parameters, x, offsets=offsets, head=self.head.kind, levels=self.head.levels)
+        return functional.head_log_prob(parameters, x, offsets=offsets, **self._head_arguments())
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         terms = self._terms(self._parameters_of(x, context), x)
@@ -301,7 +302,8 @@ class DeepNADE(AutoregressiveModel):
         """The model as a NADE: its input and arguments.
 
         A variable that gathers a row adds W + M at once, or zeros where it is not observed. For a real one the NADE has
-        a further variable, without parameters, whose value is 1 where the variable is observed and which adds M.
+        a further variable, without parameters, whose value is 1 where the variable is observed and which adds M. With a
+        head per variable all have one, and a category that is not observed gathers a row of zeros.
         """
         if self._gathers:
             if observed is not None:
@@ -315,17 +317,47 @@ class DeepNADE(AutoregressiveModel):
             return x, structure
         mask = torch.ones_like(x, dtype=self.compute_dtype) if observed is None else observed.to(self.compute_dtype)
         x = x.to(self.compute_dtype)
-        return torch.cat([x if observed is None else x * mask, mask], 1), self._paired()
+        if observed is not None:
+            x = torch.where(observed, x, self._not_observed)
+        return torch.cat([x, mask], 1), self._paired()
+
+    @property
+    def _not_observed(self) -> Tensor:
+        """The input of a variable that is not observed, () or (D): zero, or the number of the row of zeros."""
+        counts = self.input_counts
+        if counts is None:
+            return torch.zeros((), dtype=self.compute_dtype, device=self.device)
+        return torch.where(counts > 1, counts, 0).to(self.compute_dtype)
 
     def _paired(self) -> dict[str, Any]:
         """The arguments of a NADE over (x, mask), where both of a variable come one after the other."""
         order = torch.arange(self.variables, device=self.device) if self.order is None else self.order
         none = self.out_offsets[-1:].expand(self.variables)
+        weight, in_offsets = self._compute(self.in_weight), None
+        if self.input_counts is not None:
+            # After the rows of a category's values one of zeros.
+            counts = self.input_counts
+            rows = counts + (counts > 1)
+            in_offsets = F.pad(torch.cat([rows, torch.ones_like(rows)]).cumsum(0), (1, 0))
+            shift = (in_offsets[: self.variables] - self._input_offsets()[:-1]).repeat_interleave(
+                counts, output_size=len(weight)
+            )
+            place = torch.arange(len(weight), device=weight.device) + shift
+            most = len(weight) + sum(count > 1 for count in self.head.inputs(self.variables))
+            weight = weight.new_zeros(most, weight.shape[1]).index_copy(0, place, weight)
         return {
-            "in_weight": torch.cat([self._compute(self.in_weight), self._compute(self.mask_weight)]),
+            "in_weight": torch.cat([weight, self._compute(self.mask_weight)]),
+            "in_offsets": in_offsets,
             "order": torch.stack([order, order + self.variables], 1).flatten(),
             "out_offsets": torch.cat([self.out_offsets, none]),
         }
+
+    def _paired_head(self) -> dict[str, Any]:
+        """The head of a NADE over (x, mask); the masks have no parameters, so any will do."""
+        head = self._head_arguments()
+        if self.head_kinds is not None:
+            head["head_kinds"] = torch.cat([self.head_kinds, torch.zeros_like(self.head_kinds)])
+        return head
 
     def _table(self) -> Tensor:
         """(values + 1 rows for each variable, H): what observing each value adds to the state, and zeros."""
@@ -380,6 +412,11 @@ class DeepNADE(AutoregressiveModel):
     def _added(self, x: Tensor, index: Tensor) -> Tensor:
         """What observing the variables index (P), values x (*batch, P), adds to the state: (*batch, P, H)."""
         mask = self._compute(self.mask_weight).index_select(0, index)
+        if self.input_counts is not None:
+            gathers = self.input_counts.index_select(0, index) > 1
+            first = self._input_offsets().index_select(0, index)
+            weight = F.embedding(first + torch.where(gathers, x.detach(), 0).long(), self._compute(self.in_weight))
+            return torch.where(gathers, 1.0, x.to(self.compute_dtype)).unsqueeze(-1) * weight + mask
         if self._gathers:
             return F.embedding(self.out_offsets.index_select(0, index) + x, self._compute(self.in_weight)) + mask
         return x.to(self.compute_dtype).unsqueeze(-1) * self._compute(self.in_weight).index_select(0, index) + mask
@@ -444,11 +481,13 @@ class DeepNADE(AutoregressiveModel):
         """The state once the known variables are observed."""
         if self._samples_by_table:
             structure = {"in_weight": self._table(), "in_offsets": self.table_offsets, "order": self.order}
+            structure["head"] = "categorical"
             values = torch.where(known, given, self.values.to(given.dtype))
         else:
             structure = self._paired()
             del structure["out_offsets"]
-            values = torch.cat([torch.where(known, given, 0.0), known.to(given.dtype)], 1)
+            structure |= self._paired_head() if self.head_kinds is not None else {"head": "categorical"}
+            values = torch.cat([torch.where(known, given, self._not_observed), known.to(given.dtype)], 1)
         variables = values.shape[1]
         # No variable has parameters here: nothing is drawn, and no output is computed.
         return functional.nade_sample(
@@ -460,7 +499,6 @@ class DeepNADE(AutoregressiveModel):
             given=values,
             known=torch.ones_like(values, dtype=torch.bool),
             activation=self.activation,
-            head="categorical",
             seed=0,
             **structure,
         )[2]
@@ -473,8 +511,6 @@ class DeepNADE(AutoregressiveModel):
             "out_weight": self._compute(self.out_weight),
             "out_bias": self._compute(self.out_bias),
             "activation": self.activation,
-            "head": self.head.kind,
-            "levels": self.head.levels,
         }
         if self._samples_by_table:
             given = None if known is None else self.values.to(state.dtype).expand(known.shape)
@@ -489,6 +525,7 @@ class DeepNADE(AutoregressiveModel):
                 known=known,
                 start=start,
                 stop=stop,
+                **self._head_arguments(),
                 **arguments,
             )
         # Of each pair, the mask is known: 1, but 0 where the variable was known before.
@@ -497,8 +534,9 @@ class DeepNADE(AutoregressiveModel):
         values, log_prob, state = functional.nade_sample(
             state,
             **self._paired(),
+            **self._paired_head(),
             variables=2 * self.variables,
-            given=torch.cat([torch.zeros_like(known), ~known], 1).to(state.dtype),
+            given=torch.cat([self._not_observed.expand(known.shape), (~known).to(state.dtype)], 1),
             known=torch.cat([known, torch.ones_like(known)], 1),
             start=2 * start,
             stop=2 * stop,
@@ -523,8 +561,7 @@ class DeepNADE(AutoregressiveModel):
             "variables": self.variables,
             "order": self.order,
             "activation": self.activation,
-            "head": self.head.kind,
-            "levels": self.head.levels,
+            **self._head_arguments(),
             "given": None if known is None else state.new_zeros(known.shape),
             "known": known,
         }

@@ -75,7 +75,7 @@ class FVSBN(AutoregressiveModel):
         )
         self._gathers = isinstance(self.head, heads.Categorical)
         out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
-        in_rows = out_rows if self._gathers else self.variables
+        in_rows = sum(self.head.inputs(self.variables))
         self.weight = nn.Parameter(torch.empty(in_rows, out_rows, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_rows, device=device, dtype=dtype))
         self.context_weight = None
@@ -94,10 +94,7 @@ class FVSBN(AutoregressiveModel):
         """Weights of zero, from which every variable is on its own; means of mixtures spread out."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
-            # Components that start alike stay alike.
-            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
-            self.initialize_from_mean(torch.full(self.event_shape, middle))
+        self._spread_mixtures()
 
     def config(self) -> dict[str, Any]:
         return self._base_config()
@@ -133,7 +130,14 @@ class FVSBN(AutoregressiveModel):
         if self._gathers:
             counts = self.counts if isinstance(self.counts, int) else self._counts[self._places]
             first = first.repeat_interleave(counts, output_size=len(self.weight))
+        elif self.input_counts is not None:
+            first = first.repeat_interleave(self.input_counts[self._places], output_size=len(self.weight))
         return first.to(torch.int32)
+
+    @property
+    def _mixed_places(self) -> Tensor | None:
+        """The variable at each place where each has a head of its own."""
+        return None if self.head_kinds is None else self._places
 
     def _mask(self, offsets: Tensor | None) -> Mask:
         extents = self._uniform_extents if offsets is None else self._extents(offsets[:-1])
@@ -149,6 +153,8 @@ class FVSBN(AutoregressiveModel):
 
     def _inputs(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         """x by place (B, D) as rows of weight take it: (B, R_in), categories one-hot."""
+        if self.head_kinds is not None:
+            return self._mixed_inputs(x, self._places).to(self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
         first = self.counts * torch.arange(self.variables, device=x.device) if offsets is None else offsets[:-1]
@@ -173,8 +179,7 @@ class FVSBN(AutoregressiveModel):
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         offsets, x = self._offsets(), self._by_place(x)
         parameters = self._parameters_by_place(x, context, offsets)
-        head = {"offsets": offsets, "head": self.head.kind, "levels": self.head.levels}
-        log_prob = functional.head_log_prob(parameters, x, **head)
+        log_prob = functional.head_log_prob(parameters, x, offsets=offsets, **self._head_arguments(self._mixed_places))
         if per_variable:
             return self._by_variable(log_prob)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
@@ -190,10 +195,12 @@ class FVSBN(AutoregressiveModel):
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         state, place = tensors[0], self.variables - 1 - position
         own = self._columns(self._offsets(), place)
-        if self._gathers:
-            added = self.weight[own, : own.start][value].to(state.dtype)
+        inputs = self._input_offsets(self._mixed_places)
+        first = own.start if self._gathers else place if inputs is None else int(inputs[place])
+        if isinstance(self.head.of(int(self._variable(position))), heads.Categorical):
+            added = self.weight[first + value, : own.start].to(state.dtype)
         else:
-            added = value.unsqueeze(-1).to(state.dtype) * self.weight[place, : own.start].to(state.dtype)
+            added = value.unsqueeze(-1).to(state.dtype) * self.weight[first, : own.start].to(state.dtype)
         return (torch.cat([state[..., : own.start] + added, state[..., own.start :]], -1),)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
@@ -218,11 +225,10 @@ class FVSBN(AutoregressiveModel):
             variables=self.variables,
             order=self.order,
             offsets=self._offsets(),
-            head=self.head.kind,
-            levels=self.head.levels,
+            in_offsets=self._input_offsets(self._mixed_places),
+            **self._head_arguments(self._mixed_places),
             **arguments,
         )
 
     def _set_output_bias(self, parameters: Tensor) -> None:
-        # By variable, of the heads whose variables all have as many parameters.
-        self.bias.copy_(parameters[self._places].flatten())
+        self.bias.copy_(self._parameters_by(self._places, parameters))

@@ -675,8 +675,7 @@ class MADE(AutoregressiveModel):
             in_offsets=self.in_offsets,
             out_offsets=self.out_offsets,
             activation=self.activation,
-            head=self.head.kind,
-            levels=self.head.levels,
+            **self._head_arguments(self.order),
             **arguments,
         )
 

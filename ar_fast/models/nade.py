@@ -90,9 +90,9 @@ class NADE(AutoregressiveModel):
         offsets = self.head.offsets(self.variables, device)
         gathers = isinstance(self.head, heads.Categorical)
         out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
-        in_rows = out_rows if gathers else self.variables
+        in_rows = sum(self.head.inputs(self.variables))
         self.register_buffer("out_offsets", offsets, persistent=False)
-        self.register_buffer("in_offsets", offsets if gathers else None, persistent=False)
+        self.register_buffer("in_offsets", offsets if gathers else self._input_offsets(), persistent=False)
         self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, device=device, dtype=dtype))
         self.in_bias = nn.Parameter(torch.empty(hidden_features, device=device, dtype=dtype))
         self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, device=device, dtype=dtype))
@@ -154,7 +154,7 @@ class NADE(AutoregressiveModel):
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         weights = self.in_weight, self._in_bias(context), self.out_weight, self.out_bias
         return functional.nade_log_prob(
-            x, *weights, **self._structure, head=self.head.kind, levels=self.head.levels, per_variable=per_variable
+            x, *weights, **self._structure, **self._head_arguments(), per_variable=per_variable
         )
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
@@ -168,9 +168,12 @@ class NADE(AutoregressiveModel):
         return slice(sum(counts[:variable]), sum(counts[: variable + 1]))
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(self.head, heads.Categorical):
-            return (tensors[0] + self.in_weight[self._rows(self.counts, position)][value].to(self.compute_dtype),)
-        row = self.in_weight[self._variable(position)].to(self.compute_dtype)
+        variable = int(self._variable(position))
+        each = len(self.in_weight) // self.variables
+        first = variable * each if self.in_offsets is None else int(self.in_offsets[variable])
+        if isinstance(self.head.of(variable), heads.Categorical):
+            return (tensors[0] + self.in_weight[first + value].to(self.compute_dtype),)
+        row = self.in_weight[first].to(self.compute_dtype)
         return (tensors[0] + value.unsqueeze(-1).to(self.compute_dtype) * row,)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
@@ -193,8 +196,8 @@ class NADE(AutoregressiveModel):
 
     def _sample_chunk(self, state: Tensor, extra: None, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         weights = self.in_weight, self.out_weight, self.out_bias
-        head = {"variables": self.variables, "head": self.head.kind, "levels": self.head.levels}
-        return functional.nade_sample(state, *weights, **self._structure, **head, **arguments)
+        head = self._head_arguments()
+        return functional.nade_sample(state, *weights, variables=self.variables, **self._structure, **head, **arguments)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())
@@ -207,8 +210,9 @@ class RNADE(NADE):
         p(x_i \mid x_{<i}) = \sum_k \pi_{ik} N(x_i; \mu_{ik}, \sigma_{ik}^2), \quad
         (\log \pi, \mu, \log \sigma)_i = b_i + V_i \max\big(0, s_i (c + \sum_{j < i} x_j W_j)\big)
 
-    up to the normalisation of :math:`\pi`. Standardise the data: scales below e^-7 are cut off. The scale s_i lets the
-    units keep their range while the sum grows with i; it changes every activation, so none can be skipped.
+    up to the normalisation of :math:`\pi`. Standardise the data, by ``standardize``: scales below e^-7 are cut off. The
+    scale s_i lets the units keep their range while the sum grows with i; it changes every activation, so none can be
+    skipped.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.

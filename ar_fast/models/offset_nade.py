@@ -125,10 +125,7 @@ class OffsetNADE(AutoregressiveModel):
             nn.init.uniform_(weight, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
         nn.init.zeros_(self.in_bias)
         nn.init.zeros_(self.out_bias)
-        if isinstance(self.head, heads.GaussianMixture | heads.LogisticMixture):
-            # Components that start alike stay alike for long.
-            middle = (self.head.levels - 1) / 2 if self.head.levels else 0.0
-            self.initialize_from_mean(torch.full(self.event_shape, middle))
+        self._spread_mixtures()
 
     def config(self) -> dict[str, Any]:
         base = self._base_config()

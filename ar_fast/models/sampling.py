@@ -24,7 +24,7 @@ class Request:
     seed: int
     first_row: int
     temperature: float
-    given: Tensor | None  # (rows, D)
+    given: Tensor | None  # (rows, D) as head.encode has it, in the data's units
     known: Tensor | None  # (rows, D)
 
     @property
@@ -87,6 +87,9 @@ class Sampling:
             raise ValueError(f"Sampling: positions must be an integer >= 0 or None, got {positions!r}")
         start = self.position
         stop = model.variables if positions is None else min(start + positions, model.variables)
+        units = model.standardization
+        given = None if request.given is None else request.given[self._rows]
+        known = None if request.known is None else request.known[self._rows]
         values, log_prob, state = model._sample_chunk(
             self._state,
             self._extra,
@@ -95,9 +98,16 @@ class Sampling:
             start=start,
             stop=stop,
             temperature=request.temperature,
-            given=None if request.given is None else request.given[self._rows],
-            known=None if request.known is None else request.known[self._rows],
+            given=given if given is None or units is None else units(given, model.compute_dtype),
+            known=known,
         )
-        self._values[:, slice(start, stop) if model.order is None else model.order[start:stop]] = values
+        drawn = slice(start, stop) if model.order is None else model.order[start:stop]
+        if units is not None and not units.identity:
+            values, log_scale = units.inverse(values, drawn), units.log_scale(drawn)
+            if given is not None and known is not None:
+                values = torch.where(known[:, drawn], given[:, drawn], values)
+                log_scale = log_scale.masked_fill(known[:, drawn], 0.0)
+            log_prob = log_prob - log_scale.sum(-1)
+        self._values[:, drawn] = values
         # From here on nothing can fail: an interrupted call leaves the sampling where it was.
         self._log_prob, self._state, self.position = self._log_prob + log_prob, state, stop
