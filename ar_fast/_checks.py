@@ -278,6 +278,11 @@ def _nade_sample(
             f"{op}: in_weight must have one row per variable, {variables}, for a mixture head, "
             f"got shape {list(in_weight.shape)}"
         )
+    if head == "per_variable" and in_offsets is None and in_weight.shape[0] != variables:
+        raise RuntimeError(
+            f"{op}: in_weight must have one row per variable, {variables}, for a per_variable head unless in_offsets "
+            f"is given, got shape {list(in_weight.shape)}"
+        )
     if activation_scale is not None:
         _shape(op, "activation_scale", activation_scale, "(D)", variables)
         _like(op, "activation_scale", activation_scale, "in_weight", in_weight)

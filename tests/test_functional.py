@@ -138,6 +138,11 @@ BAD = [
     ("head_log_prob", {"head": "per_variable", "head_kinds": KINDS.int()}, "head_kinds must be .*(int64|Long), got"),
     ("nade_log_prob", {"head": "per_variable", "head_kinds": KINDS, "x": KINDS.T}, "x must be floating for a per_var"),
     ("nade_log_prob", {"in_offsets": torch.arange(5)}, "x must be an integer category .*, but for a per_variable head"),
+    (
+        "nade_sample",
+        {"head": "per_variable", "head_kinds": KINDS, "in_weight": torch.ones(8, 3), "variables": 4},
+        "in_weight must have one row per variable, 4, for a per_variable head unless in_offsets is given",
+    ),
     ("nade_sample", {"head": "per_variable"}, "head_kinds must be given for a per_variable head .*, got none"),
     ("offset_nade_sample", {"head": "per_variable"}, "head must be .*, got 'per_variable'"),
     ("fvsbn_sample", {"head": "per_variable", "head_kinds": KINDS}, "in_offsets must be given .*, got none"),

@@ -12,7 +12,7 @@ import torch
 from conftest import available_isas, isa
 from torch.nn import functional as F
 
-from ar_fast import heads, models
+from ar_fast import _library, heads, models
 
 FIXED_SEED = 0
 HEAD = heads.PerVariable(
@@ -517,3 +517,16 @@ def test_the_page_about_tables_runs(capsys):
     assert abs(float(re.search(r"tensor\((.*?)\)", capsys.readouterr().out)[1]) - 14000) < 1500
     x, filled, observed = scope["x"], scope["filled"], scope["observed"]
     assert torch.equal(filled[observed], x[observed]) and bool(filled.isfinite().all())
+
+
+def test_a_category_that_is_nan_has_no_log_prob(device):
+    """On the CPU the model refuses it, unless told not to look, and then the op does. On CUDA it is not looked at."""
+    model = make("NADE", device=device)
+    model.validate_args = False
+    x = table(3, device)
+    x[1, 0] = float("nan")
+    if _library._namespace == "ar_fast" and device.type == "cpu":
+        with pytest.raises(RuntimeError, match=r"nade_log_prob: x must lie in .* for variable 0, got nan in row 1"):
+            model.log_prob(x)
+    else:
+        assert model.log_prob(x).isnan().tolist() == [False, True, False]

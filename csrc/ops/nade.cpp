@@ -139,10 +139,14 @@ void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, con
   check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, count);
   check_head_rows(op, head, "out_weight", out_weight.sym_size(0), count, out_offsets);
   check_head_kinds(op, head_kinds, count, "in_weight", in_weight);
+  const bool one_row = !in_offsets.has_value() && in_weight.sym_size(0) == count;
   TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::bernoulli ||
-                  head.kind == HeadKind::per_variable || (!in_offsets.has_value() && in_weight.sym_size(0) == count),
+                  head.kind == HeadKind::per_variable || one_row,
               op, ": in_weight must have one row per variable, ", variables, ", for a mixture head, got shape ",
               in_weight.sym_sizes());
+  TORCH_CHECK(head.kind != HeadKind::per_variable || in_offsets.has_value() || one_row, op,
+              ": in_weight must have one row per variable, ", variables,
+              ", for a per_variable head unless in_offsets is given, got shape ", in_weight.sym_sizes());
   if (activation_scale.has_value()) {
     check_vector(op, "activation_scale", *activation_scale, "(D)", count, "entries, one per variable,", in_weight);
   }

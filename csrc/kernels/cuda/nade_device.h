@@ -66,7 +66,12 @@ struct NadeArguments {
   __device__ __forceinline__ int64_t added_row(int row, int variable) const {
     const int64_t first = first_in_row(variable), at = static_cast<int64_t>(row) * variables + variable;
     if (categories != nullptr) return first + categories[at];
-    return gathers(variable) ? first + static_cast<int64_t>(x[at]) : first;
+    if (!gathers(variable)) return first;
+    // What is no category, NaN above all, has no log p either: it only must not be read out of place.
+    const T category = x[at];
+    return category >= T(0) && category < static_cast<T>(in_offsets[variable + 1] - first)
+               ? first + static_cast<int64_t>(category)
+               : first;
   }
   __device__ __forceinline__ T factor(int row, int variable) const {
     if (x == nullptr || gathers(variable)) return T(1);
