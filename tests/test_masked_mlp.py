@@ -244,10 +244,11 @@ def test_every_head_and_instruction_set(name, head):
         assert_equal_draws(sample(case, 37), twin(case, 37), torch.float32)
 
 
+@pytest.mark.parametrize("components", [2, 500])
 @pytest.mark.parametrize("head", HEADS)
-def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head):
-    """In rows and in positions, with values that are known; more parameters than shared memory holds."""
-    case = mlp_case(9, [30, 9], device=device, activation="tanh", head=head, components=500, ragged=True)
+def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head, components):
+    """In rows and in positions, with values that are known; at most more parameters than shared memory holds."""
+    case = mlp_case(9, [30, 9], device=device, activation="tanh", head=head, components=components, ragged=True)
     given = twin(case, 7, seed=3)[0].float()
     given = torch.zeros_like(given).index_copy(1, case.order, given)
     known = torch.rand(7, 9, device=device) < 0.3
