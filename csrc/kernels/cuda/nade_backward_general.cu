@@ -70,9 +70,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
 #pragma unroll
     for (int k = 0; k < kWeightRows; ++k) grad_weight[k] = T(0);
     for (int row = 0; row < batch; ++row) {
-      const int64_t added = arguments.added_row(row, variable) - first;
+      const auto [added_row, x] = arguments.added(row, variable);
+      const int64_t added = added_row - first;
       if (added < 0 || added >= kWeightRows) continue;
-      const T x = arguments.factor(row, variable), sum = sums[at + static_cast<int64_t>(row) * hidden];
+      const T sum = sums[at + static_cast<int64_t>(row) * hidden];
 #pragma unroll
       for (int k = 0; k < kWeightRows; ++k) {
         if (added == k) grad_weight[k] = fma(x, sum, grad_weight[k]);
@@ -100,6 +101,11 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
   const int row = static_cast<int>(blockIdx.x) % groups * kInputWarps + static_cast<int>(threadIdx.x) / kWarpSize;
   if (row >= batch) return;
   const int first = tiles.start + index * tile, count = min(tile, tiles.stop - first);
+  // What the row adds at each position does not depend on the unit.
+  AR_FAST_SHARED(Added<T>, all_added, [kInputWarps * tile]);
+  Added<T>* const own_added = all_added + threadIdx.x / kWarpSize * tile;
+  for (int p = lane; p < count; p += kWarpSize) own_added[p] = arguments.added(row, arguments.variable_at(first + p));
+  __syncwarp();
   T x_sums[tile], scale_sums[tile];
 #pragma unroll
   for (int p = 0; p < tile; ++p) x_sums[p] = scale_sums[p] = T(0);
@@ -122,9 +128,9 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
       grad_h *= derivative(arguments.activation, h[0]);
       scale_sums[p] = fma(grad_h, a[0], scale_sums[p]);
       delta[p] = grad_h * scale;
-      in[p] = to_compute(arguments.in_weight[arguments.added_row(row, variable) * hidden + unit]);
-      const T x = arguments.factor(row, variable);
-      if (x != T(0)) a[0] = fma(x, in[p], a[0]);
+      const Added<T> added = own_added[p];
+      in[p] = to_compute(arguments.in_weight[added.row * hidden + unit]);
+      if (added.factor != T(0)) a[0] = fma(added.factor, in[p], a[0]);
     }
     T later = sums[at];
 #pragma unroll

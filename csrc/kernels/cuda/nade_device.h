@@ -8,6 +8,13 @@
 
 namespace ar_fast::cuda {
 
+// What an input adds to the state: a row of in_weight, times a factor.
+template <typename T>
+struct Added {
+  int64_t row;
+  T factor;
+};
+
 // NadeModel and NadeInput with their types, passed to kernels by value.
 template <typename S>
 struct NadeArguments {
@@ -16,6 +23,7 @@ struct NadeArguments {
   bool aligned;  // rows of both weights may be read 128 bits at a time
   int variables, hidden, batch;
   int64_t in_rows, out_rows;
+  int64_t in_rows_each, out_rows_each;  // of a variable, where there are no offsets
   const S* in_weight;
   const T* in_bias;
   int64_t in_bias_stride;
@@ -35,6 +43,8 @@ struct NadeArguments {
         batch(static_cast<int>(input.batch)),
         in_rows(model.in_rows),
         out_rows(model.out_rows),
+        in_rows_each(model.in_rows / model.variables),
+        out_rows_each(model.out_rows / model.variables),
         in_weight(static_cast<const S*>(model.in_weight)),
         in_bias(static_cast<const T*>(model.in_bias)),
         in_bias_stride(model.in_bias_stride),
@@ -53,29 +63,25 @@ struct NadeArguments {
     return order != nullptr ? static_cast<int>(order[position]) : position;
   }
   __device__ __forceinline__ int64_t first_in_row(int variable) const {
-    return in_offsets != nullptr ? in_offsets[variable] : variable * (in_rows / variables);
+    return in_offsets != nullptr ? in_offsets[variable] : variable * in_rows_each;
   }
   __device__ __forceinline__ int64_t first_out_row(int variable) const {
-    return out_offsets != nullptr ? out_offsets[variable] : variable * (out_rows / variables);
+    return out_offsets != nullptr ? out_offsets[variable] : variable * out_rows_each;
   }
   // Whether the values of a variable in x are categories.
   __device__ __forceinline__ bool gathers(int variable) const {
     return in_offsets != nullptr && in_offsets[variable + 1] - in_offsets[variable] > 1;
   }
-  // The row of in_weight that a row of the batch adds, and its factor.
-  __device__ __forceinline__ int64_t added_row(int row, int variable) const {
+  // The row of in_weight that a row of the batch adds, and its factor. No branch depends on the variable: this is unrolled
+  // over many.
+  __device__ __forceinline__ Added<T> added(int row, int variable) const {
     const int64_t first = first_in_row(variable), at = static_cast<int64_t>(row) * variables + variable;
-    if (categories != nullptr) return first + categories[at];
-    if (!gathers(variable)) return first;
+    if (x == nullptr) return {first + categories[at], T(1)};
+    const int64_t rows = first_in_row(variable + 1) - first;
+    const T value = x[at];
     // What is no category, NaN above all, has no log p either: it only must not be read out of place.
-    const T category = x[at];
-    return category >= T(0) && category < static_cast<T>(in_offsets[variable + 1] - first)
-               ? first + static_cast<int64_t>(category)
-               : first;
-  }
-  __device__ __forceinline__ T factor(int row, int variable) const {
-    if (x == nullptr || gathers(variable)) return T(1);
-    return x[static_cast<int64_t>(row) * variables + variable];
+    const bool gathers = rows > 1, category = gathers && value >= T(0) && value < static_cast<T>(rows);
+    return {first + (category ? static_cast<int64_t>(value) : 0), gathers ? T(1) : value};
   }
   // What the head judges: a real value or a category.
   __device__ __forceinline__ T target(int row, int variable) const {

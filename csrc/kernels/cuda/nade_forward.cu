@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
     }
     const bool has_position = has_row && first + lane < stop;
     const int lane_variable = first + lane < stop ? arguments.variable_at(first + lane) : 0;
-    const T lane_x = has_position ? arguments.factor(row, lane_variable) : T(0);
+    const T lane_x = has_position ? arguments.added(row, lane_variable).factor : T(0);
     const T lane_scale = arguments.scale(lane_variable);
     if constexpr (plain) {
       copy_async_wait<0>();
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
             load_staged(in_tile[p], weight);
           } else {
             const int variable = __shfl_sync(kFullMask, lane_variable, p);
-            load_units(arguments.in_weight + arguments.added_row(row, variable) * hidden, unit, hidden,
+            load_units(arguments.in_weight + arguments.added(row, variable).row * hidden, unit, hidden,
                        arguments.aligned, weight);
           }
 #pragma unroll

@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int p = i / kRows, r = i % kRows;
       const bool inside = first + p < stop && first_row + r < batch;
       const int variable = first + p < stop ? arguments.variable_at(first + p) : 0;
-      factors[p][r] = inside ? arguments.factor(first_row + r, variable) : T(0);
-      if (gathers || r == 0) rows[p][gathers ? r : 0] = inside ? arguments.added_row(first_row + r, variable) : 0;
+      factors[p][r] = inside ? arguments.added(first_row + r, variable).factor : T(0);
+      if (gathers || r == 0) rows[p][gathers ? r : 0] = inside ? arguments.added(first_row + r, variable).row : 0;
     }
     __syncthreads();
 #pragma unroll 8
