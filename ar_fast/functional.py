@@ -19,7 +19,6 @@ from . import _checks, _library, reference
 from .masks import Mask
 
 __all__ = [
-    "MlpLayer",
     "armlp_sample",
     "fvsbn_sample",
     "head_log_prob",
