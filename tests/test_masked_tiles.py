@@ -90,7 +90,7 @@ def test_masked_mlp_sample(ops, units, dtype):
     state = torch.zeros(batch, variables + units, dtype=compute)
     values, log_prob, state = ops.masked_mlp_sample(
         state, weights, biases, [e.int() for e in extents], [ends], [0, -1, -1, 1, 1, -1, -1, 0], None, None,
-        None, None, None, variables, "tanh", "bernoulli", 0, 5, 0, 0, variables, 1.0,
+        None, None, None, variables, "tanh", "bernoulli", 0, None, 5, 0, 0, variables, 1.0,
     )  # fmt: skip
     masked = [
         torch.where(torch.arange(w.shape[1]) < e[:, None], w.double(), 0.0)

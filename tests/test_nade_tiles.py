@@ -171,7 +171,7 @@ def test_bernoulli_head(ops):
     logits = model.twin(x, "sigmoid")[0].detach()
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x.double())
     weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order, None, None, None)
-    arguments = (x, *weights, "sigmoid", "bernoulli", 0)
+    arguments = (x, *weights, "sigmoid", "bernoulli", 0, None)
     total, kept = ops.nade_log_prob_forward(*arguments, False, True, "auto")
     torch.testing.assert_close(total.double(), expected.sum(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kept.double(), logits, rtol=1e-5, atol=1e-5)
@@ -246,7 +246,7 @@ def test_head_ops(ops, dtype, head, count, ragged):
     generator = torch.Generator().manual_seed(count)
     parameters = torch.randn(4, int(offsets[-1]), generator=generator, dtype=torch.float64).to(dtype)
     x = head_values(head, counts, 4, dtype)
-    arguments = (offsets if ragged else None, head, levels)
+    arguments = (offsets if ragged else None, head, levels, None)
     leaves = (parameters.double().requires_grad_(), x.double().requires_grad_())
     expected = reference.head_log_prob(*leaves, *arguments)
     bounds = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
@@ -263,7 +263,7 @@ def test_head_ops(ops, dtype, head, count, ragged):
 
 def test_a_category_that_is_none_has_no_log_prob(ops):
     parameters = torch.zeros(1, 9)
-    log_prob = ops.head_log_prob(parameters, torch.tensor([[0.0, 3.0, float("nan")]]), None, "categorical", 0)
+    log_prob = ops.head_log_prob(parameters, torch.tensor([[0.0, 3.0, float("nan")]]), None, "categorical", 0, None)
     assert log_prob.isnan().tolist() == [[False, True, True]]
 
 
@@ -278,10 +278,10 @@ def test_extreme_parameters(ops):
         )
         x = head_values(head, [2, 2], 6, torch.float32)
         expected = reference.head_log_prob(parameters.double(), x.double(), None, head, levels)
-        got = ops.head_log_prob(parameters, x, None, head, levels)
+        got = ops.head_log_prob(parameters, x, None, head, levels, None)
         assert got.isfinite().all()
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
-        grads = ops.head_log_prob_backward(torch.ones(6), parameters, x, None, head, levels)
+        grads = ops.head_log_prob_backward(torch.ones(6), parameters, x, None, head, levels, None)
         assert all(grad.isfinite().all() for grad in grads)
 
 
@@ -317,7 +317,7 @@ class Sampler:
         return (
             model.in_weight, model.out_weight, model.out_bias, model.order, model.in_offsets, model.out_offsets,
             model.scale, given, known, len(model.order), self.activation, self.head, HEADS[self.head][0], None,
-            11,             first_index, start, stop, temperature,
+            11, first_index, start, stop, temperature,
         )  # fmt: skip
 
     def __call__(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):
@@ -347,7 +347,7 @@ class Sampler:
         weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order)
         arguments = (*weights, model.in_offsets, model.out_offsets, model.scale, self.activation)
         scored, _ = self.ops.nade_log_prob_forward(
-            x.long() if gathers else x, *arguments, head, HEADS[head][0], False, False, "auto"
+            x.long() if gathers else x, *arguments, head, HEADS[head][0], None, False, False, "auto"
         )
         torch.testing.assert_close(log_prob, scored.double(), rtol=1e-4, atol=1e-4)
 

@@ -91,13 +91,15 @@ def test_every_way_of_evaluating_agrees(kind, device):
     parameters = model(x)
     assert parameters.shape == (7, sum(HEAD.counts(5)))
     torch.testing.assert_close(HEAD.log_prob(parameters, z) - SCALE.log().to(device), terms)
-    split = HEAD._split(parameters)
-    assert [head for head, _ in split] == HEAD.heads
-    assert [own.shape[-1] for _, own in split] == HEAD.counts(5)
+    split = parameters.split(HEAD.counts(5), -1)
+    mode, drawn = HEAD.mode(parameters), HEAD.sample(parameters)
+    for i, own in enumerate(split):
+        torch.testing.assert_close(HEAD.of(i).mode(own).to(mode.dtype), mode[:, i])
+    assert mode.shape == drawn.shape == x.shape and not HEAD.violation(mode).any() and not HEAD.violation(drawn).any()
     state = model.begin(7)
     while state.variable is not None:
         i = state.variable
-        torch.testing.assert_close(state.parameters, split[i][1])
+        torch.testing.assert_close(state.parameters, split[i])
         state = model.next(state, x[:, i].long() if i in DISCRETE else x[:, i])
     plain = make(kind, device=device, standardized=False)
     torch.testing.assert_close(plain.log_prob(z) - SCALE.log().sum().item(), log_prob)
@@ -401,7 +403,7 @@ def test_models_saved_before_there_was_one_load(tmp_path):
 def test_the_mean_to_start_from_is_in_the_datas_units():
     model = make("NADE", order=None)
     model.initialize_from_mean(torch.tensor([float("nan"), 45.0, 0.25, 3.0, -2.01], dtype=torch.float64))
-    own = [part for _, part in HEAD._split(model.out_bias)]
+    own = model.out_bias.split(HEAD.counts(5))
     assert bool((own[0] == 0).all())
     torch.testing.assert_close(own[1][2:4].mean().item(), 3.0)
     torch.testing.assert_close(own[2].sigmoid().item(), 0.25)

@@ -161,8 +161,7 @@ class ARMLP(AutoregressiveModel):
         return [0, *itertools.accumulate(rows)]
 
     def _masked_parameters(self) -> int:
-        offsets = self._offset_list()
-        seen = sum(self._input_rows(offsets, position) for position in range(self.variables))
+        seen = sum(self._input_list()[:-1])
         return self.in_weight.numel() - seen * self.hidden_features
 
     def _offsets(self, offsets: list[int]) -> Tensor | None:
