@@ -62,7 +62,7 @@ def save_samples(path: Path, table: Comparison, test: Tensor, seed: int) -> None
     lines += [(entry.name, entry.model.sample(DRAWN, seed=seed)) for entry in table]
     figure, axes = pyplot.subplots(len(lines), figsize=(9.6, 0.7 * len(lines)), layout="constrained")
     for axis, (name, images) in zip(axes, lines, strict=True):
-        axis.imshow(grid(images, DRAWN), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(grid(images, DRAWN), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set_xticks([])
         axis.set_yticks([])
