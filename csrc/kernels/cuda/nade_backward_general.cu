@@ -88,6 +88,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
 
 constexpr int kInputWarps = 4;
 
+// A position of a row: what does not depend on the unit.
+template <typename T>
+struct InputStep {
+  Added<T> added;
+  int64_t out_begin, out_end;
+  T scale;
+};
+
 // One warp per (row, tile): lanes over hidden units, one sum per position in registers. Reads both weights' tiles once
 // per row.
 template <typename S, int tile>
@@ -101,10 +109,13 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
   const int row = static_cast<int>(blockIdx.x) % groups * kInputWarps + static_cast<int>(threadIdx.x) / kWarpSize;
   if (row >= batch) return;
   const int first = tiles.start + index * tile, count = min(tile, tiles.stop - first);
-  // What the row adds at each position does not depend on the unit.
-  AR_FAST_SHARED(Added<T>, all_added, [kInputWarps * tile]);
-  Added<T>* const own_added = all_added + threadIdx.x / kWarpSize * tile;
-  for (int p = lane; p < count; p += kWarpSize) own_added[p] = arguments.added(row, arguments.variable_at(first + p));
+  AR_FAST_SHARED(InputStep<T>, all_steps, [kInputWarps * tile]);
+  InputStep<T>* const steps = all_steps + threadIdx.x / kWarpSize * tile;
+  for (int p = lane; p < count; p += kWarpSize) {
+    const int variable = arguments.variable_at(first + p);
+    steps[p] = {arguments.added(row, variable), arguments.first_out_row(variable), arguments.first_out_row(variable + 1),
+                arguments.scale(variable)};
+  }
   __syncwarp();
   T x_sums[tile], scale_sums[tile];
 #pragma unroll
@@ -116,21 +127,18 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
     for (int p = 0; p < tile; ++p) {
       in[p] = delta[p] = T(0);
       if (p >= count) continue;
-      const int variable = arguments.variable_at(first + p);
-      const int64_t begin = arguments.first_out_row(variable), end = arguments.first_out_row(variable + 1);
-      const T scale = arguments.scale(variable);
+      const InputStep<T> step = steps[p];
       T h[1], grad_h = T(0);
-      activate(arguments.activation, scale, a, h);
-      for (int64_t out = begin; out < end; ++out) {
+      activate(arguments.activation, step.scale, a, h);
+      for (int64_t out = step.out_begin; out < step.out_end; ++out) {
         grad_h =
             fma(grad[row * arguments.out_rows + out], to_compute(arguments.out_weight[out * hidden + unit]), grad_h);
       }
       grad_h *= derivative(arguments.activation, h[0]);
       scale_sums[p] = fma(grad_h, a[0], scale_sums[p]);
-      delta[p] = grad_h * scale;
-      const Added<T> added = own_added[p];
-      in[p] = to_compute(arguments.in_weight[added.row * hidden + unit]);
-      if (added.factor != T(0)) a[0] = fma(added.factor, in[p], a[0]);
+      delta[p] = grad_h * step.scale;
+      in[p] = to_compute(arguments.in_weight[step.added.row * hidden + unit]);
+      if (step.added.factor != T(0)) a[0] = fma(step.added.factor, in[p], a[0]);
     }
     T later = sums[at];
 #pragma unroll

@@ -23,7 +23,6 @@ struct NadeArguments {
   bool aligned;  // rows of both weights may be read 128 bits at a time
   int variables, hidden, batch;
   int64_t in_rows, out_rows;
-  int64_t in_rows_each, out_rows_each;  // of a variable, where there are no offsets
   const S* in_weight;
   const T* in_bias;
   int64_t in_bias_stride;
@@ -43,8 +42,6 @@ struct NadeArguments {
         batch(static_cast<int>(input.batch)),
         in_rows(model.in_rows),
         out_rows(model.out_rows),
-        in_rows_each(model.in_rows / model.variables),
-        out_rows_each(model.out_rows / model.variables),
         in_weight(static_cast<const S*>(model.in_weight)),
         in_bias(static_cast<const T*>(model.in_bias)),
         in_bias_stride(model.in_bias_stride),
@@ -63,22 +60,22 @@ struct NadeArguments {
     return order != nullptr ? static_cast<int>(order[position]) : position;
   }
   __device__ __forceinline__ int64_t first_in_row(int variable) const {
-    return in_offsets != nullptr ? in_offsets[variable] : variable * in_rows_each;
+    return in_offsets != nullptr ? in_offsets[variable] : variable * (in_rows / variables);
   }
   __device__ __forceinline__ int64_t first_out_row(int variable) const {
-    return out_offsets != nullptr ? out_offsets[variable] : variable * out_rows_each;
+    return out_offsets != nullptr ? out_offsets[variable] : variable * (out_rows / variables);
   }
   // Whether the values of a variable in x are categories.
   __device__ __forceinline__ bool gathers(int variable) const {
     return in_offsets != nullptr && in_offsets[variable + 1] - in_offsets[variable] > 1;
   }
-  // The row of in_weight that a row of the batch adds, and its factor. No branch depends on the variable: this is unrolled
-  // over many.
+  // The row of in_weight that a row of the batch adds, and its factor.
   __device__ __forceinline__ Added<T> added(int row, int variable) const {
-    const int64_t first = first_in_row(variable), at = static_cast<int64_t>(row) * variables + variable;
-    if (x == nullptr) return {first + categories[at], T(1)};
-    const int64_t rows = first_in_row(variable + 1) - first;
+    const int64_t at = static_cast<int64_t>(row) * variables + variable;
+    if (x == nullptr) return {first_in_row(variable) + categories[at], T(1)};
     const T value = x[at];
+    if (in_offsets == nullptr) return {variable, value};
+    const int64_t first = in_offsets[variable], rows = in_offsets[variable + 1] - first;
     // What is no category, NaN above all, has no log p either: it only must not be read out of place.
     const bool gathers = rows > 1, category = gathers && value >= T(0) && value < static_cast<T>(rows);
     return {first + (category ? static_cast<int64_t>(value) : 0), gathers ? T(1) : value};
