@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the bench extra")
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
-from ar_fast.models import FVSBN
+from ar_fast.models import FVSBN, MADE
 from bench import reproduce
 
 # Data drawn with a fixed seed: what training reaches on it is always the same.
@@ -117,6 +117,16 @@ def test_fvsbn_is_trained_without_hidden_features(path):
     assert type(model) is FVSBN
     # Stored by place: the last variable comes first.
     torch.testing.assert_close(model.bias.sigmoid().double().flip(0), data.train.double().mean(0), atol=1e-3, rtol=0)
+    before = reproduce.log_likelihoods(model, data.test).mean().item()
+    kept, _ = reproduce.train(model, data, recipe)
+    assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
+
+
+def test_a_made_is_trained_with_a_tuple_of_hidden_features(path):
+    data = reproduce.load(path, TINY)
+    recipe = replace(TINY, hidden_features=(24, 16), learning_rate=0.05)
+    model = reproduce.make_model(recipe, data.train)
+    assert type(model) is MADE and model.hidden_features == [24, 16]
     before = reproduce.log_likelihoods(model, data.test).mean().item()
     kept, _ = reproduce.train(model, data, recipe)
     assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
