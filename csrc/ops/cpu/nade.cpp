@@ -96,10 +96,14 @@ void check_gathered_categories(const char* op, const NadeTensors& t, const Head&
   }
 }
 
-// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one.
+// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one. Looks at the positions
+// of this call only: events of very many variables are drawn in many calls.
 void check_drawn(const char* op, const NadeSampleTensors& t) {
   const NadeModel& m = t.model;
-  for (int64_t i = 0; i < m.variables; ++i) {
+  const auto variable_at = [&](int64_t position) { return m.order ? m.order[position] : position; };
+  const bool may_lack = m.out_offsets != nullptr || m.out_rows < m.variables;
+  for (int64_t p = t.sample.start; may_lack && p < t.sample.stop; ++p) {
+    const int64_t i = variable_at(p);
     if (rows_of(m.out_offsets, m.out_rows, m.variables, i) > 0) continue;
     for (int64_t row = 0; row < t.sample.batch; ++row) {
       TORCH_CHECK(t.sample.known && t.sample.known[row * m.variables + i], op,
@@ -110,8 +114,8 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
   const auto gathers = [&](int64_t i) {
     return t.sample.gathers || rows_of(m.in_offsets, m.in_rows, m.variables, i) > 1;
   };
-  for (int64_t i = 0; i < m.variables; ++i) {
-    const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+  for (int64_t p = t.sample.start; p < t.sample.stop; ++p) {
+    const int64_t i = variable_at(p), count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     const HeadKind kind = t.sample.head.of(i).kind;
     TORCH_CHECK(!gathers(i) || kind == HeadKind::bernoulli || kind == HeadKind::categorical, op,
                 ": in_weight must have one row for a variable of a mixture head, got ", count, " for variable ", i);
@@ -121,11 +125,13 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
   }
   if (!t.known.defined()) return;
   const auto check = [&]<typename T>(const T* given) {
-    for (int64_t i = 0; i < t.sample.batch * m.variables; ++i) {
-      const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i % m.variables);
-      TORCH_CHECK(
-          !t.sample.known[i] || !gathers(i % m.variables) || (given[i] >= T(0) && given[i] < static_cast<T>(count)), op,
-          ": given must lie in [0, ", count, ") for variable ", i % m.variables, ", got ", given[i]);
+    for (int64_t row = 0; row < t.sample.batch; ++row) {
+      for (int64_t p = t.sample.start; p < t.sample.stop; ++p) {
+        const int64_t i = variable_at(p), at = row * m.variables + i;
+        const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+        TORCH_CHECK(!t.sample.known[at] || !gathers(i) || (given[at] >= T(0) && given[at] < static_cast<T>(count)), op,
+                    ": given must lie in [0, ", count, ") for variable ", i, ", got ", given[at]);
+      }
     }
   };
   if (m.storage == ScalarType::float64) {
