@@ -168,7 +168,7 @@ class Head(abc.ABC):
         """
         return self
 
-    def _each(self, parameters: Tensor, value_of: Callable[[Head, Tensor], Tensor]) -> Tensor:
+    def _each(self, parameters: Tensor, value_of: Callable[[_OneKind, Tensor], Tensor]) -> Tensor:
         """value_of(head, (..., K)) -> (...), for every variable where they differ."""
         own = self._own_counts
         expected = self.counts(1) if own is None else sum(own)
@@ -187,17 +187,6 @@ class Head(abc.ABC):
     def _own_counts(self) -> list[int] | None:
         """The number of parameters of each variable, where the head was made for certain variables."""
         return None
-
-    # Of the distributions of one variable, (..., K) -> (...); a head whose variables differ asks theirs.
-
-    def _mean(self, parameters: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _mode(self, parameters: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
 
     def inputs(self, variables: int) -> list[int]:
         """How many inputs of a network each variable is: one, its value, or one for each category."""
@@ -233,7 +222,23 @@ class Head(abc.ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-class Bernoulli(Head):
+class _OneKind(Head):
+    """A head whose variables all have distributions of one kind."""
+
+    @abc.abstractmethod
+    def _mean(self, parameters: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+
+    @abc.abstractmethod
+    def _mode(self, parameters: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+
+    @abc.abstractmethod
+    def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """(..., K) -> (...)."""
+
+
+class Bernoulli(_OneKind):
     """p(x = 1) = sigmoid(logit), x in {0, 1}; one parameter.
 
     Temperature divides the logit: below 1 it sharpens, above 1 it flattens.
@@ -279,7 +284,7 @@ class Bernoulli(Head):
         return {"name": "Bernoulli"}
 
 
-class Categorical(Head):
+class Categorical(_OneKind):
     """p(x = k) = softmax(logits)_k, x in 0 ... K-1; K logits a variable. Samples are int64.
 
     Models feed a category by a weight row of its own, never as a number, so relabelling the categories changes nothing.
@@ -354,7 +359,7 @@ class Categorical(Head):
         return {"name": "Categorical", "categories": self.categories}
 
 
-class _Mixture(Head):
+class _Mixture(_OneKind):
     def __init__(self, components: int) -> None:
         if not isinstance(components, int) or components < 1:
             raise ValueError(f"{type(self).__name__}: components must be a positive integer, got {components!r}")
@@ -554,7 +559,7 @@ class PerVariable(Head):
         if not self.heads:
             raise ValueError("PerVariable: heads must have one entry for each variable, got none")
         for index, head in enumerate(self.heads):
-            if not isinstance(head, Bernoulli | Categorical | GaussianMixture | LogisticMixture):
+            if not isinstance(head, _OneKind):
                 raise ValueError(
                     "PerVariable: heads must be Bernoulli, Categorical, GaussianMixture or LogisticMixture, "
                     f"got {head!r} at index {index}"

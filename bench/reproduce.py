@@ -269,14 +269,12 @@ def make_model(recipe: Recipe, train: Tensor) -> Model:
     hidden = recipe.hidden_features
     if recipe.ensembles is not None:
         model = DeepNADE(recipe.variables, [hidden], "sigmoid", order=_order(recipe, 0))
+    elif hidden is None:
+        model = FVSBN(recipe.variables)
+    elif isinstance(hidden, tuple):
+        model = MADE(recipe.variables, hidden)
     else:
-        model = (
-            FVSBN(recipe.variables)
-            if hidden is None
-            else MADE(recipe.variables, hidden)
-            if isinstance(hidden, tuple)
-            else NADE(recipe.variables, hidden)
-        )
+        model = NADE(recipe.variables, hidden)
     model.initialize_from_mean(train.double().mean(0))
     return model
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from .._table import aligned
+from .._timing import interleave
 from ..models.base import AutoregressiveModel
 from ..training import Settings, Split, log_likelihoods, train
 
@@ -26,7 +25,7 @@ class Entry:
         standard_error: of that mean.
         epochs: how many were trained; the one with the best validation is kept.
         seconds_per_epoch: with its validation.
-        seconds_per_100_samples: median of five times drawing 100 events.
+        seconds_per_100_samples: median of drawing 100 events, five times at least.
     """
 
     name: str
@@ -54,14 +53,9 @@ class Comparison(list[Entry]):
             )
             for entry in self
         ]
-        rows = [header, *lines]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        cells = [
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            for row in rows
-        ]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
+        first, *others = aligned([header, *lines])
+        rule = ["-" * len(first[0]), *("-" * (len(cell) - 1) + ":" for cell in first[1:])]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (first, rule, *others))
 
 
 def compare(
@@ -125,6 +119,7 @@ def _entry(name: str, model: AutoregressiveModel, data: Split, settings: Setting
     training = train(model, data, settings, progress=progress)
     test = log_likelihoods(model, data.test)
     epochs = len(training.history)
+    drawing = interleave({"draw": lambda: model.sample(SAMPLES, seed=seed)}, seconds=0.2, device=model.device)
     return Entry(
         name=name,
         model=model,
@@ -133,15 +128,5 @@ def _entry(name: str, model: AutoregressiveModel, data: Split, settings: Setting
         standard_error=test.std().item() / len(test) ** 0.5 if len(test) > 1 else float("nan"),
         epochs=epochs,
         seconds_per_epoch=training.seconds / epochs,
-        seconds_per_100_samples=_seconds_to_draw(model, seed),
+        seconds_per_100_samples=drawing["draw"].median,
     )
-
-
-def _seconds_to_draw(model: AutoregressiveModel, seed: int) -> float:
-    seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        model.sample(SAMPLES, seed=seed).cpu()
-        seconds.append(time.perf_counter() - start)
-    # The first warms the caches.
-    return torch.tensor(seconds[1:]).median().item()

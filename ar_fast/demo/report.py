@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from .._table import aligned
+
 
 def environment(device: torch.device) -> dict:
     """What the figures depend on."""
@@ -21,13 +23,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """First column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return lines
+    return ["  ".join(row) for row in aligned(rows)]
 
 
 def _speed(name: str, times: dict) -> tuple[str, ...]:

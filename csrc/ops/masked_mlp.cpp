@@ -66,8 +66,9 @@ MlpActivation parse_mlp_activation(const std::string& name) {
 }
 
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
-                             const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
+                             const OptionalTensor& order, const OptionalTensor& in_offsets,
+                             const OptionalTensor& out_offsets,
                              const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                              const Head& head, const OptionalTensor& head_kinds, int64_t start, int64_t stop,
                              double temperature) {
@@ -170,8 +171,9 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
 }
 
 MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
-                                    const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
+                                    const OptionalTensor& order, const OptionalTensor& in_offsets,
+                             const OptionalTensor& out_offsets,
                                     const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                                     MlpActivation activation, const Head& head, const OptionalTensor& head_kinds,
                                     int64_t seed, int64_t first_index, int64_t start, int64_t stop,
@@ -239,9 +241,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("masked_mlp_sample"), "")
                              .typed<decltype(masked_mlp_sample)>();
-  return op.call(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known, variables,
-                 std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop, temperature,
-                 std::move(algorithm));
+  return op.call(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
+                 variables, std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop,
+                 temperature, std::move(algorithm));
 }
 
 namespace {
@@ -253,8 +255,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
     std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
     int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
   parse_mlp_activation(activation);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
+                          known, variables, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop,
+                          temperature);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

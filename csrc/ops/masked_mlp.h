@@ -6,7 +6,8 @@
 // activated, else 0. weights, (units, units of the value read), and extents, (units) int32: one for each term of the
 // program, in its order. biases: one for each layer, (units) or (B, units), or (0) for none. unit_ends: one (D) int32 for
 // each layer but the last. order (D) int64; in_offsets and out_offsets (D + 1) int64 by position, and so
-// head_kinds (D, 2) of a per_variable head; given and known (B, D) by variable. Columns of weights and units of the last layer are by position.
+// head_kinds (D, 2) of a per_variable head; given and known (B, D) by variable. Columns of weights and units of the
+// last layer are by position.
 // Types: the weights share one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
 // bias has the weights' type or the compute type.
 #pragma once
@@ -36,8 +37,9 @@ MlpActivation parse_mlp_activation(const std::string& name);
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
-                             const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
+                             const OptionalTensor& order, const OptionalTensor& in_offsets,
+                             const OptionalTensor& out_offsets,
                              const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                              const Head& head, const OptionalTensor& head_kinds, int64_t start, int64_t stop,
                              double temperature);
@@ -50,8 +52,9 @@ struct MaskedMlpTensors {
 };
 
 MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order,
-                                    const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
+                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
+                                    const OptionalTensor& order, const OptionalTensor& in_offsets,
+                             const OptionalTensor& out_offsets,
                                     const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                                     MlpActivation activation, const Head& head, const OptionalTensor& head_kinds,
                                     int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature);

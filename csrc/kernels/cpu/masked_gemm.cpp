@@ -192,8 +192,8 @@ void for_each_run(const MaskPlan& plan, bool over_columns, int64_t unit, int64_t
   }
 }
 
-// Scratch of one thread: sums [panel][width], ragged [units together][chunk_steps] or [in_place_steps][width], packed [panel][steps] and a
-// block [16][panel] on its way to be transposed.
+// Scratch of one thread: sums [panel][width], ragged [units together][chunk_steps] or [in_place_steps][width], packed
+// [panel][steps] and a block [16][panel] on its way to be transposed.
 template <typename Compute>
 struct Scratch {
   explicit Scratch(void* memory)
@@ -290,7 +290,9 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
               const int64_t source = plan.rows == nullptr ? unit : plan.rows[unit];
               weights.unit[j] = static_cast<const Compute*>(arguments.weight) + source * steps + begin;
             }
-            if (common > begin) multiply(vectors, weights, x + begin * width, width, common - begin, sums, count, false);
+            if (common > begin) {
+              multiply(vectors, weights, x + begin * width, width, common - begin, sums, count, false);
+            }
             if (end > common) {
               for (int j = 0; j < units_together; ++j) {
                 Compute* out = scratch.ragged + j * chunk_steps;
@@ -398,7 +400,9 @@ void backward_input_in_place(const MaskedGemm& arguments, const MaskedGemmPart& 
       row_pointers(dx + row * inputs, inputs, count, outputs);
       row_pointers(edge ? scratch.sums : outputs[0], edge ? width : inputs, count, sums);
       for (int j = 0; j < units_together; ++j) weights.unit[j] = dy + (row + std::min(j, count - 1)) * steps + begin;
-      for (int j = 0; edge && begin > first && j < count; ++j) std::memcpy(sums[j], outputs[j], columns * sizeof(Compute));
+      for (int j = 0; edge && begin > first && j < count; ++j) {
+        std::memcpy(sums[j], outputs[j], columns * sizeof(Compute));
+      }
       multiply(vectors, weights, tile, stride, end - begin, sums, count, begin == first);
       for (int j = 0; edge && j < count; ++j) std::memcpy(outputs[j], sums[j], columns * sizeof(Compute));
     }

@@ -88,12 +88,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
   check_algorithm(op_name, algorithm, {"auto", "lanes"});
   const Head parsed = parse_head(op_name, head, levels, head_kinds);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parsed, head_kinds, start, stop, temperature);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
+                          known, variables, parsed, head_kinds, start, stop, temperature);
   const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                         variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start, stop,
-                         temperature);
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
+                         known, variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start,
+                         stop, temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);
   check_categories(sample);

@@ -21,16 +21,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(
   const char* op = "masked_mlp_sample";
   check_algorithm(op, algorithm, {"auto", "lanes"});
   const Head parsed = parse_head(op, head, levels, head_kinds);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                          variables, parsed, head_kinds, start, stop, temperature);
+  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
+                          known, variables, parsed, head_kinds, start, stop, temperature);
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(state.size(0) < limit && state.size(1) < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows and units, got state of shape ", state.sizes());
   const c10::DeviceGuard guard(state.device());
   const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given, known,
-                         variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start, stop,
-                         temperature);
+      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
+                         known, variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start,
+                         stop, temperature);
   if (t.sample.batch > 0 && stop > start) {
     explain(op, " on CUDA: a warp per sample, ", t.sample.batch, " rows, positions ", start, " to ", stop);
     const at::Tensor scratch =
