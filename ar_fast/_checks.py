@@ -354,8 +354,10 @@ def _offset_nade_sample(
     _one_of(op, "activation", activation, reference.ACTIVATIONS)
 
 
-def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> None:
-    op = "masked_linear"
+def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: object) -> None:
+    op, activation = "masked_linear", rest[-1]
+    if activation is not None:
+        _one_of(op, "activation", activation, reference.MLP_ACTIVATIONS)
     _shape(op, "weight", weight, "(O, I)", None, None)
     _dtype(op, "weight", weight, *FLOATING)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:

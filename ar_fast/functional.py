@@ -455,11 +455,17 @@ def offset_nade_sample(
 
 
 def masked_linear(
-    input: Tensor, weight: Tensor, mask: Mask, bias: Tensor | None = None, *, algorithm: str = "auto"
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    algorithm: str = "auto",
 ) -> Tensor:
-    r"""A linear map with masked weights.
+    r"""A linear map with masked weights, and the activation behind it.
 
-    .. math:: y = x (W \odot M)^T + b
+    .. math:: y = f\big(x (W \odot M)^T + b\big)
 
     Masked weights have no effect whatever they hold, NaN included, and get a gradient of exactly zero. Only the
     unmasked part is computed, and nothing of the weight's size is written.
@@ -469,6 +475,8 @@ def masked_linear(
         weight: (O, I), float32, float64, bfloat16 or float16.
         mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
         bias: (O), or None.
+        activation: f: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu", each with torch's
+            default arguments, in the same pass over the sums; None is the identity.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -477,7 +485,7 @@ def masked_linear(
     Raises:
         TypeError: if mask is not a Mask.
         ValueError: if mask does not match weight.
-        RuntimeError: where a shape, dtype or device breaks a rule above.
+        RuntimeError: where a shape, dtype, device or name breaks a rule above.
 
     Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
 
@@ -487,7 +495,7 @@ def masked_linear(
         tensor([[1., 2.]])
     """
     _check_mask("masked_linear", weight, mask)
-    return call("masked_linear", input, weight, bias, *mask.plan, algorithm)
+    return call("masked_linear", input, weight, bias, *mask.plan, algorithm, activation)
 
 
 def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *, algorithm: str = "auto") -> Tensor:

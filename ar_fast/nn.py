@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, reference
 from .freezing import Kept
 from .masks import Mask
 
@@ -13,9 +13,9 @@ __all__ = ["MaskedLinear"]
 
 
 class MaskedLinear(nn.Linear):
-    r"""A torch.nn.Linear with masked weights.
+    r"""A torch.nn.Linear with masked weights, and by choice the activation behind it.
 
-    .. math:: y = x (W \odot M)^T + b
+    .. math:: y = f\big(x (W \odot M)^T + b\big)
 
     Its state_dict is that of torch.nn.Linear (weight, bias): weights trained elsewhere load as they are. The mask's
     plan moves with the module and is not saved. Masked weights have no effect and get a gradient of exactly zero.
@@ -25,6 +25,7 @@ class MaskedLinear(nn.Linear):
         out_features: O.
         mask: an :class:`ar_fast.Mask`, or a bool tensor (O, I).
         bias: add a learned (O).
+        activation: f, by its name in :func:`ar_fast.functional.masked_linear`; None is the identity.
         device: of the parameters and the mask.
         dtype: float32, float64, bfloat16 or float16.
 
@@ -32,7 +33,7 @@ class MaskedLinear(nn.Linear):
         input (..., I) -> (..., O).
 
     Raises:
-        ValueError: if the mask's shape is not (O, I).
+        ValueError: if the mask's shape is not (O, I), or there is no such activation.
 
     Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
 
@@ -52,15 +53,24 @@ class MaskedLinear(nn.Linear):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        if activation is not None and activation not in reference.MLP_ACTIVATIONS:
+            names = ", ".join(reference.MLP_ACTIVATIONS)
+            raise ValueError(f"MaskedLinear: activation must be None or one of {names}, got {activation!r}")
+        self.activation = activation
         self.set_mask(mask if isinstance(mask, Mask) else Mask.from_dense(mask))
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor) -> MaskedLinear:
-        """The same layer with a mask; it shares linear's parameters."""
+    def from_linear(
+        cls, linear: nn.Linear, mask: Mask | Tensor, *, activation: str | None = None
+    ) -> MaskedLinear:
+        """The same layer with a mask, and perhaps an activation; it shares linear's parameters."""
         mask = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
-        layer = cls(linear.in_features, linear.out_features, mask, bias=linear.bias is not None, device="meta")
+        sizes = linear.in_features, linear.out_features
+        layer = cls(*sizes, mask, bias=linear.bias is not None, device="meta", activation=activation)
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.set_mask(mask)
         return layer
@@ -109,7 +119,8 @@ class MaskedLinear(nn.Linear):
         weight, bias, ends, places = self._kept.get(made_of, gather)
         if columns is not None:
             input = input.index_select(-1, columns)
-        output = functional.call("masked_linear", input, weight, bias, ends, None, None, None, None, "auto")
+        plan = ends, None, None, None, None
+        output = functional.call("masked_linear", input, weight, bias, *plan, "auto", self.activation)
         return output if places is None else output.index_select(-1, places)
 
     def _forward(self, input: Tensor) -> Tensor:
@@ -127,8 +138,10 @@ class MaskedLinear(nn.Linear):
             plan["mask_tiles"],
             plan["mask_dense"],
             "auto",
+            self.activation,
         )
 
     def extra_repr(self) -> str:
         plan = repr(self.mask).partition("plan=")[2].rstrip(")")
-        return f"{super().extra_repr()}, plan={plan}"
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
+        return f"{super().extra_repr()}{activation}, plan={plan}"

@@ -429,11 +429,13 @@ def masked_linear(
     tiles: Tensor | None,
     dense: Tensor | None,
     algorithm: str = "auto",
+    activation: str | None = None,
 ) -> Tensor:
-    """input (weight * mask)^T + bias. See ``functional.masked_linear``."""
+    """f(input (weight * mask)^T + bias). See ``functional.masked_linear``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
     # where, not a product: a masked NaN must have no effect.
-    return F.linear(input, torch.where(mask, weight, 0.0), bias)
+    sums = F.linear(input, torch.where(mask, weight, 0.0), bias)
+    return sums if activation is None else MLP_ACTIVATIONS[activation](sums)
 
 
 def masked_linear_grad_input(

@@ -9,6 +9,7 @@ from masked_cases import KINDS, blocks, masked_case
 from torch.nn import functional as F
 
 from ar_fast import Mask, functional, reference
+from ar_fast.nn import MaskedLinear
 
 # (B, I, O). Batches around the path for a few rows (8) and a tile (64); sizes around tiles and panels.
 SIZES = [(0, 5, 6), (1, 1, 1), (1, 7, 19), (3, 111, 7), (9, 2, 130), (13, 65, 64), (70, 129, 67), (8, 19, 989)]
@@ -178,6 +179,57 @@ def test_gradients_of_the_module_chain(device):
     assert (mine["weight"].grad[~case.allowed] == 0).all()
 
 
+ACTIVATIONS = list(reference.MLP_ACTIVATIONS)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("batch", "kind"), [(3, "sorted"), (3, "both"), (70, "sorted"), (70, "both"), (70, "blocks")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_activations_equal_torchs(device, activation, batch, kind, dtype):
+    case = masked_case(batch, 77, 70, kind, dtype=dtype, device=device, poison=True)
+    got = functional.masked_linear(case.input, case.weight, case.mask, case.bias, activation=activation)
+    assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), dtype)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("batch", [2, 33])
+def test_activations_on_every_path(device, batch, activation, algorithm):
+    case = masked_case(batch, 130, 90, "both", device=device)
+    inputs = case.input, case.weight, case.mask, case.bias
+    got = functional.masked_linear(*inputs, activation=activation, algorithm=algorithm)
+    assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), torch.float32)
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_on_every_instruction_set(name, activation):
+    with isa(name):
+        for batch in (5, 67):
+            case = masked_case(batch, 40, 75)
+            got = functional.masked_linear(case.input, case.weight, case.mask, case.bias, activation=activation)
+            assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), torch.float32)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradcheck_and_gradgradcheck_with_an_activation(device, activation):
+    case = masked_case(3, 5, 4, "both", dtype=torch.float64, device=device)
+    leaves = [t.requires_grad_() for t in (case.input, case.weight, case.bias)]
+
+    def function(input, weight, bias):
+        return functional.masked_linear(input, weight, case.mask, bias, activation=activation)
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("activation", ["elu", "silu"])
+def test_opcheck_with_an_activation(device, ops, activation):
+    case = masked_case((2, 3), 6, 5, "both", device=device)
+    x, weight, bias = (t.requires_grad_() for t in (case.input, case.weight, case.bias))
+    torch.library.opcheck(ops.masked_linear.default, (x, weight, bias, *case.plan, "auto", activation))
+
+
 @pytest.mark.parametrize("kind", ["sorted", "both", "blocks"])
 def test_opcheck(device, ops, kind):
     case = masked_case((2, 3), 6, 5, kind, device=device)
@@ -203,6 +255,25 @@ def test_torch_compile(device):
             strict=True,
         ):  # fmt: skip
             torch.testing.assert_close(a, b)
+
+
+def test_function_transforms(device):
+    """Under torch.func the twin runs: per-sample gradients by vmap, and a call with other parameters."""
+    case = masked_case(4, 9, 11, "both", dtype=torch.float64, device=device)
+    layer = MaskedLinear(9, 11, case.mask, dtype=torch.float64, device=device, activation="tanh")
+    other = {"weight": case.weight, "bias": case.bias}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    eager = torch.tanh(F.linear(case.input, torch.where(case.allowed, case.weight, 0.0), case.bias))
+    torch.testing.assert_close(torch.func.functional_call(layer, other, (case.input,)), eager)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(other, case.input)
+    whole = {name: tensor.detach().clone().requires_grad_() for name, tensor in other.items()}
+    loss(whole, case.input).backward()
+    for name in other:
+        torch.testing.assert_close(each[name].sum(0), whole[name].grad)
+    assert (each["weight"][:, ~case.allowed] == 0).all()
 
 
 def test_autocast_follows_linear(device):
@@ -260,6 +331,7 @@ BAD_INPUTS = {
         "extents": None, "dense": torch.zeros(3, 5), "tiles": torch.zeros(1, 1, dtype=torch.int32),
     },
     "algorithm must be one of auto, panels, fused, dense, got 'fast'": {"algorithm": "fast"},
+    "activation must be relu, .* or leaky_relu, got 'swish'": {"activation": "swish"},
 }  # fmt: skip
 
 
@@ -268,7 +340,7 @@ def test_bad_input(device, ops, message):
     arguments = {
         "input": torch.zeros(2, 5), "weight": torch.zeros(3, 5), "bias": torch.zeros(3),
         "extents": torch.tensor([0, 2, 5], dtype=torch.int32), "rows": None, "columns": None, "tiles": None,
-        "dense": None, "algorithm": "auto", **BAD_INPUTS[message],
+        "dense": None, "algorithm": "auto", "activation": None, **BAD_INPUTS[message],
     }  # fmt: skip
     arguments = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     with pytest.raises(RuntimeError, match=f"masked_linear: ({message})"):

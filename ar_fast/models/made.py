@@ -153,8 +153,8 @@ class MADE(AutoregressiveModel):
         self.degrees = self._degrees_of(0)
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
         self.layers = nn.ModuleList(
-            MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype)
-            for inputs, outputs in itertools.pairwise(units)
+            MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype, activation=own)
+            for (inputs, outputs), own in zip(itertools.pairwise(units), self._activations(), strict=True)
         )
         self.direct = None
         if direct:
@@ -507,6 +507,15 @@ class MADE(AutoregressiveModel):
         }
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
+    def _activations(self) -> list[str | None]:
+        """The one that each layer applies itself; None where something is added before it, and for the outputs."""
+        hidden = len(self.hidden_features)
+        if self.residual:
+            fused = [layer % 2 == 1 for layer in range(hidden)]
+        else:
+            fused = [layer > 0 or not self.context_features for layer in range(hidden)]
+        return [self.activation if here else None for here in (*fused, False)]
+
     def _activate(self, hidden: Tensor) -> Tensor:
         return reference.MLP_ACTIVATIONS[self.activation](hidden)
 
@@ -528,11 +537,14 @@ class MADE(AutoregressiveModel):
             hidden = hidden + F.linear(context, self.context_weight)
         if self.residual:
             for first, second in zip(self.layers[1:-1:2], self.layers[2:-1:2], strict=True):
-                hidden = hidden + second(self._activate(first(self._activate(hidden))))
+                hidden = hidden + second(first(self._activate(hidden)))
+            hidden = self._activate(hidden)
         else:
+            if context is not None:
+                hidden = self._activate(hidden)
             for layer in self.layers[1:-1]:
-                hidden = layer(self._activate(hidden))
-        parameters = self.layers[-1](self._activate(hidden))
+                hidden = layer(hidden)
+        parameters = self.layers[-1](hidden)
         if self.direct is not None:
             parameters = parameters + self.direct(columns)
         return parameters.to(self.compute_dtype)
@@ -690,13 +702,14 @@ def _state_loaded(model: MADE, _: object) -> None:
 
 def _sharing(layer: MaskedLinear) -> MaskedLinear:
     """A layer whose mask is its own and whose parameters are not."""
-    return MaskedLinear.from_linear(layer, layer.mask)
+    return MaskedLinear.from_linear(layer, layer.mask, activation=layer.activation)
 
 
 def _gathered(layer: MaskedLinear, rows: Tensor, columns: Tensor) -> MaskedLinear:
     """A layer of these rows and columns of the weight; its mask is to be set."""
     mask = Mask.dense(layer.out_features, layer.in_features)
-    other = MaskedLinear(layer.in_features, layer.out_features, mask, bias=layer.bias is not None, device="meta")
+    sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
+    other = MaskedLinear(*sizes, mask, bias=bias, device="meta", activation=layer.activation)
     other.weight = nn.Parameter(
         layer.weight.detach().index_select(0, rows).index_select(1, columns), requires_grad=False
     )

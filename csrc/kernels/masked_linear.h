@@ -1,6 +1,6 @@
 // Masked linear maps: the contract of their kernels, CPU and CUDA.
 //
-//   y = x (W * M)^T + b,    dX = dY (W * M),    dW = (dY^T X) * M
+//   y = f(x (W * M)^T + b),    dX = dY (W * M),    dW = (dY^T X) * M
 //
 // Masked weights have no effect whatever they hold (NaN included), and their gradient is exactly zero.
 // A mask is one of two plans:
@@ -36,6 +36,7 @@ struct MaskedLinear {
   int64_t input_stride;
   const void* weight;              // [O, I] contiguous; for the gradient of weight: null
   const void* bias;                // [O] or null; forward only
+  MlpActivation activation;        // f; forward only
   const void* grad_output;         // [B, O]; null in forward
   int64_t grad_output_stride;
   void* output;                    // forward [B, O], grad_input [B, I], grad_weight [O, I]: contiguous, overwritten

@@ -28,17 +28,6 @@ namespace ar_fast {
 constexpr int masked_mlp_max_layers = 32;
 constexpr int masked_mlp_max_terms = 2;
 
-enum class MlpActivation : int32_t {
-  relu = 0,
-  sigmoid = 1,
-  tanh = 2,
-  elu = 3,
-  softplus = 4,
-  silu = 5,
-  gelu = 6,
-  leaky_relu = 7,
-};
-
 struct MaskedMlpTerm {
   const void* weight;              // [units, units of the value read] storage, contiguous
   const int32_t* extents;          // [units] how many of them a unit sees

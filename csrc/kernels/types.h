@@ -20,6 +20,19 @@ enum class Activation : int32_t {
   relu = 2,
 };
 
+// Of the layers of a masked network; silu is x sigmoid(x), gelu the exact one, elu and leaky_relu have torch's defaults.
+enum class MlpActivation : int32_t {
+  none = 0,
+  relu = 1,
+  sigmoid = 2,
+  tanh = 3,
+  elu = 4,
+  softplus = 5,
+  silu = 6,
+  gelu = 7,
+  leaky_relu = 8,
+};
+
 // Storage of the 16-bit types; conversions live beside each floor's arithmetic.
 struct bfloat16 {
   uint16_t bits;

@@ -40,7 +40,7 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
 
   m.def(
       "masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? extents, Tensor? rows, Tensor? columns, "
-      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+      "Tensor? tiles, Tensor? dense, str algorithm='auto', str? activation=None) -> Tensor");
   m.def(
       "masked_linear_grad_input(Tensor grad_output, Tensor weight, Tensor? extents, Tensor? rows, Tensor? columns, "
       "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");

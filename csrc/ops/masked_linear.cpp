@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../kernels/masked_linear.h"
+#include "activation.h"
 #include "library.h"
 
 namespace ar_fast {
@@ -115,13 +116,12 @@ void check_masked_linear_grad_weight(const at::Tensor& grad_output, const at::Te
 
 at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
+                         std::optional<std::string_view> activation) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(AR_FAST_OP("masked_linear"), "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                               const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                               const OptionalTensor&, const OptionalTensor&, std::string_view)>();
-  return op.call(input, weight, bias, extents, rows, columns, tiles, dense, algorithm);
+                             .typed<decltype(masked_linear)>();
+  return op.call(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
 }
 
 namespace {
@@ -168,11 +168,11 @@ at::Tensor or_undefined(const OptionalTensor& tensor) { return tensor.has_value(
 
 OptionalTensor or_none(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
-// The mask and the algorithm, kept beside two operands from forward to backward.
+// The mask and the algorithm, kept beside two operands, and perhaps the result, from forward to backward.
 void save(AutogradContext* context, const at::Tensor& first, const at::Tensor& second, const MaskTensors& mask,
-          std::string_view algorithm) {
+          std::string_view algorithm, const at::Tensor& result = at::Tensor()) {
   context->save_for_backward({first, second, or_undefined(mask.extents), or_undefined(mask.rows),
-                              or_undefined(mask.columns), or_undefined(mask.tiles), or_undefined(mask.dense)});
+                              or_undefined(mask.columns), or_undefined(mask.tiles), or_undefined(mask.dense), result});
   context->saved_data["algorithm"] = std::string(algorithm);
 }
 
@@ -186,9 +186,10 @@ struct Saved {
     columns = or_none(saved[4]);
     tiles = or_none(saved[5]);
     dense = or_none(saved[6]);
+    result = saved[7];
   }
   at::Tensor forward(const at::Tensor& input, const at::Tensor& weight) const {
-    return masked_linear(input, weight, std::nullopt, extents, rows, columns, tiles, dense, algorithm);
+    return masked_linear(input, weight, std::nullopt, extents, rows, columns, tiles, dense, algorithm, std::nullopt);
   }
   at::Tensor grad_input(const at::Tensor& grad_output, const at::Tensor& weight) const {
     return masked_linear_grad_input(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
@@ -196,27 +197,36 @@ struct Saved {
   at::Tensor grad_weight(const at::Tensor& grad_output, const at::Tensor& input) const {
     return masked_linear_grad_weight(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
   }
-  at::Tensor first, second;
+  at::Tensor first, second, result;
   OptionalTensor extents, rows, columns, tiles, dense;
   std::string algorithm;
 };
 
+// With an activation whose derivative the result tells, or none.
 class MaskedLinearFunction : public torch::autograd::Function<MaskedLinearFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, const OptionalTensor& extents, const OptionalTensor& rows,
                             const OptionalTensor& columns, const OptionalTensor& tiles, const OptionalTensor& dense,
-                            std::string_view algorithm) {
-    save(context, input, weight, {extents, rows, columns, tiles, dense}, algorithm);
+                            std::string_view algorithm, std::optional<std::string_view> activation) {
+    at::Tensor y;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      y = masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
+    }
+    const MlpActivation f = parse_mlp_activation(forward_name, activation);
+    save(context, input, weight, {extents, rows, columns, tiles, dense}, algorithm,
+         f == MlpActivation::none ? at::Tensor() : y);
     context->saved_data["bias"] = given(bias) && bias->requires_grad();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm);
+    context->saved_data["activation"] = static_cast<int64_t>(f);
+    return y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list out(9);
-    const at::Tensor& grad = grads[0];
-    if (!grad.defined()) return out;
+    variable_list out(10);
+    if (!grads[0].defined()) return out;
     const Saved saved(context);
+    const auto f = static_cast<MlpActivation>(context->saved_data["activation"].toInt());
+    const at::Tensor grad = activate_backward(f, grads[0], saved.result);
     if (context->needs_input_grad(0)) out[0] = saved.grad_input(grad, saved.second);
     if (context->needs_input_grad(1)) out[1] = saved.grad_weight(grad, saved.first);
     if (context->saved_data["bias"].toBool()) {
@@ -269,12 +279,19 @@ class GradWeightFunction : public torch::autograd::Function<GradWeightFunction> 
 at::Tensor masked_linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& extents, const OptionalTensor& rows,
                                   const OptionalTensor& columns, const OptionalTensor& tiles,
-                                  const OptionalTensor& dense, std::string_view algorithm) {
+                                  const OptionalTensor& dense, std::string_view algorithm,
+                                  std::optional<std::string_view> activation) {
   if (!records({&input, &weight}) && !(given(bias) && records({&*bias}))) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm);
+    return masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
   }
-  return MaskedLinearFunction::apply(input, weight, bias, extents, rows, columns, tiles, dense, algorithm);
+  const MlpActivation f = parse_mlp_activation(forward_name, activation);
+  if (derivative_from_result(f)) {
+    return MaskedLinearFunction::apply(input, weight, bias, extents, rows, columns, tiles, dense, algorithm,
+                                       activation);
+  }
+  return activate(f, MaskedLinearFunction::apply(input, weight, bias, extents, rows, columns, tiles, dense, algorithm,
+                                                 std::nullopt));
 }
 
 at::Tensor masked_linear_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -307,10 +324,12 @@ struct Autocast {
   }
   static at::Tensor forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                            const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+                            const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
+                            std::optional<std::string_view> activation) {
     c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
     const OptionalTensor cast_bias = given(bias) ? OptionalTensor(cast(*bias)) : std::nullopt;
-    return masked_linear(cast(input), cast(weight), cast_bias, extents, rows, columns, tiles, dense, algorithm);
+    return masked_linear(cast(input), cast(weight), cast_bias, extents, rows, columns, tiles, dense, algorithm,
+                         activation);
   }
   template <GradOp op>
   static at::Tensor grad(const at::Tensor& first, const at::Tensor& second, const OptionalTensor& extents,
@@ -330,7 +349,8 @@ at::Tensor empty_rows(const at::Tensor& rows, const c10::SymInt& features) {
 at::Tensor masked_linear_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& extents, const OptionalTensor& rows,
                               const OptionalTensor& columns, const OptionalTensor& tiles, const OptionalTensor& dense,
-                              std::string_view algorithm) {
+                              std::string_view algorithm, std::optional<std::string_view> activation) {
+  parse_mlp_activation(forward_name, activation);
   check_masked_linear(input, weight, bias, {extents, rows, columns, tiles, dense}, algorithm);
   return empty_rows(input, weight.sym_size(0));
 }

@@ -1,4 +1,4 @@
-// Linear maps whose weight is masked: y = x (W * M)^T + b with x (..., I), W (O, I), b (O), y (..., O).
+// Linear maps whose weight is masked: y = f(x (W * M)^T + b) with x (..., I), W (O, I), b (O), y (..., O).
 //
 // The mask plan (extents, rows, columns) or (tiles, dense) is described in kernels/masked_linear.h. The three ops are
 // closed under differentiation: the derivative of each is made of the other two.
@@ -45,7 +45,8 @@ struct ContiguousMask {
 // y. Goes through the dispatcher, as a call of torch.ops does.
 at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm);
+                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
+                         std::optional<std::string_view> activation);
 
 // dX (..., I) = dY (W * M)
 at::Tensor masked_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,

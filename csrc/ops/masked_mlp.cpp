@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "activation.h"
 #include "library.h"
 
 namespace ar_fast {
@@ -51,19 +52,6 @@ std::vector<Step> parse_program(at::IntArrayRef program) {
 bool no_bias(const at::Tensor& bias) { return bias.dim() == 1 && bias.sym_size(0) == 0; }
 
 }  // namespace
-
-MlpActivation parse_mlp_activation(const std::string& name) {
-  static const std::pair<const char*, MlpActivation> activations[] = {
-      {"relu", MlpActivation::relu},         {"sigmoid", MlpActivation::sigmoid},
-      {"tanh", MlpActivation::tanh},         {"elu", MlpActivation::elu},
-      {"softplus", MlpActivation::softplus}, {"silu", MlpActivation::silu},
-      {"gelu", MlpActivation::gelu},         {"leaky_relu", MlpActivation::leaky_relu}};
-  for (const auto& [known, activation] : activations) {
-    if (name == known) return activation;
-  }
-  TORCH_CHECK(false, op_name,
-              ": activation must be relu, sigmoid, tanh, elu, softplus, silu, gelu or leaky_relu, got '", name, "'");
-}
 
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
                              at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
@@ -254,7 +242,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
     std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
     int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
-  parse_mlp_activation(activation);
+  parse_mlp_activation(op_name, activation);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
                           known, variables, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop,
                           temperature);

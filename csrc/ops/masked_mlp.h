@@ -33,8 +33,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
 
 // --- shared by the implementations
 
-MlpActivation parse_mlp_activation(const std::string& name);
-
 // Structure only: shapes, dtypes, devices. Never synchronises.
 void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
                              at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,

@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "vec_math.h"
+
 namespace ar_fast {
 namespace CPU_CAPABILITY {
 namespace {
@@ -153,6 +155,16 @@ void add_scaled(const Compute* weight, const Compute* factors, int64_t factor_st
   }
 }
 
+template <typename Compute>
+void activate_in_place(MlpActivation activation, Compute* values, int64_t count) {
+  constexpr int lanes = Vector<Compute>::size();
+  int64_t k = 0;
+  for (; k + lanes <= count; k += lanes) {
+    activate<Compute>(activation, Vector<Compute>::loadu(values + k)).store(values + k);
+  }
+  if (k < count) activate<Compute>(activation, Vector<Compute>::loadu(values + k, count - k)).store(values + k, count - k);
+}
+
 template <typename Storage>
 void forward_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
   using Compute = typename ComputeOf<Storage>::type;
@@ -174,6 +186,10 @@ void forward_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_en
       dot_rows<1>(weight, input + b * columns, columns, end, sums);
       output[b * rows + row] = sums[0] + offset;
     }
+  }
+  if (arguments.activation == MlpActivation::none) return;
+  for (int64_t b = 0; b < arguments.batch; ++b) {
+    activate_in_place(arguments.activation, output + b * rows + row_begin, row_end - row_begin);
   }
 }
 
@@ -279,9 +295,8 @@ void unpack(const MaskPlan& plan, const int32_t* rank, const void* packed, const
       }
     } else if (rank != nullptr) {
       const int32_t extent = plan.extents[row];
-      for (int64_t c = 0; c < plan.in_features; ++c) {
-        out[c] = rank[c] < extent ? static_cast<Storage>(values[rank[c]]) : static_cast<Storage>(Compute(0));
-      }
+      std::memset(static_cast<void*>(out), 0, plan.in_features * sizeof(Storage));
+      for (int32_t j = 0; j < extent; ++j) out[plan.columns[j]] = static_cast<Storage>(values[j]);
     } else {
       write_masked_row(plan, nullptr, row, values, out);
     }

@@ -27,22 +27,6 @@ constexpr int64_t most_rows() {
   return most_vectors * Vec<T>::size();
 }
 
-template <typename T>
-Vec<T> activate(MlpActivation activation, const Vec<T>& x) {
-  const Vec<T> none = zero<T>(), one(T(1));
-  switch (activation) {
-    case MlpActivation::relu: return at::vec::maximum(x, none);
-    case MlpActivation::sigmoid: return sigmoid<T>(x);
-    case MlpActivation::tanh: return x.tanh();
-    case MlpActivation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
-    case MlpActivation::softplus: return softplus<T>(x);
-    case MlpActivation::silu: return x * sigmoid<T>(x);
-    case MlpActivation::gelu: return Vec<T>(T(0.5)) * x * (one + (x * Vec<T>(T(0.7071067811865475244))).erf());
-    case MlpActivation::leaky_relu: return Vec<T>::blendv(x * Vec<T>(T(0.01)), x, x > none);
-  }
-  return x;
-}
-
 // sums[u][v] += weight[u][k] below[k][v] for k in [begin, end), ascending.
 template <int Units, int Vectors, typename T>
 AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end,

@@ -376,4 +376,21 @@ AR_FAST_INLINE T softplus(T x) {
   return (x > T(0) ? x : T(0)) + std::log1p(std::exp(-std::abs(x)));
 }
 
+template <typename T>
+AR_FAST_INLINE Vec<T> activate(MlpActivation activation, const Vec<T>& x) {
+  const Vec<T> none = zero<T>(), one(T(1));
+  switch (activation) {
+    case MlpActivation::none: break;
+    case MlpActivation::relu: return at::vec::maximum(x, none);
+    case MlpActivation::sigmoid: return sigmoid<T>(x);
+    case MlpActivation::tanh: return x.tanh();
+    case MlpActivation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
+    case MlpActivation::softplus: return softplus<T>(x);
+    case MlpActivation::silu: return x * sigmoid<T>(x);
+    case MlpActivation::gelu: return Vec<T>(T(0.5)) * x * (one + (x * Vec<T>(T(0.7071067811865475244))).erf());
+    case MlpActivation::leaky_relu: return Vec<T>::blendv(x * Vec<T>(T(0.01)), x, x > none);
+  }
+  return x;
+}
+
 }  // namespace ar_fast::CPU_CAPABILITY

@@ -71,4 +71,19 @@ __device__ __forceinline__ T softplus(T x) {
   return (x > T(0) ? x : T(0)) + log1p(exp(x > T(0) ? -x : x));
 }
 
+template <typename T>
+__device__ __forceinline__ T activate(MlpActivation activation, T x) {
+  switch (activation) {
+    case MlpActivation::none: return x;
+    case MlpActivation::relu: return x < T(0) ? T(0) : x;
+    case MlpActivation::sigmoid: return sigmoid(x);
+    case MlpActivation::tanh: return tanh_of(x);
+    case MlpActivation::elu: return x > T(0) ? x : expm1(x);
+    case MlpActivation::softplus: return softplus(x);
+    case MlpActivation::silu: return x * sigmoid(x);
+    case MlpActivation::gelu: return T(0.5) * x * (T(1) + erf(x * T(0.7071067811865475244)));
+    default: return x > T(0) ? x : T(0.01) * x;
+  }
+}
+
 }  // namespace ar_fast::cuda

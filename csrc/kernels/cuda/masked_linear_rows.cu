@@ -1,5 +1,6 @@
 // Masked linear maps of a few rows: the weight's bytes are the cost, so each unmasked weight is read once for all of
 // them, 128 bits at a time.
+#include "activation.h"
 #include "masked_linear_device.h"
 
 namespace ar_fast::cuda {
@@ -16,6 +17,7 @@ struct RowsArguments {
   const S* input;                  // y: input; dX: grad_output
   int64_t input_stride;
   const S* bias;
+  MlpActivation activation;
   S* output;
   int batch;
 };
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_rows_kernel(
     T sum = warp_sum(sums[b]);
     if (b < rows && lane == 0) {
       if (arguments.bias != nullptr) sum += to_compute(arguments.bias[feature]);
+      sum = activate(arguments.activation, sum);
       from_compute(arguments.output[static_cast<int64_t>(first + b) * mask.out_features + feature], sum);
     }
   }
@@ -108,6 +111,7 @@ RowsArguments<S> arguments_of(const MaskedLinear& m, bool backward) {
           static_cast<const S*>(backward ? m.grad_output : m.input),
           backward ? m.grad_output_stride : m.input_stride,
           static_cast<const S*>(m.bias),
+          m.activation,
           static_cast<S*>(m.output),
           static_cast<int>(m.batch)};
 }

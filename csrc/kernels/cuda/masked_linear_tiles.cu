@@ -6,6 +6,7 @@
 //
 // y stops at the extent of its last row, dX starts at the first row that sees its first column, dW writes zeros where
 // no row of the tile sees a column: half of the product is skipped.
+#include "activation.h"
 #include "masked_linear_device.h"
 
 namespace ar_fast::cuda {
@@ -172,6 +173,7 @@ struct TileArguments {
   DeviceMask mask;
   Operand<S> a, b;
   const S* bias;
+  MlpActivation activation;
   S* output;
   int batch;
 };
@@ -241,6 +243,7 @@ __global__ void __launch_bounds__(kThreads<S>) masked_linear_tiles_kernel(TileAr
     if constexpr (product == Product::y) {
       const int feature = mask.row(c);
       if (arguments.bias != nullptr) value += to_compute(arguments.bias[feature]);
+      value = activate(arguments.activation, value);
       place = static_cast<int64_t>(r) * columns + feature;
     } else if constexpr (product == Product::dx) {
       place = static_cast<int64_t>(r) * columns + mask.column(c);
@@ -261,7 +264,7 @@ cudaError_t run(const MaskedLinear& m, cudaStream_t stream) {
     const Operand<S> weight(m.weight, plan.in_features, plan.out_features, plan.in_features, plan.rows, plan.columns);
     const Operand<S> grad(m.grad_output, m.grad_output_stride, m.batch, plan.out_features, nullptr, plan.rows);
     const TileArguments<S> arguments{DeviceMask(plan), product == Product::y ? input : grad,
-                                     product == Product::dw ? input : weight, static_cast<const S*>(m.bias),
+                                     product == Product::dw ? input : weight, static_cast<const S*>(m.bias), m.activation,
                                      static_cast<S*>(m.output), static_cast<int>(m.batch)};
     const int64_t rows = product == Product::dw ? plan.out_features : m.batch;
     const int64_t columns = product == Product::y ? plan.out_features : plan.in_features;

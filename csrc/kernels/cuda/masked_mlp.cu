@@ -17,20 +17,6 @@ constexpr int kUnitsTogether = 4;
 // Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
 constexpr size_t kMostSharedBytes = 60 * 1024;
 
-template <typename T>
-__device__ __forceinline__ T activate(MlpActivation activation, T x) {
-  switch (activation) {
-    case MlpActivation::relu: return x < T(0) ? T(0) : x;
-    case MlpActivation::sigmoid: return sigmoid(x);
-    case MlpActivation::tanh: return tanh_of(x);
-    case MlpActivation::elu: return x > T(0) ? x : expm1(x);
-    case MlpActivation::softplus: return softplus(x);
-    case MlpActivation::silu: return x * sigmoid(x);
-    case MlpActivation::gelu: return T(0.5) * x * (T(1) + erf(x * T(0.7071067811865475244)));
-    default: return x > T(0) ? x : T(0.01) * x;
-  }
-}
-
 // The sample of one warp. values: the columns, then each layer; parameters: those of one variable.
 template <typename S>
 class Sampler {

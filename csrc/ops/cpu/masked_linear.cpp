@@ -6,6 +6,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include "../activation.h"
 #include "../explain.h"
 #include "../library.h"
 #include "isa.h"
@@ -16,18 +17,20 @@ namespace {
 
 enum class Path { panels, fused, copied, dense };
 
-// Permuted plans with fewer features than this on a side are copied: what a product skips, gather and scatter cost.
-constexpr int64_t few_features = 128;
-
 Path choose(std::string_view algorithm, const HostMask& mask, int64_t batch) {
   if (algorithm == "dense") return Path::dense;
   if (algorithm == "fused") return Path::fused;
   if (algorithm == "panels") return Path::panels;
   // Without wide registers torch's GEMM, which picks its instructions itself, is the faster one.
-  if (batch > 8 && !mask.sorted() && std::min(mask.plan().out_features, mask.plan().in_features) <= few_features) {
-    return Path::copied;
-  }
   return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
+}
+
+// From few inputs to many outputs that are permuted, writing the result where it belongs costs more than the product
+// that is skipped.
+bool copies(std::string_view algorithm, const HostMask& mask, int64_t batch) {
+  const MaskPlan& plan = mask.plan();
+  return algorithm == "auto" && batch > 8 && mask.rows().defined() && plan.in_features <= 128 &&
+         plan.out_features >= 4 * plan.in_features;
 }
 
 void explain_path(const char* op, Path path, const HostMask& mask, int64_t batch) {
@@ -67,19 +70,22 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
 
 at::Tensor masked_linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                              const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                             const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+                             const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
+                             std::optional<std::string_view> activation) {
   const MaskTensors tensors{extents, rows, columns, tiles, dense};
+  const MlpActivation f = parse_mlp_activation("masked_linear", activation);
   check_masked_linear(input, weight, bias, tensors, algorithm);
   const HostMask mask("masked_linear", tensors, weight.size(0), weight.size(1));
-  const Path path = choose(algorithm, mask, count_rows(input));
-  explain_path("masked_linear", path, mask, count_rows(input));
-  if (path == Path::dense) return at::linear(input, dense_weight(mask, weight), bias);
+  const int64_t batch = count_rows(input);
+  const Path path = copies(algorithm, mask, batch) ? Path::copied : choose(algorithm, mask, batch);
+  explain_path("masked_linear", path, mask, batch);
+  if (path == Path::dense) return activate(f, at::linear(input, dense_weight(mask, weight), bias));
   const at::Tensor x = as_matrix(input);
   const at::Tensor b = bias.has_value() && bias->defined() ? bias->to(x.scalar_type()).contiguous() : at::Tensor();
-  const auto forward = path == Path::fused    ? fused_forward
-                       : path == Path::copied ? copied_forward
-                                              : panels_forward;
-  return as_rows(forward(mask, x, weight.contiguous(), b), input);
+  const at::Tensor w = weight.contiguous();
+  if (path == Path::fused) return as_rows(fused_forward(mask, x, w, b, f), input);
+  const at::Tensor z = path == Path::copied ? copied_forward(mask, x, w, b) : panels_forward(mask, x, w, b);
+  return as_rows(activate(f, z), input);
 }
 
 at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -93,9 +99,7 @@ at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at:
   explain_path("masked_linear_grad_input", path, mask, count_rows(grad_output));
   const at::Tensor dy = as_matrix(grad_output);
   if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, weight).to(dy.scalar_type())), grad_output);
-  const auto grad_input = path == Path::fused    ? fused_grad_input
-                          : path == Path::copied ? copied_grad_input
-                                                 : panels_grad_input;
+  const auto grad_input = path == Path::fused ? fused_grad_input : panels_grad_input;
   return as_rows(grad_input(mask, dy, weight.contiguous()), grad_output);
 }
 
@@ -115,9 +119,7 @@ at::Tensor masked_linear_grad_weight_cpu(const at::Tensor& grad_output, const at
     const at::Tensor dw = at::mm(dy.t(), x);
     return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(input.scalar_type());
   }
-  const auto grad_weight = path == Path::fused    ? fused_grad_weight
-                           : path == Path::copied ? copied_grad_weight
-                                                  : panels_grad_weight;
+  const auto grad_weight = path == Path::fused ? fused_grad_weight : panels_grad_weight;
   return grad_weight(mask, dy, x, input.scalar_type());
 }
 

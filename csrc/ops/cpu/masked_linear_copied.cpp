@@ -51,30 +51,4 @@ at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::T
   return y;
 }
 
-at::Tensor copied_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight) {
-  at::Tensor dx = empty({dy.size(0), mask.plan().in_features}, dy.scalar_type());
-  if (mask.plan().out_features == 0) dx.zero_();
-  for_each_piece(mask, weight, [&](int64_t begin, int64_t end, const at::Tensor& weights) {
-    const at::Tensor part = dy.narrow(1, begin, end - begin);
-    if (begin == 0) {
-      at::cpu::mm_out(dx, part, weights);
-    } else {
-      at::cpu::addmm_(dx, part, weights);
-    }
-  });
-  return dx;
-}
-
-at::Tensor copied_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x,
-                              at::ScalarType storage) {
-  const int64_t out_features = mask.plan().out_features, in_features = mask.plan().in_features;
-  at::Tensor dw = empty({out_features, in_features}, x.scalar_type());
-  at::cpu::mm_out(dw, dy.t(), x);
-  parallel(out_features * in_features > parallel_work, out_features, [&](int64_t begin, int64_t end) {
-    AR_FAST_CPU_KERNEL(masked_clear)
-    (storage_type(x.scalar_type()), mask.plan(), mask.rank(), begin, end, dw.mutable_data_ptr());
-  });
-  return dw.to(storage);
-}
-
 }  // namespace ar_fast

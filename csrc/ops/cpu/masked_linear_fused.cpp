@@ -10,6 +10,12 @@ namespace {
 // Batches up to here stream the weight once past all rows; larger ones are a product of tiles.
 constexpr int64_t stream_batch = 8;
 
+// Tiles of packed weights that a thread keeps at a time, at least one: they stay in L2.
+constexpr int64_t tiles_together_bytes = 128 * 1024;
+
+// Six permuted rows of weights are used where they lie as long as they stay in L1.
+constexpr int64_t unpacked_columns = 1024;
+
 MaskedRows stream_arguments(const HostMask& mask, ScalarType storage, int64_t batch) {
   MaskedRows arguments{};
   arguments.storage = storage;
@@ -116,35 +122,39 @@ std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int6
   return begins;
 }
 
-// Scratch of each thread, and `extra` bytes behind the kernel's own.
+// `bytes` of memory for each thread, on lines of their own.
 struct ThreadScratch {
-  ThreadScratch(int64_t threads, bool float64, int64_t steps, int64_t extra) {
-    AR_FAST_CPU_KERNEL(masked_gemm_scratch)(float64, steps, &kernel_bytes);
-    kernel_bytes = (kernel_bytes + 63) / 64 * 64;
-    bytes = kernel_bytes + (extra + 63) / 64 * 64;
-    memory = empty({threads * bytes}, at::kByte);
-  }
+  ThreadScratch(int64_t threads, int64_t each)
+      : bytes((each + 63) / 64 * 64), memory(empty({threads * bytes}, at::kByte)) {}
   char* of(int64_t thread) const { return static_cast<char*>(memory.mutable_data_ptr()) + thread * bytes; }
-  int64_t kernel_bytes = 0, bytes;
+  int64_t bytes;
   at::Tensor memory;
 };
 
-// y or dX: a thread goes through its panels tile by tile, with the tile in its own scratch, where the weight is used as
+// What the kernels with units as rows of the weight need, a multiple of 64.
+int64_t gemm_bytes(bool float64, int64_t steps) {
+  int64_t bytes = 0;
+  AR_FAST_CPU_KERNEL(masked_gemm_scratch)(float64, steps, &bytes);
+  return (bytes + 63) / 64 * 64;
+}
+
+// y: a thread goes through its panels tile by tile, with the tile in its own scratch, where the weight is used as
 // it lies; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
-template <typename Cost, typename Kernel>
-void run_product(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
-                 const Cost& cost, const Kernel& kernel) {
+template <typename Cost>
+void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
+                const Cost& cost) {
   const int64_t panels = static_cast<int64_t>(bounds.size()) - 1;
   const bool by_tile = !packs;
   const std::vector<int64_t> begins = share_out(panels, tiles.count, by_tile, arguments.batch, cost);
   const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
-  const ThreadScratch scratch(parts, tiles.float64, packs ? tiles.steps : 0, by_tile ? tiles.tile_bytes : 0);
+  const int64_t kernel_bytes = gemm_bytes(tiles.float64, packs ? tiles.steps : 0);
+  const ThreadScratch scratch(parts, kernel_bytes + (by_tile ? tiles.tile_bytes : 0));
   const at::Tensor filled = by_tile ? at::Tensor() : tiles.fill_all();
   parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
       MaskedGemm own = arguments;
       own.scratch = scratch.of(part);
-      char* tile_memory = scratch.of(part) + scratch.kernel_bytes;
+      char* tile_memory = scratch.of(part) + kernel_bytes;
       int64_t current = -1;
       for (int64_t item = begins[part]; item < begins[part + 1];) {
         if (by_tile) {
@@ -152,13 +162,15 @@ void run_product(const Tiles& tiles, bool packs, const std::vector<int64_t>& bou
           if (tile != current) tiles.fill(tile_memory, tile, tile + 1);
           current = tile;
           own.tiles = tile_memory;
-          kernel(own, MaskedGemmPart{bounds[panel], bounds[panel + 1], tile, tile + 1});
+          AR_FAST_CPU_KERNEL(masked_gemm_y)
+          (own, {bounds[panel], bounds[panel + 1], tile, tile + 1});
           ++item;
         } else {
           const int64_t panel = item / tiles.count, stop = std::min(begins[part + 1], (panel + 1) * tiles.count);
           const int64_t tile = item - panel * tiles.count;
           own.tiles = static_cast<const char*>(filled.const_data_ptr()) + tile * tiles.tile_bytes;
-          kernel(own, MaskedGemmPart{bounds[panel], bounds[panel + 1], tile, stop - panel * tiles.count});
+          AR_FAST_CPU_KERNEL(masked_gemm_y)
+          (own, {bounds[panel], bounds[panel + 1], tile, stop - panel * tiles.count});
           item = stop;
         }
       }
@@ -166,90 +178,108 @@ void run_product(const Tiles& tiles, bool packs, const std::vector<int64_t>& bou
   });
 }
 
-// dX from a staircase that lies in place: a thread takes columns of the weight, a tile's lanes at a time, past all rows.
-void grad_input_in_place(const HostMask& mask, MaskedGemm arguments, bool float64) {
-  const int64_t in_features = mask.plan().in_features, out_features = mask.plan().out_features;
-  int64_t width = 0;
+// y or dX with `features` of the result as lanes: a thread takes some tiles of them past all its rows, then the next.
+// cost(first feature, last feature of a tile) is the length of its sum.
+template <typename Cost, typename Kernel>
+void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int64_t steps, const Cost& cost,
+               const Kernel& kernel) {
+  int64_t width = 0, bytes = 0;
   AR_FAST_CPU_KERNEL(masked_gemm_width)(float64, &width);
-  const int64_t tiles = (in_features + width - 1) / width;
+  const int64_t tile_bytes = steps * width * (float64 ? 8 : 4);
+  const int64_t together = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tile_bytes, 1));
+  AR_FAST_CPU_KERNEL(masked_gemm_lanes_scratch)(float64, steps, together, &bytes);
+  const int64_t tiles = (features + width - 1) / width;
   const int64_t groups = (arguments.batch + masked_gemm_rows - 1) / masked_gemm_rows;
+  const auto end_of = [&](int64_t tile) { return std::min((tile + 1) * width, features); };
   const std::vector<int64_t> begins = share_out(tiles, groups, false, arguments.batch, [&](int64_t tile) {
-    return width * (out_features - arguments.starts[tile * width] + 8);
+    return width * (cost(tile * width, end_of(tile) - 1) + 8);
   });
   const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
-  const ThreadScratch scratch(parts, float64, 0, 0);
+  const ThreadScratch scratch(parts, bytes);
   parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
       MaskedGemm own = arguments;
       own.scratch = scratch.of(part);
       for (int64_t item = begins[part]; item < begins[part + 1];) {
-        const int64_t tile = item / groups, stop = std::min(begins[part + 1], (tile + 1) * groups);
-        AR_FAST_CPU_KERNEL(masked_gemm_dx_in_place)
-        (own, {tile * width, std::min((tile + 1) * width, in_features), item - tile * groups, stop - tile * groups});
-        item = stop;
+        const int64_t tile = item / groups, group = item - tile * groups, left = begins[part + 1] - item;
+        const int64_t whole = group == 0 ? std::min(together, left / groups) : 0;
+        const int64_t last = tile + std::max<int64_t>(whole, 1) - 1;
+        const int64_t end = whole > 0 ? groups : std::min(groups, group + left);
+        kernel(own, MaskedGemmPart{tile * width, end_of(last), group, end});
+        item += whole > 0 ? whole * groups : end - group;
       }
     }
   });
 }
 
+// Whether y has features as lanes. Rows as lanes transpose every row of x and of y and pack weights that are not used as
+// they lie; features as lanes transpose the weight, and a tile's lanes all go as far as the last of them sees.
+bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
+  const int64_t out_features = mask.plan().out_features, in_features = mask.plan().in_features;
+  int64_t width = 0;
+  AR_FAST_CPU_KERNEL(masked_gemm_width)(false, &width);
+  const int64_t weights = out_features * in_features;
+  const int64_t rows_cost = batch * (in_features + out_features) + (packs ? weights : 0);
+  return (mask.sorted() ? 1 : 2) * weights + batch * in_features * width / 32 < rows_cost;
+}
+
 }  // namespace
 
-at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                         MlpActivation activation) {
   const int64_t batch = x.size(0), in_features = mask.plan().in_features, out_features = mask.plan().out_features;
   const void* b = bias.defined() ? bias.const_data_ptr() : nullptr;
-  const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != x.scalar_type();
   at::Tensor y = empty({batch, out_features}, x.scalar_type());
   if (batch <= stream_batch) {
     MaskedRows arguments = stream_arguments(mask, storage_type(weight.scalar_type()), batch);
     arguments.input = x.const_data_ptr();
     arguments.weight = weight.const_data_ptr();
     arguments.bias = b;
+    arguments.activation = activation;
     arguments.output = y.mutable_data_ptr();
+    const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != x.scalar_type();
     stream(mask, arguments, false, packs, AR_FAST_CPU_KERNEL(masked_forward_rows));
     return y;
   }
-  const Tiles tiles(x, true, mask.plan().columns);
-  const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), nullptr, batch, nullptr,
-                             weight.const_data_ptr(), b, y.mutable_data_ptr(), nullptr};
+  const bool same_type = weight.scalar_type() == x.scalar_type(), float64 = x.scalar_type() == at::kDouble;
+  const bool unpacked = mask.nested() && same_type && (mask.rank() == nullptr || in_features <= unpacked_columns);
+  MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), nullptr, batch, x.const_data_ptr(),
+                       weight.const_data_ptr(), unpacked, b, activation, y.mutable_data_ptr(), nullptr};
+  const auto extent = [&](int64_t row) { return mask.nested() ? mask.extent(row) : in_features; };
+  if (features_as_lanes(mask, batch, !unpacked)) {
+    arguments.unpacked = false;
+    run_lanes(arguments, float64, out_features, in_features, [&](int64_t, int64_t last) { return extent(last); },
+              AR_FAST_CPU_KERNEL(masked_gemm_y_lanes));
+    return y;
+  }
+  const Tiles tiles(x, true, unpacked ? nullptr : mask.plan().columns);
   const std::vector<int64_t> bounds = make_panels(mask, out_features, tiles.count);
-  run_product(
-      tiles, packs, bounds, arguments,
-      [&](int64_t p) {
-        return (bounds[p + 1] - bounds[p]) * ((mask.nested() ? mask.extent(bounds[p + 1] - 1) : in_features) + 8);
-      },
-      AR_FAST_CPU_KERNEL(masked_gemm_y));
+  run_panels(tiles, !unpacked, bounds, arguments,
+             [&](int64_t p) { return (bounds[p + 1] - bounds[p]) * (extent(bounds[p + 1] - 1) + 8); });
   return y;
 }
 
 at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight) {
   const int64_t batch = dy.size(0), in_features = mask.plan().in_features, out_features = mask.plan().out_features;
-  const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != dy.scalar_type();
   at::Tensor dx = empty({batch, in_features}, dy.scalar_type());
   if (batch <= stream_batch) {
     MaskedRows arguments = stream_arguments(mask, storage_type(weight.scalar_type()), batch);
     arguments.weight = weight.const_data_ptr();
     arguments.grad_output = dy.const_data_ptr();
     arguments.output = dx.mutable_data_ptr();
+    const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != dy.scalar_type();
     stream(mask, arguments, true, packs, AR_FAST_CPU_KERNEL(masked_grad_input_columns));
     return dx;
   }
   const std::vector<int32_t> starts = mask.nested() ? mask.starts() : std::vector<int32_t>();
-  if (mask.nested() && mask.sorted() && weight.scalar_type() == dy.scalar_type()) {
-    const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
-                               dy.const_data_ptr(), weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr};
-    grad_input_in_place(mask, arguments, dy.scalar_type() == at::kDouble);
-    return dx;
-  }
-  const Tiles tiles(dy, true, mask.plan().rows);
-  const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch, nullptr,
-                             weight.const_data_ptr(), nullptr, dx.mutable_data_ptr(), nullptr};
-  const std::vector<int64_t> bounds = make_panels(mask, in_features, tiles.count);
-  run_product(
-      tiles, true, bounds, arguments,
-      [&](int64_t p) {
-        return (bounds[p + 1] - bounds[p]) * (out_features - (mask.nested() ? starts[bounds[p]] : 0) + 8);
-      },
-      AR_FAST_CPU_KERNEL(masked_gemm_dx));
+  const bool in_place = mask.nested() && mask.sorted() && weight.scalar_type() == dy.scalar_type();
+  const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
+                             dy.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, MlpActivation::none,
+                             dx.mutable_data_ptr(), nullptr};
+  run_lanes(
+      arguments, dy.scalar_type() == at::kDouble, in_features, out_features,
+      [&](int64_t first, int64_t) { return out_features - (mask.nested() ? starts[first] : 0); },
+      AR_FAST_CPU_KERNEL(masked_gemm_dx_lanes));
   return dx;
 }
 
@@ -269,11 +299,16 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   }
   const Tiles tiles(x, false, plan.columns);
   const at::Tensor filled = tiles.fill_all();
-  const at::Tensor units = sort_features(dy, mask.rows()).t().contiguous();
+  const at::Tensor units = empty({out_features, batch}, dy.scalar_type());
+  parallel(dy.numel() > parallel_work, (out_features + 15) / 16, [&](int64_t begin, int64_t end) {
+    AR_FAST_CPU_KERNEL(masked_gemm_transpose)
+    (tiles.float64, dy.const_data_ptr(), batch, out_features, begin * 16, std::min(end * 16, out_features),
+     units.mutable_data_ptr());
+  });
   const ScalarType compute = storage_type(x.scalar_type());
   const bool in_place = type == compute && mask.sorted();
-  const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), nullptr,
-                             nullptr, nullptr};
+  const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), false,
+                             nullptr, MlpActivation::none, nullptr, nullptr};
   const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
   const std::vector<int64_t> begins =
       share_out(static_cast<int64_t>(bounds.size()) - 1, 1, false, batch, [&](int64_t p) {
@@ -282,7 +317,8 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
   const int64_t row_bytes = in_features * static_cast<int64_t>(x.element_size());
   // A thread's panel of dW lies behind the kernel's scratch until it is written in the op's order and dtype.
-  const ThreadScratch scratch(parts, tiles.float64, 0, in_place ? 0 : masked_panel * row_bytes);
+  const int64_t kernel_bytes = gemm_bytes(tiles.float64, 0);
+  const ThreadScratch scratch(parts, kernel_bytes + (in_place ? 0 : masked_panel * row_bytes));
   parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
       MaskedGemm own = arguments;
@@ -295,7 +331,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
           AR_FAST_CPU_KERNEL(masked_clear)(type, plan, nullptr, begin, end, dw.mutable_data_ptr());
           continue;
         }
-        char* rows = scratch.of(part) + scratch.kernel_bytes;
+        char* rows = scratch.of(part) + kernel_bytes;
         AR_FAST_CPU_KERNEL(masked_gemm_dw)(own, begin, end, rows, in_features);
         AR_FAST_CPU_KERNEL(masked_unpack)
         (type, plan, mask.rank(), rows, {begin, end, 0, in_features}, dw.mutable_data_ptr());

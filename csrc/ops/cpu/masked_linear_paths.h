@@ -36,14 +36,12 @@ at::Tensor panels_grad_input(const HostMask& mask, const at::Tensor& dy, const a
 at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
 // torch's GEMM over all columns of a bounded piece of the masked weight at a time, in the weight's own order: nothing
-// is skipped, and nothing is gathered or scattered either, which costs more where the plan is permuted and O or I is
-// small.
+// is skipped, and nothing is gathered or scattered either.
 at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
-at::Tensor copied_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
-at::Tensor copied_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
 // Our own kernels: batches of a few rows stream the weight once, larger ones run a product of tiles.
-at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                         MlpActivation activation);
 at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "../../kernels/cpu/masked_mlp_cpu.h"
+#include "../activation.h"
 #include "../explain.h"
 #include "../library.h"
 #include "isa.h"
@@ -92,8 +93,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
                           known, variables, parsed, head_kinds, start, stop, temperature);
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                         known, variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start,
-                         stop, temperature);
+                         known, variables, parse_mlp_activation(op_name, activation), parsed, head_kinds, seed, first_index,
+                         start, stop, temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);
   check_categories(sample);

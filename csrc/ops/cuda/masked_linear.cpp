@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "../../kernels/cuda/masked_linear_cuda.h"
+#include "../activation.h"
 #include "../explain.h"
 #include "../library.h"
 #include "stream.h"
@@ -70,12 +71,14 @@ void run(const char* op, Launcher launcher, const MaskedLinear& arguments, const
 
 at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                              const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
+                              const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
+                              std::optional<std::string_view> activation) {
   const char* op = "masked_linear";
+  const MlpActivation f = parse_mlp_activation(op, activation);
   const MaskTensors tensors{extents, rows, columns, tiles, dense};
   check_masked_linear(input, weight, bias, tensors, algorithm);
   const ContiguousMask mask(tensors);
-  if (algorithm == "dense") return at::linear(input, select(mask, weight), bias);
+  if (algorithm == "dense") return activate(f, at::linear(input, select(mask, weight), bias));
   const int64_t batch = count_rows(input), out_features = weight.size(0), in_features = weight.size(1);
   check_limits(op, batch, out_features, in_features);
   const at::Tensor x = as_matrix(input), w = weight.contiguous();
@@ -89,6 +92,7 @@ at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
   arguments.input_stride = x.stride(0);
   arguments.weight = w.const_data_ptr();
   arguments.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  arguments.activation = f;
   arguments.output = y.mutable_data_ptr();
   run(op, few_rows(algorithm, batch) ? masked_linear_rows_cuda : masked_linear_tiles_cuda, arguments, w);
   return y;

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include "../../kernels/cuda/masked_mlp_cuda.h"
+#include "../activation.h"
 #include "../explain.h"
 #include "../library.h"
 #include "stream.h"
@@ -29,8 +30,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(
   const c10::DeviceGuard guard(state.device());
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                         known, variables, parse_mlp_activation(activation), parsed, head_kinds, seed, first_index, start,
-                         stop, temperature);
+                         known, variables, parse_mlp_activation(op, activation), parsed, head_kinds, seed, first_index,
+                         start, stop, temperature);
   if (t.sample.batch > 0 && stop > start) {
     explain(op, " on CUDA: a warp per sample, ", t.sample.batch, " rows, positions ", start, " to ", stop);
     const at::Tensor scratch =

@@ -1,0 +1,204 @@
+// y and dX with features of the result as lanes: rows of the batch are broadcast, six at a time, past a tile of the
+// weight, so neither they nor the result are transposed.
+#include "masked_gemm_tile.h"
+
+namespace ar_fast {
+namespace CPU_CAPABILITY {
+namespace {
+
+// Rows that go past a tile together: their sums stay in L1 beside a chunk of it. Fewer where several tiles follow one
+// another, past rows that should still be there, and where results are scattered over whole rows of the result.
+constexpr int64_t block_rows = 16 * masked_gemm_rows, shared_rows = 4 * masked_gemm_rows,
+                  scattered_rows = 2 * masked_gemm_rows;
+// Steps between two visits of the sums. Where they lie a row of the weight apart, no more pages than L1's translations
+// hold.
+constexpr int64_t block_steps = 64, packed_steps = 128, in_place_steps = 64;
+
+// Scratch of one thread: sums [block_rows][width], a block [16][64] to be transposed, and tiles [steps][width].
+template <typename Compute>
+struct LanesScratch {
+  explicit LanesScratch(void* memory)
+      : sums(static_cast<Compute*>(memory)), block(sums + block_rows * tile_width<Compute>()), tiles(block + 16 * block_steps) {}
+  static int64_t bytes(int64_t steps, int64_t tiles) {
+    return ((block_rows + steps * tiles) * tile_width<Compute>() + 16 * block_steps) * static_cast<int64_t>(sizeof(Compute));
+  }
+  Compute *sums, *block, *tiles;
+};
+
+// tile[s][lane] = weight[first + lane][s], masked, for the sorted columns s of [begin, end).
+template <typename Compute>
+void pack_rows(const MaskedGemm& arguments, int64_t first, int64_t lanes, int64_t begin, int64_t end, Compute* block,
+               Compute* tile) {
+  constexpr int64_t width = tile_width<Compute>();
+  for (int64_t lane = 0; lane < lanes; lane += 16) {
+    const int64_t unit = first + lane, units = std::min<int64_t>(16, lanes - lane);
+    for (int64_t s = begin; s < end; s += block_steps) {
+      const int64_t steps = std::min(block_steps, end - s);
+      masked_pack(arguments.storage, arguments.plan, arguments.weight, {unit, unit + units, s, s + steps}, block);
+      for (int64_t k = 0; k < steps; k += 16) {
+        transpose(block + k, steps, tile + (s + k) * width + lane, width, units, std::min<int64_t>(16, steps - k));
+      }
+    }
+  }
+}
+
+// tile[s][lane] = weight[s][first + lane], masked, for the sorted rows s of [begin, end).
+template <typename Compute>
+void pack_columns(const MaskedGemm& arguments, int64_t first, int64_t lanes, int64_t begin, int64_t end,
+                  Compute* tile) {
+  constexpr int64_t width = tile_width<Compute>();
+  if (lanes == width) {
+    masked_pack(arguments.storage, arguments.plan, arguments.weight, {begin, end, first, first + lanes},
+                tile + begin * width);
+    return;
+  }
+  for (int64_t s = begin; s < end; ++s) {
+    masked_pack(arguments.storage, arguments.plan, arguments.weight, {s, s + 1, first, first + lanes},
+                tile + s * width);
+  }
+}
+
+// Rows of sums [rows][width] -> rows of output, features in the op's order.
+template <typename Compute>
+void write_rows(const Compute* sums, int64_t rows, int64_t first, int64_t lanes, const int32_t* places,
+                int64_t features, Compute* output) {
+  constexpr int64_t width = tile_width<Compute>();
+  if (places == nullptr) {
+    for (int64_t r = 0; r < rows; ++r) copy_lanes(sums + r * width, lanes, output + r * features + first);
+    return;
+  }
+  // Four rows share the look-up of a place.
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4, sums += 4 * width, output += 4 * features) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      Compute* out = output + places[first + lane];
+      out[0] = sums[lane];
+      out[features] = sums[width + lane];
+      out[2 * features] = sums[2 * width + lane];
+      out[3 * features] = sums[3 * width + lane];
+    }
+  }
+  for (; r < rows; ++r, sums += width, output += features) {
+    for (int64_t lane = 0; lane < lanes; ++lane) output[places[first + lane]] = sums[lane];
+  }
+}
+
+// One tile of lanes: `over_columns` for y, over the weight's rows for dX.
+template <typename Compute>
+struct LanesTile {
+  static constexpr int64_t width = tile_width<Compute>();
+
+  LanesTile(const MaskedGemm& arguments, int64_t first, int64_t end, bool over_columns, Compute* packed)
+      : plan(arguments.plan), first(first), lanes(std::min(width, end - first)), over_columns(over_columns),
+        begin(nested() && !over_columns ? arguments.starts[first] : 0),
+        end(!over_columns ? plan.out_features : nested() ? extent_of(plan, first + lanes - 1) : plan.in_features),
+        in_place(this->end), packed(packed), below(static_cast<const Compute*>(arguments.weight) + first) {
+    if (arguments.unpacked && lanes == width) in_place = arguments.starts[first + lanes - 1];
+  }
+
+  bool nested() const { return plan.extents != nullptr; }
+
+  template <typename Body>
+  void for_each_run(const Body& body) const {
+    CPU_CAPABILITY::for_each_run(plan, over_columns, first, begin, end, body);
+  }
+
+  void pack(const MaskedGemm& arguments, Compute* block) const {
+    if (lanes < width) std::memset(static_cast<void*>(packed), 0, end * width * sizeof(Compute));
+    for_each_run([&](int64_t from, int64_t to) {
+      to = std::min(to, in_place);
+      if (from >= to) return;
+      over_columns ? pack_rows(arguments, first, lanes, from, to, block, packed)
+                   : pack_columns(arguments, first, lanes, from, to, packed);
+    });
+  }
+
+  const MaskPlan& plan;
+  int64_t first, lanes;
+  bool over_columns;
+  int64_t begin, end;              // of the sum
+  int64_t in_place;                // from here on the weight is the tile: every lane sees those steps
+  Compute* packed;                 // [end][width]
+  const Compute* below;
+};
+
+template <typename Compute>
+void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_columns) {
+  using Tile = LanesTile<Compute>;
+  constexpr int64_t width = Tile::width;
+  const MaskPlan& plan = arguments.plan;
+  const int64_t steps = over_columns ? plan.in_features : plan.out_features;
+  const int64_t features = over_columns ? plan.out_features : plan.in_features;
+  const int32_t* const places = over_columns ? plan.rows : plan.columns;
+  const int32_t* const index = over_columns ? plan.columns : plan.rows;
+  const Access access = index == nullptr ? Access::contiguous : Access::gathered;
+  const LanesScratch<Compute> scratch(arguments.scratch);
+  const auto tile_at = [&](int64_t first) {
+    return Tile(arguments, first, part.unit_end, over_columns, scratch.tiles + (first - part.unit_begin) * steps);
+  };
+  for (int64_t first = part.unit_begin; first < part.unit_end; first += width) tile_at(first).pack(arguments, scratch.block);
+
+  const auto* bias = static_cast<const Compute*>(arguments.bias);
+  const auto* rows = static_cast<const Compute*>(arguments.tiles);
+  auto* output = static_cast<Compute*>(arguments.output);
+  const int64_t block = places != nullptr                             ? scattered_rows
+                        : part.unit_end - part.unit_begin > width ? shared_rows
+                                                                  : block_rows;
+  const int64_t row_end = std::min(part.tile_end * masked_gemm_rows, arguments.batch);
+  for (int64_t row = part.tile_begin * masked_gemm_rows; row < row_end; row += block) {
+    const int64_t count = std::min(block, row_end - row);
+    for (int64_t first = part.unit_begin; first < part.unit_end; first += width) {
+      const Tile tile = tile_at(first);
+      const int vectors = vectors_of<Compute>(tile.lanes);
+      Compute start[width] = {};
+      for (int64_t lane = 0; bias != nullptr && lane < tile.lanes; ++lane) {
+        start[lane] = bias[places == nullptr ? first + lane : places[first + lane]];
+      }
+      for (int v = 0; v < most_vectors; ++v) {
+        constexpr int size = Vector<Compute>::size();
+        const auto values = Vector<Compute>::loadu(start + v * size);
+        for (int64_t r = 0; r < count; ++r) values.store(scratch.sums + r * width + v * size);
+      }
+      const auto add = [&](int64_t begin, int64_t end, const Compute* data, int64_t stride) {
+        for (int64_t r = 0; r < count; r += units_together) {
+          const int together = static_cast<int>(std::min<int64_t>(units_together, count - r));
+          Compute* sums[units_together];
+          row_pointers(scratch.sums + r * width, width, together, sums);
+          Weights<Compute> weights(rows + (row + r) * steps + (index == nullptr ? begin : 0), steps, together);
+          weights.index = index == nullptr ? nullptr : index + begin;
+          multiply(access, vectors, weights, data, stride, end - begin, sums, together, false);
+        }
+      };
+      tile.for_each_run([&](int64_t begin, int64_t end) {
+        const int64_t middle = std::max(begin, std::min(end, tile.in_place));
+        for (int64_t s = begin; s < middle; s += packed_steps) {
+          add(s, std::min(s + packed_steps, middle), tile.packed + s * width, width);
+        }
+        for (int64_t s = middle; s < end; s += in_place_steps) {
+          add(s, std::min(s + in_place_steps, end), tile.below + s * features, features);
+        }
+      });
+      activate_tile(arguments.activation, vectors, count, scratch.sums);
+      write_rows(scratch.sums, count, first, tile.lanes, places, features, output + row * features);
+    }
+  }
+}
+
+}  // namespace
+
+void masked_gemm_lanes_scratch(bool float64, int64_t steps, int64_t tiles, int64_t* bytes) {
+  *bytes = float64 ? LanesScratch<double>::bytes(steps, tiles) : LanesScratch<float>::bytes(steps, tiles);
+}
+
+void masked_gemm_y_lanes(const MaskedGemm& arguments, const MaskedGemmPart& part) {
+  arguments.storage == ScalarType::float64 ? product<double>(arguments, part, true)
+                                           : product<float>(arguments, part, true);
+}
+
+void masked_gemm_dx_lanes(const MaskedGemm& arguments, const MaskedGemmPart& part) {
+  arguments.storage == ScalarType::float64 ? product<double>(arguments, part, false)
+                                           : product<float>(arguments, part, false);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace ar_fast
