@@ -472,7 +472,8 @@ def masked_linear(
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``. On CUDA
+        float32 may be rounded to TF32 in products where torch's settings allow it to ``F.linear``.
 
     Raises:
         TypeError: if mask is not a Mask.
@@ -505,7 +506,8 @@ def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *,
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``, TF32 as
+        for :func:`masked_linear`.
 
     Raises:
         TypeError: if mask is not a Mask.

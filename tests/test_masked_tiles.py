@@ -3,13 +3,20 @@
 Without conftest.py, so that they also run under AddressSanitizer.
 """
 
+import contextlib
+
 import emulated
 import pytest
 import torch
 
 STORAGE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+# Storage, and what the operands of a product are rounded to.
+FORMS = {str(dtype): (dtype, lambda values: values) for dtype in STORAGE}
+FORMS["tf32"] = (torch.float32, lambda values: round_to_tf32(values))
 # (B, I, O): one, odd, around the tile (64), the steps of a sum (16, 32), vectors that fit (136) and that do not.
 SIZES = [(1, 1, 1), (3, 7, 19), (5, 136, 72), (65, 33, 67), (70, 136, 129), (9, 130, 64)]
+# Around the large tile (128), and with tiles that need no mask; vectors fit, or it would not be taken.
+LARGE_SIZES = [(1, 8, 8), (5, 136, 72), (130, 40, 136), (127, 264, 120), (136, 128, 264)]
 KINDS = ["sorted", "both", "blocks"]
 
 
@@ -43,35 +50,78 @@ def plan_of(kind, outputs, inputs):
     if kind == "sorted":
         extents = extents.sort().values
         return (extents.int(), None, None, None, None), torch.arange(inputs) < extents[:, None]
+    if kind == "rows":
+        return (extents.int(), extents.argsort().int(), None, None, None), torch.arange(inputs) < extents[:, None]
     columns = torch.randperm(inputs)
     plan = (extents.int(), extents.argsort().int(), columns.int(), None, None)
     return plan, columns.argsort() < extents[:, None]
 
 
-@pytest.mark.parametrize("algorithm", ["panels", "fused"])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_masked_linear(ops, size, kind, dtype, algorithm):
+def round_to_tf32(values):
+    """To 10 bits of fraction, ties away from zero."""
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@contextlib.contextmanager
+def tf32(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def check(ops, size, kind, form, algorithm):
+    """y, dX and dW against the twins, with NaN for masked weights."""
     batch, inputs, outputs = size
+    dtype, rounded = FORMS[form]
     torch.manual_seed(batch + inputs)
     plan, allowed = plan_of(kind, outputs, inputs)
     x, grad, bias = (torch.randn(*shape).to(dtype) for shape in ((batch, inputs), (batch, outputs), (outputs,)))
     weight = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
-    masked = torch.where(allowed, weight.double(), 0.0)
+    masked = torch.where(allowed, rounded(weight).double(), 0.0)
     weight = torch.where(allowed, weight, float("nan"))
-    wanted = {
-        "y": (ops.masked_linear(x, weight, bias, *plan, algorithm), x.double() @ masked.T + bias.double()),
-        "dx": (ops.masked_linear_grad_input(grad, weight, *plan, algorithm), grad.double() @ masked),
-        "dw": (
-            ops.masked_linear_grad_weight(grad, x, *plan, algorithm),
-            torch.where(allowed, grad.double().T @ x.double(), 0.0),
-        ),
-    }
+    wide_x, wide_grad = rounded(x).double(), rounded(grad).double()
+    with tf32(form == "tf32"):
+        wanted = {
+            "y": (ops.masked_linear(x, weight, bias, *plan, algorithm), wide_x @ masked.T + bias.double()),
+            "dx": (ops.masked_linear_grad_input(grad, weight, *plan, algorithm), wide_grad @ masked),
+            "dw": (
+                ops.masked_linear_grad_weight(grad, x, *plan, algorithm),
+                torch.where(allowed, wide_grad.T @ wide_x, 0.0),
+            ),
+        }
     tolerance = {"rtol": STORAGE[dtype], "atol": STORAGE[dtype]}
     for name, (got, want) in wanted.items():
         scale = max(1.0, float(want.abs().max()))
         torch.testing.assert_close(got.double() / scale, want / scale, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert (wanted["dw"][0][~allowed] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tiles(ops, size, kind, form):
+    check(ops, size, kind, form, "panels")
+
+
+@pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
+@pytest.mark.parametrize("kind", ["sorted", "rows", "blocks"])
+@pytest.mark.parametrize("size", LARGE_SIZES, ids=str)
+def test_large_tiles(ops, size, kind, form):
+    with emulated.gpu(multiprocessors=1):
+        said = emulated.explain(lambda: check(ops, size, kind, form, "panels"))
+    # A permutation of the rows of the weight scatters the columns of dY.
+    tiles = ["128 x 128", "64 x 64", "64 x 64"] if kind == "rows" else ["128 x 128"] * 3
+    assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
+
+
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rows(ops, size, kind, dtype):
+    check(ops, size, kind, str(dtype), "fused")
 
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
