@@ -17,7 +17,7 @@ FORMS["tf32"] = (torch.float32, lambda values: round_to_tf32(values))
 SIZES = [(1, 1, 1), (3, 7, 19), (5, 136, 72), (65, 33, 67), (70, 136, 129), (9, 130, 64)]
 # Around the large tile (128), and with tiles that need no mask; vectors fit, or it would not be taken.
 LARGE_SIZES = [(1, 8, 8), (5, 136, 72), (130, 40, 136), (127, 264, 120), (136, 128, 264)]
-KINDS = ["sorted", "both", "blocks"]
+KINDS = ["sorted", "edges", "both", "blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,8 @@ def fiber_order(request):
 def plan_of(kind, outputs, inputs):
     """The op's mask arguments and the dense mask."""
     extents = torch.randint(0, inputs + 1, (outputs,))
+    if kind == "edges":  # one short of a step's end along the columns, one past it along the rows
+        extents = (31 + (torch.arange(outputs) + 31) // 32 * 32).clamp(max=inputs)
     if kind == "blocks":
         allowed = torch.rand(outputs, inputs) < 0.5
         allowed[:64, 64:128] = False
@@ -47,7 +49,7 @@ def plan_of(kind, outputs, inputs):
         lowest, highest = tiles.amin(2), torch.where(tiles == 2, 0, tiles).amax(2)
         kinds = torch.where(highest == 0, 0, torch.where(lowest >= 1, 1, 2))
         return (None, None, None, kinds.int(), allowed), allowed
-    if kind == "sorted":
+    if kind in ("sorted", "edges"):
         extents = extents.sort().values
         return (extents.int(), None, None, None, None), torch.arange(inputs) < extents[:, None]
     if kind == "rows":
@@ -107,7 +109,7 @@ def test_tiles(ops, size, kind, form):
 
 
 @pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
-@pytest.mark.parametrize("kind", ["sorted", "rows", "blocks"])
+@pytest.mark.parametrize("kind", ["sorted", "edges", "rows", "blocks"])
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=str)
 def test_large_tiles(ops, size, kind, form):
     with emulated.gpu(multiprocessors=1):
@@ -115,6 +117,20 @@ def test_large_tiles(ops, size, kind, form):
     # A permutation of the rows of the weight scatters the columns of dY.
     tiles = ["128 x 128", "64 x 64", "64 x 64"] if kind == "rows" else ["128 x 128"] * 3
     assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("kind", ["sorted", "blocks"])
+def test_a_row_does_not_depend_on_the_others(ops, kind, multiprocessors):
+    torch.manual_seed(5)
+    plan, _ = plan_of(kind, 136, 72)
+    weight, x = torch.randn(136, 72).bfloat16(), torch.randn(131, 72).bfloat16()
+    with emulated.gpu(multiprocessors=multiprocessors):
+        y = ops.masked_linear(x, weight, None, *plan, "panels")
+        dx = ops.masked_linear_grad_input(y, weight, *plan, "panels")
+        for rows in (slice(130, 131), slice(3, 70)):
+            assert torch.equal(ops.masked_linear(x[rows], weight, None, *plan, "panels"), y[rows])
+            assert torch.equal(ops.masked_linear_grad_input(y[rows], weight, *plan, "panels"), dx[rows])
 
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)
