@@ -476,11 +476,13 @@ def masked_linear(
         mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
         bias: (O), or None.
         activation: f: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu", each with torch's
-            default arguments, in the same pass over the sums; None is the identity.
+            default arguments, in the same pass over the sums (on CUDA for more than 8 rows: the first and the last of
+            them); None is the identity.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``. On CUDA
+        float32 may be rounded to TF32 in products where torch's settings allow it to ``F.linear``.
 
     Raises:
         TypeError: if mask is not a Mask.
@@ -513,7 +515,8 @@ def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *,
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``.
+        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``, TF32 as
+        for :func:`masked_linear`.
 
     Raises:
         TypeError: if mask is not a Mask.

@@ -1,4 +1,4 @@
-"""Masked linear maps over the grid of batch and layer sizes."""
+"""Masked linear maps over the grid of batch and layer sizes; on CUDA also a large one in bfloat16 and tf32."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +21,29 @@ COMPILED = "torch.compile of F.linear(x, W * M)"
 # A float64 product of every row would take longer than all the timing: the error is that of the first rows.
 CHECKED_ROWS = 16
 
+# What the large products are computed in.
+LARGE_DTYPES = ["bfloat16", "tf32"]
+
+
+def storage(dtype: str) -> torch.dtype:
+    return torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+
+
+def computed_in(dtype: str, function: Callable[[], object]) -> Callable[[], object]:
+    """The function as it is; for tf32 it runs with torch's leave to round float32 on CUDA."""
+    if dtype != "tf32":
+        return function
+
+    def run() -> object:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return function()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return run
+
 
 def staircase(in_features: int, out_features: int, permuted: bool = False) -> Mask:
     """Inputs 1 ... I, outputs spread evenly over them and sorted: half of the weights are masked.
@@ -36,23 +59,24 @@ def staircase(in_features: int, out_features: int, permuted: bool = False) -> Ma
     return Mask.from_degrees(in_degrees, out_degrees)
 
 
-def _parts(batch: int, in_features: int, out_features: int, device: torch.device, permuted: bool = False):
-    x = data.normal(batch, in_features, seed=batch).to(device)
-    weight = data.normal(out_features, in_features, seed=9).to(device) / in_features**0.5
-    bias = data.normal(out_features, seed=10).to(device)
+def _parts(size: tuple[int, int, int], device: torch.device, permuted: bool = False, dtype: str = "float32"):
+    batch, in_features, out_features = size
+    x = data.normal(batch, in_features, seed=batch).to(device, storage(dtype))
+    weight = (data.normal(out_features, in_features, seed=9).to(device) / in_features**0.5).to(storage(dtype))
+    bias = data.normal(out_features, seed=10).to(device, storage(dtype))
     mask = staircase(in_features, out_features, permuted).to(device)
     return x, weight, bias, mask, mask.to_dense().to(weight.dtype)
 
 
-def _forward(batch: int, in_features: int, out_features: int, settings: Settings, permuted: bool = False) -> Built:
-    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device, permuted)
+def _forward(size: tuple[int, int, int], settings: Settings, permuted: bool = False, dtype: str = "float32") -> Built:
+    x, weight, bias, mask, dense = _parts(size, settings.device, permuted, dtype)
     masked = weight * dense
     # Panels need a staircase in place.
     panels = None if permuted else peers.Panels(weight, bias, mask.extents)
     reference = F.linear(x[:CHECKED_ROWS].double(), masked.double(), bias.double())
 
     def eager(function: Callable[[], Tensor]) -> Callable[[], Contender]:
-        return lambda: Contender(no_grad(function), lambda y: (y[:CHECKED_ROWS],))
+        return lambda: Contender(computed_in(dtype, no_grad(function)), lambda y: (y[:CHECKED_ROWS],))
 
     def compiled() -> Contender:
         product = torch.compile(lambda x, weight, mask, bias: F.linear(x, weight * mask, bias), dynamic=False)
@@ -71,13 +95,21 @@ def _forward(batch: int, in_features: int, out_features: int, settings: Settings
     return Built(makers, against([reference]))
 
 
-def _training(batch: int, in_features: int, out_features: int, settings: Settings) -> Built:
-    x, weight, bias, mask, dense = _parts(batch, in_features, out_features, settings.device)
-    grad = data.normal(batch, out_features, seed=11).to(settings.device)
+def _training(
+    size: tuple[int, int, int], settings: Settings, dtype: str = "float32", checked_rows: int | None = None
+) -> Built:
+    x, weight, bias, mask, dense = _parts(size, settings.device, dtype=dtype)
+    grad = data.normal(size[0], size[2], seed=11).to(settings.device, storage(dtype))
 
     def gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor):
         leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
+        return computed_in(dtype, lambda: torch.autograd.grad(function(*leaves), leaves, grad))
+
+    def checked(of_input: Tensor, of_weight: Tensor, of_bias: Tensor) -> tuple[Tensor, ...]:
+        """All rows, or so many of each, spread evenly: those of a staircase differ."""
+        if checked_rows is None:
+            return of_input, of_weight, of_bias
+        return *(rows[:: -(-len(rows) // checked_rows)] for rows in (of_input, of_weight)), of_bias
 
     def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x, weight * dense.to(weight.dtype), bias)
@@ -85,16 +117,31 @@ def _training(batch: int, in_features: int, out_features: int, settings: Setting
     def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.masked_linear(x, weight, mask, bias)
 
-    reference = gradients(product, x.double(), weight.double(), bias.double(), grad.double())()
+    reference = checked(*gradients(product, x.double(), weight.double(), bias.double(), grad.double())())
     makers = {
-        OURS: lambda: Contender(gradients(ours, x, weight, bias, grad), tuple),
-        PRODUCT: lambda: Contender(gradients(product, x, weight, bias, grad), tuple),
+        OURS: lambda: Contender(gradients(ours, x, weight, bias, grad), lambda result: checked(*result)),
+        PRODUCT: lambda: Contender(gradients(product, x, weight, bias, grad), lambda result: checked(*result)),
         # Its gradient of the masked weights, which an optimizer would have to mask again, is not compared.
         BEFOREHAND: lambda: Contender(
-            gradients(F.linear, x, weight * dense, bias, grad), lambda result: (result[0], result[1] * dense, result[2])
+            gradients(F.linear, x, weight * dense, bias, grad),
+            lambda result: checked(result[0], result[1] * dense, result[2]),
         ),
     }
     return Built(makers, against(reference))
+
+
+def large_cases(settings: Settings) -> Iterator[Case]:
+    """What matrix instructions are for. Each dtype in a case of its own, since a table has one."""
+    size = settings.linear_large
+    sizes = "B {}, I {}, O {}".format(*size)
+    for dtype in LARGE_DTYPES:
+        build = partial(_forward, size, settings, dtype=dtype)
+        name = f"masked_linear, a large layer in {dtype}, forward"
+        yield Case(name, sizes, "random normal", build, [OURS, BEFOREHAND, PANELS], dtype)
+    for dtype in LARGE_DTYPES:
+        build = partial(_training, size, settings, dtype=dtype, checked_rows=CHECKED_ROWS)
+        name = f"masked_linear, a large layer in {dtype}, forward + backward"
+        yield Case(name, sizes, "random normal", build, [OURS, BEFOREHAND], dtype)
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -111,19 +158,21 @@ def cases(settings: Settings) -> Iterator[Case]:
 
     # Layers of MADEs as they are used, with their gradients.
     for size in settings.linear_layers:
-        build = partial(_forward, *size, settings)
+        build = partial(_forward, size, settings)
         yield case("a layer, forward", size, build, [OURS, PRODUCT, BEFOREHAND])
     for size in settings.linear_layers:
-        build = partial(_training, *size, settings)
+        build = partial(_training, size, settings)
         yield case("a layer, forward + backward", size, build, [OURS, PRODUCT, BEFOREHAND])
+    if settings.device.type == "cuda":
+        yield from large_cases(settings)
     contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
     if settings.full and settings.compile_seconds > 0:
         contenders.append(COMPILED)
     for size in grid:
-        yield case("forward", size, partial(_forward, *size, settings), contenders)
+        yield case("forward", size, partial(_forward, size, settings), contenders)
     for size in grid:
-        build = partial(_forward, *size, settings, permuted=True)
+        build = partial(_forward, size, settings, permuted=True)
         yield case("forward, permuted plan", size, build, [OURS, PRODUCT, BEFOREHAND])
     if settings.full or settings.tiny:
         for size in grid:
-            yield case("forward + backward", size, partial(_training, *size, settings), [OURS, PRODUCT])
+            yield case("forward + backward", size, partial(_training, size, settings), [OURS, PRODUCT])

@@ -42,3 +42,8 @@ class Settings:
         if self.tiny:
             return ((3, 16, 40),)
         return ((512, 784, 8000), (512, 2048, 2048), (512, 8000, 784), (32, 8000, 8000), (64, 64, 64))
+
+    @property
+    def linear_large(self) -> tuple[int, int, int]:
+        """B, I, O of a product that fills a GPU with large tiles."""
+        return (3, 16, 40) if self.tiny else (4096, 8192, 8192)

@@ -38,6 +38,7 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     library.ar_fast_emulation_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
     library.ar_fast_emulation_error.restype = ctypes.c_char_p
+    library.ar_fast_test_explain_end.restype = ctypes.c_char_p
     return library
 
 
@@ -50,3 +51,25 @@ def fiber_order(order: str, seed: int = 0):
         yield
     finally:
         library.ar_fast_emulation_set_order(ORDERS["forward"], 0)
+
+
+@contextlib.contextmanager
+def gpu(capability: int = 9, multiprocessors: int = 132):
+    """The GPU that launchers of emulated kernels see: its major compute capability and how many multiprocessors."""
+    library = load()
+    library.ar_fast_emulation_set_device(capability, multiprocessors)
+    try:
+        yield
+    finally:
+        library.ar_fast_emulation_set_device(9, 132)
+
+
+def explain(call) -> list[str]:
+    """What the emulated ops of a call say that they run."""
+    library = load()
+    library.ar_fast_test_explain_begin()
+    try:
+        call()
+    finally:
+        lines = library.ar_fast_test_explain_end().decode().splitlines()
+    return lines

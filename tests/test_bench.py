@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
 from ar_fast._timing import interleave
-from bench import peers
+from bench import masked_linear, peers
 from bench.run import run_case, select
 from bench.settings import Settings
 
@@ -32,6 +32,16 @@ def test_every_contender_is_right(case):
     for row in rows:
         assert row.skipped is None and row.median > 0
         assert row.error < 1e-5, f"{row.contender} is off by {row.error}"
+
+
+@pytest.mark.parametrize("case", list(masked_linear.large_cases(SETTINGS)), ids=lambda case: case.title)
+def test_every_contender_of_the_large_layers_is_right(case):
+    """On a GPU only they are part of the suite."""
+    assert case.title not in [other.title for other in select(SETTINGS)]
+    for row in run_case(case, SETTINGS):
+        assert row.skipped is None and row.dtype in ("bfloat16", "tf32")
+        assert row.error < (1e-2 if row.dtype == "bfloat16" else 1e-3), f"{row.contender} is off by {row.error}"
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_table_entry_prints_and_writes(tmp_path):

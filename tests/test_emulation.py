@@ -102,6 +102,28 @@ def test_matrix_instructions(library, order, dtype):
     torch.testing.assert_close(c, (a.double() @ b.double()).float(), rtol=1e-5, atol=1e-5)
 
 
+def round_to_tf32(values):
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_matrix_instructions_of_tf32(library, order):
+    generator = torch.Generator().manual_seed(1)
+    a, b, c = torch.randn(16, 8, generator=generator), torch.randn(8, 8, generator=generator), torch.zeros(16, 8)
+    assert library.ar_fast_test_tf32(pointer(a), pointer(b), pointer(c)) == 0
+    exact = round_to_tf32(a).double() @ round_to_tf32(b).double()
+    torch.testing.assert_close(c, exact.float(), rtol=1e-6, atol=1e-6)
+    assert (c - (a.double() @ b.double())).abs().max() > 1e-4
+
+
+def test_tf32_rounds_to_nearest_and_ties_away_from_zero(library):
+    tie, infinity = 2.0**-11, float("inf")
+    values = [1.0, 1 + tie, -1 - tie, 1 + tie - 2.0**-23, 1 + 3 * tie, 2 - tie, infinity, -infinity, float("nan"), 0.0]
+    wanted = [1.0, 1 + 2 * tie, -1 - 2 * tie, 1.0, 1 + 4 * tie, 2.0, infinity, -infinity, float("nan"), 0.0]
+    values, out = torch.tensor(values), torch.zeros(len(values))
+    assert library.ar_fast_test_round_to_tf32(pointer(values), pointer(out), len(values)) == 0
+    torch.testing.assert_close(out, torch.tensor(wanted), rtol=0, atol=0, equal_nan=True)
+
+
 def test_async_copies_land_at_the_wait(library, order):
     values, out = torch.randn(132), torch.zeros(128)
     past = -values.data_ptr() % 16

@@ -1,14 +1,16 @@
 """masked_linear and its two gradient ops against their plain-torch twin in float64."""
 
+import contextlib
 import math
 
+import emulated
 import pytest
 import torch
 from conftest import available_isas, isa
 from masked_cases import KINDS, blocks, masked_case
 from torch.nn import functional as F
 
-from ar_fast import Mask, functional, reference
+from ar_fast import Mask, _library, functional, reference
 from ar_fast.nn import MaskedLinear
 
 # (B, I, O). Batches around the path for a few rows (8) and a tile (64); sizes around tiles and panels.
@@ -69,6 +71,15 @@ def test_equals_the_twin(device, ops, size, kind):
 @pytest.mark.parametrize("batch", [3, 37])
 def test_every_dtype(device, ops, kind, dtype, batch):
     check_all(masked_case(batch, 141, 77, kind, dtype=dtype, device=device), ops)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_that_fill_a_gpu(device, ops, kind, dtype):
+    """Where large tiles are chosen; test_masked_tiles.py forces them on the emulation, which is too slow for this."""
+    if device.type != "cuda":
+        pytest.skip("CUDA only")
+    check_all(masked_case(1800, 1928, 1848, kind, dtype=dtype, device=device), ops)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -289,6 +300,111 @@ def test_autocast_follows_linear(device):
     ):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, other, rtol=2e-2, atol=5e-2)
+
+
+def set_allow_tf32(allowed):
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def set_matmul_precision(allowed):
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+def set_fp32_precision(allowed):
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+
+
+def set_old_against_new(allowed):
+    """torch's own check of the old setting raises then; the new one counts."""
+    set_allow_tf32(not allowed)
+    set_fp32_precision(allowed)
+
+
+@pytest.fixture
+def restored_precision():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+def round_to_tf32(values):
+    """To 10 bits of fraction, ties away from zero."""
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["tiles of 64", "tiles of 128"])
+@pytest.mark.parametrize(
+    "set_precision", [set_allow_tf32, set_matmul_precision, set_fp32_precision, set_old_against_new]
+)
+def test_tf32_is_used_where_torch_allows_it(device, ops, restored_precision, set_precision, large, emulation):
+    if not emulation and device.type == "cpu":
+        pytest.skip("CUDA only")
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no tf32")
+    sizes = (1800, 1928, 1848) if large and not emulation else (70, 132, 72)
+    case = masked_case(*sizes, "sorted", device=device)
+    grad = torch.randn(sizes[0], sizes[2], device=device)
+
+    def products(rounded):
+        x, weight, dy = (rounded(t).double() for t in (case.input, case.weight, grad))
+        weight = torch.where(case.allowed, weight, 0.0)
+        dw = torch.where(case.allowed, dy.T @ x, 0.0)
+        return F.linear(x, weight, case.bias.double()), dy @ weight, dw
+
+    def run_all():
+        return (
+            run(case),
+            ops.masked_linear_grad_input(grad, case.weight, *case.plan),
+            ops.masked_linear_grad_weight(grad, case.input, *case.plan),
+        )
+
+    with emulated.gpu(multiprocessors=1 if large else 132) if emulation else contextlib.nullcontext():
+        for allowed in (True, False, True):
+            set_precision(allowed)
+            wanted, other = products(round_to_tf32), products(lambda t: t)
+            if not allowed:
+                wanted, other = other, wanted
+            for got, want, wrong in zip(run_all(), wanted, other, strict=True):
+                scale = float(want.abs().max())
+                # Matrix instructions cut off where they add; rounded operands are off by some 1e-4.
+                assert float((got - want).abs().max()) < 4e-5 * scale
+                assert float((got - wrong).abs().max()) > 6e-5 * scale
+
+
+def test_a_gpu_without_tf32_is_exact(restored_precision):
+    set_allow_tf32(True)
+    case = masked_case(70, 130, 72, "sorted")
+    emulated.load()
+    with _library.use("ar_fast_emulated"):
+        with emulated.gpu(capability=7, multiprocessors=1):
+            check_all(case, torch.ops.ar_fast_emulated)
+            old = run(case)
+        set_allow_tf32(False)
+        assert torch.equal(old, run(case))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "gpu", "words"),
+    [
+        (torch.float32, False, (9, 1), "tiles of 64 x 64 by exact multiply-adds"),
+        (torch.float32, True, (7, 1), "tiles of 64 x 64 by exact multiply-adds"),
+        (torch.float32, True, (9, 5), "tiles of 64 x 64 by mma.sync in tf32"),
+        (torch.float32, True, (9, 4), "tiles of 128 x 128 by mma.sync in tf32"),
+        (torch.float64, True, (9, 1), "tiles of 64 x 64 by exact multiply-adds"),
+        (torch.bfloat16, False, (9, 4), "tiles of 128 x 128 by mma.sync,"),
+        (torch.float16, False, (8, 5), "tiles of 64 x 64 by mma.sync,"),
+        (torch.float16, False, (7, 1), "tiles of 64 x 64 by mma.sync,"),
+    ],
+)
+def test_explain_says_how_the_tiles_are_made(restored_precision, dtype, allowed, gpu, words):
+    emulated.load()
+    case = masked_case(130, 8, 140, dtype=dtype)
+    with _library.use("ar_fast_emulated"), emulated.gpu(*gpu):
+        set_allow_tf32(allowed)
+        (line,) = emulated.explain(lambda: run(case))
+        assert words in line and "130 rows, 140 outputs, 8 inputs" in line
+        (line,) = emulated.explain(lambda: run(case, "fused"))
+        assert "a few rows" in line
 
 
 @pytest.mark.parametrize("kind", ["sorted", "both", "blocks"])

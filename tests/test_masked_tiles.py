@@ -3,14 +3,21 @@
 Without conftest.py, so that they also run under AddressSanitizer.
 """
 
+import contextlib
+
 import emulated
 import pytest
 import torch
 
 STORAGE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+# Storage, and what the operands of a product are rounded to.
+FORMS = {str(dtype): (dtype, lambda values: values) for dtype in STORAGE}
+FORMS["tf32"] = (torch.float32, lambda values: round_to_tf32(values))
 # (B, I, O): one, odd, around the tile (64), the steps of a sum (16, 32), vectors that fit (136) and that do not.
 SIZES = [(1, 1, 1), (3, 7, 19), (5, 136, 72), (65, 33, 67), (70, 136, 129), (9, 130, 64)]
-KINDS = ["sorted", "both", "blocks"]
+# Around the large tile (128), and with tiles that need no mask; vectors fit, or it would not be taken.
+LARGE_SIZES = [(1, 8, 8), (5, 136, 72), (130, 40, 136), (127, 264, 120), (136, 128, 264)]
+KINDS = ["sorted", "edges", "both", "blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,8 @@ def fiber_order(request):
 def plan_of(kind, outputs, inputs):
     """The op's mask arguments and the dense mask."""
     extents = torch.randint(0, inputs + 1, (outputs,))
+    if kind == "edges":  # one short of a step's end along the columns, one past it along the rows
+        extents = (31 + (torch.arange(outputs) + 31) // 32 * 32).clamp(max=inputs)
     if kind == "blocks":
         allowed = torch.rand(outputs, inputs) < 0.5
         allowed[:64, 64:128] = False
@@ -40,38 +49,95 @@ def plan_of(kind, outputs, inputs):
         lowest, highest = tiles.amin(2), torch.where(tiles == 2, 0, tiles).amax(2)
         kinds = torch.where(highest == 0, 0, torch.where(lowest >= 1, 1, 2))
         return (None, None, None, kinds.int(), allowed), allowed
-    if kind == "sorted":
+    if kind in ("sorted", "edges"):
         extents = extents.sort().values
         return (extents.int(), None, None, None, None), torch.arange(inputs) < extents[:, None]
+    if kind == "rows":
+        return (extents.int(), extents.argsort().int(), None, None, None), torch.arange(inputs) < extents[:, None]
     columns = torch.randperm(inputs)
     plan = (extents.int(), extents.argsort().int(), columns.int(), None, None)
     return plan, columns.argsort() < extents[:, None]
 
 
-@pytest.mark.parametrize("algorithm", ["panels", "fused"])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_masked_linear(ops, size, kind, dtype, algorithm):
+def round_to_tf32(values):
+    """To 10 bits of fraction, ties away from zero."""
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@contextlib.contextmanager
+def tf32(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def check(ops, size, kind, form, algorithm):
+    """y, dX and dW against the twins, with NaN for masked weights."""
     batch, inputs, outputs = size
+    dtype, rounded = FORMS[form]
     torch.manual_seed(batch + inputs)
     plan, allowed = plan_of(kind, outputs, inputs)
     x, grad, bias = (torch.randn(*shape).to(dtype) for shape in ((batch, inputs), (batch, outputs), (outputs,)))
     weight = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
-    masked = torch.where(allowed, weight.double(), 0.0)
+    masked = torch.where(allowed, rounded(weight).double(), 0.0)
     weight = torch.where(allowed, weight, float("nan"))
-    wanted = {
-        "y": (ops.masked_linear(x, weight, bias, *plan, algorithm), x.double() @ masked.T + bias.double()),
-        "dx": (ops.masked_linear_grad_input(grad, weight, *plan, algorithm), grad.double() @ masked),
-        "dw": (
-            ops.masked_linear_grad_weight(grad, x, *plan, algorithm),
-            torch.where(allowed, grad.double().T @ x.double(), 0.0),
-        ),
-    }
+    wide_x, wide_grad = rounded(x).double(), rounded(grad).double()
+    with tf32(form == "tf32"):
+        wanted = {
+            "y": (ops.masked_linear(x, weight, bias, *plan, algorithm), wide_x @ masked.T + bias.double()),
+            "dx": (ops.masked_linear_grad_input(grad, weight, *plan, algorithm), wide_grad @ masked),
+            "dw": (
+                ops.masked_linear_grad_weight(grad, x, *plan, algorithm),
+                torch.where(allowed, wide_grad.T @ wide_x, 0.0),
+            ),
+        }
     tolerance = {"rtol": STORAGE[dtype], "atol": STORAGE[dtype]}
     for name, (got, want) in wanted.items():
         scale = max(1.0, float(want.abs().max()))
         torch.testing.assert_close(got.double() / scale, want / scale, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert (wanted["dw"][0][~allowed] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tiles(ops, size, kind, form):
+    check(ops, size, kind, form, "panels")
+
+
+@pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
+@pytest.mark.parametrize("kind", ["sorted", "edges", "rows", "blocks"])
+@pytest.mark.parametrize("size", LARGE_SIZES, ids=str)
+def test_large_tiles(ops, size, kind, form):
+    with emulated.gpu(multiprocessors=1):
+        said = emulated.explain(lambda: check(ops, size, kind, form, "panels"))
+    # A permutation of the rows of the weight scatters the columns of dY.
+    tiles = ["128 x 128", "64 x 64", "64 x 64"] if kind == "rows" else ["128 x 128"] * 3
+    assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("kind", ["sorted", "blocks"])
+def test_a_row_does_not_depend_on_the_others(ops, kind, multiprocessors):
+    torch.manual_seed(5)
+    plan, _ = plan_of(kind, 136, 72)
+    weight, x = torch.randn(136, 72).bfloat16(), torch.randn(131, 72).bfloat16()
+    with emulated.gpu(multiprocessors=multiprocessors):
+        y = ops.masked_linear(x, weight, None, *plan, "panels")
+        dx = ops.masked_linear_grad_input(y, weight, *plan, "panels")
+        for rows in (slice(130, 131), slice(3, 70)):
+            assert torch.equal(ops.masked_linear(x[rows], weight, None, *plan, "panels"), y[rows])
+            assert torch.equal(ops.masked_linear_grad_input(y[rows], weight, *plan, "panels"), dx[rows])
+
+
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rows(ops, size, kind, dtype):
+    check(ops, size, kind, str(dtype), "fused")
 
 
 @pytest.mark.parametrize("dtype", STORAGE, ids=str)

@@ -8,7 +8,8 @@
 //   extents[o] inputs; `rows` lists the rows by ascending extent. columns or rows null = already sorted.
 // - blocks: any mask. `dense` is the mask; tiles[r, c] says whether the square of tile_size rows and columns is
 //   empty (0), full (1) or mixed (2).
-// Accumulation is in float for 16-bit and float32 storage, in double for float64.
+// Accumulation is in float for 16-bit and float32 storage, in double for float64. Products are exact but where `tf32`
+// asks for rounded operands.
 #pragma once
 
 #include "types.h"
@@ -30,6 +31,7 @@ struct MaskPlan {
 // All matrices are row major with unit column stride; *_stride is the distance between rows in elements.
 struct MaskedLinear {
   ScalarType storage;              // of every matrix and of bias
+  bool tf32;                       // float32 on CUDA: operands may be rounded to 10 bits of fraction; bias never is
   int64_t batch;                   // B
   MaskPlan mask;
   const void* input;               // [B, I]; for the gradient of input: null

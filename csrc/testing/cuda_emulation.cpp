@@ -440,6 +440,12 @@ extern "C" __attribute__((visibility("default"))) void ar_fast_emulation_set_ord
   ar_fast::emulation::settings() = {static_cast<ar_fast::emulation::Order>(order), seed};
 }
 
+extern "C" __attribute__((visibility("default"))) void ar_fast_emulation_set_device(int capability,
+                                                                                    int multiprocessors) {
+  ar_fast::emulation::capability = capability;
+  ar_fast::emulation::multiprocessors = multiprocessors;
+}
+
 extern "C" __attribute__((visibility("default"))) const char* ar_fast_emulation_error() {
   return ar_fast::emulation::last_error.c_str();
 }

@@ -52,6 +52,9 @@ struct LaunchShape {
   bool co_resident;  // all blocks run at the same time, as in a cooperative launch; otherwise one after another
 };
 
+// The device that launchers see; ar_fast_emulation_set_device sets it.
+inline int capability = 9, multiprocessors = 132;
+
 cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thread);
 const char* error_message(cudaError_t error);
 

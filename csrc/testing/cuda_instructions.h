@@ -94,4 +94,30 @@ void multiply_matrices(const MatrixOperand* const lanes[32], MatrixResult* const
   }
 }
 
+// cvt.rna.tf32.f32: to 10 bits of fraction, ties away from zero.
+inline uint32_t round_to_tf32(uint32_t value) {
+  if ((value & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFFFFFu;  // NaN
+  return (value + 0x1000u) & 0xFFFFE000u;
+}
+
+// c (16 x 8) += a (16 x 8) b (8 x 8), fragments as in the PTX manual, section mma.m16n8k8. Of an operand that was not
+// rounded, the bits past a tf32's are not read.
+inline void multiply_matrices_tf32(const MatrixOperand* const lanes[32], MatrixResult* const results[32], uint32_t) {
+  const auto to_float = [](uint32_t tf32) { return __uint_as_float(tf32 & 0xFFFFE000u); };
+  float a[16][8], b[8][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int group = lane / 4, place = lane % 4;
+    for (int r = 0; r < 4; ++r) a[group + 8 * (r % 2)][place + 4 * (r / 2)] = to_float(lanes[lane]->a[r]);
+    for (int r = 0; r < 2; ++r) b[place + 4 * r][group] = to_float(lanes[lane]->b[r]);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int r = 0; r < 4; ++r) {
+      const int row = lane / 4 + 8 * (r / 2), column = 2 * (lane % 4) + r % 2;
+      float sum = lanes[lane]->c[r];
+      for (int k = 0; k < 8; ++k) sum += a[row][k] * b[k][column];
+      results[lane]->c[r] = sum;
+    }
+  }
+}
+
 }  // namespace ar_fast::emulation

@@ -1,6 +1,9 @@
 // Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the
 // launch's cudaError_t; ar_fast_emulation_error() has the words.
+#include <string>
+
 #include "../kernels/cuda/nade_device.h"
+#include "../ops/explain.h"
 
 #define AR_FAST_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -100,6 +103,22 @@ __global__ void matrix_kernel(const T* a, const T* b, float* c) {
   for (int i = 0; i < 4; ++i) c[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = sums[i];
 }
 
+// c = a b for a [16][8] and b [8][8], row-major, rounded to tf32.
+__global__ void tf32_kernel(const float* a, const float* b, float* c) {
+  const int group = lane_id() / 4, place = lane_id() % 4;
+  const auto rounded = [](float value) { return round_to_tf32(__float_as_uint(value)); };
+  const uint32_t fragment_a[4] = {rounded(a[group * 8 + place]), rounded(a[(group + 8) * 8 + place]),
+                                  rounded(a[group * 8 + place + 4]), rounded(a[(group + 8) * 8 + place + 4])};
+  const uint32_t fragment_b[2] = {rounded(b[place * 8 + group]), rounded(b[(place + 4) * 8 + group])};
+  float sums[4] = {};
+  multiply_matrices<float>(sums, fragment_a, fragment_b);
+  for (int i = 0; i < 4; ++i) c[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2] = sums[i];
+}
+
+__global__ void round_to_tf32_kernel(const float* in, float* out) {
+  out[threadIdx.x] = __uint_as_float(round_to_tf32(__float_as_uint(in[threadIdx.x])));
+}
+
 __global__ void async_kernel(const float* in, float* out, bool with_wait, int source_bytes) {
   AR_FAST_SHARED(float, tile, [128]);
   const int t = static_cast<int>(threadIdx.x);
@@ -166,6 +185,12 @@ AR_FAST_EXPORT int ar_fast_test_matrix(const void* a, const void* b, float* c, b
   return launch({"matrix", 1, 32}, matrix_kernel<float16>, static_cast<const float16*>(a),
                 static_cast<const float16*>(b), c);
 }
+AR_FAST_EXPORT int ar_fast_test_tf32(const float* a, const float* b, float* c) {
+  return launch({"tf32", 1, 32}, tf32_kernel, a, b, c);
+}
+AR_FAST_EXPORT int ar_fast_test_round_to_tf32(const float* in, float* out, int count) {
+  return launch({"round_to_tf32", 1, static_cast<unsigned>(count)}, round_to_tf32_kernel, in, out);
+}
 AR_FAST_EXPORT int ar_fast_test_async(const float* in, float* out, bool with_wait, int source_bytes) {
   return launch({"async", 1, 32}, async_kernel, in, out, with_wait, source_bytes);
 }
@@ -183,6 +208,14 @@ AR_FAST_EXPORT int ar_fast_test_launch(unsigned blocks, unsigned threads, uint64
   return launch({"uninitialised", blocks, threads, dynamic_shared_bytes}, uninitialised_kernel, nullptr);
 }
 AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
+// What the emulated ops say of what they run, as ar_fast.explain collects it of the real library's.
+AR_FAST_EXPORT void ar_fast_test_explain_begin() { explain_begin(); }
+AR_FAST_EXPORT const char* ar_fast_test_explain_end() {
+  static std::string text;
+  text.clear();
+  for (const std::string& line : explain_end()) text += line + "\n";
+  return text.c_str();
+}
 AR_FAST_EXPORT int ar_fast_test_convert(const float* in, float* out, int count, bool is_bfloat16) {
   return launch({"convert", 1, static_cast<unsigned>(count)},
                 is_bfloat16 ? convert_kernel<bfloat16> : convert_kernel<float16>, in, out);

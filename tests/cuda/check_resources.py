@@ -25,6 +25,8 @@ LOAD_128 = r"ld\.global(\.nc)?(\.L\w+)*\.v(4\.[usfb]32|2\.[usfb]64)"
 LOAD_SHARED_128 = r"ld\.shared\.v(4\.[usfb]32|2\.[usfb]64)"
 COPY_ASYNC = r"cp\.async\.cg\.shared\.global"
 MATRIX = r"mma\.sync\.aligned\.m16n8k16"
+MATRIX_TF32 = r"mma\.sync\.aligned\.m16n8k8\.row\.col\.f32\.tf32"
+ROUND_TF32 = r"cvt\.rna\.tf32\.f32"
 LOAD_MATRIX = r"ldmatrix\.sync\.aligned\.m8n8\.x4"
 
 # Kernel (a pattern of its mangled name) -> the instructions that it is meant to use.
@@ -35,9 +37,16 @@ REQUIRED = {
     r"fvsbn_sample_kernelI": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb0E": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb1E": [LOAD_128, LOAD_SHARED_128],
-    r"masked_linear_tiles_kernelI[fd]": [COPY_ASYNC],
-    r"masked_linear_tiles_kernelI[fd]LNS1_7ProductE[01]E": [LOAD_SHARED_128],
-    r"masked_linear_tiles_kernelINS_(8bfloat16|7float16)E": [COPY_ASYNC, MATRIX, LOAD_MATRIX],
+    # Tiles: storage, whether by matrix instructions, size; products 0 and 1 (y, dX) have an operand along the sum.
+    r"masked_linear_tiles_kernelI\w*TileSchemeI[fd]Lb0E": [COPY_ASYNC],
+    r"masked_linear_tiles_kernelI\w*TileSchemeI[fd]Lb0ELi64E\w*ProductE[01]E": [LOAD_SHARED_128],
+    r"masked_linear_tiles_kernelI\w*TileSchemeIfLb1ELi(64|128)E": [COPY_ASYNC, MATRIX_TF32, ROUND_TF32],
+    r"masked_linear_tiles_kernelI\w*TileSchemeIfLb1ELi(64|128)E\w*ProductE[01]E": [LOAD_MATRIX],
+    r"masked_linear_tiles_kernelI\w*TileSchemeINS_(8bfloat16|7float16)ELb1ELi(64|128)E": [
+        COPY_ASYNC,
+        MATRIX,
+        LOAD_MATRIX,
+    ],
     r"masked_linear_(grad_input_)?rows_kernelI": [LOAD_128],
 }
 # Kernels whose only special functions are activations of hidden units: in float, each is one ex2 and one rcp.

@@ -71,6 +71,13 @@ __device__ __forceinline__ T softplus(T x) {
   return (x > T(0) ? x : T(0)) + log1p(exp(x > T(0) ? -x : x));
 }
 
+// Those that cost an instruction or two, and none: for an epilogue that is unrolled over all sums of a thread.
+template <typename T>
+__device__ __forceinline__ T rectify(MlpActivation activation, T x) {
+  if (activation == MlpActivation::none || x > T(0) || x != x) return x;
+  return activation == MlpActivation::relu ? T(0) : T(0.01) * x;
+}
+
 template <typename T>
 __device__ __forceinline__ T activate(MlpActivation activation, T x) {
   switch (activation) {

@@ -3,7 +3,7 @@
 // graph.
 //
 // Without atomics and without splitting a sum over blocks: results are bitwise the same in every run, and a row of y or
-// of dX does not depend on the other rows of its batch within one path (rows or tiles).
+// of dX does not depend on the other rows of its batch within one path (rows, or tiles of one size).
 #pragma once
 
 #include "../masked_linear.h"
@@ -18,9 +18,25 @@ constexpr int64_t masked_linear_cuda_few_rows = 8;
 cudaError_t masked_linear_rows_cuda(const MaskedLinear& arguments, cudaStream_t stream);
 cudaError_t masked_linear_grad_input_rows_cuda(const MaskedLinear& arguments, cudaStream_t stream);
 
-// Tiles of 64 x 64 that stop at the mask's staircase.
-cudaError_t masked_linear_tiles_cuda(const MaskedLinear& arguments, cudaStream_t stream);
-cudaError_t masked_linear_grad_input_tiles_cuda(const MaskedLinear& arguments, cudaStream_t stream);
-cudaError_t masked_linear_grad_weight_tiles_cuda(const MaskedLinear& arguments, cudaStream_t stream);
+enum class MaskedLinearProduct { y, grad_input, grad_weight };
+
+// How a product is made by tiles on the current device.
+struct MaskedLinearTiling {
+  int tile;                        // a block of threads makes tile x tile outputs: 64 or 128
+  bool matrix;                     // by mma.sync, which for float32 means tf32; otherwise by exact multiply-adds
+};
+
+// Tiles of 128 where they are enough for every multiprocessor and operands can be copied 128 bits at a time; neither
+// they nor tf32 before sm_80.
+cudaError_t masked_linear_tiling_cuda(MaskedLinearProduct product, const MaskedLinear& arguments,
+                                      MaskedLinearTiling& tiling);
+
+// Tiles that stop at the mask's staircase. Only here float32 may be tf32. Of the activations they take those of which
+// masked_linear_tiles_take is true.
+inline bool masked_linear_tiles_take(MlpActivation activation) {
+  return activation == MlpActivation::none || activation == MlpActivation::relu ||
+         activation == MlpActivation::leaky_relu;
+}
+cudaError_t masked_linear_tiles_cuda(MaskedLinearProduct product, const MaskedLinear& arguments, cudaStream_t stream);
 
 }  // namespace ar_fast

@@ -24,26 +24,40 @@ struct DeviceMask {
   __device__ __forceinline__ bool allows(int r, int c) const {
     return extents != nullptr ? c < extent(r) : dense[static_cast<int64_t>(r) * in_features + c] != 0;
   }
-  // Whether the tile that holds (r, c) has anything to multiply; the nested plan says so by its bounds.
-  __device__ __forceinline__ bool tile_used(int r, int c) const {
+  __device__ __forceinline__ int tile_kind(int r, int c) const {
     const int tile_columns = (in_features + static_cast<int>(mask_tile_size) - 1) / static_cast<int>(mask_tile_size);
-    return tiles == nullptr || tiles[static_cast<int64_t>(r / mask_tile_size) * tile_columns + c / mask_tile_size] != 0;
+    return tiles[static_cast<int64_t>(r / mask_tile_size) * tile_columns + c / mask_tile_size];
+  }
+  // Whether the tile that holds (r, c) has anything to multiply; the nested plan says so by its bounds.
+  __device__ __forceinline__ bool tile_used(int r, int c) const { return tiles == nullptr || tile_kind(r, c) != 0; }
+  // Of all the tiles that row_count rows from r and column_count columns from c touch: empty (0), full (1) or mixed
+  // (2); the blocks plan only.
+  __device__ __forceinline__ int tiles_kind(int r, int c, int row_count, int column_count) const {
+    constexpr int size = static_cast<int>(mask_tile_size);
+    const int row_end = min(r + row_count, out_features), column_end = min(c + column_count, in_features);
+    const int first = tile_kind(r, c);
+    for (int i = r / size * size; i < row_end; i += size) {
+      for (int j = c / size * size; j < column_end; j += size) {
+        if (tile_kind(i, j) != first) return 2;
+      }
+    }
+    return first;
   }
   // Columns before this bound are all that the sorted rows up to `last` see.
   __device__ __forceinline__ int columns_seen(int last) const {
     return extents != nullptr ? extent(last) : in_features;
   }
-  // Rows before this one do not see the sorted column.
+  // Rows before this one do not see the sorted column. Every thread of a warp takes part: a search by 32 at a time.
   __device__ __forceinline__ int first_row(int c) const {
     if (extents == nullptr) return 0;
     int low = 0, high = out_features;
     while (low < high) {
-      const int middle = (low + high) / 2;
-      if (extent(middle) > c) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
+      const int width = high - low;
+      const int probed = low + width * lane_id() / kWarpSize;
+      const uint32_t seeing = __ballot_sync(kFullMask, extent(probed) > c);
+      const int before = seeing == 0 ? kWarpSize : __ffs(static_cast<int>(seeing)) - 1;
+      if (before < kWarpSize) high = low + width * before / kWarpSize;
+      if (before > 0) low += width * (before - 1) / kWarpSize + 1;
     }
     return low;
   }

@@ -1,4 +1,4 @@
-// ldmatrix and mma.sync m16n8k16. Included by runtime.h; a .cu file includes that.
+// ldmatrix, mma.sync m16n8k16 of 16-bit operands and m16n8k8 of tf32. Included by runtime.h; a .cu file includes that.
 #pragma once
 
 namespace ar_fast::cuda {
@@ -96,6 +96,39 @@ __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t 
   }
 #else
   multiply_matrices_before_sm80(c, a, b, T{});
+#endif
+}
+
+// sm_75 has no tf32: code for it calls neither of the two functions below.
+
+// The tf32 (8 bits of exponent, 10 of fraction) that is nearest to the float with the given bits, ties away from zero.
+__device__ __forceinline__ uint32_t round_to_tf32(uint32_t value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return emulation::round_to_tf32(value);
+#else
+  uint32_t result;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(__uint_as_float(value)));
+  return result;
+#endif
+}
+
+// c (16 x 8, float) += a (16 x 8) b (8 x 8), a and b of tf32; every lane takes part. Lane l holds, with g = l / 4 and
+// t = l % 4: a[0] = a(g, t), a[1] = a(g + 8, t), a[2] = a(g, t + 4), a[3] = a(g + 8, t + 4); b[0] = b(t, g),
+// b[1] = b(t + 4, g); c as for 16-bit operands.
+template <>
+__device__ __forceinline__ void multiply_matrices<float>(float (&c)[4], const uint32_t (&a)[4],
+                                                         const uint32_t (&b)[2]) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  const emulation::MatrixOperand operand = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}};
+  const auto result =
+      emulation::warp_collective<emulation::MatrixOperand, emulation::MatrixResult, emulation::multiply_matrices_tf32>(
+          {"mma.sync", __FILE__, __LINE__}, kFullMask, operand);
+  for (int i = 0; i < 4; ++i) c[i] = result.c[i];
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 

@@ -59,6 +59,28 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
 #endif
 }
 
+// ---- The device -----------------------------------------------------------------------------------------------------
+
+struct Device {
+  int capability;  // the major version: 7 for sm_75, 8 for sm_80, 9 for sm_90
+  int multiprocessors;
+};
+
+// The current device, without synchronising.
+inline cudaError_t current_device(Device& device) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  device = {emulation::capability, emulation::multiprocessors};
+  return cudaSuccess;
+#else
+  int index = 0;
+  cudaError_t error = cudaGetDevice(&index);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&device.capability, cudaDevAttrComputeCapabilityMajor, index);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index);
+#endif
+}
+
 // ---- Shared memory --------------------------------------------------------------------------------------------------
 
 // AR_FAST_SHARED(float, tile, [32][33]) declares a static array of the block.
@@ -164,6 +186,18 @@ __device__ __forceinline__ void store_vector(T* address, const Vector<T>& value)
   emulation::check_aligned(address, 16, "128-bit store");
 #endif
   *reinterpret_cast<Vector<T>*>(address) = value;
+}
+
+// Two numbers side by side, at an address that is aligned to both together.
+template <typename T>
+__device__ __forceinline__ void store_pair(T* address, T first, T second) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T values[2];
+  };
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::check_aligned(address, sizeof(Pair), "store of a pair");
+#endif
+  *reinterpret_cast<Pair*>(address) = Pair{{first, second}};
 }
 
 // ---- Warp reductions ------------------------------------------------------------------------------------------------

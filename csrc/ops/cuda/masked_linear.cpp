@@ -2,6 +2,7 @@
 // the mask are not looked at.
 #include "../masked_linear.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -62,11 +63,33 @@ at::Tensor select(const ContiguousMask& mask, const at::Tensor& weight) {
   return at::where(dense_mask(mask, weight.size(1)), weight, at::zeros({}, weight.options()));
 }
 
-void run(const char* op, Launcher launcher, const MaskedLinear& arguments, const at::Tensor& beside) {
-  explain(op, " on CUDA: ", arguments.batch, " rows, ", arguments.mask.out_features, " outputs, ",
-          arguments.mask.in_features, " inputs");
+// What torch's settings say of products of float32 on CUDA. allowTF32CuBLAS() would throw where the old and the new
+// interface were both used and disagree; what torch itself asks before a product is this.
+bool tf32_allowed() {
+  return !at::NoTF32Guard::should_disable_tf32() &&
+         at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+             at::Float32Precision::TF32;
+}
+
+void run_rows(const char* op, Launcher launcher, const MaskedLinear& arguments, const at::Tensor& beside) {
+  explain(op, " on CUDA: the weight streamed past a few rows, exact multiply-adds, ", arguments.batch, " rows, ",
+          arguments.mask.out_features, " outputs, ", arguments.mask.in_features, " inputs");
   const c10::DeviceGuard guard(beside.device());
   check_launch(op, launcher(arguments, current_stream(beside)));
+}
+
+void run_tiles(const char* op, MaskedLinearProduct product, const MaskedLinear& arguments, const at::Tensor& beside) {
+  const c10::DeviceGuard guard(beside.device());
+  if (explanation() != nullptr) {
+    MaskedLinearTiling tiling;
+    check_launch(op, masked_linear_tiling_cuda(product, arguments, tiling));
+    const char* products = !tiling.matrix                             ? "exact multiply-adds"
+                           : arguments.storage == ScalarType::float32 ? "mma.sync in tf32"
+                                                                      : "mma.sync";
+    explain(op, " on CUDA: tiles of ", tiling.tile, " x ", tiling.tile, " by ", products, ", ", arguments.batch,
+            " rows, ", arguments.mask.out_features, " outputs, ", arguments.mask.in_features, " inputs");
+  }
+  check_launch(op, masked_linear_tiles_cuda(product, arguments, current_stream(beside)));
 }
 
 at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -86,16 +109,22 @@ at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
   at::Tensor y = empty_rows(input, out_features);
   MaskedLinear arguments{};
   arguments.storage = storage_type(w.scalar_type());
+  arguments.tf32 = tf32_allowed();
   arguments.batch = batch;
   arguments.mask = mask.plan(out_features, in_features);
   arguments.input = x.const_data_ptr();
   arguments.input_stride = x.stride(0);
   arguments.weight = w.const_data_ptr();
   arguments.bias = b.defined() ? b.const_data_ptr() : nullptr;
-  arguments.activation = f;
   arguments.output = y.mutable_data_ptr();
-  run(op, few_rows(algorithm, batch) ? masked_linear_rows_cuda : masked_linear_tiles_cuda, arguments, w);
-  return y;
+  if (few_rows(algorithm, batch)) {
+    arguments.activation = f;
+    run_rows(op, masked_linear_rows_cuda, arguments, w);
+    return y;
+  }
+  if (masked_linear_tiles_take(f)) arguments.activation = f;
+  run_tiles(op, MaskedLinearProduct::y, arguments, w);
+  return arguments.activation == f ? y : activate(f, y);
 }
 
 at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -113,14 +142,18 @@ at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at
   at::Tensor dx = empty_rows(grad_output, in_features);
   MaskedLinear arguments{};
   arguments.storage = storage_type(w.scalar_type());
+  arguments.tf32 = tf32_allowed();
   arguments.batch = batch;
   arguments.mask = mask.plan(out_features, in_features);
   arguments.weight = w.const_data_ptr();
   arguments.grad_output = dy.const_data_ptr();
   arguments.grad_output_stride = dy.stride(0);
   arguments.output = dx.mutable_data_ptr();
-  run(op, few_rows(algorithm, batch) ? masked_linear_grad_input_rows_cuda : masked_linear_grad_input_tiles_cuda,
-      arguments, w);
+  if (few_rows(algorithm, batch)) {
+    run_rows(op, masked_linear_grad_input_rows_cuda, arguments, w);
+  } else {
+    run_tiles(op, MaskedLinearProduct::grad_input, arguments, w);
+  }
   return dx;
 }
 
@@ -139,6 +172,7 @@ at::Tensor masked_linear_grad_weight_cuda(const at::Tensor& grad_output, const a
   at::Tensor dw = at::empty({out_features, in_features}, input.options());
   MaskedLinear arguments{};
   arguments.storage = storage_type(x.scalar_type());
+  arguments.tf32 = tf32_allowed();
   arguments.batch = batch;
   arguments.mask = mask.plan(out_features, in_features);
   arguments.input = x.const_data_ptr();
@@ -146,7 +180,7 @@ at::Tensor masked_linear_grad_weight_cuda(const at::Tensor& grad_output, const a
   arguments.grad_output = dy.const_data_ptr();
   arguments.grad_output_stride = dy.stride(0);
   arguments.output = dw.mutable_data_ptr();
-  run(op, masked_linear_grad_weight_tiles_cuda, arguments, x);
+  run_tiles(op, MaskedLinearProduct::grad_weight, arguments, x);
   return dw;
 }
 

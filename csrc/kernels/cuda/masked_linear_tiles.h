@@ -1,0 +1,244 @@
+// Masked linear maps by tiles of outputs: y, dX and dW are one product c = a b with the mask on b (y, dX) or on c (dW).
+// While one step of the sum is multiplied, the next ones arrive in shared memory by cp.async, 128 bits each; vectors
+// that the staircase cuts, or that a permutation scatters, go through registers and are masked there.
+//
+// y stops at the extent of its last row, dX starts at the first row that sees its first column, dW writes zeros where
+// no row of the tile sees a column: half of the product is skipped.
+#pragma once
+
+#include "activation.h"
+#include "masked_linear_sums.h"
+
+namespace ar_fast::cuda {
+
+using Product = MaskedLinearProduct;
+
+template <typename S>
+struct TileArguments {
+  DeviceMask mask;
+  Operand<S> a, b;
+  const S* bias;
+  MlpActivation activation;
+  S* output;
+  int batch;
+  unsigned row_tiles, column_tiles;  // of the output
+  bool paired;                       // the output is in sorted order, its columns 2 k and 2 k + 1 aligned as one number
+};
+
+template <typename Scheme>
+struct TileStages {
+  // Of a tile in either direction.
+  static constexpr int size = Tile<Scheme, true>::size > Tile<Scheme, false>::size ? Tile<Scheme, true>::size
+                                                                                   : Tile<Scheme, false>::size;
+  static constexpr size_t bytes = size_t{2} * Scheme::stages * size * sizeof(typename Scheme::Storage);
+};
+
+// What a tile of outputs needs of the sum: the steps begin ... end - 1. Of the mask on b (y, dX), the nested plan's has
+// no zeros in steps full_begin ... full_end - 1. `cut`: the mask on c (dW) allows some outputs of the tile and not all.
+struct Steps {
+  int begin, end, full_begin, full_end;
+  bool cut;
+};
+
+// Of the output's tile at (row, column), whose last column is `last`.
+template <typename Scheme, Product product>
+__device__ __forceinline__ Steps steps_of(const DeviceMask& mask, int batch, int row, int column, int last) {
+  const bool nested = mask.extents != nullptr;
+  if constexpr (product == Product::y) return {0, mask.columns_seen(last), 0, nested ? mask.extent(column) : 0, false};
+  if constexpr (product == Product::grad_input) {
+    const int begin = mask.first_row(column) / Scheme::steps * Scheme::steps;
+    return {begin, mask.out_features, mask.first_row(last), mask.out_features, false};
+  }
+  int kind;
+  if (nested) {
+    const bool used = column < mask.extent(min(row + Scheme::tile, mask.out_features) - 1);
+    kind = !used ? 0 : last < mask.extent(row) ? 1 : 2;
+  } else {
+    kind = mask.tiles_kind(row, column, Scheme::tile, Scheme::tile);
+  }
+  return {0, kind == 0 ? 0 : batch, 0, 0, kind == 2};
+}
+
+// One of the output's tiles. A block's place in the grid is a place in the order of work: the tiles with the longest
+// sums come first, so that short ones fill the end.
+template <typename Scheme, Product product>
+__device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::Storage>& arguments) {
+  using S = typename Scheme::Storage;
+  constexpr bool a_across = product != Product::grad_weight, b_across = product == Product::y;
+  constexpr bool masked = product != Product::grad_weight;
+  using Accumulator =
+      std::conditional_t<Scheme::matrix, MatrixSums<Scheme, a_across, b_across>, Sums<Scheme, a_across, b_across>>;
+  AR_FAST_DYNAMIC_SHARED(S, left);  // [stages][size], then the same of b
+  S* const right = left + Scheme::stages * TileStages<Scheme>::size;
+  const DeviceMask& mask = arguments.mask;
+  const int rows = product == Product::grad_weight ? mask.out_features : arguments.batch;
+  const int columns = product == Product::y ? mask.out_features : mask.in_features;
+  unsigned row_tile = blockIdx.x % arguments.row_tiles, column_tile = blockIdx.x / arguments.row_tiles;
+  if (product == Product::y) column_tile = arguments.column_tiles - 1 - column_tile;
+  if (product == Product::grad_weight) row_tile = arguments.row_tiles - 1 - row_tile;
+  const int row = static_cast<int>(row_tile) * Scheme::tile, column = static_cast<int>(column_tile) * Scheme::tile;
+  const Steps steps =
+      steps_of<Scheme, product>(mask, arguments.batch, row, column, min(column + Scheme::tile, columns) - 1);
+
+  // Of the mask on the step's tile of b: empty (0), full (1) or mixed (2).
+  const auto kind = [&](int step) {
+    if (!masked) return 1;
+    if (mask.extents != nullptr) {
+      return step >= steps.full_begin && step + Scheme::steps <= steps.full_end ? 1 : 2;
+    }
+    return product == Product::y ? mask.tiles_kind(column, step, Scheme::tile, Scheme::steps)
+                                 : mask.tiles_kind(step, column, Scheme::steps, Scheme::tile);
+  };
+  // The next step that is to be loaded, and how many are loaded and not multiplied yet.
+  int step = steps.begin, loaded = 0;
+  const auto load_next = [&](int stage) {
+    int step_kind = 0;
+    while (step < steps.end && (step_kind = kind(step)) == 0) step += Scheme::steps;
+    if (step < steps.end) {
+      const int a_row = a_across ? row : step, a_column = a_across ? step : row;
+      const int b_row = b_across ? column : step, b_column = b_across ? step : column;
+      const int place = stage * TileStages<Scheme>::size;
+      Tile<Scheme, a_across>::load(left + place, arguments.a, mask, a_row, a_column, false);
+      Tile<Scheme, b_across>::load(right + place, arguments.b, mask, b_row, b_column, step_kind == 2);
+      step += Scheme::steps;
+      ++loaded;
+    }
+    copy_async_commit();  // a group for every stage, so that a wait can count them
+  };
+
+  Accumulator accumulator;
+  const auto next = [](int stage) { return stage + 1 == Scheme::stages ? 0 : stage + 1; };
+  // The first turns only load, to be ahead by all stages but one.
+  int ahead = 0, filled = 0, read = 0;
+  while (ahead + 1 < Scheme::stages || loaded > 0) {
+    const bool multiplies = ahead + 1 == Scheme::stages;
+    if (multiplies) {
+      copy_async_wait<Scheme::stages - 2>();
+      // Past this barrier the stage to be read is there for all threads, and nobody reads the one to be filled.
+      __syncthreads();
+    }
+    load_next(filled);
+    filled = next(filled);
+    if (multiplies) {
+      accumulator.add(left + read * TileStages<Scheme>::size, right + read * TileStages<Scheme>::size);
+      read = next(read);
+      --loaded;
+    } else {
+      ++ahead;
+    }
+  }
+
+  // What is stored of a sum, in the output's own column.
+  const auto finished = [&](int output_column, Compute<S> sum) {
+    if (product == Product::y) {
+      if (arguments.bias != nullptr) sum += to_compute(arguments.bias[output_column]);
+      sum = rectify(arguments.activation, sum);
+    }
+    S stored;
+    from_compute(stored, sum);
+    return stored;
+  };
+  if constexpr (Scheme::matrix) {
+    if (arguments.paired && !steps.cut && row + Scheme::tile <= rows && column + Scheme::tile <= columns) {
+      S* const output = arguments.output + static_cast<int64_t>(row) * columns + column;
+      accumulator.for_each([&](int r, int c, const auto& sums) {
+        store_pair(output + static_cast<int64_t>(r) * columns + c, finished(column + c, sums[0]),
+                   finished(column + c + 1, sums[1]));
+      });
+      return;
+    }
+  }
+  accumulator.for_each([&](int r, int c, const auto& sums) {
+    r += row;
+    c += column;
+    if (r >= rows) return;
+    const int64_t output_row = product == Product::grad_weight ? mask.row(r) : r;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(sums)>>); ++i) {
+      if (c + i >= columns) return;
+      const int output_column = product == Product::y ? mask.row(c + i) : mask.column(c + i);
+      const bool allowed = !steps.cut || mask.allows(r, c + i);
+      arguments.output[output_row * columns + output_column] = finished(output_column, allowed ? sums[i] : 0);
+    }
+  });
+}
+
+template <typename Scheme, Product product>
+__global__ void __launch_bounds__(Scheme::threads, Scheme::blocks)
+    masked_linear_tiles_kernel(TileArguments<typename Scheme::Storage> arguments) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if constexpr (!Scheme::needs_sm80) make_tile<Scheme, product>(arguments);
+#else
+  make_tile<Scheme, product>(arguments);
+#endif
+}
+
+template <typename S>
+struct TileOperands {
+  Operand<S> a, b;
+};
+
+template <typename S>
+TileOperands<S> operands_of(Product product, const MaskedLinear& m) {
+  const MaskPlan& plan = m.mask;
+  const Operand<S> input(m.input, m.input_stride, m.batch, plan.in_features, nullptr, plan.columns);
+  const Operand<S> weight(m.weight, plan.in_features, plan.out_features, plan.in_features, plan.rows, plan.columns);
+  const Operand<S> grad(m.grad_output, m.grad_output_stride, m.batch, plan.out_features, nullptr, plan.rows);
+  return {product == Product::y ? input : grad, product == Product::grad_weight ? input : weight};
+}
+
+inline int64_t output_rows(Product product, const MaskedLinear& m) {
+  return product == Product::grad_weight ? m.mask.out_features : m.batch;
+}
+
+inline int64_t output_columns(Product product, const MaskedLinear& m) {
+  return product == Product::y ? m.mask.out_features : m.mask.in_features;
+}
+
+template <typename Scheme, Product product>
+cudaError_t launch_tiles(const MaskedLinear& m, cudaStream_t stream) {
+  using S = typename Scheme::Storage;
+  const MaskPlan& plan = m.mask;
+  const TileOperands<S> operands = operands_of<S>(product, m);
+  const int64_t rows = output_rows(product, m), columns = output_columns(product, m);
+  const unsigned row_tiles = blocks_of(rows, Scheme::tile), column_tiles = blocks_of(columns, Scheme::tile);
+  const int64_t blocks = static_cast<int64_t>(row_tiles) * column_tiles;
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const bool rows_sorted = product == Product::grad_input || plan.rows == nullptr;
+  const bool columns_sorted = product == Product::y || plan.columns == nullptr;
+  const bool paired = rows_sorted && columns_sorted && columns % 2 == 0 &&
+                      reinterpret_cast<uintptr_t>(m.output) % (2 * sizeof(S)) == 0;
+  const TileArguments<S> arguments{DeviceMask(plan),
+                                   operands.a,
+                                   operands.b,
+                                   static_cast<const S*>(m.bias),
+                                   m.activation,
+                                   static_cast<S*>(m.output),
+                                   static_cast<int>(m.batch),
+                                   row_tiles,
+                                   column_tiles,
+                                   paired};
+  const char* name = product == Product::y            ? "masked_linear_tiles"
+                     : product == Product::grad_input ? "masked_linear_grad_input_tiles"
+                                                      : "masked_linear_grad_weight_tiles";
+  return launch({name, dim3(static_cast<unsigned>(blocks)), Scheme::threads, TileStages<Scheme>::bytes, stream},
+                masked_linear_tiles_kernel<Scheme, product>, arguments);
+}
+
+template <typename Scheme>
+cudaError_t launch_tiles(Product product, const MaskedLinear& m, cudaStream_t stream) {
+  switch (product) {
+    case Product::y: return launch_tiles<Scheme, Product::y>(m, stream);
+    case Product::grad_input: return launch_tiles<Scheme, Product::grad_input>(m, stream);
+    case Product::grad_weight: return launch_tiles<Scheme, Product::grad_weight>(m, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+// By family of kernels, a file each.
+cudaError_t launch_exact_tiles(Product product, const MaskedLinear& m, cudaStream_t stream);
+cudaError_t launch_16bit_tiles(Product product, int tile, const MaskedLinear& m, cudaStream_t stream);
+cudaError_t launch_tf32_tiles(Product product, int tile, const MaskedLinear& m, cudaStream_t stream);
+
+}  // namespace ar_fast::cuda
