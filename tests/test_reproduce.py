@@ -132,6 +132,21 @@ def test_a_made_is_trained_with_a_tuple_of_hidden_features(path):
     assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
 
 
+def test_a_made_with_masks_takes_the_next_in_each_batch_and_is_judged_by_the_mean_of_all(path):
+    data = reproduce.load(path, TINY)
+    recipe = replace(TINY, hidden_features=(24,), learning_rate=0.05, epochs=10, direct=True, masks=3)
+    model = reproduce.make_model(recipe, data.train)
+    assert (model.n_masks, model.n_orders) == (3, 3) and model.direct is not None
+    members = torch.stack([model.with_mask(index).log_prob(data.test) for index in range(3)]).double()
+    expected = members.logsumexp(0) - torch.tensor(3.0).double().log()
+    torch.testing.assert_close(reproduce.log_likelihoods(model, data.test), expected, atol=1e-5, rtol=0)
+    before = reproduce.log_likelihoods(model, data.test).mean().item()
+    kept, _ = reproduce.train(model, data, recipe)
+    # 60 rows in batches of 16 are four steps an epoch.
+    assert model.mask_index == 10 * 4 % 3
+    assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
+
+
 def test_an_orderless_model_is_judged_in_ensembles_of_orderings(tiny, path, tmp_path, capsys, monkeypatch):
     recipe = replace(TINY, epochs=60, ensembles={1: -6.0, 4: -5.9})
     monkeypatch.setitem(reproduce.RECIPES, "tiny", recipe)
