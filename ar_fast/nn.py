@@ -64,9 +64,7 @@ class MaskedLinear(nn.Linear):
         self.set_mask(mask if isinstance(mask, Mask) else Mask.from_dense(mask))
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, mask: Mask | Tensor, *, activation: str | None = None
-    ) -> MaskedLinear:
+    def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor, *, activation: str | None = None) -> MaskedLinear:
         """The same layer with a mask, and perhaps an activation; it shares linear's parameters."""
         mask = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
         sizes = linear.in_features, linear.out_features

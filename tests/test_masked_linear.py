@@ -10,7 +10,7 @@ from conftest import available_isas, isa
 from masked_cases import KINDS, blocks, masked_case
 from torch.nn import functional as F
 
-from ar_fast import Mask, _library, functional, reference
+from ar_fast import Mask, _library, explain, functional, reference
 from ar_fast.nn import MaskedLinear
 
 # (B, I, O). Batches around the path for a few rows (8) and a tile (64); sizes around tiles and panels.
@@ -103,6 +103,15 @@ def test_every_instruction_set(name, kind, dtype):
 @pytest.mark.parametrize("algorithm", ["panels", "fused"])
 def test_many_panels(size, kind, algorithm):
     check_all(masked_case(*size, kind), torch.ops.ar_fast, algorithm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(20, 600, 700), (3, 700, 40), (9, 30, 600)], ids=str)
+def test_panels_in_bfloat16(size, kind):
+    case = masked_case(*size, kind, dtype=torch.bfloat16, poison=True)
+    check_all(case, torch.ops.ar_fast, "panels")
+    (line,) = explain("masked_linear", case.input, case.weight, case.mask, algorithm="panels")
+    assert "panels through torch's GEMM in bfloat16" in line
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "panels"])

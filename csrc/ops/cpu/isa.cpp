@@ -39,6 +39,14 @@ std::string isa_name() {
   }
 }
 
+bool has_amx_bfloat16() {
+#if defined(AR_FAST_X86) && defined(__GNUC__)
+  return current_isa() == Isa::avx512 && __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
 void set_isa(const std::string& name) {
   if (name == "auto") {
     chosen = -1;

@@ -7,6 +7,9 @@ namespace ar_fast {
 
 std::string isa_name();
 
+// Whether torch's products of bfloat16 matrices run on AMX tiles.
+bool has_amx_bfloat16();
+
 // "auto", "DEFAULT", "AVX2" or "AVX512"; raises where the machine or ATEN_CPU_CAPABILITY allows less.
 void set_isa(const std::string& name);
 

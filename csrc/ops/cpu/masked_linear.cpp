@@ -15,12 +15,14 @@
 namespace ar_fast {
 namespace {
 
-enum class Path { panels, fused, copied, dense };
+enum class Path { panels, bfloat16, fused, copied, dense };
 
-Path choose(std::string_view algorithm, const HostMask& mask, int64_t batch) {
+Path choose(std::string_view algorithm, at::ScalarType storage, int64_t batch) {
   if (algorithm == "dense") return Path::dense;
   if (algorithm == "fused") return Path::fused;
-  if (algorithm == "panels") return Path::panels;
+  const bool bfloat16 = storage == at::kBFloat16;
+  if (algorithm == "panels") return bfloat16 ? Path::bfloat16 : Path::panels;
+  if (batch > 8 && bfloat16 && has_amx_bfloat16()) return Path::bfloat16;
   // Without wide registers torch's GEMM, which picks its instructions itself, is the faster one.
   return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
 }
@@ -35,7 +37,8 @@ bool copies(std::string_view algorithm, const HostMask& mask, int64_t batch) {
 
 void explain_path(const char* op, Path path, const HostMask& mask, int64_t batch) {
   if (explanation() == nullptr) return;
-  static constexpr const char* names[] = {"panels through torch's GEMM", "fused kernels",
+  static constexpr const char* names[] = {"panels through torch's GEMM", "panels through torch's GEMM in bfloat16",
+                                          "fused kernels",
                                           "masked copies through torch's GEMM", "a dense masked copy"};
   explain(op, " on the CPU: ", names[static_cast<int>(path)], ", ", isa_name(), ", ",
           !mask.nested() ? "blocks" : mask.sorted() ? "a staircase in place" : "a permuted staircase", ", ", batch,
@@ -77,15 +80,17 @@ at::Tensor masked_linear_cpu(const at::Tensor& input, const at::Tensor& weight, 
   check_masked_linear(input, weight, bias, tensors, algorithm);
   const HostMask mask("masked_linear", tensors, weight.size(0), weight.size(1));
   const int64_t batch = count_rows(input);
-  const Path path = copies(algorithm, mask, batch) ? Path::copied : choose(algorithm, mask, batch);
+  const Path path = copies(algorithm, mask, batch) ? Path::copied : choose(algorithm, weight.scalar_type(), batch);
   explain_path("masked_linear", path, mask, batch);
   if (path == Path::dense) return activate(f, at::linear(input, dense_weight(mask, weight), bias));
   const at::Tensor x = as_matrix(input);
   const at::Tensor b = bias.has_value() && bias->defined() ? bias->to(x.scalar_type()).contiguous() : at::Tensor();
   const at::Tensor w = weight.contiguous();
   if (path == Path::fused) return as_rows(fused_forward(mask, x, w, b, f), input);
-  const at::Tensor z = path == Path::copied ? copied_forward(mask, x, w, b) : panels_forward(mask, x, w, b);
-  return as_rows(activate(f, z), input);
+  const auto sums = path == Path::copied     ? copied_forward
+                    : path == Path::bfloat16 ? bfloat16_forward
+                                             : panels_forward;
+  return as_rows(activate(f, sums(mask, x, w, b)), input);
 }
 
 at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
@@ -95,11 +100,13 @@ at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at:
   const MaskTensors tensors{extents, rows, columns, tiles, dense};
   check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
   const HostMask mask("masked_linear_grad_input", tensors, weight.size(0), weight.size(1));
-  const Path path = choose(algorithm, mask, count_rows(grad_output));
+  const Path path = choose(algorithm, weight.scalar_type(), count_rows(grad_output));
   explain_path("masked_linear_grad_input", path, mask, count_rows(grad_output));
   const at::Tensor dy = as_matrix(grad_output);
   if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, weight).to(dy.scalar_type())), grad_output);
-  const auto grad_input = path == Path::fused ? fused_grad_input : panels_grad_input;
+  const auto grad_input = path == Path::fused      ? fused_grad_input
+                          : path == Path::bfloat16 ? bfloat16_grad_input
+                                                   : panels_grad_input;
   return as_rows(grad_input(mask, dy, weight.contiguous()), grad_output);
 }
 
@@ -112,13 +119,14 @@ at::Tensor masked_linear_grad_weight_cpu(const at::Tensor& grad_output, const at
   const int64_t batch = count_rows(input);
   const HostMask mask("masked_linear_grad_weight", tensors, grad_output.size(-1), input.size(-1));
   if (batch == 0) return at::zeros({grad_output.size(-1), input.size(-1)}, input.options());
-  const Path path = choose(algorithm, mask, batch);
+  const Path path = choose(algorithm, input.scalar_type(), batch);
   explain_path("masked_linear_grad_weight", path, mask, batch);
   const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
   if (path == Path::dense) {
     const at::Tensor dw = at::mm(dy.t(), x);
     return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(input.scalar_type());
   }
+  if (path == Path::bfloat16) return bfloat16_grad_weight(mask, dy, x);
   const auto grad_weight = path == Path::fused ? fused_grad_weight : panels_grad_weight;
   return grad_weight(mask, dy, x, input.scalar_type());
 }

@@ -35,6 +35,12 @@ at::Tensor panels_forward(const HostMask& mask, const at::Tensor& x, const at::T
 at::Tensor panels_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
+// The same in bfloat16, for weights that are stored so: with AMX the product is many times faster than in float.
+at::Tensor bfloat16_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& bias);
+at::Tensor bfloat16_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
+at::Tensor bfloat16_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x);
+
 // torch's GEMM over all columns of a bounded piece of the masked weight at a time, in the weight's own order: nothing
 // is skipped, and nothing is gathered or scattered either.
 at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
