@@ -10,8 +10,8 @@ namespace {
 // Batches up to here stream the weight once past all rows; larger ones are a product of tiles.
 constexpr int64_t stream_batch = 8;
 
-// Tiles of packed weights that a thread keeps at a time, at least one: they stay in L2.
-constexpr int64_t tiles_together_bytes = 128 * 1024;
+// Tiles that a thread keeps at a time, at least one: they stay in L2.
+constexpr int64_t tiles_together_bytes = 256 * 1024;
 
 // Six permuted rows of weights are used where they lie as long as they stay in L1.
 constexpr int64_t unpacked_columns = 1024;
@@ -138,17 +138,23 @@ int64_t gemm_bytes(bool float64, int64_t steps) {
   return (bytes + 63) / 64 * 64;
 }
 
-// y: a thread goes through its panels tile by tile, with the tile in its own scratch, where the weight is used as
-// it lies; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
+// y: where the weight is used as it lies, a thread goes through its panels with a few tiles in its own scratch, then with
+// the next; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
 template <typename Cost>
 void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
                 const Cost& cost) {
   const int64_t panels = static_cast<int64_t>(bounds.size()) - 1;
   const bool by_tile = !packs;
-  const std::vector<int64_t> begins = share_out(panels, tiles.count, by_tile, arguments.batch, cost);
+  // Of each pass over the weight as many as stay in L2, and some for every thread.
+  const int64_t most = std::min(tiles_together_bytes / std::max<int64_t>(tiles.tile_bytes, 1),
+                                tiles.count / at::get_num_threads());
+  const int64_t passes = by_tile ? (tiles.count + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1)
+                                 : tiles.count;
+  const int64_t together = (tiles.count + passes - 1) / passes;
+  const std::vector<int64_t> begins = share_out(panels, passes, by_tile, arguments.batch, cost);
   const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
   const int64_t kernel_bytes = gemm_bytes(tiles.float64, packs ? tiles.steps : 0);
-  const ThreadScratch scratch(parts, kernel_bytes + (by_tile ? tiles.tile_bytes : 0));
+  const ThreadScratch scratch(parts, kernel_bytes + (by_tile ? together * tiles.tile_bytes : 0));
   const at::Tensor filled = by_tile ? at::Tensor() : tiles.fill_all();
   parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
@@ -158,12 +164,13 @@ void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& boun
       int64_t current = -1;
       for (int64_t item = begins[part]; item < begins[part + 1];) {
         if (by_tile) {
-          const int64_t tile = item / panels, panel = item % panels;
-          if (tile != current) tiles.fill(tile_memory, tile, tile + 1);
+          const int64_t tile = item / panels * together, panel = item % panels;
+          const int64_t end = std::min(tile + together, tiles.count);
+          if (tile != current) tiles.fill(tile_memory, tile, end);
           current = tile;
           own.tiles = tile_memory;
           AR_FAST_CPU_KERNEL(masked_gemm_y)
-          (own, {bounds[panel], bounds[panel + 1], tile, tile + 1});
+          (own, {bounds[panel], bounds[panel + 1], tile, end});
           ++item;
         } else {
           const int64_t panel = item / tiles.count, stop = std::min(begins[part + 1], (panel + 1) * tiles.count);
