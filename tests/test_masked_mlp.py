@@ -356,6 +356,24 @@ def test_threads_do_not_matter():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_threads_split_the_units_of_few_rows(network, dtype):
+    case = mlp_case(19, [701, 701, 701], network=network, dtype=dtype)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try:
+            drawn, said = explained(lambda: sample(case, 3))
+        finally:
+            torch.set_num_threads(threads)
+        assert f"units split {count} ways" in said
+        assert int(re.search(r"(\d+) multiply-adds per row", said)[1]) == sum(int(e.sum()) for e in case.extents)
+        results.append(drawn)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("network", NETWORKS)

@@ -76,9 +76,9 @@ struct Memory {
   double* uniforms;                // [block][width] of Bernoulli variables
   T* parameters;                   // [width][most_parameters]
   T* weights;                      // [most_parameters] of the head's draw
-  T* converted;                    // [most_sums][widest] of 16-bit weights
+  T* converted;                    // [parts][most_sums][widest] of 16-bit weights
 
-  Memory(const MaskedMlpSample& sample, int64_t width, void* base) {
+  Memory(const MaskedMlpSample& sample, int64_t width, int64_t parts, void* base) {
     Scratch scratch(base);
     most_parameters = CPU_CAPABILITY::most_parameters(sample);
     block = std::min(std::max(most_block_parameters / most_parameters, int64_t{1}), most_block);
@@ -91,7 +91,7 @@ struct Memory {
     parameters = scratch.take<T>(most_parameters * width);
     weights = scratch.take<T>(most_parameters);
     const bool converts = sample.storage == ScalarType::bfloat16 || sample.storage == ScalarType::float16;
-    converted = scratch.take<T>(converts ? most_sums * widest : 0);
+    converted = scratch.take<T>(converts ? parts * most_sums * widest : 0);
     bytes = scratch.bytes_taken();
   }
 };
@@ -102,8 +102,9 @@ class Group {
   static constexpr int64_t lanes = Vec<T>::size(), width = Vectors * lanes;
   static constexpr int most_units = std::min(8, most_sums / Vectors);
 
-  Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch)
-      : sample_(sample), row_(row_begin), rows_(row_end - row_begin), memory_(sample, width, scratch) {}
+  Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team, void* scratch)
+      : sample_(sample), team_(team), row_(row_begin), rows_(row_end - row_begin),
+        memory_(sample, width, team.parts, scratch) {}
 
   int64_t run() {
     if (sample_.start > 0) {
@@ -127,7 +128,9 @@ class Group {
                  masked_mlp_units(sample_, l, sample_.stop - 1).end, false);
     }
     for (int64_t r = 0; r < rows_; ++r) static_cast<double*>(sample_.log_prob)[row_ + r] = log_prob_[r];
-    return multiply_adds_;
+    int64_t multiply_adds = 0;
+    for (int64_t part = 0; part < team_.parts; ++part) multiply_adds += multiply_adds_[part];
+    return multiply_adds;
   }
 
  private:
@@ -158,7 +161,7 @@ class Group {
   }
 
   // Elements [begin, end) of a weight row, in the compute type and at their places.
-  const T* weight_row(const S* row, int64_t begin, int64_t end, int slot) {
+  const T* weight_row(const S* row, int64_t begin, int64_t end, int64_t slot) {
     if constexpr (std::is_same_v<S, T>) {
       return row;
     } else {
@@ -184,15 +187,16 @@ class Group {
 
   // Adds what `Units` units, whose extents ascend, get from the elements [begin, end) of a term's value.
   template <int Units>
-  AR_FAST_INLINE void add_term(const MaskedMlpTerm& term, int64_t unit, int64_t begin, int64_t end,
+  AR_FAST_INLINE void add_term(const MaskedMlpTerm& term, int64_t unit, int64_t begin, int64_t end, int64_t part,
                                Vec<T> (*sums)[Vectors]) {
     const int64_t inputs = masked_mlp_width(sample_, term.source);
     const T* weight[Units];
     int64_t ends[Units];
     for (int u = 0; u < Units; ++u) {
       ends[u] = std::max(begin, std::min<int64_t>(term.extents[unit + u], end));
-      weight[u] = weight_row(static_cast<const S*>(term.weight) + (unit + u) * inputs, begin, ends[u], u);
-      multiply_adds_ += ends[u] - begin;
+      weight[u] = weight_row(static_cast<const S*>(term.weight) + (unit + u) * inputs, begin, ends[u],
+                             part * most_sums + u);
+      multiply_adds_[part] += ends[u] - begin;
     }
     const T* const below = value(term.source);
     multiply<Units, Vectors, T>(weight, below, begin, ends[0], sums);
@@ -211,24 +215,48 @@ class Group {
     if constexpr (Units > 1) in_groups<Units / 2>(range, body);
   }
 
-  // What the units of positions [begin, end) get from before the block.
+  // What the units of positions [begin, end) get from before the block: none waits for another, so the team shares them.
   void begin_block(int64_t begin, int64_t end) {
     first_parameter_ = masked_mlp_parameters(sample_, begin).begin;
+    if (team_.parts == 1) {
+      begin_units(begin, end, 0);
+    } else {
+      struct Call {
+        Group* group;
+        int64_t begin, end;
+      } call{this, begin, end};
+      team_.run(
+          team_.parts,
+          [](void* context, int64_t part) {
+            const Call& own = *static_cast<Call*>(context);
+            own.group->begin_units(own.begin, own.end, part);
+          },
+          &call);
+    }
+    begin_uniforms(begin, end);
+  }
+
+  void begin_units(int64_t begin, int64_t end, int64_t part) {
     for (int64_t l = 0; l <= sample_.hidden_layers; ++l) {
       const MaskedMlpLayer& layer = sample_.layers[l];
       T* const out = output(l);
-      const MaskedMlpRange range{masked_mlp_units(sample_, l, begin).begin, masked_mlp_units(sample_, l, end - 1).end};
-      in_groups(range, [&](int64_t unit, auto units) {
+      const int64_t first = masked_mlp_units(sample_, l, begin).begin;
+      const int64_t count = masked_mlp_units(sample_, l, end - 1).end - first;
+      in_groups({first + count * part / team_.parts, first + count * (part + 1) / team_.parts},
+                [&](int64_t unit, auto units) {
         Vec<T> sums[units][Vectors];
         for (int u = 0; u < units; ++u) bias_of(layer, unit + u, sums[u]);
         for (int t = 0; t < layer.terms; ++t) {
-          add_term<units>(layer.term[t], unit, 0, masked_mlp_known(sample_, layer.term[t].source, first_), sums);
+          add_term<units>(layer.term[t], unit, 0, masked_mlp_known(sample_, layer.term[t].source, first_), part, sums);
         }
         for (int u = 0; u < units; ++u) {
           for (int v = 0; v < Vectors; ++v) sums[u][v].store(out + ((unit + u) * Vectors + v) * lanes);
         }
       });
     }
+  }
+
+  void begin_uniforms(int64_t begin, int64_t end) {
     if (sample_.head.kind != HeadKind::bernoulli) return;
     for (int64_t r = 0; r < rows_; ++r) {
       double uniform[most_block];
@@ -250,7 +278,7 @@ class Group {
       for (int t = 0; t < layer.terms; ++t) {
         const int64_t source = layer.term[t].source;
         add_term<units>(layer.term[t], unit, masked_mlp_known(sample_, source, first_),
-                        masked_mlp_width(sample_, source), sums);
+                        masked_mlp_width(sample_, source), 0, sums);
       }
       for (int u = 0; u < units; ++u) {
         for (int v = 0; v < Vectors; ++v) {
@@ -354,49 +382,52 @@ class Group {
   }
 
   const MaskedMlpSample& sample_;
+  const MaskedMlpTeam team_;
   const int64_t row_, rows_;
   const Memory<T> memory_;
   int64_t first_ = 0, first_parameter_ = 0;  // of the block: its position, its first parameter
-  int64_t multiply_adds_ = 0;
+  int64_t multiply_adds_[masked_mlp_most_parts] = {};
   double log_prob_[width] = {};
 };
 
 template <typename S, typename T>
-int64_t run_group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch) {
+int64_t run_group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team,
+                  void* scratch) {
   switch ((row_end - row_begin + Vec<T>::size() - 1) / Vec<T>::size()) {
-    case 1: return Group<S, T, 1>(sample, row_begin, row_end, scratch).run();
-    case 2: return Group<S, T, 2>(sample, row_begin, row_end, scratch).run();
-    default: return Group<S, T, most_vectors>(sample, row_begin, row_end, scratch).run();
+    case 1: return Group<S, T, 1>(sample, row_begin, row_end, team, scratch).run();
+    case 2: return Group<S, T, 2>(sample, row_begin, row_end, team, scratch).run();
+    default: return Group<S, T, most_vectors>(sample, row_begin, row_end, team, scratch).run();
   }
 }
 
 template <typename T>
-void layout_of(const MaskedMlpSample& sample, MaskedMlpLayout* layout) {
+void layout_of(const MaskedMlpSample& sample, int64_t parts, MaskedMlpLayout* layout) {
   layout->lanes = Vec<T>::size();
   layout->most_rows = most_rows<T>();
-  layout->bytes = Memory<T>(sample, most_rows<T>(), nullptr).bytes;
+  layout->bytes = Memory<T>(sample, most_rows<T>(), parts, nullptr).bytes;
 }
 
 }  // namespace
 
-void masked_mlp_layout(const MaskedMlpSample& sample, MaskedMlpLayout* layout) {
-  sample.storage == ScalarType::float64 ? layout_of<double>(sample, layout) : layout_of<float>(sample, layout);
+void masked_mlp_layout(const MaskedMlpSample& sample, int64_t parts, MaskedMlpLayout* layout) {
+  sample.storage == ScalarType::float64 ? layout_of<double>(sample, parts, layout)
+                                        : layout_of<float>(sample, parts, layout);
 }
 
 void masked_mlp_sample(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch,
-                       int64_t* multiply_adds) {
+                       const MaskedMlpTeam& team, int64_t* multiply_adds) {
   switch (sample.storage) {
     case ScalarType::float32:
-      *multiply_adds = run_group<float, float>(sample, row_begin, row_end, scratch);
+      *multiply_adds = run_group<float, float>(sample, row_begin, row_end, team, scratch);
       return;
     case ScalarType::float64:
-      *multiply_adds = run_group<double, double>(sample, row_begin, row_end, scratch);
+      *multiply_adds = run_group<double, double>(sample, row_begin, row_end, team, scratch);
       return;
     case ScalarType::bfloat16:
-      *multiply_adds = run_group<bfloat16, float>(sample, row_begin, row_end, scratch);
+      *multiply_adds = run_group<bfloat16, float>(sample, row_begin, row_end, team, scratch);
       return;
     case ScalarType::float16:
-      *multiply_adds = run_group<float16, float>(sample, row_begin, row_end, scratch);
+      *multiply_adds = run_group<float16, float>(sample, row_begin, row_end, team, scratch);
       return;
   }
 }

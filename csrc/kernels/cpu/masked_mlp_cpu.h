@@ -12,11 +12,20 @@ struct MaskedMlpLayout {
   int64_t bytes;                   // scratch of one call
 };
 
-AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_layout, const MaskedMlpSample&, MaskedMlpLayout*)
+// Threads that share the work of one call: run calls body(context, part) for every part in 0 ... parts - 1, some at the
+// same time, and returns when all are done. With one part run is not called.
+struct MaskedMlpTeam {
+  int64_t parts;                   // at most masked_mlp_most_parts
+  void (*run)(int64_t parts, void (*body)(void* context, int64_t part), void* context);
+};
+constexpr int64_t masked_mlp_most_parts = 64;
 
-// Rows [row_begin, row_end), at most most_rows of them. A row's arithmetic does not depend on any other row.
+AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_layout, const MaskedMlpSample&, int64_t parts, MaskedMlpLayout*)
+
+// Rows [row_begin, row_end), at most most_rows of them. A row's arithmetic does not depend on any other row, nor on the
+// team, which splits the units of a block of positions: each of them is one thread's.
 // multiply_adds receives those done for each row.
 AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_sample, const MaskedMlpSample&, int64_t row_begin, int64_t row_end, void* scratch,
-                           int64_t* multiply_adds)
+                           const MaskedMlpTeam& team, int64_t* multiply_adds)
 
 }  // namespace ar_fast

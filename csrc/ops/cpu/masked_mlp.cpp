@@ -81,6 +81,18 @@ void check_categories(const MaskedMlpSample& sample) {
   }
 }
 
+// How many threads share the units of a group. Worth it where there are at least twice as many as groups of rows, and a
+// block of positions is more work than waking them.
+int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), masked_mlp_most_parts);
+  int64_t weights = 0;
+  for (int64_t l = 0; l <= sample.hidden_layers; ++l) {
+    const MaskedMlpLayer& layer = sample.layers[l];
+    for (int64_t t = 0; t < layer.terms; ++t) weights += layer.units * masked_mlp_width(sample, layer.term[t].source);
+  }
+  return 2 * groups <= threads && weights / sample.variables > 16 * 1024 ? threads : 1;
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
     at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
@@ -100,24 +112,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
   check_categories(sample);
   if (sample.batch > 0 && stop > start) {
     MaskedMlpLayout layout{};
-    AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, &layout);
+    AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, 1, &layout);
     // As many groups as threads while a group has a full vector; a row's result is the same in any group.
-    const int64_t share = (sample.batch + at::get_num_threads() - 1) / at::get_num_threads();
+    const int64_t threads = at::get_num_threads(), share = (sample.batch + threads - 1) / threads;
     const int64_t rows = std::min(layout.most_rows, (share + layout.lanes - 1) / layout.lanes * layout.lanes);
     const int64_t groups = (sample.batch + rows - 1) / rows;
+    const MaskedMlpTeam team{team_parts(sample, groups), [](int64_t parts, auto body, void* context) {
+                               at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+                                 for (int64_t part = begin; part < end; ++part) body(context, part);
+                               });
+                             }};
+    AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, team.parts, &layout);
     const auto kernel = AR_FAST_CPU_KERNEL(masked_mlp_sample);
     int64_t first_group_multiply_adds = 0;
-    at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    const auto run = [&](int64_t begin, int64_t end) {
       const at::Tensor scratch = at::empty({layout.bytes}, at::TensorOptions(at::kByte));
       int64_t multiply_adds = 0;
       for (int64_t group = begin; group < end; ++group) {
-        kernel(sample, group * rows, std::min(sample.batch, (group + 1) * rows), scratch.mutable_data_ptr(),
+        kernel(sample, group * rows, std::min(sample.batch, (group + 1) * rows), scratch.mutable_data_ptr(), team,
                &multiply_adds);
       }
       if (begin == 0) first_group_multiply_adds = multiply_adds;
-    });
-    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, positions ",
-            start, " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(),
+    };
+    if (team.parts > 1) {
+      run(0, groups);
+    } else {
+      at::parallel_for(0, groups, 1, run);
+    }
+    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, units split ",
+            team.parts, " ways, positions ", start, " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(),
             " threads");
   }
   return {t.values, t.log_prob, t.state};
