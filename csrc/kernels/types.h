@@ -20,7 +20,7 @@ enum class Activation : int32_t {
   relu = 2,
 };
 
-// Of the layers of a masked network; silu is x sigmoid(x), gelu the exact one, elu and leaky_relu have torch's defaults.
+// Of the layers of a masked network, with torch's default arguments.
 enum class MlpActivation : int32_t {
   none = 0,
   relu = 1,

@@ -1,6 +1,6 @@
-// Matrix products that stop at the mask's staircase, for the CPU. One small kernel serves y, dX and dW: six units, whose
-// weights are broadcast, by a tile of lanes in registers. y goes two ways: with output features as units and rows of the
-// batch as lanes, which transposes the batch and the result, or with rows as units and features as lanes, which
+// Matrix products that stop at the mask's staircase, for the CPU. One small kernel serves y, dX and dW: six units,
+// whose weights are broadcast, by a tile of lanes in registers. y goes two ways: with output features as units and rows
+// of the batch as lanes, which transposes the batch and the result, or with rows as units and features as lanes, which
 // transposes the weight. dX goes the second way, where the weight lies as it should; dW has features on both sides.
 //
 // Features are in sorted order; each thread takes panels of units and ranges of tiles.
@@ -19,8 +19,8 @@ struct MaskedGemm {
   MaskPlan plan;
   const int32_t* starts;           // [I] number of sorted rows that do not see the sorted column; nested dX only
   int64_t batch;                   // B
-  const void* tiles;               // see masked_gemm_tiles; from tile_begin of the part (y), all (dW). Lanes: x [B, I] or
-                                   // dY [B, O], compute, contiguous
+  const void* tiles;               // see masked_gemm_tiles; from tile_begin of the part (y), all (dW). Lanes: x [B, I]
+                                   // or dY [B, O], compute, contiguous
   const void* weight;              // [O, I] storage, contiguous; dW: dY^T, [O, B] compute
   bool unpacked;                   // y: nothing is copied, tiles are in the op's order; the plan is nested, storage is
                                    // compute. dX: the staircase lies in place and storage is compute
@@ -54,10 +54,10 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_transpose, bool float64, const void* matr
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_y, const MaskedGemm& arguments, const MaskedGemmPart& part)
 
 // Lanes: units are sorted features of the result, the lanes of tiles of `width` that begin with the first of them, and
-// the part's tiles are groups of masked_gemm_rows rows of the batch. Scratch: for a reduction of `steps` and so many tiles.
+// the part's tiles are groups of masked_gemm_rows rows of the batch. Scratch: for a reduction of `steps` and so many
+// tiles.
 constexpr int64_t masked_gemm_rows = 6;
-AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_lanes_scratch, bool float64, int64_t steps, int64_t tiles,
-                           int64_t* bytes)
+AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_lanes_scratch, bool float64, int64_t steps, int64_t tiles, int64_t* bytes)
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_y_lanes, const MaskedGemm& arguments, const MaskedGemmPart& part)
 AR_FAST_DECLARE_CPU_KERNEL(masked_gemm_dx_lanes, const MaskedGemm& arguments, const MaskedGemmPart& part)
 

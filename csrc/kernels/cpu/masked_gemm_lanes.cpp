@@ -18,9 +18,11 @@ constexpr int64_t block_steps = 64, packed_steps = 128, in_place_steps = 64;
 template <typename Compute>
 struct LanesScratch {
   explicit LanesScratch(void* memory)
-      : sums(static_cast<Compute*>(memory)), block(sums + block_rows * tile_width<Compute>()), tiles(block + 16 * block_steps) {}
+      : sums(static_cast<Compute*>(memory)), block(sums + block_rows * tile_width<Compute>()),
+        tiles(block + 16 * block_steps) {}
   static int64_t bytes(int64_t steps, int64_t tiles) {
-    return ((block_rows + steps * tiles) * tile_width<Compute>() + 16 * block_steps) * static_cast<int64_t>(sizeof(Compute));
+    const int64_t elements = (block_rows + steps * tiles) * tile_width<Compute>() + 16 * block_steps;
+    return elements * static_cast<int64_t>(sizeof(Compute));
   }
   Compute *sums, *block, *tiles;
 };
@@ -136,7 +138,9 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
   const auto tile_at = [&](int64_t first) {
     return Tile(arguments, first, part.unit_end, over_columns, scratch.tiles + (first - part.unit_begin) * steps);
   };
-  for (int64_t first = part.unit_begin; first < part.unit_end; first += width) tile_at(first).pack(arguments, scratch.block);
+  for (int64_t first = part.unit_begin; first < part.unit_end; first += width) {
+    tile_at(first).pack(arguments, scratch.block);
+  }
 
   const auto* bias = static_cast<const Compute*>(arguments.bias);
   const auto* rows = static_cast<const Compute*>(arguments.tiles);

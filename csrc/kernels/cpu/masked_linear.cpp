@@ -162,7 +162,9 @@ void activate_in_place(MlpActivation activation, Compute* values, int64_t count)
   for (; k + lanes <= count; k += lanes) {
     activate<Compute>(activation, Vector<Compute>::loadu(values + k)).store(values + k);
   }
-  if (k < count) activate<Compute>(activation, Vector<Compute>::loadu(values + k, count - k)).store(values + k, count - k);
+  if (k < count) {
+    activate<Compute>(activation, Vector<Compute>::loadu(values + k, count - k)).store(values + k, count - k);
+  }
 }
 
 template <typename Storage>

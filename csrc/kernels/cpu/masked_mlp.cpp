@@ -215,7 +215,7 @@ class Group {
     if constexpr (Units > 1) in_groups<Units / 2>(range, body);
   }
 
-  // What the units of positions [begin, end) get from before the block: none waits for another, so the team shares them.
+  // What the units of positions [begin, end) get from before the block. None waits for another: the team shares them.
   void begin_block(int64_t begin, int64_t end) {
     first_parameter_ = masked_mlp_parameters(sample_, begin).begin;
     if (team_.parts == 1) {

@@ -138,8 +138,8 @@ int64_t gemm_bytes(bool float64, int64_t steps) {
   return (bytes + 63) / 64 * 64;
 }
 
-// y: where the weight is used as it lies, a thread goes through its panels with a few tiles in its own scratch, then with
-// the next; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
+// y: where the weight is used as it lies, a thread goes through its panels with a few tiles in its own scratch, then
+// with the next; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
 template <typename Cost>
 void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
                 const Cost& cost) {
@@ -192,10 +192,10 @@ void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int6
                const Kernel& kernel) {
   int64_t width = 0, bytes = 0;
   AR_FAST_CPU_KERNEL(masked_gemm_width)(float64, &width);
-  const int64_t tile_bytes = steps * width * (float64 ? 8 : 4);
-  const int64_t together = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tile_bytes, 1));
+  const int64_t tiles = (features + width - 1) / width, tile_bytes = steps * width * (float64 ? 8 : 4);
+  const int64_t most = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tile_bytes, 1));
+  const int64_t together = std::min(most, tiles);
   AR_FAST_CPU_KERNEL(masked_gemm_lanes_scratch)(float64, steps, together, &bytes);
-  const int64_t tiles = (features + width - 1) / width;
   const int64_t groups = (arguments.batch + masked_gemm_rows - 1) / masked_gemm_rows;
   const auto end_of = [&](int64_t tile) { return std::min((tile + 1) * width, features); };
   const std::vector<int64_t> begins = share_out(tiles, groups, false, arguments.batch, [&](int64_t tile) {
@@ -219,8 +219,8 @@ void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int6
   });
 }
 
-// Whether y has features as lanes. Rows as lanes transpose every row of x and of y and pack weights that are not used as
-// they lie; features as lanes transpose the weight, and a tile's lanes all go as far as the last of them sees.
+// Whether y has features as lanes. Rows as lanes transpose every row of x and of y and pack weights that are not used
+// as they lie; features as lanes transpose the weight, and a tile's lanes all go as far as the last of them sees.
 bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
   const int64_t out_features = mask.plan().out_features, in_features = mask.plan().in_features;
   int64_t width = 0;
