@@ -28,6 +28,7 @@ struct MaskedGemm {
   MlpActivation activation;        // y only
   void* output;                    // y [B, O] or dX [B, I], compute, in the op's order; dW [O, I], see masked_gemm_dw
   void* scratch;                   // of this thread, masked_gemm_scratch bytes
+  bool sorted;                     // lanes: the features of `tiles` are in sorted order, not in the op's
 };
 
 struct MaskedGemmPart {

@@ -132,7 +132,7 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
   const int64_t steps = over_columns ? plan.in_features : plan.out_features;
   const int64_t features = over_columns ? plan.out_features : plan.in_features;
   const int32_t* const places = over_columns ? plan.rows : plan.columns;
-  const int32_t* const index = over_columns ? plan.columns : plan.rows;
+  const int32_t* const index = arguments.sorted ? nullptr : over_columns ? plan.columns : plan.rows;
   const Access access = index == nullptr ? Access::contiguous : Access::gathered;
   const LanesScratch<Compute> scratch(arguments.scratch);
   const auto tile_at = [&](int64_t first) {

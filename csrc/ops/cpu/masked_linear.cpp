@@ -27,12 +27,14 @@ Path choose(std::string_view algorithm, at::ScalarType storage, int64_t batch) {
   return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
 }
 
-// From few inputs to many outputs that are permuted, writing the result where it belongs costs more than the product
-// that is skipped.
+// Where permuted features are many on one side and few on the other, bringing the many to their places costs more than
+// the product that is skipped.
 bool copies(std::string_view algorithm, const HostMask& mask, int64_t batch) {
-  const MaskPlan& plan = mask.plan();
-  return algorithm == "auto" && batch > 8 && mask.rows().defined() && plan.in_features <= 128 &&
-         plan.out_features >= 4 * plan.in_features;
+  constexpr int64_t few = 128;
+  const int64_t inputs = mask.plan().in_features, outputs = mask.plan().out_features;
+  const bool many_outputs = mask.rows().defined() && inputs <= few && outputs >= 4 * inputs;
+  const bool many_inputs = mask.columns().defined() && outputs <= few && inputs > in_place_features;
+  return algorithm == "auto" && batch > 8 && (many_outputs || many_inputs);
 }
 
 void explain_path(const char* op, Path path, const HostMask& mask, int64_t batch) {

@@ -13,9 +13,6 @@ constexpr int64_t stream_batch = 8;
 // Tiles that a thread keeps at a time, at least one: they stay in L2.
 constexpr int64_t tiles_together_bytes = 256 * 1024;
 
-// Six permuted rows of weights are used where they lie as long as they stay in L1.
-constexpr int64_t unpacked_columns = 1024;
-
 MaskedRows stream_arguments(const HostMask& mask, ScalarType storage, int64_t batch) {
   MaskedRows arguments{};
   arguments.storage = storage;
@@ -223,6 +220,7 @@ void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int6
 // as they lie; features as lanes transpose the weight, and a tile's lanes all go as far as the last of them sees.
 bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
   const int64_t out_features = mask.plan().out_features, in_features = mask.plan().in_features;
+  if (mask.columns().defined() && in_features > in_place_features) return false;
   int64_t width = 0;
   AR_FAST_CPU_KERNEL(masked_gemm_width)(false, &width);
   const int64_t weights = out_features * in_features;
@@ -249,9 +247,9 @@ at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Te
     return y;
   }
   const bool same_type = weight.scalar_type() == x.scalar_type(), float64 = x.scalar_type() == at::kDouble;
-  const bool unpacked = mask.nested() && same_type && (mask.rank() == nullptr || in_features <= unpacked_columns);
+  const bool unpacked = mask.nested() && same_type && (mask.rank() == nullptr || in_features <= in_place_features);
   MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), nullptr, batch, x.const_data_ptr(),
-                       weight.const_data_ptr(), unpacked, b, activation, y.mutable_data_ptr(), nullptr};
+                       weight.const_data_ptr(), unpacked, b, activation, y.mutable_data_ptr(), nullptr, false};
   const auto extent = [&](int64_t row) { return mask.nested() ? mask.extent(row) : in_features; };
   if (features_as_lanes(mask, batch, !unpacked)) {
     arguments.unpacked = false;
@@ -280,9 +278,11 @@ at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at
   }
   const std::vector<int32_t> starts = mask.nested() ? mask.starts() : std::vector<int32_t>();
   const bool in_place = mask.nested() && mask.sorted() && weight.scalar_type() == dy.scalar_type();
+  const bool sorts = mask.rows().defined() && out_features > in_place_features;
+  const at::Tensor rows = sorts ? sort_features(dy, mask.rows()) : dy;
   const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
-                             dy.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, MlpActivation::none,
-                             dx.mutable_data_ptr(), nullptr};
+                             rows.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, MlpActivation::none,
+                             dx.mutable_data_ptr(), nullptr, sorts};
   run_lanes(
       arguments, dy.scalar_type() == at::kDouble, in_features, out_features,
       [&](int64_t first, int64_t) { return out_features - (mask.nested() ? starts[first] : 0); },
@@ -315,7 +315,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   const ScalarType compute = storage_type(x.scalar_type());
   const bool in_place = type == compute && mask.sorted();
   const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), false,
-                             nullptr, MlpActivation::none, nullptr, nullptr};
+                             nullptr, MlpActivation::none, nullptr, nullptr, false};
   const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
   const std::vector<int64_t> begins =
       share_out(static_cast<int64_t>(bounds.size()) - 1, 1, false, batch, [&](int64_t p) {

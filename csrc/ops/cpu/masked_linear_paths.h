@@ -12,6 +12,9 @@ namespace ar_fast {
 
 constexpr int64_t parallel_work = 32 * 1024;
 
+// Six permuted rows of so many features are read where they lie: they stay in L1. Of more they are sorted first.
+constexpr int64_t in_place_features = 1024;
+
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   return at::detail::empty_cpu(sizes, type, at::kStrided, at::kCPU, false, std::nullopt);
 }
