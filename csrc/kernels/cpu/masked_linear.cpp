@@ -319,13 +319,11 @@ void copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
 }
 
 template <typename Storage>
-void clear(const MaskPlan& plan, const int32_t* rank, int64_t row_begin, int64_t row_end, void* weight) {
+void clear(const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weight) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     Storage* out = static_cast<Storage*>(weight) + row * plan.in_features;
     if (plan.dense != nullptr) {
       select(out, plan.dense + row * plan.in_features, plan.in_features, out);
-    } else if (rank != nullptr) {
-      select(out, rank, plan.extents[row], plan.in_features, out);
     } else {
       std::memset(static_cast<void*>(out + plan.extents[row]), 0,
                   (plan.in_features - plan.extents[row]) * sizeof(Storage));
@@ -345,9 +343,8 @@ void masked_unpack(ScalarType storage, const MaskPlan& plan, const int32_t* rank
   with_storage(storage, [&](auto type) { unpack<decltype(type)>(plan, rank, packed, rectangle, weight); });
 }
 
-void masked_clear(ScalarType storage, const MaskPlan& plan, const int32_t* rank, int64_t row_begin, int64_t row_end,
-                  void* weight) {
-  with_storage(storage, [&](auto type) { clear<decltype(type)>(plan, rank, row_begin, row_end, weight); });
+void masked_clear(ScalarType storage, const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weight) {
+  with_storage(storage, [&](auto type) { clear<decltype(type)>(plan, row_begin, row_end, weight); });
 }
 
 void masked_copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {

@@ -39,9 +39,9 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_pack, ScalarType storage, const MaskPlan& plan
 AR_FAST_DECLARE_CPU_KERNEL(masked_unpack, ScalarType storage, const MaskPlan& plan, const int32_t* rank,
                            const void* packed, const MaskedRectangle& rectangle, void* weight)
 
-// Zeroes, in place, the masked part of rows of a weight's gradient, rows and columns in the weight's own order.
-AR_FAST_DECLARE_CPU_KERNEL(masked_clear, ScalarType storage, const MaskPlan& plan, const int32_t* rank,
-                           int64_t row_begin, int64_t row_end, void* weight)
+// Zeroes, in place, the masked part of rows of a weight's gradient. The plan is a staircase in place or blocks.
+AR_FAST_DECLARE_CPU_KERNEL(masked_clear, ScalarType storage, const MaskPlan& plan, int64_t row_begin, int64_t row_end,
+                           void* weight)
 
 // Copies rows of the weight, in its own order, to output [rows, I] compute; masked weights become exactly zero.
 AR_FAST_DECLARE_CPU_KERNEL(masked_copy_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)

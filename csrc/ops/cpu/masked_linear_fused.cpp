@@ -335,7 +335,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
         if (in_place) {
           AR_FAST_CPU_KERNEL(masked_gemm_dw)
           (own, begin, end, static_cast<char*>(dw.mutable_data_ptr()) + begin * row_bytes, in_features);
-          AR_FAST_CPU_KERNEL(masked_clear)(type, plan, nullptr, begin, end, dw.mutable_data_ptr());
+          AR_FAST_CPU_KERNEL(masked_clear)(type, plan, begin, end, dw.mutable_data_ptr());
           continue;
         }
         char* rows = scratch.of(part) + kernel_bytes;

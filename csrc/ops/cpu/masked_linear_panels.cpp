@@ -144,7 +144,7 @@ at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const 
                     columns_of(x, at.column_begin, at.column_end));
   }
   parallel(out_features * in_features > parallel_work, out_features, [&](int64_t begin, int64_t end) {
-    AR_FAST_CPU_KERNEL(masked_clear)(storage_type(storage), mask.plan(), nullptr, begin, end, dw.mutable_data_ptr());
+    AR_FAST_CPU_KERNEL(masked_clear)(storage_type(storage), mask.plan(), begin, end, dw.mutable_data_ptr());
   });
   return dw;
 }
