@@ -3,6 +3,7 @@
 #include "bernoulli_draws.h"
 #include "head_math.h"
 #include "scratch.h"
+#include "transpose.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
@@ -27,32 +28,34 @@ constexpr int64_t most_rows() {
   return most_vectors * Vec<T>::size();
 }
 
-// sums[u][v] += weight[u][k] below[k][v] for k in [begin, end), ascending.
+// out[u][v] += weight[u][k] below[k][v] for k in [begin, end), ascending. Units and elements are `Vectors` vectors.
 template <int Units, int Vectors, typename T>
-AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end,
-                             Vec<T> (*sums)[Vectors]) {
+AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t begin, int64_t end, T* out) {
   constexpr int64_t lanes = Vec<T>::size();
-  Vec<T> total[Units][Vectors];
-  AR_FAST_UNROLL
-  for (int u = 0; u < Units; ++u) {
-    AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) total[u][v] = sums[u][v];
-  }
-  for (int64_t k = begin; k < end; ++k) {
-    Vec<T> x[Vectors];
-    AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) x[v] = Vec<T>::loadu(below + (k * Vectors + v) * lanes);
+  constexpr int together = std::min(Vectors, most_sums / Units);
+  for (int first = 0; first < Vectors; first += together) {
+    Vec<T> sums[Units][together];
     AR_FAST_UNROLL
     for (int u = 0; u < Units; ++u) {
-      const Vec<T> w(weight[u][k]);
       AR_FAST_UNROLL
-      for (int v = 0; v < Vectors; ++v) total[u][v] = at::vec::fmadd(w, x[v], total[u][v]);
+      for (int v = 0; v < together; ++v) sums[u][v] = Vec<T>::loadu(out + (u * Vectors + first + v) * lanes);
     }
-  }
-  AR_FAST_UNROLL
-  for (int u = 0; u < Units; ++u) {
+    for (int64_t k = begin; k < end; ++k) {
+      Vec<T> x[together];
+      AR_FAST_UNROLL
+      for (int v = 0; v < together; ++v) x[v] = Vec<T>::loadu(below + (k * Vectors + first + v) * lanes);
+      AR_FAST_UNROLL
+      for (int u = 0; u < Units; ++u) {
+        const Vec<T> w(weight[u][k]);
+        AR_FAST_UNROLL
+        for (int v = 0; v < together; ++v) sums[u][v] = at::vec::fmadd(w, x[v], sums[u][v]);
+      }
+    }
     AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) sums[u][v] = total[u][v];
+    for (int u = 0; u < Units; ++u) {
+      AR_FAST_UNROLL
+      for (int v = 0; v < together; ++v) sums[u][v].store(out + (u * Vectors + first + v) * lanes);
+    }
   }
 }
 
@@ -73,7 +76,8 @@ struct Memory {
   T* features;                     // [features][width]: the columns, then each layer; sums of a block not yet finished
   T* logits;                       // [parameters of a block][width], the sums likewise
   T* values;                       // [block][width]
-  double* uniforms;                // [block][width] of Bernoulli variables
+  int64_t bounds_stride;
+  T* bounds;                       // [block][bounds_stride] of Bernoulli variables: philox_bounds
   T* parameters;                   // [width][most_parameters]
   T* weights;                      // [most_parameters] of the head's draw
   T* converted;                    // [parts][most_sums][widest] of 16-bit weights
@@ -87,7 +91,8 @@ struct Memory {
     features = scratch.take<T>(sample.features * width);
     logits = scratch.take<T>(block * most_parameters * width);
     values = scratch.take<T>(block * width);
-    uniforms = scratch.take<double>(block * width);
+    bounds_stride = (width + philox_turn - 1) / philox_turn * philox_turn;
+    bounds = scratch.take<T>(block * bounds_stride);
     parameters = scratch.take<T>(most_parameters * width);
     weights = scratch.take<T>(most_parameters);
     const bool converts = sample.storage == ScalarType::bfloat16 || sample.storage == ScalarType::float16;
@@ -100,7 +105,10 @@ template <typename S, typename T, int Vectors>
 class Group {
  public:
   static constexpr int64_t lanes = Vec<T>::size(), width = Vectors * lanes;
-  static constexpr int most_units = std::min(8, most_sums / Vectors);
+  // Units that go together read an element once, and their sums are enough to hide the latency.
+  static constexpr int most_units = std::max(4, std::min(8, most_sums / Vectors));
+  // Elements that all units of a block take before they take the next ones: half of a small L1 cache.
+  static constexpr int64_t elements_together = 16 * 1024 / (width * static_cast<int64_t>(sizeof(T)));
 
   Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team, void* scratch)
       : sample_(sample), team_(team), row_(row_begin), rows_(row_end - row_begin),
@@ -143,20 +151,14 @@ class Group {
 
   // Elements [begin, end) of a value between the caller's rows and our lanes. Lanes past the batch are padding.
   void move_state(int64_t index, int64_t begin, int64_t end, bool in) {
-    constexpr int64_t together = 16;
-    T* const rows = static_cast<T*>(sample_.state) + row_ * sample_.features + masked_mlp_offset(sample_, index);
-    T* const own = value(index);
-    for (int64_t f = begin; f < end; f += together) {
-      const int64_t stop = std::min(f + together, end);
-      for (int64_t r = 0; r < (in ? width : rows_); ++r) {
-        for (int64_t g = f; g < stop; ++g) {
-          if (in) {
-            own[g * width + r] = r < rows_ ? rows[r * sample_.features + g] : T(0);
-          } else {
-            rows[r * sample_.features + g] = own[g * width + r];
-          }
-        }
-      }
+    T* const rows =
+        static_cast<T*>(sample_.state) + row_ * sample_.features + masked_mlp_offset(sample_, index) + begin;
+    T* const own = value(index) + begin * width;
+    if (in) {
+      std::fill(own, own + (end - begin) * width, T(0));
+      transpose(rows, sample_.features, own, width, rows_, end - begin);
+    } else {
+      transpose(own, width, rows, sample_.features, end - begin, rows_);
     }
   }
 
@@ -173,22 +175,20 @@ class Group {
     }
   }
 
-  void bias_of(const MaskedMlpLayer& layer, int64_t unit, Vec<T>* sums) const {
+  void write_bias(const MaskedMlpLayer& layer, int64_t unit, T* out) const {
     if (layer.bias == nullptr || layer.bias_stride == 0) {
       const Vec<T> bias(layer.bias == nullptr ? T(0) : static_cast<const T*>(layer.bias)[unit]);
-      for (int v = 0; v < Vectors; ++v) sums[v] = bias;
+      for (int v = 0; v < Vectors; ++v) bias.store(out + v * lanes);
       return;
     }
     const T* bias = static_cast<const T*>(layer.bias) + unit;
-    T values[width];
-    for (int64_t r = 0; r < width; ++r) values[r] = r < rows_ ? bias[(row_ + r) * layer.bias_stride] : T(0);
-    for (int v = 0; v < Vectors; ++v) sums[v] = Vec<T>::loadu(values + v * lanes);
+    for (int64_t r = 0; r < width; ++r) out[r] = r < rows_ ? bias[(row_ + r) * layer.bias_stride] : T(0);
   }
 
-  // Adds what `Units` units, whose extents ascend, get from the elements [begin, end) of a term's value.
+  // Adds what `Units` units, whose extents ascend, get from the elements [begin, end) of a term's value to their sums.
   template <int Units>
   AR_FAST_INLINE void add_term(const MaskedMlpTerm& term, int64_t unit, int64_t begin, int64_t end, int64_t part,
-                               Vec<T> (*sums)[Vectors]) {
+                               T* out) {
     const int64_t inputs = masked_mlp_width(sample_, term.source);
     const T* weight[Units];
     int64_t ends[Units];
@@ -199,10 +199,11 @@ class Group {
       multiply_adds_[part] += ends[u] - begin;
     }
     const T* const below = value(term.source);
+    T* const sums = out + unit * width;
     multiply<Units, Vectors, T>(weight, below, begin, ends[0], sums);
     if constexpr (Units > 1) {
       if (ends[Units - 1] == ends[0]) return;
-      for (int u = 1; u < Units; ++u) multiply<1, Vectors, T>(weight + u, below, ends[0], ends[u], sums + u);
+      for (int u = 1; u < Units; ++u) multiply<1, Vectors, T>(weight + u, below, ends[0], ends[u], sums + u * width);
     }
   }
 
@@ -233,7 +234,7 @@ class Group {
           },
           &call);
     }
-    begin_uniforms(begin, end);
+    begin_draws(begin, end);
   }
 
   void begin_units(int64_t begin, int64_t end, int64_t part) {
@@ -242,28 +243,25 @@ class Group {
       T* const out = output(l);
       const int64_t first = masked_mlp_units(sample_, l, begin).begin;
       const int64_t count = masked_mlp_units(sample_, l, end - 1).end - first;
-      in_groups({first + count * part / team_.parts, first + count * (part + 1) / team_.parts},
-                [&](int64_t unit, auto units) {
-        Vec<T> sums[units][Vectors];
-        for (int u = 0; u < units; ++u) bias_of(layer, unit + u, sums[u]);
-        for (int t = 0; t < layer.terms; ++t) {
-          add_term<units>(layer.term[t], unit, 0, masked_mlp_known(sample_, layer.term[t].source, first_), part, sums);
+      const MaskedMlpRange own{first + count * part / team_.parts, first + count * (part + 1) / team_.parts};
+      for (int64_t unit = own.begin; unit < own.end; ++unit) write_bias(layer, unit, out + unit * width);
+      for (int t = 0; t < layer.terms; ++t) {
+        const int64_t known = masked_mlp_known(sample_, layer.term[t].source, first_);
+        for (int64_t k = 0; k < known; k += elements_together) {
+          in_groups(own, [&](int64_t unit, auto units) {
+            add_term<units>(layer.term[t], unit, k, std::min(k + elements_together, known), part, out);
+          });
         }
-        for (int u = 0; u < units; ++u) {
-          for (int v = 0; v < Vectors; ++v) sums[u][v].store(out + ((unit + u) * Vectors + v) * lanes);
-        }
-      });
+      }
     }
   }
 
-  void begin_uniforms(int64_t begin, int64_t end) {
+  void begin_draws(int64_t begin, int64_t end) {
     if (sample_.head.kind != HeadKind::bernoulli) return;
-    for (int64_t r = 0; r < rows_; ++r) {
-      double uniform[most_block];
-      philox_uniforms(sample_.seed, number(r), end - begin, [&](int64_t i) { return variable(begin + i); }, uniform);
-      for (int64_t i = 0; i < end - begin; ++i) memory_.uniforms[(begin - first_ + i) * width + r] = uniform[i];
-    }
+    for (int64_t p = begin; p < end; ++p) philox_bounds(sample_.seed, number(0), width, variable(p), bounds(p));
   }
+
+  T* bounds(int64_t p) const { return memory_.bounds + (p - first_) * memory_.bounds_stride; }
 
   // The rest of these units' sums, and their activation.
   void finish(int64_t l, MaskedMlpRange range) {
@@ -271,24 +269,18 @@ class Group {
     T* const out = output(l);
     const T* const added = layer.add < 0 ? nullptr : value(layer.add);
     in_groups(range, [&](int64_t unit, auto units) {
-      Vec<T> sums[units][Vectors];
-      for (int u = 0; u < units; ++u) {
-        for (int v = 0; v < Vectors; ++v) sums[u][v] = Vec<T>::loadu(out + ((unit + u) * Vectors + v) * lanes);
-      }
       for (int t = 0; t < layer.terms; ++t) {
         const int64_t source = layer.term[t].source;
         add_term<units>(layer.term[t], unit, masked_mlp_known(sample_, source, first_),
-                        masked_mlp_width(sample_, source), 0, sums);
-      }
-      for (int u = 0; u < units; ++u) {
-        for (int v = 0; v < Vectors; ++v) {
-          const int64_t at = ((unit + u) * Vectors + v) * lanes;
-          Vec<T> sum = sums[u][v];
-          if (added != nullptr) sum = sum + Vec<T>::loadu(added + at);
-          (layer.activated ? activate<T>(sample_.activation, sum) : sum).store(out + at);
-        }
+                        masked_mlp_width(sample_, source), 0, out);
       }
     });
+    if (added == nullptr && !layer.activated) return;
+    for (int64_t at = range.begin * width; at < range.end * width; at += lanes) {
+      Vec<T> sum = Vec<T>::loadu(out + at);
+      if (added != nullptr) sum = sum + Vec<T>::loadu(added + at);
+      (layer.activated ? activate<T>(sample_.activation, sum) : sum).store(out + at);
+    }
   }
 
   int64_t variable(int64_t p) const { return sample_.order == nullptr ? p : sample_.order[p]; }
@@ -311,21 +303,25 @@ class Group {
     const MaskedMlpRange columns = masked_mlp_columns(sample_, p);
     const bool one = columns.end - columns.begin == 1;
     for (int64_t c = columns.begin; c < columns.end; ++c) {
-      T* out = memory_.features + c * width;
-      for (int64_t r = 0; r < width; ++r) out[r] = one ? value[r] : value[r] == static_cast<T>(c - columns.begin) ? T(1) : T(0);
+      const Vec<T> category(static_cast<T>(c - columns.begin));
+      for (int v = 0; v < Vectors; ++v) {
+        const Vec<T> drawn = Vec<T>::loadu(value + v * lanes);
+        (one ? drawn : one_where(drawn == category)).store(memory_.features + c * width + v * lanes);
+      }
     }
   }
+
+  static Vec<T> one_where(const Vec<T>& mask) { return Vec<T>::blendv(zero<T>(), Vec<T>(T(1)), mask); }
 
   // One parameter each: the rows stay in lanes.
   void draw_bernoulli(int64_t p, T* value) {
     const T* const logits = output(sample_.hidden_layers) + p * width;
-    const double* const uniforms = memory_.uniforms + (p - first_) * width;
     const Vec<T> temperature(static_cast<T>(sample_.temperature));
-    T probability[width];
+    AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) {
-      sigmoid<T>(Vec<T>::loadu(logits + v * lanes) / temperature).store(probability + v * lanes);
+      const Vec<T> probability = sigmoid<T>(Vec<T>::loadu(logits + v * lanes) / temperature);
+      one_where(probability > Vec<T>::loadu(bounds(p) + v * lanes)).store(value + v * lanes);
     }
-    for (int64_t r = 0; r < width; ++r) value[r] = uniforms[r] < static_cast<double>(probability[r]) ? T(1) : T(0);
     if (sample_.known == nullptr) return;
     for (int64_t r = 0; r < rows_; ++r) {
       if (const T* known = known_value(r, variable(p))) value[r] = *known;
@@ -347,8 +343,9 @@ class Group {
       }
       T* const own = memory_.parameters + r * memory_.most_parameters;
       for (int64_t j = 0; j < count; ++j) own[j] = lanes_of_rows[j * width + r];
-      value[r] = head_draw_one(sample_.head.of(p), own, count, sample_.seed, number(r), static_cast<uint32_t>(variable(p)),
-                               static_cast<T>(sample_.temperature), memory_.weights);
+      value[r] = head_draw_one(sample_.head.of(p), own, count, sample_.seed, number(r),
+                               static_cast<uint32_t>(variable(p)), static_cast<T>(sample_.temperature),
+                               memory_.weights);
       log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head.of(p), own, count, value[r]));
     }
   }
@@ -356,28 +353,35 @@ class Group {
   // What nobody waits for: the values in the caller's rows, and the log-probability of Bernoulli variables.
   void end_block(int64_t begin, int64_t end) {
     const int64_t count = sample_.stop - sample_.start;
-    for (int64_t r = 0; r < rows_; ++r) {
-      T* const out = static_cast<T*>(sample_.values) + (row_ + r) * count - sample_.start;
-      for (int64_t p = begin; p < end; ++p) out[p] = memory_.values[(p - first_) * width + r];
-    }
-    if (sample_.head.kind != HeadKind::bernoulli) return;
+    transpose(memory_.values + (begin - first_) * width, width,
+              static_cast<T*>(sample_.values) + row_ * count + begin - sample_.start, count, end - begin, rows_);
+    if (sample_.head.kind == HeadKind::bernoulli) add_log_prob(begin, end);
+  }
+
+  // log p(x) = x a - softplus(a) = x a - max(a, 0) - log(1 + exp(-|a|)), of a whole block with one logarithm: `excess`
+  // is the product of its 1 + exp(-|a|), less 1, which keeps the digits of what is small.
+  void add_log_prob(int64_t begin, int64_t end) {
+    double linear[width] = {}, excess[width] = {};
     for (int64_t p = begin; p < end; ++p) {
       const T* const logits = output(sample_.hidden_layers) + p * width;
-      const T* const value = memory_.values + (p - first_) * width;
-      T normalizer[width];
+      const T* const values = memory_.values + (p - first_) * width;
+      T added[width], odds[width];
       for (int v = 0; v < Vectors; ++v) {
-        softplus<T>(Vec<T>::loadu(logits + v * lanes)).store(normalizer + v * lanes);
+        const Vec<T> logit = Vec<T>::loadu(logits + v * lanes), value = Vec<T>::loadu(values + v * lanes);
+        (value * logit - at::vec::maximum(logit, zero<T>())).store(added + v * lanes);
+        logit.abs().neg().exp().store(odds + v * lanes);
       }
-      const auto term = [&](int64_t r) {
-        return static_cast<double>(value[r]) * static_cast<double>(logits[r]) - static_cast<double>(normalizer[r]);
-      };
-      if (sample_.known == nullptr) {
-        for (int64_t r = 0; r < width; ++r) log_prob_[r] += term(r);
-      } else {
-        for (int64_t r = 0; r < rows_; ++r) {
-          if (known_value(r, variable(p)) == nullptr) log_prob_[r] += term(r);
-        }
+      for (int64_t r = 0; sample_.known != nullptr && r < rows_; ++r) {
+        if (known_value(r, variable(p)) != nullptr) added[r] = odds[r] = T(0);
       }
+      for (int64_t r = 0; r < width; ++r) {
+        linear[r] += static_cast<double>(added[r]);
+        excess[r] += excess[r] * static_cast<double>(odds[r]) + static_cast<double>(odds[r]);
+      }
+    }
+    for (int64_t r = 0; r < width; r += Vec<double>::size()) {
+      const Vec<double> normalizer = Vec<double>::loadu(excess + r).log1p();
+      (Vec<double>::loadu(log_prob_ + r) + Vec<double>::loadu(linear + r) - normalizer).store(log_prob_ + r);
     }
   }
 

@@ -23,7 +23,8 @@ int64_t ready_at(const MaskedMlpSample& sample, int64_t value, int64_t position)
   return value == 0 ? masked_mlp_columns(sample, position).begin : masked_mlp_units(sample, value - 1, position).end;
 }
 
-void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, const MaskedMlpTerm& term, int64_t index) {
+void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, const MaskedMlpTerm& term,
+                   int64_t index) {
   const int64_t inputs = masked_mlp_width(sample, term.source);
   int32_t before = 0;
   for (int64_t u = 0; u < layer.units; ++u) {
@@ -76,8 +77,9 @@ void check_categories(const MaskedMlpSample& sample) {
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
     TORCH_CHECK(own == 1 || category, op_name,
                 ": a variable that is no category must have one column of weights[0], got ", own, " at position ", p);
-    TORCH_CHECK(own == 1 || own == count, op_name, ": a variable must have one column of weights[0], or one for each of ",
-                count, " categories, got ", own, " at position ", p);
+    TORCH_CHECK(own == 1 || own == count, op_name,
+                ": a variable must have one column of weights[0], or one for each of ", count, " categories, got ", own,
+                " at position ", p);
   }
 }
 
@@ -105,8 +107,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
                           known, variables, parsed, head_kinds, start, stop, temperature);
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                         known, variables, parse_mlp_activation(op_name, activation), parsed, head_kinds, seed, first_index,
-                         start, stop, temperature);
+                         known, variables, parse_mlp_activation(op_name, activation), parsed, head_kinds, seed,
+                         first_index, start, stop, temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);
   check_categories(sample);
@@ -140,8 +142,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
       at::parallel_for(0, groups, 1, run);
     }
     explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, units split ",
-            team.parts, " ways, positions ", start, " to ", stop, ", ", first_group_multiply_adds, " multiply-adds per row, on ", at::get_num_threads(),
-            " threads");
+            team.parts, " ways, positions ", start, " to ", stop, ", ", first_group_multiply_adds,
+            " multiply-adds per row, on ", at::get_num_threads(), " threads");
   }
   return {t.values, t.log_prob, t.state};
 }
