@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -224,11 +224,11 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return _first_parameter(self).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return _first_parameter(self).dtype
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -340,13 +340,19 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
         """
         request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
-        with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True, disable=not progress) as bar:
-            values, log_prob = self._draw(request, bar)
+        if progress:
+            with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True) as bar:
+                values, log_prob = self._draw(request, bar.update)
+        else:
+            values, log_prob = self._draw(request, lambda count: None)
         samples = self.head.decode(values).reshape(request.batch + self.event_shape)
         return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
 
-    def _draw(self, request: Request, bar: tqdm) -> tuple[Tensor, Tensor]:
-        """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64."""
+    def _draw(self, request: Request, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
+        """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64.
+
+        ``drawn`` is told how many variables every step drew.
+        """
         cost = self._state_features * self._parameters_per_position
         block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
         chunk = max(1, _CHUNK_POSITIONS // self._parameters_per_position)
@@ -356,11 +362,13 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             while not part.done:
                 start = part.position
                 part.advance(chunk)
-                bar.update((part.position - start) * len(part._values))
+                drawn((part.position - start) * len(part._values))
             parts.append((part._values, part._log_prob))
         if not parts:
             empty = Sampling(request, slice(0, 0))
             parts.append((empty._values, empty._log_prob))
+        if len(parts) == 1:
+            return parts[0]
         values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return values, log_prob
 
@@ -627,3 +635,15 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             "context_features": self.context_features,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """What next(module.parameters()) gives, without the names that it collects: every call of a model asks."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else _first_parameter(child)
+        if found is not None:
+            return found
+    return None

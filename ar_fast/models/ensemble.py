@@ -179,7 +179,7 @@ class Ensemble(nn.Module):
                         given=None if given is None else one[index].given[which],
                         known=None if known is None else one[index].known[which],
                     )
-                    values[here.to(self.device)] = member._draw(request, bar)[0]
+                    values[here.to(self.device)] = member._draw(request, bar.update)[0]
         samples = self.head.decode(values).reshape(batch + self.event_shape)
         if not return_log_prob:
             return samples

@@ -532,19 +532,20 @@ class MADE(AutoregressiveModel):
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
         columns = self._columns(x)
-        hidden = self.layers[0](columns)
+        first_layer, *hidden_layers, last_layer = self.layers
+        hidden = first_layer(columns)
         if context is not None:
             hidden = hidden + F.linear(context, self.context_weight)
         if self.residual:
-            for first, second in zip(self.layers[1:-1:2], self.layers[2:-1:2], strict=True):
+            for first, second in zip(hidden_layers[::2], hidden_layers[1::2], strict=True):
                 hidden = hidden + second(first(self._activate(hidden)))
             hidden = self._activate(hidden)
         else:
             if context is not None:
                 hidden = self._activate(hidden)
-            for layer in self.layers[1:-1]:
+            for layer in hidden_layers:
                 hidden = layer(hidden)
-        parameters = self.layers[-1](hidden)
+        parameters = last_layer(hidden)
         if self.direct is not None:
             parameters = parameters + self.direct(columns)
         return parameters.to(self.compute_dtype)
@@ -674,7 +675,8 @@ class MADE(AutoregressiveModel):
         return state, bias
 
     def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        biases = iter([extra, *(layer.bias for layer in self.layers[1:])])
+        _, *after_first = self.layers
+        biases = iter([extra, *(layer.bias for layer in after_first)])
         return functional.masked_mlp_sample(
             state,
             [layer.weight for layer in self._terms],
