@@ -119,6 +119,33 @@ def test_large_tiles(ops, size, kind, form):
     assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
 
 
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+    "softplus": torch.nn.functional.softplus,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["sorted", "rows"])
+@pytest.mark.parametrize(("size", "multiprocessors"), [((70, 136, 129), 132), ((128, 72, 136), 1), ((130, 40, 136), 1)])
+def test_activations(ops, size, multiprocessors, kind, form, activation):
+    """Of the sums, rounded to the storage: within tiles of either size, at their edges, and in columns elsewhere."""
+    batch, inputs, outputs = size
+    dtype, _ = FORMS[form]
+    torch.manual_seed(batch)
+    plan, _ = plan_of(kind, outputs, inputs)
+    x, bias = torch.randn(batch, inputs).to(dtype), torch.randn(outputs).to(dtype)
+    weight = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
+    with emulated.gpu(multiprocessors=multiprocessors), tf32(form == "tf32"):
+        sums = ops.masked_linear(x, weight, bias, *plan, "panels")
+        got = ops.masked_linear(x, weight, bias, *plan, "panels", activation)
+    torch.testing.assert_close(got, ACTIVATIONS[activation](sums), rtol=STORAGE[dtype], atol=STORAGE[dtype])
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 @pytest.mark.parametrize("kind", ["sorted", "blocks"])
 def test_a_row_does_not_depend_on_the_others(ops, kind, multiprocessors):

@@ -71,11 +71,17 @@ __device__ __forceinline__ T softplus(T x) {
   return (x > T(0) ? x : T(0)) + log1p(exp(x > T(0) ? -x : x));
 }
 
-// Those that cost an instruction or two, and none: for an epilogue that is unrolled over all sums of a thread.
+// Those that cost an instruction or two, and none: for an epilogue that is unrolled over all sums of a thread. Any
+// other is left out.
+__device__ __forceinline__ bool is_rectifier(MlpActivation activation) {
+  return activation == MlpActivation::none || activation == MlpActivation::relu ||
+         activation == MlpActivation::leaky_relu;
+}
+
 template <typename T>
 __device__ __forceinline__ T rectify(MlpActivation activation, T x) {
-  if (activation == MlpActivation::none || x > T(0) || x != x) return x;
-  return activation == MlpActivation::relu ? T(0) : T(0.01) * x;
+  if (x > T(0) || x != x) return x;
+  return activation == MlpActivation::relu ? T(0) : activation == MlpActivation::leaky_relu ? T(0.01) * x : x;
 }
 
 template <typename T>

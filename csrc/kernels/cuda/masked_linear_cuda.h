@@ -31,12 +31,7 @@ struct MaskedLinearTiling {
 cudaError_t masked_linear_tiling_cuda(MaskedLinearProduct product, const MaskedLinear& arguments,
                                       MaskedLinearTiling& tiling);
 
-// Tiles that stop at the mask's staircase. Only here float32 may be tf32. Of the activations they take those of which
-// masked_linear_tiles_take is true.
-inline bool masked_linear_tiles_take(MlpActivation activation) {
-  return activation == MlpActivation::none || activation == MlpActivation::relu ||
-         activation == MlpActivation::leaky_relu;
-}
+// Tiles that stop at the mask's staircase. Only here float32 may be tf32.
 cudaError_t masked_linear_tiles_cuda(MaskedLinearProduct product, const MaskedLinear& arguments, cudaStream_t stream);
 
 }  // namespace ar_fast

@@ -98,6 +98,7 @@ struct Sums {
   using S = typename Scheme::Storage;
   using T = Compute<S>;
   static constexpr int count = Scheme::tile / 16;
+  static constexpr int together = 1;  // consecutive columns of for_each
   T sum[count][count] = {};
 
   __device__ __forceinline__ void add(const S* a, const S* b) {
@@ -142,10 +143,18 @@ struct Sums {
     for (int i = 0; i < count; ++i) {
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        const T values[1] = {sum[i][j]};
+        const T values[together] = {sum[i][j]};
         body(y + 16 * i, x + 16 * j, values);
       }
     }
+  }
+
+  // body(row, column) for the same places, one after another in a loop.
+  template <typename Body>
+  static __device__ __forceinline__ void for_each_place(const Body& body) {
+    const int x = static_cast<int>(threadIdx.x) % 16, y = static_cast<int>(threadIdx.x) / 16;
+#pragma unroll 1
+    for (int i = 0; i < count * count; ++i) body(y + i / count * 16, x + i % count * 16);
   }
 };
 
@@ -155,6 +164,7 @@ template <typename Scheme, bool a_across, bool b_across>
 struct MatrixSums {
   using S = typename Scheme::Storage;
   static constexpr int side = Scheme::tile / 2, fragments = side / 16, depth = 32 / static_cast<int>(sizeof(S));
+  static constexpr int together = 2;  // consecutive columns of for_each
   float sum[fragments][2 * fragments][4] = {};
 
   __device__ __forceinline__ void add(const S* a, const S* b) {
@@ -215,11 +225,20 @@ struct MatrixSums {
       for (int j = 0; j < 2 * fragments; ++j) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float values[2] = {sum[i][j][k], sum[i][j][k + 1]};
+          const float values[together] = {sum[i][j][k], sum[i][j][k + 1]};
           body(row + 16 * i + k / 2 * 8, column + 8 * j, values);
         }
       }
     }
+  }
+
+  template <typename Body>
+  static __device__ __forceinline__ void for_each_place(const Body& body) {
+    const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    const int row = warp / 2 * side + lane / 4, column = warp % 2 * side + lane % 4 * 2;
+    constexpr int across = 2 * fragments;
+#pragma unroll 1
+    for (int i = 0; i < 2 * fragments * across; ++i) body(row + i / across * 8, column + i % across * 8);
   }
 };
 

@@ -59,6 +59,24 @@ __device__ __forceinline__ Steps steps_of(const DeviceMask& mask, int batch, int
   return {0, kind == 0 ? 0 : batch, 0, 0, kind == 2};
 }
 
+// y = f(y), of a tile whose every element the thread that stored it takes again: while it is in the cache still, in a
+// loop, since f unrolled over all sums of a thread would be most of the kernel.
+template <typename Accumulator, typename S>
+__device__ __forceinline__ void activate_stored(const TileArguments<S>& arguments, int row, int column, int rows,
+                                                int columns) {
+  Accumulator::for_each_place([&](int r, int c) {
+    r += row;
+    c += column;
+    if (r >= rows) return;
+#pragma unroll
+    for (int i = 0; i < Accumulator::together; ++i) {
+      if (c + i >= columns) return;
+      S& stored = arguments.output[static_cast<int64_t>(r) * columns + arguments.mask.row(c + i)];
+      from_compute(stored, activate(arguments.activation, to_compute(stored)));
+    }
+  });
+}
+
 // One of the output's tiles. A block's place in the grid is a place in the order of work: the tiles with the longest
 // sums come first, so that short ones fill the end.
 template <typename Scheme, Product product>
@@ -138,29 +156,33 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
     from_compute(stored, sum);
     return stored;
   };
-  if constexpr (Scheme::matrix) {
-    if (arguments.paired && !steps.cut && row + Scheme::tile <= rows && column + Scheme::tile <= columns) {
-      S* const output = arguments.output + static_cast<int64_t>(row) * columns + column;
-      accumulator.for_each([&](int r, int c, const auto& sums) {
+  const bool inside = row + Scheme::tile <= rows && column + Scheme::tile <= columns;
+  if (Scheme::matrix && arguments.paired && !steps.cut && inside) {
+    S* const output = arguments.output + static_cast<int64_t>(row) * columns + column;
+    accumulator.for_each([&](int r, int c, const auto& sums) {
+      if constexpr (Accumulator::together == 2) {
         store_pair(output + static_cast<int64_t>(r) * columns + c, finished(column + c, sums[0]),
                    finished(column + c + 1, sums[1]));
-      });
-      return;
-    }
-  }
-  accumulator.for_each([&](int r, int c, const auto& sums) {
-    r += row;
-    c += column;
-    if (r >= rows) return;
-    const int64_t output_row = product == Product::grad_weight ? mask.row(r) : r;
+      }
+    });
+  } else {
+    accumulator.for_each([&](int r, int c, const auto& sums) {
+      r += row;
+      c += column;
+      if (r >= rows) return;
+      const int64_t output_row = product == Product::grad_weight ? mask.row(r) : r;
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(std::extent_v<std::remove_reference_t<decltype(sums)>>); ++i) {
-      if (c + i >= columns) return;
-      const int output_column = product == Product::y ? mask.row(c + i) : mask.column(c + i);
-      const bool allowed = !steps.cut || mask.allows(r, c + i);
-      arguments.output[output_row * columns + output_column] = finished(output_column, allowed ? sums[i] : 0);
-    }
-  });
+      for (int i = 0; i < Accumulator::together; ++i) {
+        if (c + i >= columns) return;
+        const int output_column = product == Product::y ? mask.row(c + i) : mask.column(c + i);
+        const bool allowed = !steps.cut || mask.allows(r, c + i);
+        arguments.output[output_row * columns + output_column] = finished(output_column, allowed ? sums[i] : 0);
+      }
+    });
+  }
+  if (product == Product::y && !is_rectifier(arguments.activation)) {
+    activate_stored<Accumulator>(arguments, row, column, rows, columns);
+  }
 }
 
 template <typename Scheme, Product product>

@@ -116,15 +116,14 @@ at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
   arguments.input_stride = x.stride(0);
   arguments.weight = w.const_data_ptr();
   arguments.bias = b.defined() ? b.const_data_ptr() : nullptr;
+  arguments.activation = f;
   arguments.output = y.mutable_data_ptr();
   if (few_rows(algorithm, batch)) {
-    arguments.activation = f;
     run_rows(op, masked_linear_rows_cuda, arguments, w);
-    return y;
+  } else {
+    run_tiles(op, MaskedLinearProduct::y, arguments, w);
   }
-  if (masked_linear_tiles_take(f)) arguments.activation = f;
-  run_tiles(op, MaskedLinearProduct::y, arguments, w);
-  return arguments.activation == f ? y : activate(f, y);
+  return y;
 }
 
 at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at::Tensor& weight,
