@@ -313,6 +313,12 @@ def test_known_variables_are_taken_not_drawn(device):
     assert torch.equal(drawn[known], given[known])
 
 
+def test_sample_numbers_go_on_past_32_bits(device):
+    case = mlp_case(6, [9], device=device)
+    options = {"first_index": 2**32 - 5}
+    assert_equal_draws(sample(case, 20, **options), twin(case, 20, **options), torch.float32)
+
+
 def test_log_prob_is_at_temperature_one(device):
     case = mlp_case(10, [30], device=device)
     assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
