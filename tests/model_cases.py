@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from ar_fast import models, orderings
+from ar_fast import _library, models, orderings
 
 KINDS = ["NADE", "MADE", "MADE-residual", "MADE-masks", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
 # Of those, the ones that condition on a prefix of their order only.
 FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
+
+bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
 
 
 def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=torch.float64, order="random", **options):

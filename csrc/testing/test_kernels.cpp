@@ -1,4 +1,4 @@
-// Kernels that test the emulation itself, driven by tests/test_emulation.py through ctypes. Each function returns the
+// Kernels that test the emulation itself, driven by tests/build/test_emulation.py through ctypes. Each function returns the
 // launch's cudaError_t; ar_fast_emulation_error() has the words.
 #include <string>
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import emulated
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, whose AddressSanitizer the library is linked with")
@@ -45,9 +45,9 @@ emulated.load().ar_fast_test_past_the_end(ctypes.c_void_p(out.data_ptr()))
 @pytest.mark.parametrize(
     ("file", "selected"),
     [
-        ("test_emulation.py", "test"),
-        ("test_nade_tiles.py", "forward and not activations"),
-        ("test_masked_tiles.py", "random"),
+        ("build/test_emulation.py", "test"),
+        ("unit/test_nade_tiles.py", "forward and not activations"),
+        ("unit/test_masked_tiles.py", "random"),
     ],
 )
 def test_kernels(file, selected):

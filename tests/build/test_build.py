@@ -15,7 +15,7 @@ import torch
 import ar_fast
 
 PACKAGE = Path(ar_fast.__file__).parent
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(code: str, path: Path = PACKAGE.parent, **environment: str) -> subprocess.CompletedProcess:

@@ -512,7 +512,7 @@ def test_one_hot_inputs_of_a_row_are_what_the_kernels_gather(device):
 
 
 def test_the_page_about_tables_runs(capsys):
-    page = (Path(__file__).parent.parent / "docs" / "tabular.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "tabular.md").read_text(encoding="utf-8")
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, scope)

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="needs the bench extra")
 pytest.importorskip("sklearn", reason="needs the bench extra")
 
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parents[2]))
 
 from bench import untied
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from chi_square import chi_square_p
 from conftest import available_isas, isa
-from model_cases import all_binary, make_context
-from test_mathematics import bit_for_bit, chi_square_p
+from model_cases import all_binary, bit_for_bit, make_context
 
 from ar_fast import functional, heads, models, orderings, reference
 

@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("matplotlib", reason="needs the bench extra")
 
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
 from ar_fast.models import FVSBN, MADE

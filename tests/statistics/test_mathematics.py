@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from model_cases import CASES, all_binary, make_context, make_model
+from chi_square import chi_square_p
+from model_cases import CASES, all_binary, bit_for_bit, make_context, make_model
 
 import ar_fast.models.base as base
-from ar_fast import _library
 
 FIXED_SEED = 0
-
-bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
 
 
 @pytest.mark.parametrize("kind, context_features", CASES)
@@ -40,18 +38,6 @@ def test_jacobian_has_the_zeros_of_the_order_and_no_other(kind, context_features
 @pytest.fixture
 def draws(emulation):
     return 4_000 if emulation else 100_000
-
-
-def chi_square_p(samples, probability):
-    """p-value of samples (N, D) under probability (2^D), and the observed counts' degrees of freedom are 2^D - 1."""
-    weights = 2 ** torch.arange(samples.shape[1] - 1, -1, -1, device=samples.device)
-    counts = torch.bincount((samples.long() * weights).sum(1), minlength=probability.numel()).double()
-    cells = probability > 0
-    assert bool((counts[~cells] == 0).all())
-    expected = probability[cells] * samples.shape[0]
-    statistic = ((counts[cells] - expected) ** 2 / expected).sum()
-    freedom = torch.tensor((int(cells.sum()) - 1) / 2, dtype=torch.float64, device=samples.device)
-    return torch.special.gammaincc(freedom, statistic.double() / 2).item()
 
 
 def tempered(model, x, context, temperature):

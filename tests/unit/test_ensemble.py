@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from model_cases import all_binary, make_context, make_model, random_binary
-from test_mathematics import bit_for_bit, chi_square_p
+from chi_square import chi_square_p
+from model_cases import all_binary, bit_for_bit, make_context, make_model, random_binary
 
 from ar_fast import heads, models, orderings
 from ar_fast.models.ensemble import _BLOCK

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from chi_square import chi_square_p
 from model_cases import all_binary, make_context, random_binary
-from test_mathematics import chi_square_p
 
 from ar_fast import functional, heads, models, orderings, reference
 
