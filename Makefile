@@ -1,4 +1,4 @@
-# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once.
+# make demo, make test, make test-full, make bench, make lint: each makes .venv and installs what it needs, once.
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,13 +15,19 @@ endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint clean
+# One worker per core, each with one thread (tests/conftest.py).
+PYTEST := -m pytest -n auto --dist worksteal
+
+.PHONY: demo test test-full bench lint clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast.demo $(ARGS)
 
 test: $(READY)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) $(PYTEST) $(ARGS)
+
+test-full: $(READY)
+	$(RUN) $(PYTEST) --full $(ARGS)
 
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)

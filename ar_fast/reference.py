@@ -51,16 +51,17 @@ def compute_dtype(storage: torch.dtype) -> torch.dtype:
     return torch.float64 if storage == torch.float64 else torch.float32
 
 
-def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: int = 0) -> Tensor:
+def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64, of Philox4x32-10 with key ``seed`` and counter (sample, variable, slot).
 
-    ``sample`` and ``variable`` are int64 and broadcast. Equal to ``philox_uniform`` of csrc/kernels/philox.h, bit for
-    bit. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    ``sample``, ``variable`` and ``slot`` are int64 and broadcast. Equal to ``philox_uniform`` of csrc/kernels/philox.h,
+    bit for bit. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     word = 0xFFFFFFFF
     key0, key1 = seed & word, (seed >> 32) & word
-    sample, variable = torch.broadcast_tensors(sample, variable)
-    c0, c1, c2, c3 = sample & word, (sample >> 32) & word, variable & word, torch.full_like(sample, slot)
+    slot = torch.as_tensor(slot, device=sample.device)
+    sample, variable, slot = torch.broadcast_tensors(sample, variable, slot)
+    c0, c1, c2, c3 = sample & word, (sample >> 32) & word, variable & word, slot
     for _ in range(10):
         # int64 products wrap modulo 2^64, which keeps all 64 bits of the unsigned product.
         product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -243,7 +244,9 @@ def head_draw(
     parameters: Tensor, seed: int, sample: Tensor, variable: Tensor, head: str, levels: int, temperature: float
 ) -> Tensor:
     """One draw of a variable from parameters (..., K), by the uniform numbers of its counters; csrc/kernels/head.h."""
-    uniform = [philox_uniform(seed, sample, variable, slot) for slot in range(3)]
+    slots = {"bernoulli": 1, "categorical": 1, "logistic_mixture": 2, "gaussian_mixture": 3}[head]
+    slot = torch.arange(slots, device=sample.device).unflatten(0, (-1, *[1] * sample.dim()))
+    uniform = philox_uniform(seed, sample, variable, slot)
     if head == "bernoulli":
         return (uniform[0] < torch.sigmoid(parameters.squeeze(-1) / temperature).double()).to(parameters.dtype)
     if head == "categorical":

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from ._progress import progress_bar
 
 __all__ = ["Settings", "Split", "Training", "log_likelihoods", "make_optimizer", "shift", "train", "train_step"]
 
@@ -27,14 +28,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's; shift is the largest
-    move of an image, (height, width), in pixels; patience is how many epochs may pass without a better validation."""
+    """How to train.
+
+    learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's; shift is the largest random move of
+    an image in pixels, 0 for other events; patience is how many epochs may pass without a better validation.
+    """
 
     epochs: int = 100
     batch_size: int = 128
     learning_rate: float = 1e-2
     weight_decay: float = 1e-2
-    shift: int = 1
+    shift: int = 0
     patience: int = 10
     seed: int = 0
 
@@ -76,15 +80,28 @@ def log_likelihoods(model: nn.Module, events: Tensor, batch_size: int = 500) -> 
 
 
 def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Moves every image by up to `pixels` in both directions, each by its own random amount; zeros come in."""
+    """Moves every image by up to `pixels` in both directions, each by its own random amount; zeros come in.
+
+    Args:
+        images: (N, height, width) or (N, channels, height, width); anything where pixels is 0.
+
+    Raises:
+        ValueError: if pixels is not 0 and images are not of such a shape.
+    """
     if pixels == 0:
         return images
-    count, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (pixels,) * 4)
+    if images.dim() not in (3, 4):
+        raise ValueError(
+            "shift: images must have shape (N, height, width) or (N, channels, height, width) where shift is not 0, "
+            f"got {tuple(images.shape)} and shift = {pixels}"
+        )
+    count, height, width = images.shape[0], *images.shape[-2:]
+    padded = torch.nn.functional.pad(images, (pixels,) * 4).reshape(count, -1, height + 2 * pixels, width + 2 * pixels)
     moves = torch.randint(0, 2 * pixels + 1, (2, count, 1, 1), generator=generator).to(images.device)
     rows = moves[0] + torch.arange(height, device=images.device)[:, None]
     columns = moves[1] + torch.arange(width, device=images.device)
-    return padded[torch.arange(count, device=images.device)[:, None, None], rows, columns]
+    moved = padded[torch.arange(count, device=images.device)[:, None, None], :, rows, columns]
+    return moved.movedim(-1, 1).reshape(images.shape)
 
 
 def train(model: nn.Module, data: Split, settings: Settings, *, progress: bool = True) -> Training:
@@ -97,7 +114,7 @@ def train(model: nn.Module, data: Split, settings: Settings, *, progress: bool =
     )
     result, best, kept = Training(), -float("inf"), copy.deepcopy(model.state_dict())
     start = time.perf_counter()
-    with tqdm(total=settings.epochs * steps, desc="training", unit="step", disable=not progress) as bar:
+    with progress_bar(total=settings.epochs * steps, desc="training", unit="step", show=progress) as bar:
         for epoch in range(1, settings.epochs + 1):
             total, chosen = 0.0, torch.randperm(len(data.train), generator=generator).to(data.train.device)
             for index in chosen.split(settings.batch_size):

@@ -49,7 +49,7 @@ cat "$results/machine.txt"
 export AR_FAST_CUDA=1 PYTHONPATH="$PWD" PYTHONDONTWRITEBYTECODE=1
 part build 300 "$python" setup.py build_ext --inplace
 part info 60 "$python" -c "import ar_fast, json; print(json.dumps(ar_fast.info(), indent=1, default=str))"
-part tests 240 "$python" -m pytest tests -k cuda -p no:cacheprovider --durations=5
+part tests 240 "$python" -m pytest tests --device cuda -k cuda -p no:cacheprovider --durations=5
 tail -n 3 "$results/tests.log"
 part bench 240 "$python" -m bench --device cuda --seconds 0.3 --compile-seconds 45 --out "$results" --name bench
 if [[ -f "$results/bench.md" ]]; then cat "$results/bench.md"; fi

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from ar_fast import orderings
+from ar_fast._progress import progress_bar
 from ar_fast.models import ARMLP, FVSBN, MADE, NADE, DeepNADE, Ensemble
 
 from .run import environment
@@ -347,7 +347,7 @@ def log_likelihoods(model: Model, x: Tensor) -> Tensor:
 def ensemble_log_likelihoods(model: DeepNADE, x: Tensor, recipe: Recipe) -> dict[int, Tensor]:
     """log p(x) in nats of every row, (N) in float64, under the ensembles of the first 1, 2, 4 ... orderings."""
     results, total = {}, torch.full((len(x),), -float("inf"), dtype=torch.float64)
-    for number in tqdm(range(max(recipe.ensembles)), unit="ordering", desc="evaluating"):
+    for number in progress_bar(range(max(recipe.ensembles)), unit="ordering", desc="evaluating"):
         member = model.in_order(_order(recipe, number))
         total = torch.logaddexp(total, torch.cat([member.log_prob(rows).double() for rows in x.split(500)]))
         if number + 1 in recipe.ensembles:
@@ -385,7 +385,7 @@ def train(model: Model, data: Data, recipe: Recipe) -> tuple[Model, list[dict]]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, recipe.warmup))
     average, kept, best, history = copy.deepcopy(model), copy.deepcopy(model), -float("inf"), []
     start, step = time.perf_counter(), 0
-    with tqdm(total=steps, unit="step", desc="training") as bar:
+    with progress_bar(total=steps, unit="step", desc="training") as bar:
         for epoch in range(1, recipe.epochs + 1):
             order = torch.randperm(len(data.train), generator=generator)
             for index in order.split(recipe.batch_size):

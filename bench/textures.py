@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from matplotlib.image import imread, imsave
 from torch import Tensor
-from tqdm import tqdm
 
 from ar_fast import heads
+from ar_fast._progress import progress_bar
 from ar_fast.models import OffsetNADE
 
 
@@ -86,7 +86,7 @@ def train(model: OffsetNADE, image: Tensor, recipe: Recipe, seed: int) -> tuple[
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     start, losses = time.perf_counter(), []
-    for _ in tqdm(range(recipe.steps), unit="step", desc="training"):
+    for _ in progress_bar(range(recipe.steps), unit="step", desc="training"):
         rows = torch.randint(image.shape[0] - recipe.crop + 1, (recipe.batch,), generator=generator).tolist()
         columns = torch.randint(image.shape[1] - recipe.crop + 1, (recipe.batch,), generator=generator).tolist()
         crops = [image[r : r + recipe.crop, c : c + recipe.crop] for r, c in zip(rows, columns, strict=True)]

@@ -1,15 +1,90 @@
-"""Every op and model test runs on each `device`: the CPU kernels, the CUDA kernels under the host emulation, a GPU."""
+"""Devices, instruction sets, seeds, and which tests are of the fast suite and which of the full one only.
+
+`make test` runs the fast suite, `make test-full` everything (`--full`). A test is of the full suite only where it has
+the marker `full`; where it has the marker `models` and runs a whole model under the emulation; and where it repeats the
+emulated kernels in a further order of threads. The fast suite's order is random, drawn from AR_FAST_TEST_SEED.
+"""
 
 import contextlib
+import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import emulated
 import pytest
 import torch
 
 from ar_fast import _library
+
+DEVICES = ("cpu", "emulated", "cuda")
+STATISTICS = Path(__file__).parent / "statistics"
+# In the environment, so that the workers of pytest-xdist have the seed of the process that started them.
+SEED = int(os.environ.setdefault("AR_FAST_TEST_SEED", str(random.SystemRandom().randrange(2**31))))
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--full", action="store_true", help="also the tests that only `make test-full` runs")
+    parser.addoption(
+        "--device", action="append", choices=DEVICES,
+        help="run the tests of ops and models on this device only; may be repeated (default: all there are)",
+    )  # fmt: skip
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "full: of the full suite only")
+    config.addinivalue_line("markers", "models: runs whole models; under the emulation in the full suite only")
+    if getattr(config.option, "numprocesses", None):
+        # Before the workers start. Two workers with one thread each are faster than with two.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if "emulated" in devices(config) and not config.option.collectonly:
+            emulated.library_path()
+
+
+def pytest_report_header() -> str:
+    return f"AR_FAST_TEST_SEED={SEED} (set it to repeat a run's random inputs and its order of emulated threads)"
+
+
+def devices(config) -> list[str]:
+    """The devices that exist here, of those that --device names; one that it names must exist."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["cuda"] = "there is no GPU here: torch.cuda.is_available() is False"
+    elif not _library.info()["cuda_built"]:
+        missing["cuda"] = "ar_fast was built without CUDA: build it with AR_FAST_CUDA=1"
+    chosen = config.getoption("--device")
+    for name in chosen or ():
+        if name in missing:
+            raise pytest.UsageError(f"--device {name}: {missing[name]}")
+    return [name for name in DEVICES if name not in missing and (chosen is None or name in chosen)]
+
+
+def pytest_generate_tests(metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        names = devices(metafunc.config)
+        # Statistics prove the mathematics, on the CPU and on a GPU; the emulation proves that kernels equal the twins.
+        if STATISTICS in metafunc.definition.path.parents:
+            names = [name for name in names if name != "emulated"]
+        metafunc.parametrize("device", names, indirect=True)
+
+
+def is_full(item) -> bool:
+    """Whether a test is of the full suite only."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return (
+        item.get_closest_marker("full") is not None
+        or (item.get_closest_marker("models") is not None and parameters.get("device") == "emulated")
+        or parameters.get("fiber_order", "random") != "random"
+    )
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if not config.getoption("--full"):
+        left_out = [item for item in items if is_full(item)]
+        config.hook.pytest_deselected(items=left_out)
+        kept = set(items) - set(left_out)
+        items[:] = [item for item in items if item in kept]
 
 
 def available_isas() -> list[str]:
@@ -25,6 +100,18 @@ def available_isas() -> list[str]:
     return allowed
 
 
+def pairs(*values: Iterable) -> list:
+    """Parameters of a test over every combination; the fast suite has those that cover every pair of the first two
+    with each other and with the last, whose values take turns."""
+    values = [list(options) for options in values]
+    parameters = []
+    for index in itertools.product(*(range(len(options)) for options in values)):
+        covers = index[-1] == sum(index[:-1]) % len(values[-1])
+        combination = (options[i] for options, i in zip(values, index, strict=True))
+        parameters.append(pytest.param(*combination, marks=() if covers else pytest.mark.full))
+    return parameters
+
+
 @contextlib.contextmanager
 def isa(name: str) -> Iterator[None]:
     """Runs the CPU kernels of one instruction set."""
@@ -35,21 +122,14 @@ def isa(name: str) -> Iterator[None]:
         _library._C.set_isa("auto")
 
 
-@pytest.fixture(params=["cpu", "emulated", "cuda"])
+@pytest.fixture
 def device(request) -> Iterator[torch.device]:
     """Where tensors go; under "emulated" they stay on the CPU and every op is that of the emulated library."""
     if request.param == "emulated":
-        emulated.load()
-        with _library.use("ar_fast_emulated"):
+        with emulated.fiber_order("random"), _library.use("ar_fast_emulated"):
             yield torch.device("cpu")
-    elif request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("there is no GPU here: torch.cuda.is_available() is False")
-        if not _library.info()["cuda_built"]:
-            pytest.skip("built without CUDA (AR_FAST_CUDA=0, or no nvcc at build time)")
-        yield torch.device("cuda")
     else:
-        yield torch.device("cpu")
+        yield torch.device(request.param)
 
 
 @pytest.fixture
@@ -63,13 +143,6 @@ def emulation(request) -> bool:
 def ops(device):
     """torch.ops.<namespace> of the library under test, for opcheck and calls by schema."""
     return getattr(torch.ops, _library._namespace)
-
-
-SEED = int(os.environ.get("AR_FAST_TEST_SEED", random.SystemRandom().randrange(2**31)))
-
-
-def pytest_report_header() -> str:
-    return f"AR_FAST_TEST_SEED={SEED} (set it to repeat a run's random inputs)"
 
 
 @pytest.fixture(autouse=True)

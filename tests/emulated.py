@@ -43,9 +43,13 @@ def load() -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def fiber_order(order: str, seed: int = 0):
-    """Runs the threads of emulated kernels in `order`: "forward", "reverse" or "random" (drawn from `seed`)."""
+def fiber_order(order: str, seed: int | None = None):
+    """Runs the threads of emulated kernels in `order`: "forward", "reverse" or "random".
+
+    Random orders are drawn from `seed`; without one, from AR_FAST_TEST_SEED, which every run prints.
+    """
     library = load()
+    seed = int(os.environ.get("AR_FAST_TEST_SEED", "0")) if seed is None else seed
     library.ar_fast_emulation_set_order(ORDERS[order], seed)
     try:
         yield

@@ -72,7 +72,7 @@ def compare(
         models: models of one event shape; a name for each, else the names of their classes. A model with a ``loss`` of
             its own, as DeepNADE, is trained on that.
         data: the events, on the models' device.
-        settings: how to train, the same for all or one for each; None is ``Settings()``, without random shifts.
+        settings: how to train, the same for all or one for each; None is ``Settings()``.
         seed: of the samples that are drawn.
         progress: show progress bars.
 
@@ -86,7 +86,7 @@ def compare(
         >>> from ar_fast.models import FVSBN, NADE
         >>> from ar_fast.training import Settings, Split
         >>> data = Split(*torch.randint(0, 2, (300, 8)).split(100))
-        >>> table = compare([FVSBN(8), NADE(8, 4)], data, Settings(epochs=1, shift=0), progress=False)
+        >>> table = compare([FVSBN(8), NADE(8, 4)], data, Settings(epochs=1), progress=False)
         >>> [entry.parameters for entry in table]
         [36, 76]
     """
@@ -97,7 +97,7 @@ def compare(
         if len(getattr(data, part)) == 0:
             raise ValueError(f"compare: data must have events in every part, got none in {part}")
     if settings is None or isinstance(settings, Settings):
-        each = [settings or Settings(shift=0)] * len(named)
+        each = [settings or Settings()] * len(named)
     else:
         each = list(settings)
     if len(each) != len(named):

@@ -27,7 +27,7 @@ class Recipe:
 
 
 def _settings(learning_rate: float, weight_decay: float) -> Settings:
-    return Settings(60, 100, learning_rate, weight_decay, shift=0, patience=15)
+    return Settings(60, 100, learning_rate, weight_decay, patience=15)
 
 
 RECIPES = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .._progress import progress_bar
 from .._timing import interleave
 from ..models import MADE, NADE
 from ..training import Settings, make_optimizer, train_step
@@ -52,7 +52,7 @@ def compare_training(
     losses: dict[str, list[float]] = {name: [] for name in entrants}
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
     generator = torch.Generator().manual_seed(settings.seed)
-    for step in tqdm(range(steps), desc="beside plain PyTorch", unit="step", disable=not progress):
+    for step in progress_bar(range(steps), desc="beside plain PyTorch", unit="step", show=progress):
         index = torch.randint(len(images), (settings.batch_size,), generator=generator).to(images.device)
         for name in sorted(entrants, reverse=step % 2 == 1):
             loss, elapsed = _timed_step(*entrants[name], images[index])

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from .. import heads, orderings, reference
+from .._progress import progress_bar
 from ..nn import MaskedLinear
 from . import _files, _inputs
 from ._standardize import Standardization
@@ -330,7 +330,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
                 before it only: this is clamping, not conditional sampling.
             temperature: > 0; the head says what it does (for Bernoulli it divides the logits).
             return_log_prob: also return the log-probability of the drawn variables, at temperature 1.
-            progress: show a progress bar.
+            progress: show a progress bar, on a terminal or in a notebook.
 
         Returns:
             (*n, *context_batch, *event_shape) in the compute dtype, int64 for categories and levels (not within a
@@ -341,7 +341,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """
         request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
         if progress:
-            with tqdm(total=request.rows * self.variables, unit="variable", unit_scale=True) as bar:
+            with progress_bar(total=request.rows * self.variables, unit="variable", unit_scale=True) as bar:
                 values, log_prob = self._draw(request, bar.update)
         else:
             values, log_prob = self._draw(request, lambda count: None)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from .. import heads, reference
+from .._progress import progress_bar
 from . import _files, _inputs
 from .base import AutoregressiveModel
 from .distribution import AutoregressiveDistribution
@@ -143,7 +143,7 @@ class Ensemble(nn.Module):
                 member's order.
             temperature: > 0, of each draw; it does not change which member is picked.
             return_log_prob: also return the log-probability of the drawn variables, at temperature 1.
-            progress: show a progress bar.
+            progress: show a progress bar, on a terminal or in a notebook.
 
         Returns:
             (*n, *context_batch, *event_shape), as the members return it; with return_log_prob also
@@ -164,7 +164,7 @@ class Ensemble(nn.Module):
         picks, ranks = self._picks(seed, first_row, rows, contexts, self._shares(one, context, given, known))
         values = torch.zeros(rows, self._first.variables, dtype=self._first.compute_dtype, device=self.device)
         numbers = first_row + torch.arange(rows)
-        with tqdm(total=values.numel(), unit="variable", unit_scale=True, disable=not progress) as bar:
+        with progress_bar(total=values.numel(), unit="variable", unit_scale=True, show=progress) as bar:
             for index, member in enumerate(self.members):
                 own = (picks == index).nonzero()[:, 0]
                 for block in (numbers[own] // _BLOCK).unique().tolist():

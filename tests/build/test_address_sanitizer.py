@@ -12,7 +12,10 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, whose AddressSanitizer the library is linked with")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(COMPILER is None, reason="needs g++, whose AddressSanitizer the library is linked with"),
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import available_isas, isa
+from conftest import available_isas, isa, pairs
 from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
@@ -201,9 +201,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
         assert torch.equal(torch.cat([row[index] for row in rows]), part)
 
 
-@pytest.mark.parametrize("name", available_isas())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head, dtype, name", pairs(HEADS, DTYPES, available_isas()), ids=str)
 def test_every_instruction_set(name, dtype, head):
     case = armlp_case(37, 85, dtype=dtype, **HEADS[head])
     with isa(name):

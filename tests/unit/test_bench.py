@@ -25,6 +25,7 @@ from bench.settings import Settings
 SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", list(select(SETTINGS)), ids=lambda case: case.title)
 def test_every_contender_is_right(case):
     rows = run_case(case, SETTINGS)
@@ -34,6 +35,7 @@ def test_every_contender_is_right(case):
         assert row.error < 1e-5, f"{row.contender} is off by {row.error}"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", list(masked_linear.large_cases(SETTINGS)), ids=lambda case: case.title)
 def test_every_contender_of_the_large_layers_is_right(case):
     """On a GPU only they are part of the suite."""
@@ -44,6 +46,7 @@ def test_every_contender_of_the_large_layers_is_right(case):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.full
 def test_table_entry_prints_and_writes(tmp_path):
     command = [
         sys.executable,

@@ -20,6 +20,7 @@ def data():
     return Split(*pairs_of_equal_bits(900).split([500, 200, 200]))
 
 
+@pytest.mark.full
 def test_each_model_learns_and_has_its_line(data):
     given = [models.FVSBN(8), models.NADE(8, 6), models.MADE(8, [16]), models.DeepNADE(8, [16]), models.NADE(8, 3)]
     each = [Settings(12, 50, learning_rate, 0.0, shift=0) for learning_rate in (0.5, 0.1, 0.05, 0.02, 0.1)]
@@ -53,6 +54,7 @@ def test_errors(data):
         ar_fast.compare([models.FVSBN(8)], Split(data.train, data.test[:0], data.test))
 
 
+@pytest.mark.full
 def test_the_command_writes_table_and_picture(tmp_path):
     pytest.importorskip("sklearn", reason="needs the demo extra")
     click_testing = pytest.importorskip("click.testing", reason="needs the demo extra")

@@ -4,30 +4,11 @@ import math
 
 import pytest
 import torch
+from conditional_cases import DISCRETE, parameters_of, probabilities, values_of
 
 from ar_fast import heads, models
 
 FIXED_SEED = 0
-DISCRETE = {
-    "Bernoulli": heads.Bernoulli(),
-    "Categorical": heads.Categorical(4),
-    "LogisticMixture": heads.LogisticMixture(3, levels=9),
-}
-
-
-def values_of(head):
-    size = head.sizes(1)[0]
-    return torch.arange(size).unsqueeze(1)
-
-
-def probabilities(head, parameters):
-    """(n, 1, K) -> (n, values)."""
-    x = values_of(head)
-    return head.log_prob(parameters.expand(-1, len(x), -1), x[:, 0].expand(len(parameters), -1)).exp()
-
-
-def parameters_of(head, count=50, dtype=torch.float64):
-    return torch.randn(count, 1, head.counts(1), dtype=dtype) * 1.5
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "LogisticMixture"])
@@ -61,38 +42,6 @@ def test_mean_and_mode_of_a_gaussian_mixture():
         # Where two modes are as high, either may win: their densities are compared.
         at_mode = head.log_prob(parameters, head.mode(parameters))[:, 0]
         assert (at_mode > density.amax(1).log() - 1e-6).all()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("name", DISCRETE)
-def test_draws_have_the_distribution(name, temperature):
-    head = DISCRETE[name]
-    parameters, draws = parameters_of(head, 1), 20_000
-    samples = head.sample(parameters.expand(draws, -1, -1), temperature=temperature)
-    assert samples.shape == (draws, 1)
-    assert samples.dtype == (torch.float64 if name == "Bernoulli" else torch.int64)
-    if name == "LogisticMixture":
-        logits, means, log_scales = parameters.chunk(3, -1)
-        parameters = torch.cat([logits / temperature, means, log_scales + math.log(temperature)], -1)
-    else:
-        parameters = parameters / temperature
-    expected = probabilities(head, parameters)[0] * draws
-    observed = torch.bincount(samples.flatten().long(), minlength=len(expected)).double()
-    enough = expected > 5
-    statistic = ((observed - expected) ** 2 / expected)[enough].sum()
-    freedom = max(1, int(enough.sum()) - 1)
-    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_draws_of_a_gaussian_mixture_have_the_distribution(temperature):
-    head, draws = heads.GaussianMixture(3), 20_000
-    parameters = parameters_of(head, 1)[0, 0]
-    samples = head.sample(parameters.expand(draws, -1), temperature=temperature)
-    logits, means, log_scales = parameters.chunk(3)
-    normal = torch.distributions.Normal(means, log_scales.exp() * math.sqrt(temperature))
-    uniform = ((logits / temperature).softmax(0) * normal.cdf(samples[:, None])).sum(1).sort().values
-    assert (uniform - (torch.arange(draws) + 0.5) / draws).abs().max() < 2.2 / math.sqrt(draws)
 
 
 def test_a_generator_repeats_the_draws_and_leaves_the_default_one_alone():

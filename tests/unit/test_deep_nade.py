@@ -5,68 +5,13 @@ import math
 
 import pytest
 import torch
-from chi_square import chi_square_p
-from model_cases import all_binary, make_context, random_binary
+from deep_nade_cases import HEADS, LAYERS, all_events, make, size_probability, terms_given
+from model_cases import make_context, random_binary
 
 from ar_fast import functional, heads, models, orderings, reference
 
 FIXED_SEED = 0
-LAYERS = [[13], [9, 7], [8, 7, 6]]
-HEADS = {
-    "Bernoulli": heads.Bernoulli(),
-    "Categorical": heads.Categorical(3),
-    "Categorical, each its own": heads.Categorical([2, 1, 4, 3]),
-    "GaussianMixture": heads.GaussianMixture(2),
-    "LogisticMixture": heads.LogisticMixture(2, levels=3),
-}
-DISCRETE = [name for name in HEADS if name != "GaussianMixture"]
-
-
-def make(variables, hidden_features, *, dtype=torch.float64, activation="tanh", order="random", **options):
-    if order == "random":
-        order = orderings.random(variables, seed=7)
-    model = models.DeepNADE(variables, hidden_features, activation, order=order, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.8 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def all_events(head, variables):
-    if isinstance(head, heads.Categorical):
-        sizes = head.counts(variables)
-        sizes = sizes if isinstance(sizes, list) else [sizes] * variables
-    else:
-        sizes = [head.levels or 2] * variables
-    return torch.tensor(list(itertools.product(*(range(size) for size in sizes))))
-
-
-def network(model, x, observed, context=None):
-    """The network as it is written down: (B, R_out) parameters given the observed part of each row of x."""
-    if isinstance(model.head, heads.Categorical):
-        columns = [
-            torch.nn.functional.one_hot(x[:, i], int(model.values[i])) * observed[:, i, None]
-            for i in range(model.variables)
-        ]
-        inputs = torch.cat(columns, 1).to(model.dtype)
-    else:
-        inputs = torch.where(observed, model.head.encode(x, model.dtype), 0.0).to(model.dtype)
-    hidden = model.in_bias + inputs @ model.in_weight + observed.to(model.dtype) @ model.mask_weight
-    if context is not None:
-        hidden = hidden + context @ model.context_weight.T
-    hidden = reference.ACTIVATIONS[model.activation](hidden)
-    for layer in model.layers:
-        hidden = reference.ACTIVATIONS[model.activation](layer(hidden))
-    return hidden @ model.out_weight.T + model.out_bias
-
-
-def terms_given(model, x, observed, context=None):
-    """log p(x_i | observed part of x) of every variable, (B, D)."""
-    parameters = network(model, x, observed, context)
-    if isinstance(model.counts, int):
-        parameters = parameters.unflatten(1, (model.variables, model.counts))
-    return model.head.log_prob(parameters, x)
+pytestmark = pytest.mark.models
 
 
 def terms_in_order(model, x, order, context=None):
@@ -125,21 +70,6 @@ def test_blocks_of_positions_change_nothing(layers, monkeypatch):
         torch.testing.assert_close(model.log_prob(x), whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("layers", LAYERS, ids=str)
-@pytest.mark.parametrize("name", DISCRETE)
-def test_probabilities_of_all_events_sum_to_one_in_every_ordering_and_in_ensembles(device, name, layers):
-    model = make(4, layers, head=HEADS[name], device=device)
-    x = all_events(HEADS[name], 4).to(device)
-    orders = torch.stack([orderings.random(4, seed=seed) for seed in range(5)])
-    single = [model.log_prob(x, order=order).exp() for order in orders]
-    for probability in single:
-        assert abs(probability.sum().item() - 1) < 1e-12
-    ensemble = model.log_prob(x, order=orders).exp()
-    torch.testing.assert_close(ensemble, torch.stack(single).mean(0), rtol=1e-12, atol=1e-15)
-    assert abs(ensemble.sum().item() - 1) < 1e-12
-    torch.testing.assert_close(model.log_prob(x, order=orders[:1]), single[0].log(), rtol=1e-12, atol=1e-12)
-
-
 def test_an_ensemble_averages_probabilities_far_below_the_smallest_float(device):
     model = make(700, [20], device=device, dtype=torch.float32)
     x = random_binary(3, 700, device=device, dtype=torch.float32)
@@ -167,36 +97,6 @@ def test_the_loss_is_minus_log_prob_averaged_over_all_orderings(name, layers):
     error = draws.std(0) / 20_000**0.5
     assert bool((error < 0.05 * want.abs()).all()), "the test has power"
     assert bool(((draws.mean(0) - want).abs() < 4 * error).all())
-
-
-def size_probability(left, variables):
-    """Of n variables left: n - 1 of the others have a uniform number below u^2, u uniform."""
-    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    of = [
-        (math.comb(variables - 1, n - 1) * u ** (2 * (n - 1)) * (1 - u**2) ** (variables - n)).mean()
-        for n in range(1, variables + 1)
-    ]
-    return torch.stack(of)[left - 1]
-
-
-def test_the_loss_predicts_what_it_does_not_see_and_weights_it():
-    """Every value of a row's loss is that of one of the sets, which come as often as they should."""
-    model = make(4, [6])
-    x = random_binary(1, 4)
-    sets = torch.tensor(list(itertools.product([False, True], repeat=4)))[:-1]
-    terms = torch.cat([terms_given(model, x, seen[None]) for seen in sets])
-    left = (~sets).sum(1)
-    values = -(terms * ~sets).sum(1) / (left * size_probability(left, 4))
-    with torch.no_grad():
-        draws = model.loss(x.expand(30_000, 4), generator=torch.Generator().manual_seed(1))
-    distance, which = (draws[:, None] - values).abs().min(1)
-    assert distance.max() < 1e-6
-    counts = torch.bincount(which, minlength=15).double()
-    probability = size_probability(left, 4) / torch.tensor([math.comb(4, int(n)) for n in left])
-    assert abs(probability.sum().item() - 1) < 1e-12
-    expected = 30_000 * probability
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    assert torch.special.gammaincc(torch.tensor(7.0), statistic / 2) > 1e-3
 
 
 def test_the_loss_follows_its_generator():
@@ -227,6 +127,7 @@ def test_gradients_of_the_loss_are_those_of_the_definition(device, name, layers)
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.full
 def test_training_on_the_loss_improves_every_ordering():
     torch.manual_seed(0)
     flips = torch.rand(500, 8) < 0.1
@@ -245,27 +146,6 @@ def test_training_on_the_loss_improves_every_ordering():
 
 
 # ---------------------------------------------------------------- any known subset
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("layers", LAYERS[:2], ids=str)
-def test_samples_given_any_subset_follow_the_conditional_distribution(device, layers, emulation):
-    """Random subsets of 6 variables, against the joint of the ordering that has them first, by enumeration."""
-    draws = 800 if emulation else 60_000
-    model = make(6, layers, device=device)
-    x = all_binary(6, device)
-    generator = torch.Generator().manual_seed(5)
-    for seed in range(1 if emulation else 8):
-        known = (torch.rand(6, generator=generator) < 0.5).to(device)
-        given = random_binary(6, device=device, seed=seed)
-        samples, log_prob = model.sample(draws, seed=seed, given=given, known=known, return_log_prob=True)
-        assert bool((samples[:, known] == given[known]).all())
-        first = torch.cat([model.order[known[model.order]], model.order[~known[model.order]]])
-        joint = model.log_prob(x, order=first).exp() * (x[:, known] == given[known]).all(1)
-        conditional = joint / joint.sum()
-        assert chi_square_p(samples, conditional) > 1e-3
-        terms = model.log_prob(samples, order=first, per_variable=True)
-        torch.testing.assert_close(log_prob, terms.masked_fill(known, 0).sum(1), rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()

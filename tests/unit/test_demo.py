@@ -31,6 +31,7 @@ def run(tmp_path, *arguments: str) -> tuple[str, dict]:
     return result.output, json.loads((tmp_path / "metrics.json").read_text())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["nade", "made"])
 def test_demo_writes_everything(tmp_path, name):
     output, metrics = run(tmp_path, "--data", "digits", "--model", name, "--hidden", "24", "--epochs", "4")
@@ -48,6 +49,7 @@ def test_demo_writes_everything(tmp_path, name):
     assert log_likelihoods(model, test).mean().item() == pytest.approx(nats, abs=1e-4)
 
 
+@pytest.mark.full
 def test_demo_reads_npz(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (120, 5, 4))
     np.savez(tmp_path / "images.npz", images=images)
@@ -117,11 +119,12 @@ def test_grid_places_images_in_lines():
     assert (picture[4:6, 1:3] == 30).all() and (picture[1:3, 1:3] == 255).all() and (picture[4:6, 4:6] == 238).all()
 
 
+@pytest.mark.full
 def test_training_keeps_the_best_epoch_and_stops_early(small_images):
     torch.manual_seed(0)
     model = ar_fast.models.NADE((8, 8), 16)
     # A rate at which training soon gets worse.
-    settings = Settings(epochs=40, learning_rate=0.5, shift=0, patience=2)
+    settings = Settings(epochs=40, learning_rate=0.5, patience=2)
     result = train(model, small_images, settings, progress=False)
     validation = [entry["validation"] for entry in result.history]
     assert result.stopped_early and len(validation) == result.best_epoch + 2
@@ -140,6 +143,7 @@ def test_plain_twin_is_the_same_model(small_images, name):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["nade", "made"])
 def test_plain_sampling_has_the_models_frequencies(name):
     torch.manual_seed(0)

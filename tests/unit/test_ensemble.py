@@ -5,25 +5,14 @@ import math
 
 import pytest
 import torch
-from chi_square import chi_square_p
+from ensemble_cases import make_ensemble
 from model_cases import all_binary, bit_for_bit, make_context, make_model, random_binary
 
-from ar_fast import heads, models, orderings
+from ar_fast import heads, models
 from ar_fast.models.ensemble import _BLOCK
 
 FIXED_SEED = 0
-
-
-def make_ensemble(context_features=0, *, device="cpu", dtype=torch.float64, variables=6, order="random"):
-    """A NADE in two orders and a MADE in a third one; of the same first two variables where order is None."""
-    swapped = list(range(variables))
-    swapped[0], swapped[1] = 1, 0
-    orders = (
-        [orderings.random(variables, seed) for seed in (1, 2, 3)] if order else [range(variables), swapped, swapped]
-    )
-    nade = make_model("NADE", variables, context_features, device=device, dtype=dtype, order=list(orders[0]))
-    made = make_model("MADE", variables, context_features, device=device, dtype=dtype, order=list(orders[2]))
-    return models.Ensemble([nade, nade.in_order(list(orders[1])), made])
+pytestmark = pytest.mark.models
 
 
 @pytest.mark.parametrize("context_features", [0, 3])
@@ -57,47 +46,6 @@ def test_gradients_reach_every_member():
     assert len(got) == 4 + 6, "two members share one set of parameters"
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("context_features", [0, 3])
-def test_samples_follow_the_mixture(context_features, device, emulation):
-    ensemble = make_ensemble(context_features, device=device)
-    x, context = all_binary(6, device), make_context(context_features, device=device)
-    samples = ensemble.sample(4_000 if emulation else 60_000, context, seed=11)
-    assert chi_square_p(samples, ensemble.log_prob(x, context).exp()) > 1e-3
-    for member in ensemble.members:
-        assert chi_square_p(samples, member.log_prob(x, context).exp()) < 1e-6, "the test has no power"
-
-
-@torch.no_grad()
-def test_samples_are_independent_of_each_other():
-    """Of the next one, and of the one at the same place of the next block."""
-    ensemble = make_ensemble()
-    samples = ensemble.sample(16 * _BLOCK, seed=4)[:, :3]
-    probability = ensemble.log_prob(all_binary(6)).exp().reshape(8, 8).sum(1)
-    blocks = samples.reshape(8, 2, _BLOCK, 3)
-    for pairs in (samples.reshape(-1, 6), torch.cat([blocks[:, 0], blocks[:, 1]], -1).reshape(-1, 6)):
-        assert chi_square_p(pairs, torch.outer(probability, probability).flatten()) > 1e-3
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("context_features", [0, 3])
-def test_samples_given_a_prefix_follow_the_conditional_distribution(context_features, device, emulation):
-    ensemble = make_ensemble(context_features, device=device, order=None)
-    x, context = all_binary(6, device), make_context(context_features, device=device)
-    known = torch.arange(6, device=device) < 2
-    given = torch.tensor([1, 0, 1, 0, 1, 0], device=device)
-    draws = 4_000 if emulation else 60_000
-    samples, log_prob = ensemble.sample(draws, context, seed=3, given=given, known=known, return_log_prob=True)
-    agrees = (x[:, known] == given[known]).all(1)
-    probability = ensemble.log_prob(x, context).exp() * agrees
-    assert chi_square_p(samples, probability / probability.sum()) > 1e-3
-    torch.testing.assert_close(log_prob, ensemble.log_prob(samples, context) - probability.sum().log())
-    # Members in equal parts would be another distribution.
-    each = torch.stack([member.log_prob(x, context).exp() * agrees for member in ensemble.members])
-    equal_parts = (each / each.sum(1, keepdim=True)).mean(0)
-    assert chi_square_p(samples, equal_parts) < 1e-6, "the test has no power"
 
 
 @torch.no_grad()

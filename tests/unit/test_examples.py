@@ -16,6 +16,7 @@ def test_masked_linear(capsys):
     assert printed.strip().endswith("masked weight: 0.0")
 
 
+@pytest.mark.full
 def test_train_nade(capsys):
     pytest.importorskip("sklearn", reason="needs the demo extra")
     nats = runpy.run_path(str(EXAMPLES / "train_nade.py"))["main"](epochs=3)

@@ -6,19 +6,13 @@ import math
 import pytest
 import torch
 from conftest import available_isas, isa
+from head_cases import HEADS, KINDS, all_events, model_of
 from mixed_cases import mixed_heads, mixed_values, offsets_of
 
 from ar_fast import functional, heads, models, reference
 
 FIXED_SEED = 0
 NAMES = ["bernoulli", "categorical", "gaussian_mixture", "logistic_mixture", "per_variable"]
-HEADS = {
-    "Bernoulli": heads.Bernoulli(),
-    "Categorical": heads.Categorical(3),
-    "Categorical, each its own": heads.Categorical([2, 1, 4, 3]),
-    "GaussianMixture": heads.GaussianMixture(3),
-    "LogisticMixture": heads.LogisticMixture(2, levels=5),
-}
 
 
 def head_case(head, batch=5, variables=7, components=3, *, ragged=False, dtype=torch.float32, device="cpu", size=1.0):
@@ -178,93 +172,7 @@ def test_a_category_out_of_range_raises():
 # ---------------------------------------------------------------- in models
 
 
-def model_of(head, kind="NADE", variables=4, device=None, dtype=torch.float64, **options):
-    if kind == "MADE-residual":
-        kind, sizes, options = "MADE", ([30, 30, 30], "tanh"), {"direct": True, "residual": True} | options
-    else:
-        sizes = {"NADE": (6,), "ARMLP": (6,), "MADE": ([40, 30], "tanh"), "FVSBN": ()}[kind]
-    order = [2, 0, 3, 1][:variables]
-    model = getattr(models, kind)(variables, *sizes, head=head, order=order, device=device, dtype=dtype, **options)
-    if kind == "FVSBN":  # which starts from zeros
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.4 * torch.randn(parameter.shape))
-    return model
-
-
-KINDS = pytest.mark.parametrize("kind", ["NADE", "MADE", "MADE-residual", "FVSBN", "ARMLP"])
-
-
-def all_events(head, variables):
-    if isinstance(head, heads.LogisticMixture):
-        sizes = [head.levels] * variables
-    else:
-        counts = head.counts(variables) if isinstance(head, heads.Categorical) else 2
-        sizes = counts if isinstance(counts, list) else [counts] * variables
-    return torch.tensor(list(itertools.product(*(range(size) for size in sizes))))
-
-
-DISCRETE = [name for name in HEADS if name != "GaussianMixture"]
-
-
-@KINDS
-@pytest.mark.parametrize("name", DISCRETE)
-def test_probabilities_of_all_events_sum_to_one(kind, device, name):
-    model = model_of(HEADS[name], kind, device=device)
-    total = model.log_prob(all_events(HEADS[name], 4).to(device)).exp().sum()
-    torch.testing.assert_close(total.item(), 1.0, rtol=1e-10, atol=0)
-
-
-@KINDS
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("name", DISCRETE)
-def test_samples_have_the_models_distribution(kind, name, temperature):
-    """Chi-square over all events of 4 variables; at another temperature of the first variable of the order."""
-    head = HEADS[name]
-    model = model_of(head, kind)
-    draws = 40_000
-    samples = model.sample(draws, seed=1, temperature=temperature)
-    if temperature == 1.0:
-        events = all_events(head, 4)
-        probability = model.log_prob(events).exp()
-        index = (samples.long()[:, None] == events).all(-1).int().argmax(1)
-        observed = torch.bincount(index, minlength=len(events)).double()
-    else:
-        first = samples[:, 2].long()
-        parameters = model.begin().parameters.detach()
-        if isinstance(head, heads.LogisticMixture):
-            logits, means, log_scales = parameters.unflatten(0, (3, -1)).unbind(0)
-            changed = torch.cat([logits / temperature, means, log_scales + math.log(temperature)])
-        else:
-            changed = parameters / temperature
-        values = all_events(heads.Categorical(4) if name.startswith("Categorical,") else head, 1)
-        own = heads.Categorical(4) if name.startswith("Categorical,") else head
-        probability = own.log_prob(changed.expand(len(values), 1, -1), values)[:, 0].exp()
-        observed = torch.bincount(first, minlength=len(values)).double()
-    expected = probability.double() * draws
-    enough = expected > 5
-    statistic = ((observed - expected) ** 2 / expected)[enough].sum()
-    freedom = max(1, int(enough.sum()) - 1)
-    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
-
-
-@KINDS
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_gaussian_samples_have_the_models_distribution(kind, temperature):
-    """Kolmogorov-Smirnov on the first variable of the order, and on the second given the first."""
-    model = model_of(HEADS["GaussianMixture"], kind)
-    draws = 20_000
-    samples = model.sample(draws, seed=1, temperature=temperature)
-    first = model.begin(draws)
-    for state, value in ((first, samples[:, 2]), (model.next(first, samples[:, 2]), samples[:, 0])):
-        logits, means, log_scales = state.parameters.detach().unflatten(1, (3, 3)).unbind(1)
-        scale = log_scales.exp() * math.sqrt(temperature)
-        normal = torch.distributions.Normal(means, scale)
-        uniform = ((logits / temperature).softmax(1) * normal.cdf(value[:, None])).sum(1).sort().values
-        distance = (uniform - (torch.arange(draws) + 0.5) / draws).abs().max()
-        assert distance < 2.2 / math.sqrt(draws)
-
-
+@pytest.mark.models
 @KINDS
 @pytest.mark.parametrize("name", HEADS)
 def test_sampled_log_prob_and_steps_agree_with_log_prob(kind, device, name):
@@ -312,6 +220,7 @@ def test_jacobian_zeros(kind, name):
             assert bool(moved[offsets[j] : offsets[j + 1]].any()) == (q > p)
 
 
+@pytest.mark.models
 def test_relabelling_categories_changes_nothing(device):
     """Permuting labels together with their weight rows leaves log_prob as it was."""
     model = model_of(heads.Categorical(5), device=device)
@@ -325,6 +234,7 @@ def test_relabelling_categories_changes_nothing(device):
     torch.testing.assert_close(model.log_prob(relabel.gather(1, x.T).T), before)
 
 
+@pytest.mark.models
 def test_relabelling_the_categories_of_a_made_changes_nothing(device):
     """Permuting labels together with their columns and rows, by position, leaves log_prob as it was."""
     model = model_of(heads.Categorical([2, 5, 3, 4]), "MADE", device=device)
@@ -423,6 +333,7 @@ def test_bad_arguments(message, make):
         make()
 
 
+@pytest.mark.models
 def test_rnade(device):
     model = models.RNADE(5, 7, components=3, device=device, dtype=torch.float64)
     x = torch.randn(6, 5, dtype=torch.float64, device=device)

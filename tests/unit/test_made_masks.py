@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from head_cases import HEADS, all_events
 from model_cases import all_binary, random_binary
-from test_heads import HEADS, all_events
 
 from ar_fast import models, orderings
 from ar_fast.models import MADE
+
+pytestmark = pytest.mark.models
 
 VARIABLES = 7
 

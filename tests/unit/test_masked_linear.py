@@ -6,7 +6,7 @@ import math
 import emulated
 import pytest
 import torch
-from conftest import available_isas, isa
+from conftest import available_isas, isa, pairs
 from masked_cases import KINDS, blocks, masked_case
 from torch.nn import functional as F
 
@@ -89,9 +89,7 @@ def test_every_algorithm(device, ops, kind, algorithm, batch):
     check_all(masked_case(batch, 130, 140, kind, device=device), ops, algorithm)
 
 
-@pytest.mark.parametrize("name", available_isas())
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind, dtype, name", pairs(KINDS, TOLERANCE, available_isas()), ids=str)
 def test_every_instruction_set(name, kind, dtype):
     with isa(name):
         for batch in (1, 5, 8, 17, 67):

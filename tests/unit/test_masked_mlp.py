@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import available_isas, isa
+from conftest import available_isas, isa, pairs
 from mixed_cases import mixed_heads
 from torch import Tensor
 
@@ -274,9 +274,7 @@ def test_every_activation(device, activation, dtype):
     assert_equal_draws(sample(case, 6), twin(case, 6), dtype)
 
 
-@pytest.mark.parametrize("name", available_isas())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation, dtype, name", pairs(ACTIVATIONS, DTYPES, available_isas()), ids=str)
 def test_every_instruction_set(name, activation, dtype):
     case = mlp_case(11, [40, 13], dtype=dtype, activation=activation)
     with isa(name):

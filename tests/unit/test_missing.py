@@ -6,6 +6,8 @@ from model_cases import CASES, FIXED_ORDER_KINDS, KINDS, all_binary, make_contex
 
 from ar_fast import heads, models
 
+pytestmark = pytest.mark.models
+
 
 def prefix_mask(model, length):
     mask = torch.zeros(model.variables, dtype=torch.bool, device=model.device)

@@ -1,6 +1,7 @@
 """The model interface: shapes, orders, contexts, known variables, one variable at a time, compilers and transforms."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from model_cases import CASES, FIXED_ORDER_KINDS, KINDS, make_context, make_mode
 from ar_fast import heads, models, orderings, reference
 
 FIXED_SEED = 0
+pytestmark = pytest.mark.models
 
 
 def twin_of(model):
@@ -221,10 +223,13 @@ def test_clamping_fixes_values_and_draws_the_others_given_those_before(kind, dev
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sampling_keeps_no_graph_and_shows_progress(kind, capsys):
+def test_sampling_keeps_no_graph_and_shows_progress_on_a_terminal(kind, capsys, monkeypatch):
     model = make_model(kind, 10)
     assert not model.sample(3, seed=1).requires_grad
     assert capsys.readouterr().err == ""
+    model.sample(3, seed=1, progress=True)
+    assert capsys.readouterr().err == "", "a log is no terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     model.sample(3, seed=1, progress=True)
     assert "30.0/30.0" in capsys.readouterr().err
 
@@ -263,6 +268,7 @@ def test_initialize_from_mean(kind):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_steps_of_training_lower_the_loss(kind, device):
     torch.manual_seed(0)

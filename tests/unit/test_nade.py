@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import available_isas, isa
+from conftest import available_isas, isa, pairs
 from nade_cases import NadeCase, nade_case
 from torch.nn import functional as F
 
@@ -65,9 +65,7 @@ def test_every_variant_equals_the_twin(device, variant, activation):
     torch.testing.assert_close(nade(case).double(), expected(case), **TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("name", available_isas())
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant, dtype, name", pairs(VARIANTS, TOLERANCE, available_isas()), ids=str)
 def test_every_instruction_set(name, dtype, variant):
     case = nade_case(5, 35, 111, dtype=dtype, **VARIANTS[variant])
     with isa(name):

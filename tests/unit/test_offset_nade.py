@@ -1,13 +1,12 @@
 """OffsetNADE and its op: against the twin and the definition, on grids of every kind, with every head."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from chi_square import chi_square_p
 from conftest import available_isas, isa
-from model_cases import all_binary, bit_for_bit, make_context
+from model_cases import bit_for_bit, make_context
+from offset_nade_cases import EVENTS, MODEL_HEADS, draw_events, make
 
 from ar_fast import functional, heads, models, orderings, reference
 
@@ -254,33 +253,6 @@ def test_bad_values_on_the_cpu():
 
 # ---------------------------------------------------------------- the model
 
-MODEL_HEADS = {
-    "Bernoulli": heads.Bernoulli(),
-    "Categorical": heads.Categorical(3),
-    "GaussianMixture": heads.GaussianMixture(2),
-    "LogisticMixture": heads.LogisticMixture(2, levels=3),
-}
-EVENTS = [((7,), 3), ((3, 4), (2, 1)), ((3, 2, 3), 1)]
-
-
-def make(event_shape, window, *, dtype=torch.float64, activation="tanh", hidden_features=9, **options):
-    model = models.OffsetNADE(event_shape, hidden_features, window, activation, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def draw_events(model, count):
-    generator = torch.Generator().manual_seed(3)
-    if isinstance(model.head, heads.GaussianMixture):
-        events = torch.randn(count, *model.event_shape, dtype=torch.float64, generator=generator)
-    else:
-        most = model.head.levels or (model.counts if isinstance(model.head, heads.Categorical) else 2)
-        events = torch.randint(most, (count, *model.event_shape), generator=generator)
-    return events.to(model.device)
-
 
 def parameters_by_definition(model, x, context=None):
     """(B, D, K) by a loop over the variables and what each sees."""
@@ -304,6 +276,7 @@ def parameters_by_definition(model, x, context=None):
     return torch.stack(parameters, 1)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("shared_output", [True, False])
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
@@ -326,44 +299,7 @@ def test_the_convolution_is_the_definition(device, name, event_shape, window, sh
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
-def test_jacobian_zeros_are_the_windows(device, event_shape, window):
-    model = make(event_shape, window, device=device, validate_args=False, order=orderings.random(event_shape, seed=2))
-    x = torch.rand(*event_shape, dtype=torch.float64).to(device)
-    jacobian = torch.autograd.functional.jacobian(lambda x: model(x).flatten(), x).flatten(1)
-    sees = torch.zeros(model.variables, model.variables, dtype=torch.bool)
-    order = model.order.tolist()
-    _, columns, channels = model.grid
-    up, side = model.window
-    for p, i in enumerate(order):
-        for q, j in enumerate(order[:p]):
-            (r, c), (s, d) = divmod(p // channels, columns), divmod(q // channels, columns)
-            sees[i, j] = abs(c - d) <= side and (r - up <= s < r or (s == r and d <= c))
-    assert torch.equal((jacobian != 0).cpu(), sees)
-
-
-@pytest.mark.parametrize("event_shape, window", [((8,), 3), ((2, 4), 1), ((2, 2, 2), 1)], ids=str)
-def test_probabilities_of_all_events_sum_to_one(device, event_shape, window):
-    model = make(event_shape, window, device=device)
-    total = model.log_prob(all_binary(8, device).reshape(-1, *event_shape)).exp().sum().item()
-    assert abs(total - 1) < 1e-12
-    model = make((2, 2), 1, head=heads.Categorical(3), device=device)
-    events = torch.tensor(list(itertools.product(range(3), repeat=4))).reshape(-1, 2, 2).to(device)
-    assert abs(model.log_prob(events).exp().sum().item() - 1) < 1e-12
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("event_shape, window", [((6,), 2), ((2, 3), 1), ((3, 1, 2), 1)], ids=str)
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_samples_follow_the_distribution(device, event_shape, window, temperature, emulation):
-    model = make(event_shape, window, device=device)
-    x = all_binary(6, device)
-    samples = model.sample(3_000 if emulation else 60_000, seed=4, temperature=temperature).flatten(1)
-    probability = torch.sigmoid(model(x.reshape(-1, *event_shape)).squeeze(-1) / temperature)
-    probability = torch.where(x == 1, probability, 1 - probability).prod(1)
-    assert chi_square_p(samples, probability) > 1e-3
-
-
+@pytest.mark.models
 @torch.no_grad()
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
@@ -378,6 +314,7 @@ def test_log_prob_of_a_sample_and_steps(device, name, event_shape, window):
         state = model.next(state, samples.flatten(1)[:, state.variable])
 
 
+@pytest.mark.models
 @bit_for_bit
 @torch.no_grad()
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
@@ -395,6 +332,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn(device, name, event_shape, 
     assert torch.equal(sampling.samples, whole[0])
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     "event_shape, window, larger", [((7,), 3, (20,)), ((3, 4), 2, (6, 5)), ((3, 2, 3), 1, (3, 4, 5))]
 )

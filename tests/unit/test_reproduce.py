@@ -74,6 +74,7 @@ def figures(results: dict) -> tuple:
     return results["test"], [(entry["train"], entry["validation"]) for entry in results["history"]]
 
 
+@pytest.mark.full
 def test_command_prints_and_writes(tiny, path, tmp_path, capsys):
     results = run(path, tmp_path / "out")
     printed = capsys.readouterr().out
@@ -90,6 +91,7 @@ def test_command_prints_and_writes(tiny, path, tmp_path, capsys):
     assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
 
 
+@pytest.mark.full
 def test_training_beats_independent_variables_and_keeps_the_best_epoch(path):
     data = reproduce.load(path, TINY)
     # Enough to overfit 60 rows.
@@ -147,6 +149,7 @@ def test_a_made_with_masks_takes_the_next_in_each_batch_and_is_judged_by_the_mea
     assert reproduce.log_likelihoods(kept, data.test).mean().item() > before + 1
 
 
+@pytest.mark.full
 def test_an_orderless_model_is_judged_in_ensembles_of_orderings(tiny, path, tmp_path, capsys, monkeypatch):
     recipe = replace(TINY, epochs=60, ensembles={1: -6.0, 4: -5.9})
     monkeypatch.setitem(reproduce.RECIPES, "tiny", recipe)
@@ -164,6 +167,7 @@ def test_an_orderless_model_is_judged_in_ensembles_of_orderings(tiny, path, tmp_
     torch.testing.assert_close(reproduce.ensemble_log_likelihoods(model, data.test, recipe)[4], of_four)
 
 
+@pytest.mark.full
 def test_same_seed_same_figures(tiny, path, tmp_path):
     first, again = (figures(run(path, tmp_path, "--seed", "3")) for _ in range(2))
     assert first == again
@@ -221,6 +225,7 @@ def test_other_values_are_refused(tiny, tmp_path, capsys, value):
     assert message in refuse(tmp_path / "values.npz", capsys)
 
 
+@pytest.mark.full
 def test_module_runs_and_lists_the_experiments():
     done = subprocess.run(
         [sys.executable, "-m", "bench.reproduce", "--help"], cwd=ROOT, text=True, capture_output=True, check=True

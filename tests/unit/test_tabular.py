@@ -1,8 +1,6 @@
 """Columns of different kinds in one model, and real ones standardised by it."""
 
 import copy
-import itertools
-import math
 import pickle
 import re
 from pathlib import Path
@@ -10,62 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import available_isas, isa
+from tabular_cases import DISCRETE, HEAD, KINDS, REAL, SCALE, SHIFT, grid, make, table
 from torch.nn import functional as F
 
 from ar_fast import _library, heads, models
 
 FIXED_SEED = 0
-HEAD = heads.PerVariable(
-    [
-        heads.Categorical(3),
-        heads.GaussianMixture(2),
-        heads.Bernoulli(),
-        heads.LogisticMixture(2, levels=4),
-        heads.GaussianMixture(1),
-    ]
-)
-DISCRETE = {0: 3, 2: 2, 3: 4}
-SHIFT = torch.tensor([0.0, 30.0, 0.0, 0.0, -2.0], dtype=torch.float64)
-SCALE = torch.tensor([1.0, 5.0, 1.0, 1.0, 0.01], dtype=torch.float64)
-REAL = [False, True, False, False, True]
-KINDS = ["NADE", "FVSBN", "ARMLP", "MADE", "DeepNADE", "DeepNADE, two layers"]
-
-
-def make(kind, head=HEAD, *, order=(3, 1, 0, 4, 2), device="cpu", dtype=torch.float64, standardized=True, **options):
-    """A model whose conditionals depend on each variable before, in units far from standard ones."""
-    variables = options.pop("variables", 5)
-    sizes = {
-        "NADE": (13, "tanh"), "FVSBN": (), "ARMLP": (5, "tanh"), "MADE": ([37, 29], "tanh"), "DeepNADE": ([13], "tanh"),
-        "DeepNADE, two layers": ([9, 13], "tanh"),
-    }[kind]  # fmt: skip
-    kind = kind.split(",")[0]
-    model = getattr(models, kind)(variables, *sizes, head=head, order=order, device=device, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 1.5 / parameter.shape[-1] ** 0.5 if kind == "MADE" and parameter.dim() == 2 else 0.4
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.standardize(mean=SHIFT, std=SCALE) if standardized else model
-
-
-def table(rows, device="cpu"):
-    """Random rows in the support, (rows, 5)."""
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(rows, 5, dtype=torch.float64, generator=generator) * SCALE + SHIFT
-    for column, size in DISCRETE.items():
-        x[:, column] = torch.randint(size, (rows,), generator=generator)
-    return x.to(device)
-
-
-def grid(points=401, width=12.0):
-    """All discrete values and, for each, a grid of the real ones in the data's units: (cells, points, points, 5)."""
-    cells = torch.tensor(list(itertools.product(*map(range, DISCRETE.values())))).double()
-    x = torch.zeros(len(cells), points, points, 5, dtype=torch.float64)
-    x[..., list(DISCRETE)] = cells[:, None, None]
-    z = torch.linspace(-width, width, points, dtype=torch.float64)
-    x[..., 1] = z[:, None] * SCALE[1] + SHIFT[1]
-    x[..., 4] = z * SCALE[4] + SHIFT[4]
-    return x, (z[1] - z[0]) ** 2 * SCALE[1] * SCALE[4]
+pytestmark = pytest.mark.models
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,6 +148,7 @@ def test_a_random_loss_is_that_of_the_data_in_its_units():
     torch.testing.assert_close(mean, -torch.stack(orders).mean(0), rtol=0.05, atol=0.3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning(kind):
     """Columns that depend on each other: better than the product of the best marginals within some hundred steps."""
@@ -224,46 +174,6 @@ def test_learning(kind):
         loss.backward()
         optimizer.step()
     assert -model.log_prob(x).mean().item() < first - 3.0
-
-
-def test_samples_marginals():
-    """Of the first two variables of the order: a chi-square, and Kolmogorov-Smirnov given the first one's value."""
-    draws = 20_000
-    for kind, temperature in itertools.product(KINDS[:4], (1.0, 0.5)):
-        model = make(kind)
-        samples = model.sample(draws, seed=1, temperature=temperature)
-        state = model.begin()
-        levels, own = HEAD.heads[3], state.parameters.detach()
-        logits, means, log_scales = own.unflatten(0, (3, -1)).unbind(0)
-        changed = torch.cat([logits / temperature, means, log_scales + math.log(temperature)])
-        values = torch.arange(4).unsqueeze(1)
-        probability = levels.log_prob(changed.expand(4, 1, -1), values)[:, 0].exp()
-        count = torch.bincount(samples[:, 3].long(), minlength=4)
-        expected = probability * draws
-        enough = expected > 5
-        statistic = ((count - expected) ** 2 / expected)[enough].sum()
-        freedom = max(1, int(enough.sum()) - 1)
-        assert statistic < freedom + 5 * math.sqrt(2 * freedom)
-
-        parameters = model.next(model.begin(draws), samples[:, 3]).parameters.detach()
-        logits, means, log_scales = parameters.unflatten(1, (3, 2)).unbind(1)
-        normal = torch.distributions.Normal(means, log_scales.exp() * math.sqrt(temperature))
-        z = (samples[:, 1] - SHIFT[1]) / SCALE[1]
-        uniform = ((logits / temperature).softmax(1) * normal.cdf(z[:, None])).sum(1).sort().values
-        assert (uniform - (torch.arange(draws) + 0.5) / draws).abs().max() < 2.2 / math.sqrt(draws)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_jacobian_zeros(kind):
-    model = make(kind)
-    x = table(1)
-    counts, order = HEAD.counts(5), model.order.tolist()
-    base = model(x).split(counts, 1)
-    for p, i in enumerate(order):
-        moved = x.clone()
-        moved[0, i] = (moved[0, i] + 1) % DISCRETE[i] if i in DISCRETE else moved[0, i] + SCALE[i]
-        changed = [bool((a != b).any()) for a, b in zip(base, model(moved).split(counts, 1), strict=True)]
-        assert [changed[j] for j in order] == [q > p for q in range(5)]
 
 
 def test_relabelling_a_category_changes_nothing(device):

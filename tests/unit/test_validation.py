@@ -6,6 +6,8 @@ from model_cases import FIXED_ORDER_KINDS, KINDS, make_context, make_model, rand
 
 from ar_fast import models
 
+pytestmark = pytest.mark.models
+
 
 @pytest.mark.parametrize(
     "make", [lambda **options: models.NADE(6, 4, **options), lambda **options: models.MADE(6, [4], **options)]
