@@ -21,7 +21,7 @@ PYTEST := -m pytest -n auto --dist worksteal
 .PHONY: demo test test-full bench lint clean
 
 demo: $(READY)
-	$(RUN) -m ar_fast.demo $(ARGS)
+	$(RUN) -m ar_fast demo $(ARGS)
 
 test: $(READY)
 	$(RUN) $(PYTEST) $(ARGS)

@@ -3,10 +3,10 @@
 from . import functional, heads, masks, models, nn, orderings, reference, training
 from ._library import explain, info
 from ._version import __version__
-from .autoregressive import Dependence, check_autoregressive
-from .compare import compare
+from .dependence import Dependence, check_autoregressive
 from .freezing import frozen
 from .masks import Mask
+from .tasks.comparison import compare
 
 __all__ = [
     "Dependence",

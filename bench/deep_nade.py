@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ar_fast import models
-from ar_fast._timing import interleave
+from ar_fast.tasks._timing import interleave
 
 from . import data
 from .cases import no_grad

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 import ar_fast
-from ar_fast._timing import interleave
+from ar_fast.tasks._timing import interleave
 
 from . import fvsbn, made, masked_linear, nade
 from .cases import OURS, Case, Contender

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ar_fast import functional
-from ar_fast._timing import interleave
+from ar_fast.tasks._timing import interleave
 
 from . import data, peers
 from .cases import no_grad

@@ -17,7 +17,7 @@ pytest.importorskip("sklearn", reason="needs the bench extra")
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
-from ar_fast._timing import interleave
+from ar_fast.tasks._timing import interleave
 from bench import masked_linear, peers
 from bench.run import run_case, select
 from bench.settings import Settings

@@ -58,7 +58,7 @@ def test_errors(data):
 def test_the_command_writes_table_and_picture(tmp_path):
     pytest.importorskip("sklearn", reason="needs the demo extra")
     click_testing = pytest.importorskip("click.testing", reason="needs the demo extra")
-    from ar_fast.compare.__main__ import RECIPES, main
+    from ar_fast.cli.compare import RECIPES, main
 
     result = click_testing.CliRunner().invoke(main, ["--epochs", "1", "--rows", "200", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

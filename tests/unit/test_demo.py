@@ -12,10 +12,9 @@ pytest.importorskip("sklearn", reason="needs the demo extra")
 click_testing = pytest.importorskip("click.testing", reason="needs the demo extra")
 
 import ar_fast.models
-from ar_fast.demo import data, pictures
-from ar_fast.demo.__main__ import main
-from ar_fast.demo.compare import compare_training
-from ar_fast.demo.plain import plain_twin
+from ar_fast.cli import data, pictures
+from ar_fast.cli.beside_torch import compare_training, plain_twin
+from ar_fast.cli.demo import main
 from ar_fast.training import Settings, log_likelihoods, shift, train
 
 
@@ -150,3 +149,12 @@ def test_plain_sampling_has_the_models_frequencies(name):
     model = ar_fast.models.NADE(6, 5) if name == "nade" else ar_fast.models.MADE(6, [5])
     frequencies = torch.stack([plain_twin(model).sample(20000).mean(0), model.sample(20000, seed=1).mean(0)])
     torch.testing.assert_close(frequencies[0], frequencies[1], atol=0.02, rtol=0)
+
+
+def test_every_way_to_start_it(capsys):
+    from ar_fast import demo
+    from ar_fast.cli.__main__ import main as commands
+
+    assert demo.main is main
+    result = click_testing.CliRunner().invoke(commands, ["--help"])
+    assert result.exit_code == 0 and {"demo", "compare"} <= set(result.output.split())

@@ -13,7 +13,7 @@ from ar_fast import _library
 MODULES = ["ar_fast"] + [
     module.name
     for module in pkgutil.walk_packages(ar_fast.__path__, "ar_fast.")
-    if not any(part in module.name for part in ("demo", "_C", "libar_fast"))
+    if not any(part in module.name for part in (".cli", "demo", "_C", "libar_fast", "__main__"))
 ]
 
 

@@ -1,4 +1,4 @@
-"""Command line of the demo."""
+"""The demo: trains a model on real digits, measures it beside plain PyTorch, and draws from it."""
 
 import json
 import time
@@ -9,8 +9,8 @@ import click
 import torch
 
 from ..models import MADE, NADE
-from ..training import Settings, log_likelihoods, train
-from .compare import compare_sampling, compare_training
+from ..tasks.training import Settings, log_likelihoods, train
+from .beside_torch import compare_sampling, compare_training
 from .data import Images, independent_pixels, load_images
 from .pictures import save_grid, save_learning_curve
 from .report import environment, table
@@ -111,7 +111,3 @@ def main(data, model_name, hidden, epochs, batch_size, seed, out, device):
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     click.echo(table(metrics, out))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .._table import aligned
-from .._timing import interleave
 from ..models.base import AutoregressiveModel
-from ..training import Settings, Split, log_likelihoods, train
+from ._table import aligned
+from ._timing import interleave
+from .training import Settings, Split, log_likelihoods, train
 
 __all__ = ["Comparison", "Entry", "compare"]
 
@@ -84,7 +84,7 @@ def compare(
 
     Example:
         >>> from ar_fast.models import FVSBN, NADE
-        >>> from ar_fast.training import Settings, Split
+        >>> from ar_fast.tasks.training import Settings, Split
         >>> data = Split(*torch.randint(0, 2, (300, 8)).split(100))
         >>> table = compare([FVSBN(8), NADE(8, 4)], data, Settings(epochs=1), progress=False)
         >>> [entry.parameters for entry in table]

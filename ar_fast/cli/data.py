@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..training import Split
+from ..tasks.training import Split
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Command line of the comparison."""
+"""The comparison: several models of the family on the same digits, one table and one picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import models
-from ..demo.data import Images, load_images
-from ..demo.pictures import grid
 from ..models.base import AutoregressiveModel
-from ..training import Settings
-from . import Comparison, compare
+from ..tasks.comparison import Comparison, compare
+from ..tasks.training import Settings
+from .data import Images, load_images
+from .pictures import grid
 
 DRAWN = 16
 
@@ -96,7 +96,3 @@ def main(data, names, epochs, rows, seed, out):
     (out / "comparison.md").write_text(f"{table}\n")
     save_samples(out / "comparison.png", table, images.test, seed)
     click.echo(f"{table}\nwritten to {out}/: comparison.md, comparison.png")
-
-
-if __name__ == "__main__":
-    main()

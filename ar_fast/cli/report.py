@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from .._table import aligned
+from ..tasks._table import aligned
 
 
 def environment(device: torch.device) -> dict:

@@ -1,0 +1,1 @@
+"""What people do with whole models: training, comparisons. Nothing in the models knows of it."""
