@@ -37,6 +37,27 @@ _MOST_CATEGORIES = 2**24
 _MODE_STEPS = 200
 
 
+def _comparable(x: Tensor) -> Tensor:
+    """The same values in a dtype that has every bound: a comparison takes a number into the dtype of x, where 256 is 0
+    in uint8 and 257 is 256 in bfloat16."""
+    if not x.is_floating_point():
+        return x.long()
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
+def _is_whole(x: Tensor, bound: int | Tensor) -> Tensor:
+    """Whether each value is one of 0 ... bound - 1."""
+    x = _comparable(x)
+    return (x >= 0) & (x < bound) & (x == x.floor())
+
+
+class _IntegerInterval(constraints.integer_interval):
+    """torch's, for values of any dtype."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return super().check(_comparable(value))
+
+
 class Head(abc.ABC):
     """The interface of every head."""
 
@@ -323,12 +344,11 @@ class Categorical(_OneKind):
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         if isinstance(self.categories, int):
-            return constraints.integer_interval(0, self.categories - 1)
-        return constraints.integer_interval(0, torch.tensor(self.categories).reshape(event_shape) - 1)
+            return _IntegerInterval(0, self.categories - 1)
+        return _IntegerInterval(0, torch.tensor(self.categories).reshape(event_shape) - 1)
 
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        bound = self.categories if upper is None else upper
-        return ~((x >= 0) & (x < bound) & (x == x.long()))
+        return ~_is_whole(x, self.categories if upper is None else upper)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.long()
@@ -476,10 +496,10 @@ class LogisticMixture(_Mixture):
         return [self.levels] * variables
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
-        return constraints.integer_interval(0, self.levels - 1)
+        return _IntegerInterval(0, self.levels - 1)
 
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        return ~((x >= 0) & (x < self.levels) & (x == x.long()))
+        return ~_is_whole(x, self.levels)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return 2 * x.to(dtype) / (self.levels - 1) - 1
@@ -602,8 +622,7 @@ class PerVariable(Head):
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
         bound = [math.inf if size is None else size for size in self.sizes(x.shape[-1])]
         sizes = torch.tensor(bound, dtype=torch.float64, device=x.device)
-        whole = (x >= 0) & (x < sizes) & (x == x.floor())
-        return ~torch.where(sizes.isinf(), x.isfinite(), whole)
+        return ~torch.where(sizes.isinf(), x.isfinite(), _is_whole(x, sizes))
 
     def _steps(self, device: torch.device) -> Tensor:
         """(D) levels - 1 of the variables on a grid, 0 for the others."""

@@ -231,9 +231,12 @@ def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tu
             f"of the last dimensions of the batch of x of shape {tuple(x.shape)}, got {tuple(observed.shape)}"
         )
     observed = observed.expand(x.shape)
-    zeros = torch.zeros_like(x)
-    if model.standardization is not None:
-        zeros = zeros + model.standardization.shift.reshape(model.event_shape).to(x.dtype)
+    if model.standardization is None:
+        zeros = torch.zeros_like(x)
+    else:
+        # A smaller integer dtype may not hold the mean.
+        x = x if x.is_floating_point() else x.long()
+        zeros = model.standardization.shift.reshape(model.event_shape).to(x.dtype).expand_as(x)
     return torch.where(observed, x, zeros), observed.reshape(-1, model.variables)
 
 
