@@ -65,10 +65,11 @@ class MADE(AutoregressiveModel):
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal ones.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1, or over 0 ... D-1 with a context
-            (a unit of degree 0 sees the context only); "random" draws them from there, but from the lowest degree of
-            the layer before on; or for each hidden layer those of its units, in 0 ... D-1 and in any order. With
-            residual those of all layers are the same.
+        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1; "random" draws them from there,
+            but from the lowest degree of the layer before on; or for each hidden layer those of its units, in
+            0 ... D-1 and in any order. With residual those of all layers are the same. With a context they are in
+            0 ... D-1, and each hidden layer has a unit of degree 0, which sees the context only: by those units alone
+            the outputs at position 0 see it. Where "even" or "random" gives none, the lowest degree becomes 0.
         degree_seed: 0 ... 2^63 - 1, of random degrees and orders: the same on every machine.
         n_masks: how many sets of masks the model has; more than one need random degrees or several orders.
         n_orders: how many orders they have, at most n_masks: the first is ``order``, the others are random.
@@ -149,6 +150,12 @@ class MADE(AutoregressiveModel):
             self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
             if residual and not all(torch.equal(layer, self._how_degrees[0]) for layer in self._how_degrees):
                 raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
+            lowest = [int(layer.min()) for layer in self._how_degrees]
+            if context_features and max(lowest) > 0:
+                raise ValueError(
+                    "MADE: degrees must have a 0 in every hidden layer with context_features, since by units of degree "
+                    f"0 alone the outputs at position 0 see the context, got layers whose lowest degrees are {lowest}"
+                )
         self._make_mask_buffers(device)
         self.degrees = self._degrees_of(0)
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
@@ -327,6 +334,9 @@ class MADE(AutoregressiveModel):
                 # A unit of a lower degree than all of the layer before would see nothing.
                 below = int(degrees[-1].min()) if degrees else lowest
                 own = below + (self._uniform(layer, index, units) * (highest - below + 1)).long()
+            if self.context_features:
+                # The outputs at position 0 see the context by units of degree 0 alone.
+                own[own.argmin()] = 0
             degrees.append(own if self._by_variable else own.sort().values)
         return degrees
 

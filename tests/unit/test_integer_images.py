@@ -13,9 +13,12 @@ HEADS = {
     "many levels": (heads.LogisticMixture(1, 2**16), [126, 0, 3]),
     "categories": (heads.Categorical(256), [126, 0, 3]),
     "own categories": (heads.Categorical([256, 300, 2]), [126, 7, 1]),
-    "own heads": (heads.PerVariable([heads.LogisticMixture(1, 256), heads.Categorical(300), heads.GaussianMixture(1)]), [126, 7, 3]),
+    "own heads": (
+        heads.PerVariable([heads.LogisticMixture(1, 256), heads.Categorical(300), heads.GaussianMixture(1)]),
+        [126, 7, 3],
+    ),
     "real": (heads.GaussianMixture(1), [126, 0, 3]),
-}  # fmt: skip
+}
 DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
 INTEGERS = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -67,8 +70,8 @@ def test_supports_in_every_integer_dtype(name, dtype):
 def test_bounds_that_a_16_bit_float_does_not_hold(dtype):
     """257 is 256 in bfloat16, and 2049 is 2048 in float16."""
     last = 256 if dtype == torch.bfloat16 else 2048
-    x = torch.tensor([last], dtype=dtype)
-    for head in (heads.Categorical(last + 1), heads.LogisticMixture(1, last + 1), heads.PerVariable([heads.Categorical(last + 1)])):  # fmt: skip
+    x, categories = torch.tensor([last], dtype=dtype), heads.Categorical(last + 1)
+    for head in (categories, heads.LogisticMixture(1, last + 1), heads.PerVariable([categories])):
         assert not bool(head.violation(x).any()) and bool(head.support(torch.Size([1])).check(x).all())
         assert bool(head.violation(torch.nextafter(x, torch.tensor(torch.inf, dtype=dtype))).all())
 
