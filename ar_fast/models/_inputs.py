@@ -89,12 +89,25 @@ def check_tensor(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
     if tensor.device != model.device:
         raise ValueError(f"{model._name}: {name} must be on the model's device, {model.device}, got {tensor.device}")
     if not tensor.is_complex() and (
-        not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
+        not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype) or _of_autocast(tensor)
     ):
         return
     raise ValueError(
         f"{model._name}: {name} must be bool, integer or of the model's dtype, {model.dtype}, got {tensor.dtype}"
     )
+
+
+def _of_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on and the tensor of the dtype that it gives to what is computed: a network before the model
+    produces it."""
+    kind = tensor.device.type
+    return torch.is_autocast_enabled(kind) and tensor.dtype == torch.get_autocast_dtype(kind)
+
+
+def own_dtype(model: AutoregressiveModel, tensor: Tensor) -> Tensor:
+    """The tensor in the compute dtype where autocast alone let it in, else as it is."""
+    own = not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
+    return tensor if own else tensor.to(model.compute_dtype)
 
 
 def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
@@ -133,8 +146,10 @@ def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tu
                 f"{model._name}: context must have shape (*context_batch, {model.context_features}) with "
                 f"context_batch the last dimensions of the batch {tuple(batch)}, got {tuple(context.shape)}"
             )
-        context = context.expand(*batch, -1).reshape(math.prod(batch), -1).to(model.dtype)
-    rows = model.head.encode(x.reshape(math.prod(batch), model.variables), model.compute_dtype)
+        features = model.context_features
+        context = context.expand(*batch, features).reshape(math.prod(batch), features).to(model.dtype)
+    rows = own_dtype(model, x).reshape(math.prod(batch), model.variables)
+    rows = model.head.encode(rows, model.compute_dtype)
     if model.standardization is not None:
         rows = model.standardization(rows, model.compute_dtype)
     return batch, rows, context

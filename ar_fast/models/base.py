@@ -241,7 +241,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
             context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
-                batch, as in the shapes that ``sample`` returns.
+                batch, as in the shapes that ``sample`` returns. Of the model's dtype or compute dtype; under autocast
+                it, and x, may be of the dtype of autocast too, as a network before the model gives it.
 
         Returns:
             (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) where variables differ
@@ -475,7 +476,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if value.shape != batch:
             raise ValueError(f"{self._name}: value must have shape {tuple(batch)}, got {tuple(value.shape)}")
         _inputs.check_values(self, "value", value, variable=state.variable)
-        value = self.head.of(state.variable).encode(value, self.compute_dtype)
+        value = self.head.of(state.variable).encode(_inputs.own_dtype(self, value), self.compute_dtype)
         if self.standardization is not None and self._real[state.variable]:
             value = self.standardization(value, self.compute_dtype, state.variable)
         return self._state(state.position + 1, self._append(state.tensors, state.position, value))
