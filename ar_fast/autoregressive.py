@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import heads, orderings
+from ._integers import integers
 from .models import AutoregressiveModel
 
 __all__ = ["Dependence", "check_autoregressive"]
@@ -153,7 +154,7 @@ def check_autoregressive(
         >>> bool(check_autoregressive(lambda x: x.cumsum(1), (2,), strict=False))
         True
     """
-    shape = torch.Size((event_shape,) if isinstance(event_shape, int) else tuple(event_shape))
+    shape = torch.Size(integers(event_shape) or ())
     order = _order(module, order, math.prod(shape))
     x = _inputs(module, shape) if x is None else x
     if x.dim() != 1 + len(shape) or x.shape[1:] != shape or x.shape[0] < 2:

@@ -10,6 +10,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from . import functional, reference
+from ._integers import integers
 
 __all__ = [
     "Bernoulli",
@@ -324,10 +326,10 @@ class Categorical(_OneKind):
     kind = "categorical"
 
     def __init__(self, categories: int | Sequence[int]) -> None:
-        given = [categories] if isinstance(categories, int) else list(categories)
-        if not given or not all(isinstance(count, int) and count >= 1 for count in given):
+        given = integers(categories)
+        if not given or min(given) < 1:
             raise ValueError(f"Categorical: categories must be a positive integer or some of them, got {categories!r}")
-        self.categories = categories if isinstance(categories, int) else given
+        self.categories = given[0] if isinstance(categories, Integral) else given
 
     def counts(self, variables: int) -> int | list[int]:
         if isinstance(self.categories, list) and len(self.categories) != variables:
@@ -381,9 +383,9 @@ class Categorical(_OneKind):
 
 class _Mixture(_OneKind):
     def __init__(self, components: int) -> None:
-        if not isinstance(components, int) or components < 1:
+        if not isinstance(components, Integral) or components < 1:
             raise ValueError(f"{type(self).__name__}: components must be a positive integer, got {components!r}")
-        self.components = components
+        self.components = int(components)
 
     def counts(self, variables: int) -> int:
         return 3 * self.components
@@ -488,9 +490,9 @@ class LogisticMixture(_Mixture):
 
     def __init__(self, components: int, levels: int = 256) -> None:
         super().__init__(components)
-        if not isinstance(levels, int) or levels < 2:
+        if not isinstance(levels, Integral) or levels < 2:
             raise ValueError(f"LogisticMixture: levels must be an integer of at least 2, got {levels!r}")
-        self.levels = levels
+        self.levels = int(levels)
 
     def sizes(self, variables: int) -> list[int | None]:
         return [self.levels] * variables

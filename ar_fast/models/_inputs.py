@@ -5,29 +5,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .._integers import integers
+
 if TYPE_CHECKING:
     from .base import AutoregressiveModel
 
 
-def _shape(given: object) -> tuple[object, ...]:
-    return tuple(given) if isinstance(given, Sequence) else (given,)
-
-
 def event_shape(name: str, given: int | Sequence[int]) -> torch.Size:
-    shape = _shape(given)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+    shape = integers(given)
+    if not shape or min(shape) < 1:
         raise ValueError(f"{name}: event_shape must be one or more positive integers, got {given!r}")
     return torch.Size(shape)
 
 
 def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.Size:
-    shape = _shape(given)
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
+    shape = integers(given)
+    if shape is None or min(shape, default=0) < 0:
         raise ValueError(f"{name}: {argument} must be an integer >= 0 or a shape of those, got {given!r}")
     return torch.Size(shape)
 
@@ -38,9 +37,9 @@ def draw_seed(name: str, seed: int | None, generator: torch.Generator | None) ->
         return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     if generator is not None:
         raise ValueError(f"{name}: seed and generator must not both be given, got seed {seed!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"{name}: seed must be an integer in 0 ... 2^63 - 1, got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def _validates(model: AutoregressiveModel, x: Tensor) -> bool:
@@ -127,6 +126,9 @@ def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
         raise ValueError(f"{model._name}: {rule}, got {tuple(context.shape)}")
     if not context.is_floating_point():
         raise ValueError(f"{model._name}: context must be of the model's dtype, {model.dtype}, got {context.dtype}")
+    if _validates(model, context) and not bool(context.isfinite().all()):
+        index = tuple((~context.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"{model._name}: context must be finite, got {context[index].item()} at index {index}")
 
 
 def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:

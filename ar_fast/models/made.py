@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings, reference
+from .._integers import integers
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
@@ -143,7 +145,8 @@ class MADE(AutoregressiveModel):
                 f"each block, got {hidden_features}"
             )
         self._check_masks(degrees, degree_seed, n_masks, n_orders)
-        self.degree_seed, self.n_masks, self.n_orders, self.mask_index = degree_seed, n_masks, n_orders, 0
+        self.degree_seed, self.n_masks, self.n_orders = int(degree_seed), int(n_masks), int(n_orders)
+        self.mask_index = 0
         self._by_variable = n_masks > 1
         self._how_degrees = degrees
         if not isinstance(degrees, str):
@@ -290,10 +293,10 @@ class MADE(AutoregressiveModel):
     def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:
         if isinstance(degrees, str) and degrees not in ("even", "random"):
             raise ValueError(f"MADE: degrees must be 'even', 'random' or those of each layer, got {degrees!r}")
-        if not isinstance(degree_seed, int) or not 0 <= degree_seed < 2**63:
+        if not isinstance(degree_seed, Integral) or not 0 <= degree_seed < 2**63:
             raise ValueError(f"MADE: degree_seed must be an integer in 0 ... 2^63 - 1, got {degree_seed!r}")
         for name, given in (("n_masks", n_masks), ("n_orders", n_orders)):
-            if not isinstance(given, int) or given < 1:
+            if not isinstance(given, Integral) or given < 1:
                 raise ValueError(f"MADE: {name} must be a positive integer, got {given!r}")
         if n_orders > n_masks:
             raise ValueError(f"MADE: n_orders must be at most n_masks = {n_masks}, got {n_orders}")
@@ -351,9 +354,9 @@ class MADE(AutoregressiveModel):
             >>> model.use_mask(3).mask_index
             3
         """
-        if not isinstance(index, int) or not 0 <= index < self.n_masks:
+        if not isinstance(index, Integral) or not 0 <= index < self.n_masks:
             raise ValueError(f"MADE: index must be that of one of {self.n_masks} sets of masks, got {index!r}")
-        self.mask_index = index
+        self.mask_index = index = int(index)
         if self._by_variable:
             self.mask_in_use = torch.full_like(self.mask_in_use, index)
         self._build_plan()
@@ -735,8 +738,8 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 def _hidden_features(given: Sequence[int]) -> list[int]:
-    units = [given] if isinstance(given, int) else list(given)
-    if not 1 <= len(units) <= MAX_HIDDEN_LAYERS or not all(isinstance(size, int) and size > 0 for size in units):
+    units = integers(given)
+    if not units or len(units) > MAX_HIDDEN_LAYERS or min(units) < 1:
         raise ValueError(f"MADE: hidden_features must be 1 to {MAX_HIDDEN_LAYERS} positive integers, got {given!r}")
     return units
 
