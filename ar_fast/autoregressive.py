@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import heads, orderings
-from ._integers import integers
-from .models import AutoregressiveModel
+from .models import AutoregressiveModel, _inputs
 
 __all__ = ["Dependence", "check_autoregressive"]
 
@@ -154,9 +153,9 @@ def check_autoregressive(
         >>> bool(check_autoregressive(lambda x: x.cumsum(1), (2,), strict=False))
         True
     """
-    shape = torch.Size(integers(event_shape) or ())
+    shape = _inputs.event_shape("check_autoregressive", event_shape)
     order = _order(module, order, math.prod(shape))
-    x = _inputs(module, shape) if x is None else x
+    x = _drawn_inputs(module, shape) if x is None else x
     if x.dim() != 1 + len(shape) or x.shape[1:] != shape or x.shape[0] < 2:
         raise ValueError(
             f"check_autoregressive: x must have shape (N, {', '.join(map(str, shape))}) with N >= 2, "
@@ -182,7 +181,7 @@ def _order(module: object, order: Tensor | Sequence[int] | None, variables: int)
     return torch.arange(variables) if order is None else orderings.check(order, variables).cpu()
 
 
-def _inputs(module: object, shape: torch.Size) -> Tensor:
+def _drawn_inputs(module: object, shape: torch.Size) -> Tensor:
     """Four events: two near zero, one further out and one far out; or values that the model's head knows."""
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([1.0, 1.0, 3.0, 10.0]).reshape(-1, *[1] * len(shape))

@@ -109,10 +109,10 @@ def test_no_events_of_an_image_with_a_context(kind, device):
         assert model.sample(0, context, seed=1).shape == (0, *context_batch, 2, 3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("sizes", [(3, 0), (0, 3), (0, 0), (3, 2)], ids=str)
-@pytest.mark.parametrize("batch", [(), (0,), (4,), (2, 0), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", [(), (0,), (2, 0), (2, 3)], ids=str)
 def test_masked_linear_without_features(batch, sizes, activation, dtype, device):
     in_features, out_features = sizes
     for mask in (
@@ -157,3 +157,23 @@ def test_ops_without_rows_or_hidden_units(device):
         values, _, state = functional.nade_sample(state, in_weight, out_weight, out_bias, seed=1)
         assert values.shape == (batch, 3) and state.shape == (batch, hidden)
         assert functional.head_log_prob(parameters, x).shape == (batch, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_variables_of_one_category(kind, device):
+    """Such a variable adds what its category adds, whether it is evaluated, stepped over or drawn."""
+    for head in (heads.Categorical(1), heads.Categorical([1, 2, 1])):
+        if kind == "OffsetNADE" and isinstance(head.categories, list):
+            continue
+        model = smallest(kind, 3, 0, head=head, device=device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.uniform_(0.1, 1.0)
+        x = torch.zeros(2, 3, dtype=torch.int64, device=device)
+        state, parameters = model.begin(2), {}
+        while state.parameters is not None:
+            parameters[state.variable] = state.parameters
+            state = model.next(state, x[:, state.variable])
+        torch.testing.assert_close(torch.cat([parameters[i] for i in range(3)], -1), model(x).flatten(1))
+        samples, log_prob = model.sample(5, seed=1, return_log_prob=True)
+        torch.testing.assert_close(log_prob, model.log_prob(samples))

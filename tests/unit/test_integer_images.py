@@ -23,7 +23,7 @@ DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch
 INTEGERS = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "many levels"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_integer_dtype_gives_the_int64_result(kind, name, device):
     head, values = HEADS[name]
