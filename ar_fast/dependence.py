@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import heads, orderings
-from .models import AutoregressiveModel
+from .models import AutoregressiveModel, _inputs
 
 __all__ = ["Dependence", "check_autoregressive"]
 
@@ -34,6 +34,8 @@ class Dependence:
         change: (D, D), the largest change of an output of variable i when input j alone changes, infinite where it
             becomes NaN.
         tolerance: sizes up to this are no dependence.
+        context: (D), the largest derivative of variable i's output by the context, or its largest change when the
+            context moves, whichever is larger, NaN where one is NaN; None where no floating context was given.
     """
 
     event_shape: torch.Size
@@ -41,6 +43,7 @@ class Dependence:
     gradient: Tensor | None
     change: Tensor
     tolerance: float
+    context: Tensor | None = None
 
     @property
     def found(self) -> Tensor:
@@ -58,26 +61,41 @@ class Dependence:
         """The pairs (i, j) where output i may depend on input j and was not found to."""
         return [tuple(pair) for pair in (self.allowed & ~self.found).nonzero().tolist()]
 
+    @property
+    def without_context(self) -> list[int]:
+        """The flat indices i whose outputs were not found to depend on the context; none where none was given."""
+        if self.context is None:
+            return []
+        return (self.context <= self.tolerance).nonzero()[:, 0].tolist()
+
     def __bool__(self) -> bool:
         return not self.violations
 
     def __str__(self) -> str:
-        violations = self.violations
-        if not violations:
-            return f"autoregressive: no output depends on an input that it must not see, {len(self.missing)} missing"
-        shown = [self._describe(i, j) for i, j in violations[:5]]
-        more = f"; and {len(violations) - 5} more" if len(violations) > 5 else ""
-        return f"not autoregressive: {'; '.join(shown)}{more}"
+        violations, blind = self.violations, self.without_context
+        if violations:
+            text = f"not autoregressive: {_first_five([self._describe(i, j) for i, j in violations])}"
+        else:
+            text = f"autoregressive: no output depends on an input that it must not see, {len(self.missing)} missing"
+        if blind:
+            text += f"; the context is not seen by {_first_five([f'output {self._place(i)}' for i in blind])}"
+        return text
+
+    def _place(self, index: int) -> str:
+        place = tuple(int(k) for k in torch.unravel_index(torch.tensor(index), self.event_shape))
+        return str(place[0] if len(place) == 1 else place)
 
     def _describe(self, i: int, j: int) -> str:
-        names = []
-        for index in (i, j):
-            place = tuple(int(k) for k in torch.unravel_index(torch.tensor(index), self.event_shape))
-            names.append(str(place[0] if len(place) == 1 else place))
+        names = [self._place(index) for index in (i, j)]
         sizes = f"change {self.change[i, j]:.3g}"
         if self.gradient is not None:
             sizes = f"gradient {self.gradient[i, j]:.3g}, {sizes}"
         return f"output {names[0]} depends on input {names[1]} ({sizes})"
+
+
+def _first_five(parts: list[str]) -> str:
+    more = f"; and {len(parts) - 5} more" if len(parts) > 5 else ""
+    return "; ".join(parts[:5]) + more
 
 
 def check_autoregressive(
@@ -92,7 +110,8 @@ def check_autoregressive(
     tolerance: float = 0.0,
     raises: bool = False,
 ) -> Dependence:
-    """Tells whether any output of a module depends on an input that it must not see, and which.
+    """Tells whether any output of a module depends on an input that it must not see, and which; with a context also
+    which outputs do not see that.
 
     Two ways, since each misses what the other finds: the derivative of each output by each input, and the change of
     each output when one input takes another value. Any module will do: a network, a flow's conditioner or transform,
@@ -108,7 +127,9 @@ def check_autoregressive(
         strict: output i must not see input i itself, as in a conditioner; False lets it, as in a flow's transform.
         x: (N, \\*event_shape), two or more inputs: derivatives are taken there, and an input is changed to the value
             that it has in another row. None draws values that the head of an ar_fast model has, else normal ones.
-        context: of one event; given, the module is called with it, once for every row, as its second argument.
+        context: of one event; given, the module is called with it, once for every row, as its second argument. Where
+            it is floating, the result also says which outputs do not see it, in ``without_context``; that is no
+            violation.
         outputs: which variable each output belongs to, of an output's shape without N; needed where the shape above
             does not say it, as where an output of shape (N, K D) has the variables side by side.
         tolerance: sizes of derivatives and changes up to this are none. Masked weights leave nothing, so 0 is right;
@@ -116,7 +137,8 @@ def check_autoregressive(
         raises: raise where an output depends on an input that it must not see.
 
     Returns:
-        A :class:`Dependence`: true where nothing is wrong, with the pairs in ``violations`` and ``missing``.
+        A :class:`Dependence`: true where nothing is wrong, with the pairs in ``violations`` and ``missing``, and the
+        outputs that do not see the context in ``without_context``.
 
     Raises:
         ValueError: if the shapes do not fit, the outputs are not finite or differ from call to call; under ``raises``
@@ -131,9 +153,9 @@ def check_autoregressive(
         >>> bool(check_autoregressive(lambda x: x.cumsum(1), (2,), strict=False))
         True
     """
-    shape = torch.Size((event_shape,) if isinstance(event_shape, int) else tuple(event_shape))
+    shape = _inputs.event_shape("check_autoregressive", event_shape)
     order = _order(module, order, math.prod(shape))
-    x = _inputs(module, shape) if x is None else x
+    x = _drawn_inputs(module, shape) if x is None else x
     if x.dim() != 1 + len(shape) or x.shape[1:] != shape or x.shape[0] < 2:
         raise ValueError(
             f"check_autoregressive: x must have shape (N, {', '.join(map(str, shape))}) with N >= 2, "
@@ -144,9 +166,10 @@ def check_autoregressive(
         gradient = _gradient(call, x.detach())
         with torch.no_grad():
             change = _change(call, x.detach())
+        seen = _context(call, x.detach())
     position = order.argsort()
     allowed = position[None, :] < position[:, None] if strict else position[None, :] <= position[:, None]
-    result = Dependence(shape, allowed, gradient, change, tolerance)
+    result = Dependence(shape, allowed, gradient, change, tolerance, seen)
     if raises and not result:
         raise ValueError(f"check_autoregressive: {result}")
     return result
@@ -158,7 +181,7 @@ def _order(module: object, order: Tensor | Sequence[int] | None, variables: int)
     return torch.arange(variables) if order is None else orderings.check(order, variables).cpu()
 
 
-def _inputs(module: object, shape: torch.Size) -> Tensor:
+def _drawn_inputs(module: object, shape: torch.Size) -> Tensor:
     """Four events: two near zero, one further out and one far out; or values that the model's head knows."""
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([1.0, 1.0, 3.0, 10.0]).reshape(-1, *[1] * len(shape))
@@ -210,8 +233,11 @@ class _Call:
         self.variables = math.prod(shape)
         self.owners = torch.empty(0, dtype=torch.int64)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        arguments = (x,) if self.context is None else (x, self.context.expand(x.shape[0], *self.context.shape))
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``context`` (N, ...) in place of the given one, once for every row."""
+        if context is None and self.context is not None:
+            context = self.context.expand(x.shape[0], *self.context.shape)
+        arguments = (x,) if context is None else (x, context)
         tensors = list(_tensors(self.module(*arguments)))
         for tensor in tensors:
             if tensor.dim() == 0 or tensor.shape[0] != x.shape[0]:
@@ -278,15 +304,37 @@ def _gradient(call: _Call, x: Tensor) -> Tensor | None:
         outputs = call(x)
     if not outputs.requires_grad:
         return None
-    gradient = torch.zeros(call.variables, call.variables)
+    return torch.stack([row.flatten(1).amax(0) for row in _gradients_by(call, outputs, x)])
+
+
+def _gradients_by(call: _Call, outputs: Tensor, leaf: Tensor) -> Iterator[Tensor]:
+    """For each variable the sizes of the derivatives, of leaf's shape, of a weighted sum of its outputs."""
     for i in range(call.variables):
         own = (call.owners == i).nonzero()[:, 0].to(outputs.device)
         weights = 1 + torch.arange(len(own), device=own.device) * 0.6180339887 % 1
         combined = (outputs[:, own] * weights).sum()
-        (row,) = torch.autograd.grad(combined, x, retain_graph=True, allow_unused=True)
-        if row is not None:
-            gradient[i] = row.detach().flatten(1).abs().amax(0).cpu()
-    return gradient
+        (sizes,) = torch.autograd.grad(combined, leaf, retain_graph=True, allow_unused=True)
+        yield torch.zeros(leaf.shape) if sizes is None else sizes.detach().abs().float().cpu()
+
+
+def _context(call: _Call, x: Tensor) -> Tensor | None:
+    """(D), how far the outputs of each variable depend on the context, by gradient or when all of it moves."""
+    if call.context is None or not call.context.is_floating_point() or call.context.numel() == 0:
+        return None
+    rows = call.context.detach().expand(x.shape[0], *call.context.shape).clone().requires_grad_()
+    with torch.enable_grad():
+        outputs = call(x, rows)
+    sizes = torch.zeros(call.variables)
+    if outputs.requires_grad:
+        sizes = torch.stack([own.amax() for own in _gradients_by(call, outputs, rows)])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        unchanged = call(x, rows)
+        for scale in (1.0, 10.0):
+            moved = rows + scale * torch.randn(rows.shape, generator=generator).to(rows)
+            change = (call(x, moved) - unchanged).abs().nan_to_num(nan=math.inf).amax(0)
+            sizes = torch.maximum(sizes, _largest_by_owner(change, call.owners, call.variables).float().cpu())
+    return sizes
 
 
 def _change(call: _Call, x: Tensor) -> Tensor:

@@ -17,9 +17,20 @@ class Kept:
     def __init__(self) -> None:
         self._made_of: list[tuple[Tensor, int, int]] = []
         self._value: Any = None
+        self._closed = False
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # A deep copy of a frozen module, or one that was pickled, is not frozen: no scope ends for it.
+        return type(None), ()
+
+    def close(self) -> None:
+        """From now on nothing is kept, by shallow copies of the module either."""
+        self._made_of, self._value, self._closed = [], None, True
 
     def get(self, tensors: Iterable[Tensor | None], make: Callable[[], Any]) -> Any:
         """What ``make`` makes of the tensors, or made last time if they are still the same ones, unchanged."""
+        if self._closed:
+            return make()
         now = [(tensor, _version(tensor), tensor.data_ptr()) for tensor in tensors if tensor is not None]
         if len(now) != len(self._made_of) or any(
             old is not new or old_rest != new_rest
@@ -64,4 +75,5 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     finally:
         for part in own:
+            part._kept.close()
             part._kept = None

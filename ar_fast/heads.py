@@ -10,6 +10,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from . import functional, reference
+from ._integers import integers
 
 __all__ = [
     "Bernoulli",
@@ -35,6 +37,27 @@ _MOST_CATEGORIES = 2**24
 
 # Steps uphill to a mode of a mixture of Gaussians. They slow down only where the density is all but flat.
 _MODE_STEPS = 200
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """The same values in a dtype that has every bound: a comparison takes a number into the dtype of x, where 256 is 0
+    in uint8 and 257 is 256 in bfloat16."""
+    if not x.is_floating_point():
+        return x.long()
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
+def _is_whole(x: Tensor, bound: int | Tensor) -> Tensor:
+    """Whether each value is one of 0 ... bound - 1."""
+    x = _comparable(x)
+    return (x >= 0) & (x < bound) & (x == x.floor())
+
+
+class _IntegerInterval(constraints.integer_interval):
+    """torch's, for values of any dtype."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return super().check(_comparable(value))
 
 
 class Head(abc.ABC):
@@ -303,10 +326,10 @@ class Categorical(_OneKind):
     kind = "categorical"
 
     def __init__(self, categories: int | Sequence[int]) -> None:
-        given = [categories] if isinstance(categories, int) else list(categories)
-        if not given or not all(isinstance(count, int) and count >= 1 for count in given):
+        given = integers(categories)
+        if not given or min(given) < 1:
             raise ValueError(f"Categorical: categories must be a positive integer or some of them, got {categories!r}")
-        self.categories = categories if isinstance(categories, int) else given
+        self.categories = given[0] if isinstance(categories, Integral) else given
 
     def counts(self, variables: int) -> int | list[int]:
         if isinstance(self.categories, list) and len(self.categories) != variables:
@@ -323,12 +346,11 @@ class Categorical(_OneKind):
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
         if isinstance(self.categories, int):
-            return constraints.integer_interval(0, self.categories - 1)
-        return constraints.integer_interval(0, torch.tensor(self.categories).reshape(event_shape) - 1)
+            return _IntegerInterval(0, self.categories - 1)
+        return _IntegerInterval(0, torch.tensor(self.categories).reshape(event_shape) - 1)
 
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        bound = self.categories if upper is None else upper
-        return ~((x >= 0) & (x < bound) & (x == x.long()))
+        return ~_is_whole(x, self.categories if upper is None else upper)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.long()
@@ -361,9 +383,9 @@ class Categorical(_OneKind):
 
 class _Mixture(_OneKind):
     def __init__(self, components: int) -> None:
-        if not isinstance(components, int) or components < 1:
+        if not isinstance(components, Integral) or components < 1:
             raise ValueError(f"{type(self).__name__}: components must be a positive integer, got {components!r}")
-        self.components = components
+        self.components = int(components)
 
     def counts(self, variables: int) -> int:
         return 3 * self.components
@@ -468,18 +490,18 @@ class LogisticMixture(_Mixture):
 
     def __init__(self, components: int, levels: int = 256) -> None:
         super().__init__(components)
-        if not isinstance(levels, int) or levels < 2:
+        if not isinstance(levels, Integral) or levels < 2:
             raise ValueError(f"LogisticMixture: levels must be an integer of at least 2, got {levels!r}")
-        self.levels = levels
+        self.levels = int(levels)
 
     def sizes(self, variables: int) -> list[int | None]:
         return [self.levels] * variables
 
     def support(self, event_shape: torch.Size) -> constraints.Constraint:
-        return constraints.integer_interval(0, self.levels - 1)
+        return _IntegerInterval(0, self.levels - 1)
 
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        return ~((x >= 0) & (x < self.levels) & (x == x.long()))
+        return ~_is_whole(x, self.levels)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return 2 * x.to(dtype) / (self.levels - 1) - 1
@@ -602,8 +624,7 @@ class PerVariable(Head):
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
         bound = [math.inf if size is None else size for size in self.sizes(x.shape[-1])]
         sizes = torch.tensor(bound, dtype=torch.float64, device=x.device)
-        whole = (x >= 0) & (x < sizes) & (x == x.floor())
-        return ~torch.where(sizes.isinf(), x.isfinite(), whole)
+        return ~torch.where(sizes.isinf(), x.isfinite(), _is_whole(x, sizes))
 
     def _steps(self, device: torch.device) -> Tensor:
         """(D) levels - 1 of the variables on a grid, 0 for the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -36,12 +37,25 @@ def _description(model: AutoregressiveModel) -> dict[str, Any]:
 def save(model: AutoregressiveModel, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _check_separate(tensors)
     # Through temporary names, so that an interrupted save leaves what was there.
     weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
     save_file(tensors, weights)
     config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
     os.replace(weights, directory / "model.safetensors")
     os.replace(config, directory / "config.json")
+
+
+def _check_separate(tensors: dict[str, Tensor]) -> None:
+    """Raises where two tensors, contiguous, have memory in common: the file has no place for that."""
+    spans = sorted((tensor.data_ptr(), tensor.nbytes, name) for name, tensor in tensors.items() if tensor.numel())
+    for (start, size, name), (next_start, _, next_name) in itertools.pairwise(spans):
+        if next_start < start + size:
+            names = " and ".join(sorted((name, next_name)))
+            raise ValueError(
+                f"save: parameters and buffers must not share memory, got tied {names}: the file would hold them twice "
+                "and a loaded model would not tie them; untie them before, as by copy.deepcopy of one"
+            )
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -5,29 +5,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .._integers import integers
+
 if TYPE_CHECKING:
     from .base import AutoregressiveModel
 
 
-def _shape(given: object) -> tuple[object, ...]:
-    return tuple(given) if isinstance(given, Sequence) else (given,)
-
-
 def event_shape(name: str, given: int | Sequence[int]) -> torch.Size:
-    shape = _shape(given)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+    shape = integers(given)
+    if not shape or min(shape) < 1:
         raise ValueError(f"{name}: event_shape must be one or more positive integers, got {given!r}")
     return torch.Size(shape)
 
 
 def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.Size:
-    shape = _shape(given)
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
+    shape = integers(given)
+    if shape is None or min(shape, default=0) < 0:
         raise ValueError(f"{name}: {argument} must be an integer >= 0 or a shape of those, got {given!r}")
     return torch.Size(shape)
 
@@ -38,9 +37,9 @@ def draw_seed(name: str, seed: int | None, generator: torch.Generator | None) ->
         return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     if generator is not None:
         raise ValueError(f"{name}: seed and generator must not both be given, got seed {seed!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"{name}: seed must be an integer in 0 ... 2^63 - 1, got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def _validates(model: AutoregressiveModel, x: Tensor) -> bool:
@@ -89,12 +88,25 @@ def check_tensor(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
     if tensor.device != model.device:
         raise ValueError(f"{model._name}: {name} must be on the model's device, {model.device}, got {tensor.device}")
     if not tensor.is_complex() and (
-        not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
+        not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype) or _of_autocast(tensor)
     ):
         return
     raise ValueError(
         f"{model._name}: {name} must be bool, integer or of the model's dtype, {model.dtype}, got {tensor.dtype}"
     )
+
+
+def _of_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on and the tensor of the dtype that it gives to what is computed: a network before the model
+    produces it."""
+    kind = tensor.device.type
+    return torch.is_autocast_enabled(kind) and tensor.dtype == torch.get_autocast_dtype(kind)
+
+
+def own_dtype(model: AutoregressiveModel, tensor: Tensor) -> Tensor:
+    """The tensor in the compute dtype where autocast alone let it in, else as it is."""
+    own = not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
+    return tensor if own else tensor.to(model.compute_dtype)
 
 
 def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
@@ -114,6 +126,9 @@ def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
         raise ValueError(f"{model._name}: {rule}, got {tuple(context.shape)}")
     if not context.is_floating_point():
         raise ValueError(f"{model._name}: context must be of the model's dtype, {model.dtype}, got {context.dtype}")
+    if _validates(model, context) and not bool(context.isfinite().all()):
+        index = tuple((~context.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"{model._name}: context must be finite, got {context[index].item()} at index {index}")
 
 
 def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:
@@ -133,8 +148,10 @@ def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tu
                 f"{model._name}: context must have shape (*context_batch, {model.context_features}) with "
                 f"context_batch the last dimensions of the batch {tuple(batch)}, got {tuple(context.shape)}"
             )
-        context = context.expand(*batch, -1).reshape(math.prod(batch), -1).to(model.dtype)
-    rows = model.head.encode(x.reshape(math.prod(batch), model.variables), model.compute_dtype)
+        features = model.context_features
+        context = context.expand(*batch, features).reshape(math.prod(batch), features).to(model.dtype)
+    rows = own_dtype(model, x).reshape(math.prod(batch), model.variables)
+    rows = model.head.encode(rows, model.compute_dtype)
     if model.standardization is not None:
         rows = model.standardization(rows, model.compute_dtype)
     return batch, rows, context
@@ -231,9 +248,12 @@ def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tu
             f"of the last dimensions of the batch of x of shape {tuple(x.shape)}, got {tuple(observed.shape)}"
         )
     observed = observed.expand(x.shape)
-    zeros = torch.zeros_like(x)
-    if model.standardization is not None:
-        zeros = zeros + model.standardization.shift.reshape(model.event_shape).to(x.dtype)
+    if model.standardization is None:
+        zeros = torch.zeros_like(x)
+    else:
+        # A smaller integer dtype may not hold the mean.
+        x = x if x.is_floating_point() else x.long()
+        zeros = model.standardization.shift.reshape(model.event_shape).to(x.dtype).expand_as(x)
     return torch.where(observed, x, zeros), observed.reshape(-1, model.variables)
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -86,12 +87,12 @@ class ARMLP(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, int) or hidden_features < 1:
+        if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"ARMLP: hidden_features must be a positive integer, got {hidden_features!r}")
         if activation not in reference.ACTIVATIONS:
             names = ", ".join(reference.ACTIVATIONS)
             raise ValueError(f"ARMLP: activation must be one of {names}, got {activation!r}")
-        self.hidden_features = hidden_features
+        self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
         self._gathers = isinstance(self.head, heads.Categorical)
         in_rows, out_rows = self._block_starts()[-1], self._offset_list()[-1]

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,9 +93,9 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             raise ValueError(f"{self._name}: head must be {names}, got {head!r}")
         #: K of each variable, or one K.
         self.counts = self.head.counts(self.variables)
-        if not isinstance(context_features, int) or context_features < 0:
+        if not isinstance(context_features, Integral) or context_features < 0:
             raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
-        self.context_features = context_features
+        self.context_features = context_features = int(context_features)
         self.validate_args = validate_args
         if order is None:
             raster = orderings.raster(self.event_shape)
@@ -241,7 +242,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
             context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
-                batch, as in the shapes that ``sample`` returns.
+                batch, as in the shapes that ``sample`` returns. Of the model's dtype or compute dtype; under autocast
+                it, and x, may be of the dtype of autocast too, as a network before the model gives it.
 
         Returns:
             (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) where variables differ
@@ -408,9 +410,9 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         _inputs.check_context(self, context)
         contexts = None if context is None else context.reshape(-1, self.context_features)
         batch = shape if context is None else shape + context.shape[:-1]
-        if not isinstance(first_index, int) or first_index < 0:
+        if not isinstance(first_index, Integral) or first_index < 0:
             raise ValueError(f"{self._name}: first_index must be an integer >= 0, got {first_index!r}")
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
             raise ValueError(f"{self._name}: temperature must be positive and finite, got {temperature!r}")
         given, known = _inputs.flatten_known(self, given, known, clamp, batch)
         seed = _inputs.draw_seed(self._name, seed, generator)
@@ -420,7 +422,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             torch.Size(batch),
             contexts,
             seed,
-            first_index * (1 if contexts is None else contexts.shape[0]),
+            int(first_index) * (1 if contexts is None else contexts.shape[0]),
             float(temperature),
             given,
             known,
@@ -475,7 +477,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if value.shape != batch:
             raise ValueError(f"{self._name}: value must have shape {tuple(batch)}, got {tuple(value.shape)}")
         _inputs.check_values(self, "value", value, variable=state.variable)
-        value = self.head.of(state.variable).encode(value, self.compute_dtype)
+        value = self.head.of(state.variable).encode(_inputs.own_dtype(self, value), self.compute_dtype)
         if self.standardization is not None and self._real[state.variable]:
             value = self.standardization(value, self.compute_dtype, state.variable)
         return self._state(state.position + 1, self._append(state.tensors, state.position, value))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .. import functional, heads, reference
+from .._integers import integers
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -94,8 +95,8 @@ class DeepNADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        units = [hidden_features] if isinstance(hidden_features, int) else list(hidden_features)
-        if not units or not all(isinstance(size, int) and size > 0 for size in units):
+        units = integers(hidden_features)
+        if not units or min(units) < 1:
             raise ValueError(
                 f"DeepNADE: hidden_features must be one or more positive integers, got {hidden_features!r}"
             )
@@ -400,7 +401,8 @@ class DeepNADE(AutoregressiveModel):
 
         blocks = []
         for index in order.split(positions):
-            if torch.is_grad_enabled():
+            # The hooks by which a checkpoint saves its inputs are not for torch.func transforms.
+            if torch.is_grad_enabled() and torch._C._functorch.maybe_current_level() is None:
                 parameters, state = checkpoint(block, state, index, use_reentrant=False, preserve_rng_state=False)
             else:
                 parameters, state = block(state, index)

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings, reference
+from .._integers import integers
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
@@ -65,10 +67,11 @@ class MADE(AutoregressiveModel):
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal ones.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1, or over 0 ... D-1 with a context
-            (a unit of degree 0 sees the context only); "random" draws them from there, but from the lowest degree of
-            the layer before on; or for each hidden layer those of its units, in 0 ... D-1 and in any order. With
-            residual those of all layers are the same.
+        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1; "random" draws them from there,
+            but from the lowest degree of the layer before on; or for each hidden layer those of its units, in
+            0 ... D-1 and in any order. With residual those of all layers are the same. With a context they are in
+            0 ... D-1, and each hidden layer has a unit of degree 0, which sees the context only: by those units alone
+            the outputs at position 0 see it. Where "even" or "random" gives none, the lowest degree becomes 0.
         degree_seed: 0 ... 2^63 - 1, of random degrees and orders: the same on every machine.
         n_masks: how many sets of masks the model has; more than one need random degrees or several orders.
         n_orders: how many orders they have, at most n_masks: the first is ``order``, the others are random.
@@ -142,13 +145,20 @@ class MADE(AutoregressiveModel):
                 f"each block, got {hidden_features}"
             )
         self._check_masks(degrees, degree_seed, n_masks, n_orders)
-        self.degree_seed, self.n_masks, self.n_orders, self.mask_index = degree_seed, n_masks, n_orders, 0
+        self.degree_seed, self.n_masks, self.n_orders = int(degree_seed), int(n_masks), int(n_orders)
+        self.mask_index = 0
         self._by_variable = n_masks > 1
         self._how_degrees = degrees
         if not isinstance(degrees, str):
             self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
             if residual and not all(torch.equal(layer, self._how_degrees[0]) for layer in self._how_degrees):
                 raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
+            lowest = [int(layer.min()) for layer in self._how_degrees]
+            if context_features and max(lowest) > 0:
+                raise ValueError(
+                    "MADE: degrees must have a 0 in every hidden layer with context_features, since by units of degree "
+                    f"0 alone the outputs at position 0 see the context, got layers whose lowest degrees are {lowest}"
+                )
         self._make_mask_buffers(device)
         self.degrees = self._degrees_of(0)
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
@@ -283,10 +293,10 @@ class MADE(AutoregressiveModel):
     def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:
         if isinstance(degrees, str) and degrees not in ("even", "random"):
             raise ValueError(f"MADE: degrees must be 'even', 'random' or those of each layer, got {degrees!r}")
-        if not isinstance(degree_seed, int) or not 0 <= degree_seed < 2**63:
+        if not isinstance(degree_seed, Integral) or not 0 <= degree_seed < 2**63:
             raise ValueError(f"MADE: degree_seed must be an integer in 0 ... 2^63 - 1, got {degree_seed!r}")
         for name, given in (("n_masks", n_masks), ("n_orders", n_orders)):
-            if not isinstance(given, int) or given < 1:
+            if not isinstance(given, Integral) or given < 1:
                 raise ValueError(f"MADE: {name} must be a positive integer, got {given!r}")
         if n_orders > n_masks:
             raise ValueError(f"MADE: n_orders must be at most n_masks = {n_masks}, got {n_orders}")
@@ -327,6 +337,9 @@ class MADE(AutoregressiveModel):
                 # A unit of a lower degree than all of the layer before would see nothing.
                 below = int(degrees[-1].min()) if degrees else lowest
                 own = below + (self._uniform(layer, index, units) * (highest - below + 1)).long()
+            if self.context_features:
+                # The outputs at position 0 see the context by units of degree 0 alone.
+                own[own.argmin()] = 0
             degrees.append(own if self._by_variable else own.sort().values)
         return degrees
 
@@ -341,9 +354,9 @@ class MADE(AutoregressiveModel):
             >>> model.use_mask(3).mask_index
             3
         """
-        if not isinstance(index, int) or not 0 <= index < self.n_masks:
+        if not isinstance(index, Integral) or not 0 <= index < self.n_masks:
             raise ValueError(f"MADE: index must be that of one of {self.n_masks} sets of masks, got {index!r}")
-        self.mask_index = index
+        self.mask_index = index = int(index)
         if self._by_variable:
             self.mask_in_use = torch.full_like(self.mask_in_use, index)
         self._build_plan()
@@ -725,8 +738,8 @@ def _offsets(counts: Tensor) -> Tensor:
 
 
 def _hidden_features(given: Sequence[int]) -> list[int]:
-    units = [given] if isinstance(given, int) else list(given)
-    if not 1 <= len(units) <= MAX_HIDDEN_LAYERS or not all(isinstance(size, int) and size > 0 for size in units):
+    units = integers(given)
+    if not units or len(units) > MAX_HIDDEN_LAYERS or min(units) < 1:
         raise ValueError(f"MADE: hidden_features must be 1 to {MAX_HIDDEN_LAYERS} positive integers, got {given!r}")
     return units
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -80,19 +81,23 @@ class NADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, int) or hidden_features < 1:
+        if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"NADE: hidden_features must be a positive integer, got {hidden_features!r}")
         if activation not in reference.ACTIVATIONS:
             names = ", ".join(reference.ACTIVATIONS)
             raise ValueError(f"NADE: activation must be one of {names}, got {activation!r}")
-        self.hidden_features = hidden_features
+        self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
         offsets = self.head.offsets(self.variables, device)
         gathers = isinstance(self.head, heads.Categorical)
         out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
         in_rows = sum(self.head.inputs(self.variables))
         self.register_buffer("out_offsets", offsets, persistent=False)
-        self.register_buffer("in_offsets", offsets if gathers else self._input_offsets(), persistent=False)
+        in_offsets = offsets if gathers else self._input_offsets()
+        if gathers and self.counts == 1:
+            # Without offsets the one row of a variable would be scaled by its value.
+            in_offsets = torch.arange(self.variables + 1, device=device)
+        self.register_buffer("in_offsets", in_offsets, persistent=False)
         self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, device=device, dtype=dtype))
         self.in_bias = nn.Parameter(torch.empty(hidden_features, device=device, dtype=dtype))
         self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, device=device, dtype=dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings, reference
+from .._integers import integers
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -83,7 +85,7 @@ class OffsetNADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, int) or hidden_features < 1:
+        if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"OffsetNADE: hidden_features must be a positive integer, got {hidden_features!r}")
         if activation not in reference.ACTIVATIONS:
             names = ", ".join(reference.ACTIVATIONS)
@@ -93,7 +95,7 @@ class OffsetNADE(AutoregressiveModel):
                 f"OffsetNADE: head must have as many parameters for every variable, got {self.head!r}: its weights are "
                 "shared"
             )
-        self.hidden_features = hidden_features
+        self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
         self.shared_output = shared_output
         #: (rows, columns, channels)
@@ -311,8 +313,10 @@ def _grid(event_shape: torch.Size) -> tuple[int, int, int]:
 
 
 def _window(given: int | Sequence[int], dimensions: int) -> tuple[int, int]:
-    pair = ((0, given) if dimensions == 1 else (given, given)) if isinstance(given, int) else tuple(given)
-    whole = len(pair) == 2 and all(isinstance(size, int) and size >= 0 for size in pair) and sum(pair) > 0
+    pair = tuple(integers(given) or ())
+    if len(pair) == 1:
+        pair = (0, *pair) if dimensions == 1 else (*pair, *pair)
+    whole = len(pair) == 2 and min(pair) >= 0 and sum(pair) > 0
     if not whole or (dimensions == 1 and pair[0] > 0):
         rule = "a positive integer" if dimensions == 1 else "a positive integer or (up, side), not both 0"
         raise ValueError(f"OffsetNADE: window must be {rule}, got {given!r}")

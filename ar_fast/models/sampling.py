@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,10 +84,10 @@ class Sampling:
     def advance(self, positions: int | None = None) -> None:
         """Draws the next ``positions`` variables of the order, or as many as are left; None is all of them."""
         request, model = self._request, self._request.model
-        if positions is not None and (not isinstance(positions, int) or positions < 0):
+        if positions is not None and (not isinstance(positions, Integral) or positions < 0):
             raise ValueError(f"Sampling: positions must be an integer >= 0 or None, got {positions!r}")
         start = self.position
-        stop = model.variables if positions is None else min(start + positions, model.variables)
+        stop = model.variables if positions is None else min(start + int(positions), model.variables)
         units = model.standardization
         given = None if request.given is None else request.given[self._rows]
         known = None if request.known is None else request.known[self._rows]

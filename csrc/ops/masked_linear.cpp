@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/flatten.h>
 #include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -230,7 +231,7 @@ class MaskedLinearFunction : public torch::autograd::Function<MaskedLinearFuncti
     if (context->needs_input_grad(0)) out[0] = saved.grad_input(grad, saved.second);
     if (context->needs_input_grad(1)) out[1] = saved.grad_weight(grad, saved.first);
     if (context->saved_data["bias"].toBool()) {
-      out[2] = grad.dim() == 1 ? grad : grad.reshape_symint({-1, grad.sym_size(-1)}).sum(0);
+      out[2] = grad.dim() == 1 ? grad : at::flatten(grad, 0, -2).sum(0);
     }
     return out;
   }

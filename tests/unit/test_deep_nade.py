@@ -372,3 +372,23 @@ def test_a_variable_without_parameters_cannot_be_drawn():
     with pytest.raises(RuntimeError, match="nade_log_prob: out_offsets must ascend, got 2 before 2 at 1"):
         functional.nade_log_prob(torch.zeros(3, 4, dtype=torch.float64), in_weight, in_bias, out_weight, out_bias,
                                  out_offsets=offsets, head="categorical")  # fmt: skip
+
+
+@pytest.mark.parametrize("context_features", [0, 2])
+def test_per_sample_gradients_with_two_hidden_layers(context_features):
+    torch.manual_seed(0)
+    model = models.DeepNADE(4, [5, 3], activation="tanh", context_features=context_features, dtype=torch.float64)
+    x, parameters = random_binary(3, 4), {name: value.detach() for name, value in model.named_parameters()}
+    context = torch.randn(3, context_features, dtype=torch.float64) if context_features else None
+
+    def loss(parameters, x, context):
+        arguments = (x,) if context is None else (x, context)
+        return -model.head.log_prob(torch.func.functional_call(model, parameters, arguments), x).sum()
+
+    dims = (None, 0, None if context is None else 0)
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=dims)(parameters, x, context)
+    for row in range(3):
+        model.zero_grad()
+        model.log_prob(x[row], None if context is None else context[row]).neg().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(per_sample[name][row], parameter.grad)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from model_cases import KINDS, make_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -193,6 +194,27 @@ def test_a_context_is_passed_on():
     assert check_autoregressive(module, 4, context=torch.zeros(2)).missing
 
 
+def test_outputs_that_do_not_see_the_context_are_named():
+    def blind(x, context):
+        """Variable 0 is blind; 1 sees the context by a step, 2 by a gradient without a change, 3 and 4 smoothly."""
+        value = context[:, :1]
+        seen = [0 * value, (value > 0.3).float(), value - value.detach(), value, value * context[:, 1:]]
+        return past(x) + torch.cat(seen, 1)
+
+    result = check_autoregressive(blind, 5, context=torch.zeros(2))
+    assert result and result.without_context == [0] and result.context.shape == (5,)
+    assert str(result).endswith("; the context is not seen by output 0")
+    result = check_autoregressive(lambda x, context: past(x.flatten(1)), (2, 4), context=torch.zeros(2))
+    assert result and result.without_context == list(range(8))
+    assert "the context is not seen by output (0, 0); output (0, 1); " in str(result) and "and 3 more" in str(result)
+    result = check_autoregressive(lambda x, context: x + context, 1, context=torch.zeros(1))
+    assert not result and result.without_context == []
+    assert check_autoregressive(past, 5).without_context == [] and check_autoregressive(past, 5).context is None
+    categories = torch.tensor([1, 0])
+    result = check_autoregressive(lambda x, context: past(x) + context[:, :1], 5, context=categories)
+    assert result and result.context is None, "a context of categories cannot be moved"
+
+
 def test_dropout_and_batch_norm_are_in_evaluation_mode_and_put_back():
     module = nn.Sequential(Masked(), nn.BatchNorm1d(5), nn.Dropout(0.5))
     module[1].eval()
@@ -229,7 +251,17 @@ MODELS = {
 def test_our_models(name, dtype):
     model = MODELS[name]().to(dtype)
     context = torch.randn(3, dtype=dtype) if model.context_features else None
-    assert check_autoregressive(model, model.event_shape, context=context, raises=True).missing == []
+    result = check_autoregressive(model, model.event_shape, context=context, raises=True)
+    assert result.missing == [] and result.without_context == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_models_see_the_context(kind):
+    model = make_model(kind, 5, 3, order=None)
+    assert check_autoregressive(model, 5, context=torch.zeros(3, dtype=torch.float64)).without_context == []
+    model.context_weight.data.zero_()
+    result = check_autoregressive(model, 5, context=torch.zeros(3, dtype=torch.float64))
+    assert result.without_context == [0, 1, 2, 3, 4]
 
 
 def test_a_broken_model_of_ours_is_found():

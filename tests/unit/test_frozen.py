@@ -1,13 +1,14 @@
 """ar_fast.frozen: what is kept of weights, that every change of them is seen, and that nothing is kept outside."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from masked_cases import KINDS, make_mask
 
 import ar_fast
-from ar_fast import models
+from ar_fast import Mask, models
 from ar_fast.nn import MaskedLinear
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -153,3 +154,27 @@ def test_the_sampler_gathers_once(monkeypatch):
     assert len(made_of) == 1
     model.sample(5, seed=1)
     assert len(made_of) == 2 and model._kept is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_made_in_the_scope_does_not_stay_frozen(copied):
+    layer = MaskedLinear(4, 3, Mask.from_degrees([2, 1, 3, 1], [3, 1, 2]))
+    x = torch.ones(2, 4)
+    with ar_fast.frozen(layer), torch.no_grad():
+        layer(x)
+        other = copied(layer)
+        other(x)
+    with torch.no_grad():
+        # A change that a frozen layer does not see.
+        other.weight.data.fill_(1.0)
+        expected = torch.nn.functional.linear(x, layer.mask.to_dense().float(), other.bias)
+        torch.testing.assert_close(other(x), expected)
+
+
+def test_copies_of_a_frozen_model_draw_what_the_model_draws():
+    model = models.MADE(6, [20], degrees="random", n_masks=2)
+    with ar_fast.frozen(model):
+        expected = model.sample(3, seed=0)
+        other = copy.deepcopy(model)
+    assert all(part._kept is None for part in other.modules() if hasattr(type(part), "_kept"))
+    assert torch.equal(other.sample(3, seed=0), expected)

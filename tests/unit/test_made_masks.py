@@ -243,3 +243,69 @@ WRITTEN_OUT = (
     [[4, 2, 4, 3, 3, 3], [2, 4, 2, 3, 2, 4], [1, 2, 2, 1, 1, 1]],
     [[0, 1, 2, 3, 4], [1, 2, 0, 3, 4], [0, 1, 2, 3, 4]],
 )
+
+
+def positive(model):
+    """Positive weights and tanh: no two paths cancel, and what has a path has a gradient."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand(parameter.shape) / parameter.shape[-1])
+    return model
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize(
+    "hidden_features, options",
+    [
+        ([2], {}),
+        ([1], {}),
+        ([3, 1, 2], {}),
+        ([30, 2], {}),
+        ([3, 3, 3], {"residual": True}),
+        ([2], {"degrees": "random"}),
+        ([4, 1, 3], {"degrees": "random"}),
+        ([3, 3, 3], {"degrees": "random", "residual": True}),
+        ([3, 2], {"degrees": "random", "n_masks": 5}),
+        ([3, 2], {"degrees": "random", "n_masks": 5, "n_orders": 3}),
+        ([3, 2], {"degrees": "even", "n_masks": 3, "n_orders": 3}),
+        ([2, 2, 2], {"degrees": "random", "residual": True, "n_masks": 5, "n_orders": 2}),
+        ([3, 2], {"degrees": [[5, 0, 2], [0, 1]]}),
+    ],
+    ids=str,
+)
+def test_every_output_sees_the_context(device, hidden_features, options, direct):
+    arguments = {"activation": "tanh", "direct": direct, "device": device, "dtype": torch.float64} | options
+    model = positive(MADE(6, hidden_features, context_features=2, **arguments))
+    context = torch.ones(2, dtype=torch.float64, device=device)
+    x = random_binary(1, 6, device=device)
+    for index in range(model.n_masks):
+        model.use_mask(index)
+        assert all(int(layer.min()) == 0 for layer in model.degrees)
+        jacobian = torch.autograd.functional.jacobian(lambda context: model(x, context).flatten(), context)
+        assert bool((jacobian != 0).all())
+        # Sampling and stepping have the same masks.
+        samples, log_prob = model.sample(5, context, seed=1, return_log_prob=True)
+        torch.testing.assert_close(log_prob, model.log_prob(samples, context))
+        first = model.begin(context=context.requires_grad_()).parameters
+        assert bool((torch.autograd.grad(first.sum(), context)[0] != 0).all())
+        context = context.detach()
+
+
+@pytest.mark.parametrize("degrees", [[[1, 2], [0, 1, 1]], [[0, 2], [1, 1, 1]], [[3, 3], [3, 4, 5]]])
+def test_given_degrees_that_hide_the_context_are_refused(degrees):
+    lowest = [min(layer) for layer in degrees]
+    message = rf"degrees must have a 0 in every hidden layer with context_features, .*degrees are \[{lowest[0]}, "
+    with pytest.raises(ValueError, match=message):
+        MADE(6, [2, 3], degrees=degrees, context_features=1)
+    MADE(6, [2, 3], degrees=degrees)
+    with pytest.raises(ValueError, match="degrees must have a 0 in every hidden layer"):
+        MADE(6, [2] * 3, degrees=[[1, 2]] * 3, residual=True, direct=True, context_features=1)
+
+
+def test_degrees_without_a_context_and_those_with_a_zero_are_as_ever():
+    """Those of models that are saved."""
+    assert [layer.tolist() for layer in MADE(6, [2, 5]).degrees] == [[2, 4], [1, 2, 3, 4, 5]]
+    random = MADE(6, [4, 4], degrees="random", degree_seed=1)
+    assert [layer.tolist() for layer in random.degrees] == [[2, 4, 4, 5], [2, 2, 3, 3]]
+    assert MADE(6, [7], context_features=1).degrees[0].tolist() == [0, 1, 2, 3, 3, 4, 5]
+    assert MADE(6, [2], context_features=1).degrees[0].tolist() == [0, 4]

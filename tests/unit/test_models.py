@@ -441,6 +441,42 @@ def test_autocast_keeps_log_prob_in_float32(kind, context_features, device):
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_of_the_dtype_of_autocast(kind, autocast, device):
+    """A network before the model gives it; so may x be."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        model = make_model(kind, 5, 3, device=device, dtype=dtype)
+        encoder = torch.nn.Linear(2, 3, device=device)
+        x = random_binary(4, 5, device=device, dtype=torch.float32)
+        with torch.autocast(device.type, dtype=autocast):
+            context = encoder(torch.randn(4, 2, device=device))
+            context.retain_grad()
+            assert context.dtype == autocast
+            log_prob = model.log_prob(x.to(autocast), context)
+            expected = model.log_prob(x.bool(), context.to(dtype))
+            assert torch.equal(log_prob, expected) and log_prob.dtype == model.compute_dtype
+            assert torch.equal(model(x.to(autocast), context), model(x.bool(), context.to(dtype)))
+            assert torch.equal(model.sample(2, context, seed=1), model.sample(2, context.to(dtype), seed=1))
+            steps, wanted = model.begin(context=context), model.begin(context=context.to(dtype))
+            assert torch.equal(steps.parameters, wanted.parameters)
+            value = x[:, steps.variable]
+            assert torch.equal(
+                model.next(steps, value.to(autocast)).parameters, model.next(wanted, value.bool()).parameters
+            )
+            given, known = x.to(autocast), torch.ones_like(x, dtype=torch.bool)
+            assert torch.equal(model.sample((), context, given=given, known=known), x.to(model.compute_dtype))
+            assert torch.equal(model.distribution(context).log_prob(x.bool()), expected)
+        log_prob.sum().backward()
+        assert context.grad.dtype == autocast and bool(context.grad.any())
+        assert encoder.weight.grad.dtype == torch.float32 and bool(encoder.weight.grad.any())
+        if dtype != autocast:
+            with pytest.raises(
+                ValueError, match=f"context must be bool, integer or of the model's dtype, .*{autocast}"
+            ):
+                model.log_prob(x.bool(), context.detach())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampling_goes_on_where_it_was_interrupted(kind, device, monkeypatch):
     model = make_model(kind, (2, 3), device=device)

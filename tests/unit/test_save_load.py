@@ -194,3 +194,21 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         model.save(tmp_path)
     assert unchanged(models.load(tmp_path), before)
+
+
+def test_tied_weights_are_refused(tmp_path):
+    model = models.NADE(4, 3)
+    model.out_weight = model.in_weight
+    message = "save: parameters and buffers must not share memory, got tied in_weight and out_weight"
+    with pytest.raises(ValueError, match=message):
+        model.save(tmp_path)
+    both = torch.randn(8, 3)
+    model.in_weight, model.out_weight = torch.nn.Parameter(both[:4]), torch.nn.Parameter(both[3:7])
+    with pytest.raises(ValueError, match=message):
+        model.save(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors*"))
+    # Parts of one piece of memory that do not overlap are separate.
+    model.out_weight = torch.nn.Parameter(both[4:])
+    model.save(tmp_path)
+    x = torch.ones(2, 4)
+    assert torch.equal(models.load(tmp_path).log_prob(x), model.log_prob(x))

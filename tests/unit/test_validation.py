@@ -1,10 +1,11 @@
 """Bad input to the models: each error names the argument, the rule and what was given."""
 
+import numpy as np
 import pytest
 import torch
 from model_cases import FIXED_ORDER_KINDS, KINDS, make_context, make_model, random_binary
 
-from ar_fast import models
+from ar_fast import check_autoregressive, heads, models, orderings
 
 pytestmark = pytest.mark.models
 
@@ -211,3 +212,74 @@ def test_begin_takes_its_batch_from_the_context_or_equal_to_it():
     assert model.begin(context=context).parameters.shape == (4, 1)
     with pytest.raises(ValueError, match=r"context must have shape \(\*batch, C\) with batch \(5,\), got \(4, 2\)"):
         model.begin(5, context)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_contexts_that_are_not_finite(kind, bad, device):
+    model = make_model(kind, 4, 3, head=heads.LogisticMixture(1, 8), device=device, validate_args=True)
+    context = make_context(3, 2, device=device)
+    context[1, 2] = bad
+    x = torch.zeros(2, 4, dtype=torch.long, device=device)
+    for call in (
+        lambda: model.log_prob(x, context),
+        lambda: model(x, context),
+        lambda: model.sample(1, context),
+        lambda: model.sampling(1, context),
+        lambda: model.begin(context=context),
+        lambda: model.distribution(context),
+    ):
+        with pytest.raises(ValueError, match=rf"context must be finite, got {bad} at index \(1, 2\)"):
+            call()
+    model.validate_args = False
+    assert model.log_prob(x, context).isnan().tolist() == [False, True] or bad == torch.inf
+
+
+INT = np.int64
+NUMPY = {
+    "NADE": lambda: models.NADE(INT(4), INT(3), context_features=INT(2)),
+    "RNADE": lambda: models.RNADE((INT(2), INT(2)), INT(3), INT(2)),
+    "MADE": lambda: models.MADE(
+        np.array([2, 2]), np.array([3, 5]), degrees="random", degree_seed=INT(1), n_masks=INT(3), n_orders=INT(2)
+    ).use_mask(INT(1)),
+    "MADE, one layer": lambda: models.MADE(4, INT(3), order=np.array([2, 0, 1, 3])),
+    "ARMLP": lambda: models.ARMLP(INT(4), INT(3), head=heads.Categorical(INT(3))),
+    "FVSBN": lambda: models.FVSBN((INT(4),), head=heads.Categorical(np.array([2, 3, 2, 2]))),
+    "DeepNADE": lambda: models.DeepNADE(INT(4), INT(3), head=heads.LogisticMixture(INT(1), INT(4))),
+    "DeepNADE, two layers": lambda: models.DeepNADE(4, np.array([3, 2]), head=heads.GaussianMixture(INT(2))),
+    "OffsetNADE": lambda: models.OffsetNADE((INT(2), INT(2)), INT(3), INT(1)),
+    "OffsetNADE, (up, side)": lambda: models.OffsetNADE((2, 2), 3, np.array([1, 1])),
+}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_numpy_integers_are_integers(name, tmp_path):
+    model = NUMPY[name]()
+    context = torch.zeros(2) if model.context_features else None
+    samples = model.sample((INT(2), INT(1)), context, seed=INT(1), first_index=INT(3), temperature=np.float64(1.0))
+    assert torch.equal(samples, model.sample((2, 1), context, seed=1, first_index=3))
+    assert torch.equal(model.sample(INT(2), context, seed=1, first_index=3), samples[:, 0])
+    sampling = model.sampling(np.int32(2), context, seed=1, first_index=3)
+    sampling.advance(INT(1))
+    sampling.advance()
+    assert torch.equal(sampling.samples, samples[:, 0])
+    assert model.begin(INT(2), None if context is None else context.expand(2, 2)).parameters.shape[0] == 2
+    model.save(tmp_path)
+    assert torch.equal(models.load(tmp_path).log_prob(samples, context), model.log_prob(samples, context))
+    assert check_autoregressive(model, np.array(model.event_shape), context=context)
+    assert torch.equal(orderings.raster(INT(3)), torch.arange(3))
+
+
+@pytest.mark.parametrize("bad", [np.float64(3.0), np.array([2.0, 3.0]), np.array(1.5), torch.tensor(3), "3", None, 2.0])
+def test_what_is_no_integer_is_refused(bad):
+    with pytest.raises(ValueError, match="event_shape must be one or more positive integers, got"):
+        models.NADE(bad, 3)
+    for make in (models.NADE, models.MADE, models.ARMLP, models.DeepNADE, lambda *sizes: models.OffsetNADE(*sizes, 1)):
+        with pytest.raises(ValueError, match=r"hidden_features must be .* positive integer"):
+            make(4, bad)
+    with pytest.raises(ValueError, match="window must be a positive integer"):
+        models.OffsetNADE(4, 3, bad)
+    with pytest.raises(ValueError, match="categories must be a positive integer or some of them"):
+        heads.Categorical(bad)
+    with pytest.raises(ValueError, match="n must be an integer >= 0 or a shape"):
+        models.NADE(4, 3).sample(bad)
