@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from . import reference
+from ._vocabulary import ACTIVATIONS, HEADS, MLP_ACTIVATIONS, compute_dtype
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -97,16 +97,15 @@ def _nade(
             raise RuntimeError(
                 f"{op}: x must be an integer category where in_weight has a row per category, got {x.dtype}"
             )
-        if x.dtype not in (in_weight.dtype, reference.compute_dtype(in_weight.dtype)):
+        if x.dtype not in (in_weight.dtype, compute_dtype(in_weight.dtype)):
             raise RuntimeError(
-                f"{op}: x must be bool, integer, {in_weight.dtype} or {reference.compute_dtype(in_weight.dtype)}, "
-                f"got {x.dtype}"
+                f"{op}: x must be bool, integer, {in_weight.dtype} or {compute_dtype(in_weight.dtype)}, got {x.dtype}"
             )
     elif x.is_complex():
         raise RuntimeError(f"{op}: x must be real, got {x.dtype}")
     _rows(op, "in", in_weight, variables, in_offsets)
     _rows(op, "out", out_weight, variables, out_offsets)
-    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+    _one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _head(
@@ -121,7 +120,7 @@ def _head(
     *,
     others: tuple[str, ...] = ("per_variable",),
 ) -> None:
-    _one_of(op, "head", head, (*reference.HEADS, *others))
+    _one_of(op, "head", head, (*HEADS, *others))
     if (head_kinds is not None) != (head == "per_variable"):
         raise RuntimeError(
             f"{op}: head_kinds must be given for a per_variable head and for no other, "
@@ -263,7 +262,7 @@ def _nade_sample(
     _shape(op, "out_weight", out_weight, "(R_out, H)", None, hidden)
     _shape(op, "out_bias", out_bias, "(R_out)", out_weight.shape[0])
     _shape(op, "state", state, "(B, H)", None, hidden)
-    _dtype(op, "state", state, reference.compute_dtype(in_weight.dtype))
+    _dtype(op, "state", state, compute_dtype(in_weight.dtype))
     for name, tensor in (("out_weight", out_weight), ("out_bias", out_bias)):
         _like(op, name, tensor, "in_weight", in_weight)
     _device(op, "state", state, "in_weight", in_weight)
@@ -287,7 +286,7 @@ def _nade_sample(
         _shape(op, "activation_scale", activation_scale, "(D)", variables)
         _like(op, "activation_scale", activation_scale, "in_weight", in_weight)
     _draws(op, state, variables, given, known, start, stop, temperature)
-    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+    _one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _offset_nade_sample(
@@ -340,7 +339,7 @@ def _offset_nade_sample(
     _shape(op, "in_weight", in_weight, f"({inputs * values}, H)", inputs * values, hidden)
     reach = (up * columns + side) * channels + channels - 1
     _shape(op, "state", state, f"(B, {reach})", None, reach)
-    compute = reference.compute_dtype(in_weight.dtype)
+    compute = compute_dtype(in_weight.dtype)
     _dtype(op, "state", state, compute)
     _device(op, "state", state, "in_weight", in_weight)
     if in_bias.dim() == 2:
@@ -351,13 +350,13 @@ def _offset_nade_sample(
     _device(op, "in_bias", in_bias, "in_weight", in_weight)
     _indices(op, "order", order, "(D)", variables, in_weight)
     _draws(op, state, variables, given, known, start, stop, temperature)
-    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+    _one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: object) -> None:
     op, activation = "masked_linear", rest[-1]
     if activation is not None:
-        _one_of(op, "activation", activation, reference.MLP_ACTIVATIONS)
+        _one_of(op, "activation", activation, MLP_ACTIVATIONS)
     _shape(op, "weight", weight, "(O, I)", None, None)
     _dtype(op, "weight", weight, *FLOATING)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
@@ -419,7 +418,7 @@ def _fvsbn_sample(
         rule = "category, as many as columns" if head == "categorical" else "variable"
         raise RuntimeError(f"{op}: weight must have one row per {rule}, got shape {list(weight.shape)}")
     _shape(op, "state", state, "(B, R_out)", None, out_rows)
-    _dtype(op, "state", state, reference.compute_dtype(weight.dtype))
+    _dtype(op, "state", state, compute_dtype(weight.dtype))
     _device(op, "state", state, "weight", weight)
     if order is not None:
         _shape(op, "order", order, "(D)", variables)
@@ -457,7 +456,7 @@ def _armlp_sample(
         raise RuntimeError(f"{op}: state must have at least one variable, got shape {list(state.shape)}")
     _shape(op, "in_weight", in_weight, "(rows, H)", None, None)
     _dtype(op, "in_weight", in_weight, *FLOATING)
-    compute = reference.compute_dtype(in_weight.dtype)
+    compute = compute_dtype(in_weight.dtype)
     _dtype(op, "state", state, compute)
     _shape(op, "block_starts", block_starts, "(blocks + 1)", -(-variables // 8) + 1)
     _dtype(op, "block_starts", block_starts, torch.int64)
@@ -486,7 +485,7 @@ def _armlp_sample(
     _head(op, head, levels, head_kinds, "out_weight", out_weight.shape[0], variables, offsets)
     _in_offsets(op, head, in_offsets, variables)
     _draws(op, state, variables, given, known, start, stop, temperature)
-    _one_of(op, "activation", activation, reference.ACTIVATIONS)
+    _one_of(op, "activation", activation, ACTIVATIONS)
 
 
 def _masked_mlp_sample(
@@ -563,10 +562,10 @@ def _masked_mlp_sample(
         )
     features = sum(widths[:-1])
     _shape(op, "state", state, f"(B, R_in + units of all layers but the last) = (B, {features})", None, features)
-    _dtype(op, "state", state, reference.compute_dtype(weights[0].dtype))
+    _dtype(op, "state", state, compute_dtype(weights[0].dtype))
     _indices(op, "order", order, "(D)", variables, weights[0])
     _draws(op, state, variables, given, known, start, stop, temperature)
-    _one_of(op, "activation", activation, reference.MLP_ACTIVATIONS)
+    _one_of(op, "activation", activation, MLP_ACTIVATIONS)
 
 
 def _program(op: str, program: list[int]) -> list[list[int]]:

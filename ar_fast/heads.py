@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from . import functional, reference
+from . import functional
 from ._integers import integers
+from ._vocabulary import HEADS
 
 __all__ = [
     "Bernoulli",
@@ -391,7 +392,7 @@ class _Mixture(_OneKind):
         return 3 * self.components
 
     def _sample(self, parameters: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-        logits, means, log_scales = reference.mixture_parameters(parameters)
+        logits, means, log_scales = _mixture_parameters(parameters)
         component = _draw_category(logits, temperature, generator).unsqueeze(-1)
         mean, log_scale = (part.gather(-1, component).squeeze(-1) for part in (means, log_scales))
         return self._draw_component(mean, log_scale.exp(), temperature, generator)
@@ -442,11 +443,11 @@ class GaussianMixture(_Mixture):
         return torch.cat([zeros, mean.unsqueeze(-1) + spread, zeros], -1)
 
     def _mean(self, parameters: Tensor) -> Tensor:
-        logits, means, _ = reference.mixture_parameters(parameters)
+        logits, means, _ = _mixture_parameters(parameters)
         return (logits.softmax(-1) * means).sum(-1)
 
     def _mode(self, parameters: Tensor) -> Tensor:
-        logits, means, log_scales = (part.unsqueeze(-2) for part in reference.mixture_parameters(parameters.double()))
+        logits, means, log_scales = (part.unsqueeze(-2) for part in _mixture_parameters(parameters.double()))
         precision = (-2 * log_scales).exp()
         # (..., K, K): from each mean, in the light of each component.
         x = means.transpose(-1, -2)
@@ -518,7 +519,7 @@ class LogisticMixture(_Mixture):
 
     def _mean(self, parameters: Tensor) -> Tensor:
         """The sum over levels k >= 1 of P(x >= k), a level at a time."""
-        logits, means, log_scales = reference.mixture_parameters(parameters)
+        logits, means, log_scales = _mixture_parameters(parameters)
         weight, inverse = logits.softmax(-1), (-log_scales).exp()
         total = torch.zeros_like(means[..., 0])
         for level in range(1, self.levels):
@@ -530,8 +531,7 @@ class LogisticMixture(_Mixture):
         mode = torch.zeros(parameters.shape[:-1], dtype=torch.int64, device=parameters.device)
         best = torch.full(parameters.shape[:-1], -math.inf, dtype=parameters.dtype, device=parameters.device)
         for level in range(self.levels):
-            x = torch.full_like(best, 2 * level / (self.levels - 1) - 1)
-            log_prob = reference.logistic_mixture_log_prob(parameters, x, self.levels)
+            log_prob = self.log_prob(parameters.unsqueeze(-2), torch.full_like(mode, level).unsqueeze(-1)).squeeze(-1)
             mode = torch.where(log_prob > best, level, mode)
             best = torch.maximum(best, log_prob)
         return mode
@@ -545,6 +545,12 @@ class LogisticMixture(_Mixture):
 
     def config(self) -> dict[str, Any]:
         return {"name": "LogisticMixture", "components": self.components, "levels": self.levels}
+
+
+def _mixture_parameters(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., 3 K) -> logits, means and log-scales, (..., K) each; log-scales end at the kernels' least, -7."""
+    logits, means, log_scales = parameters.unflatten(-1, (3, -1)).unbind(-2)
+    return logits, means, log_scales.clamp(min=-7.0)
 
 
 def _draw_category(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -613,7 +619,7 @@ class PerVariable(Head):
 
     def kinds(self, variables: int, device: torch.device | str | None = None) -> Tensor:
         self._check(variables)
-        return torch.tensor([[reference.HEADS.index(head.kind), head.levels] for head in self.heads], device=device)
+        return torch.tensor([[HEADS.index(head.kind), head.levels] for head in self.heads], device=device)
 
     def of(self, variable: int) -> Head:
         return self.heads[variable]

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
-
 __all__ = ["Mask"]
 
 TILE_SIZE = 64
@@ -143,7 +141,12 @@ class Mask:
 
     def to_dense(self) -> Tensor:
         """The (O, I) bool matrix."""
-        return reference.mask_from_plan((self.out_features, self.in_features), *self.plan)
+        if self.extents is None:
+            return self.dense_mask
+        rank = torch.arange(self.in_features, device=self.extents.device)
+        if self.columns is not None:
+            rank = self.columns.long().argsort()
+        return rank < self.extents[:, None]
 
     def count(self) -> int:
         """How many of its elements are True."""

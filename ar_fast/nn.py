@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import functional, reference
+from . import functional
+from ._vocabulary import MLP_ACTIVATIONS
 from .freezing import Kept
 from .masks import Mask
 
@@ -57,8 +58,8 @@ class MaskedLinear(nn.Linear):
         activation: str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        if activation is not None and activation not in reference.MLP_ACTIVATIONS:
-            names = ", ".join(reference.MLP_ACTIVATIONS)
+        if activation is not None and activation not in MLP_ACTIVATIONS:
+            names = ", ".join(MLP_ACTIVATIONS)
             raise ValueError(f"MaskedLinear: activation must be None or one of {names}, got {activation!r}")
         self.activation = activation
         self.set_mask(mask if isinstance(mask, Mask) else Mask.from_dense(mask))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import functional, heads, reference
+from .. import functional, heads
+from .._vocabulary import ACTIVATIONS
 from ._context import add_context
 from .base import AutoregressiveModel
 
@@ -89,8 +90,8 @@ class ARMLP(AutoregressiveModel):
         )
         if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"ARMLP: hidden_features must be a positive integer, got {hidden_features!r}")
-        if activation not in reference.ACTIVATIONS:
-            names = ", ".join(reference.ACTIVATIONS)
+        if activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
             raise ValueError(f"ARMLP: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
@@ -219,7 +220,7 @@ class ARMLP(AutoregressiveModel):
             position = torch.arange(begin, end - 1).repeat_interleave(torch.tensor(input_rows[begin:end]).diff())
             seen = (position[:, None] < torch.arange(begin, end)).repeat_interleave(hidden, 1).to(weight.device)
             sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
-        units = reference.ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
+        units = ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
         counts = [offsets[p + 1] - offsets[p] for p in range(begin, end)]
         if len(set(counts)) == 1:
             products = torch.einsum("bnh,nkh->bnk", units, out_weight.unflatten(0, (networks, -1))).flatten(1)
@@ -271,7 +272,7 @@ class ARMLP(AutoregressiveModel):
         begin, end = self._blocks()[block]
         first, stop = self._block_starts()[block : block + 2]
         weight = self.in_weight[first:stop].unflatten(0, (-1, end - begin))[: inputs.shape[-1], position - begin]
-        hidden = reference.ACTIVATIONS[self.activation](inputs @ weight.to(inputs.dtype) + bias[..., position, :])
+        hidden = ACTIVATIONS[self.activation](inputs @ weight.to(inputs.dtype) + bias[..., position, :])
         own = slice(offsets[position], offsets[position + 1])
         return F.linear(hidden, self.out_weight[own].to(inputs.dtype), self.out_bias[own].to(inputs.dtype))
 

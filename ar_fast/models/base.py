@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .. import heads, orderings, reference
+from .. import heads, orderings
 from .._progress import progress_bar
+from .._vocabulary import compute_dtype
 from ..nn import MaskedLinear
 from . import _files, _inputs
 from ._standardize import Standardization
@@ -234,7 +235,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of conditionals' parameters, of log_prob and of samples: float64 for float64, else float32."""
-        return reference.compute_dtype(self.dtype)
+        return compute_dtype(self.dtype)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The parameters of every conditional.

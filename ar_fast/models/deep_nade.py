@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .. import functional, heads, reference
+from .. import functional, heads
 from .._integers import integers
+from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -100,8 +101,8 @@ class DeepNADE(AutoregressiveModel):
             raise ValueError(
                 f"DeepNADE: hidden_features must be one or more positive integers, got {hidden_features!r}"
             )
-        if activation not in reference.ACTIVATIONS:
-            names = ", ".join(reference.ACTIVATIONS)
+        if activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
             raise ValueError(f"DeepNADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = units
         self.activation = activation
@@ -371,7 +372,7 @@ class DeepNADE(AutoregressiveModel):
 
     def _hidden(self, pre_activation: Tensor) -> Tensor:
         """The last hidden layer from the pre-activations of the first."""
-        activation = reference.ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         hidden = activation(pre_activation)
         for layer in self.layers:
             hidden = activation(F.linear(hidden, self._compute(layer.weight), self._compute(layer.bias)))

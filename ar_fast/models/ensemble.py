@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .. import heads, reference
+from .. import heads
+from .._philox import philox_uniform
 from .._progress import progress_bar
 from . import _files, _inputs
 from .base import AutoregressiveModel
@@ -209,7 +210,7 @@ class Ensemble(nn.Module):
         """Which member draws each row, and how many rows of its block the member draws before it."""
         start = first_row // _BLOCK * _BLOCK
         numbers = torch.arange(start, first_row + rows)
-        uniform = reference.philox_uniform(seed, numbers, torch.tensor(_PICK))
+        uniform = philox_uniform(seed, numbers, torch.tensor(_PICK))
         running = (
             shares.cumsum(-1)[numbers % contexts] if contexts else shares.new_zeros(len(numbers), len(self.members))
         )
@@ -253,4 +254,4 @@ class Ensemble(nn.Module):
 
 def _member_seed(seed: int, index: int) -> int:
     """A seed of its own for each member: two of them may draw under the same number."""
-    return int(reference.philox_uniform(seed, torch.tensor(index), torch.tensor(_PICK), slot=1).item() * 2**63)
+    return int(philox_uniform(seed, torch.tensor(index), torch.tensor(_PICK), slot=1).item() * 2**63)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from .. import functional, heads, orderings, reference
+from .. import functional, heads, orderings
 from .._integers import integers
+from .._philox import philox_uniform
+from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
@@ -133,8 +135,8 @@ class MADE(AutoregressiveModel):
             device=device,
         )
         hidden_features = _hidden_features(hidden_features)
-        if activation not in reference.MLP_ACTIVATIONS:
-            names = ", ".join(reference.MLP_ACTIVATIONS)
+        if activation not in MLP_ACTIVATIONS:
+            names = ", ".join(MLP_ACTIVATIONS)
             raise ValueError(f"MADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features
         self.activation = activation
@@ -320,7 +322,7 @@ class MADE(AutoregressiveModel):
         self.register_buffer("order", self.orders[0], persistent=False)
 
     def _uniform(self, stream: int, index: int, count: int) -> Tensor:
-        return reference.philox_uniform(self.degree_seed, torch.arange(count), torch.tensor(stream), slot=index)
+        return philox_uniform(self.degree_seed, torch.arange(count), torch.tensor(stream), slot=index)
 
     def _degrees_of(self, index: int) -> list[Tensor]:
         """Those of the hidden layers in set ``index`` of the masks, ascending if there is one set only."""
@@ -530,7 +532,7 @@ class MADE(AutoregressiveModel):
         return [self.activation if here else None for here in (*fused, False)]
 
     def _activate(self, hidden: Tensor) -> Tensor:
-        return reference.MLP_ACTIVATIONS[self.activation](hidden)
+        return MLP_ACTIVATIONS[self.activation](hidden)
 
     def _as_stored(self, x: Tensor) -> Tensor:
         return x if self._by_variable else self._by_position(x, 1)

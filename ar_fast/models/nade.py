@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import functional, heads, reference
+from .. import functional, heads
+from .._vocabulary import ACTIVATIONS
 from ._context import add_context
 from .base import AutoregressiveModel
 
@@ -83,8 +84,8 @@ class NADE(AutoregressiveModel):
         )
         if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"NADE: hidden_features must be a positive integer, got {hidden_features!r}")
-        if activation not in reference.ACTIVATIONS:
-            names = ", ".join(reference.ACTIVATIONS)
+        if activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
             raise ValueError(f"NADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
@@ -185,7 +186,7 @@ class NADE(AutoregressiveModel):
         state, rows = tensors[0], self._rows(self.counts, position)
         if self.activation_scale is not None:
             state = state * self.activation_scale[self._variable(position)].to(self.compute_dtype)
-        hidden = reference.ACTIVATIONS[self.activation](state)
+        hidden = ACTIVATIONS[self.activation](state)
         weight, bias = self.out_weight[rows].to(self.compute_dtype), self.out_bias[rows].to(self.compute_dtype)
         return F.linear(hidden, weight, bias)
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from .. import functional, heads, orderings, reference
+from .. import functional, heads, orderings
 from .._integers import integers
+from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -87,8 +88,8 @@ class OffsetNADE(AutoregressiveModel):
         )
         if not isinstance(hidden_features, Integral) or hidden_features < 1:
             raise ValueError(f"OffsetNADE: hidden_features must be a positive integer, got {hidden_features!r}")
-        if activation not in reference.ACTIVATIONS:
-            names = ", ".join(reference.ACTIVATIONS)
+        if activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
             raise ValueError(f"OffsetNADE: activation must be one of {names}, got {activation!r}")
         if not isinstance(self.counts, int):
             raise ValueError(
@@ -104,7 +105,7 @@ class OffsetNADE(AutoregressiveModel):
         self.window = _window(window, len(self.event_shape))
         channels, options = self.grid[2], {"device": device, "dtype": dtype}
         self._gathers = isinstance(self.head, heads.Categorical)
-        self._taps = len(reference.offset_taps(self.window))
+        self._taps = len(_offset_taps(self.window))
         inputs = self._taps * channels + channels - 1
         out_rows = (channels if shared_output else self.variables) * self.counts
         in_rows = inputs * (self.counts if self._gathers else 1)
@@ -213,7 +214,7 @@ class OffsetNADE(AutoregressiveModel):
         for channel in range(channels):
             if channel > 0:
                 state = state + own[channel - 1] @ center[channel - 1]
-            parameters.append(self._output(reference.ACTIVATIONS[self.activation](state).flatten(1, 2), channel))
+            parameters.append(self._output(ACTIVATIONS[self.activation](state).flatten(1, 2), channel))
         by_position = torch.stack(parameters, 2).flatten(1, 2).to(self.compute_dtype)
         by_variable = by_position if self.order is None else by_position.index_select(1, self.order.argsort())
         return by_variable.flatten(1)
@@ -247,7 +248,7 @@ class OffsetNADE(AutoregressiveModel):
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         state, values = tensors
-        seen = reference.offset_inputs(position, self.grid, self.window)
+        seen = _offset_inputs(position, self.grid, self.window)
         if seen:
             positions, inputs = torch.tensor(seen, device=self.device).unbind(1)
             x, weight = values.index_select(-1, positions), self._compute(self.in_weight)
@@ -257,7 +258,7 @@ class OffsetNADE(AutoregressiveModel):
                 state = state + x @ weight.index_select(0, inputs)
         first = position % self.grid[2] if self.shared_output else int(self._variable(position))
         rows = slice(first * self.counts, (first + 1) * self.counts)
-        hidden = reference.ACTIVATIONS[self.activation](state)
+        hidden = ACTIVATIONS[self.activation](state)
         return F.linear(hidden, self._compute(self.out_weight)[rows], self._compute(self.out_bias)[rows])
 
     # Sampling.
@@ -321,3 +322,27 @@ def _window(given: int | Sequence[int], dimensions: int) -> tuple[int, int]:
         rule = "a positive integer" if dimensions == 1 else "a positive integer or (up, side), not both 0"
         raise ValueError(f"OffsetNADE: window must be {rule}, got {given!r}")
     return pair
+
+
+def _offset_taps(window: tuple[int, int] | list[int]) -> list[tuple[int, int]]:
+    """(rows down, columns right) of each tap of a window (up, side), row by row: all negative or to the left."""
+    up, side = window
+    above = [(row, column) for row in range(-up, 0) for column in range(-side, side + 1)]
+    return above + [(0, column) for column in range(-side, 0)]
+
+
+def _offset_inputs(
+    position: int, grid: tuple[int, int, int] | list[int], window: tuple[int, int] | list[int]
+) -> list[tuple[int, int]]:
+    """What the variable at a position of an offset NADE sees: (position, number of the input in in_weight) pairs."""
+    _, columns, channels = grid
+    pixel, channel = divmod(position, channels)
+    row, column = divmod(pixel, columns)
+    taps = _offset_taps(window)
+    inputs = [
+        (((row + down) * columns + column + right) * channels + s, tap * channels + s)
+        for tap, (down, right) in enumerate(taps)
+        if row + down >= 0 and 0 <= column + right < columns
+        for s in range(channels)
+    ]
+    return inputs + [(pixel * channels + s, len(taps) * channels + s) for s in range(channel)]

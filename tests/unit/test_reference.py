@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ar_fast import Mask, reference
+from ar_fast import Mask, _philox, _vocabulary, reference
 
 FIXED_SEED = 0
 
@@ -15,14 +15,19 @@ KNOWN_ANSWERS = [  # Random123's kat_vectors: counter, key, and the first two wo
 ]
 
 
+@pytest.mark.parametrize("philox_uniform", [reference.philox_uniform, _philox.philox_uniform])
 @pytest.mark.parametrize("counter, key, words", KNOWN_ANSWERS)
-def test_philox_known_answers(counter, key, words):
+def test_philox_known_answers(counter, key, words, philox_uniform):
     sample = counter[0] | counter[1] << 32
     sample -= 2**64 if sample >= 2**63 else 0
-    uniform = reference.philox_uniform(
-        key[0] | key[1] << 32, torch.tensor(sample), torch.tensor(counter[2]), slot=counter[3]
-    )
+    uniform = philox_uniform(key[0] | key[1] << 32, torch.tensor(sample), torch.tensor(counter[2]), slot=counter[3])
     assert uniform.item() == ((words[0] << 20 | words[1] >> 12) + 0.5) * 2.0**-52
+
+
+def test_the_reference_knows_the_names_of_the_library():
+    assert reference.HEADS == _vocabulary.HEADS
+    assert reference.ACTIVATIONS == _vocabulary.ACTIVATIONS
+    assert reference.MLP_ACTIVATIONS == _vocabulary.MLP_ACTIVATIONS
 
 
 def random(*shape, seed=0):
