@@ -7,6 +7,8 @@ from model_cases import KINDS, make_context, make_model
 from ar_fast import Mask, functional, heads, models
 from ar_fast.nn import MaskedLinear
 
+pytestmark = pytest.mark.models
+
 HEADS = {
     "bernoulli": lambda variables: heads.Bernoulli(),
     "categories": lambda variables: heads.Categorical(3),

@@ -6,6 +6,8 @@ from model_cases import KINDS, make_model
 
 from ar_fast import functional, heads
 
+pytestmark = pytest.mark.models
+
 # Values up to 126, which every dtype holds, of heads whose bounds some of them do not hold.
 HEADS = {
     "bernoulli": (heads.Bernoulli(), [1, 0, 1]),
