@@ -361,7 +361,7 @@ def _masked_linear(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: ob
     _dtype(op, "weight", weight, *FLOATING)
     if input.dim() == 0 or input.shape[-1] != weight.shape[1]:
         raise RuntimeError(f"{op}: input must have shape (..., {weight.shape[1]}), got {list(input.shape)}")
-    if not torch.is_autocast_enabled(weight.device.type):
+    if weight.is_meta or not torch.is_autocast_enabled(weight.device.type):
         _like(op, "input", input, "weight", weight)
     if bias is not None:
         _shape(op, "bias", bias, "(O)", weight.shape[0])
@@ -374,7 +374,7 @@ def _masked_linear_grad_input(grad_output: Tensor, weight: Tensor, *_: object) -
     _dtype(op, "weight", weight, *FLOATING)
     if grad_output.dim() == 0 or grad_output.shape[-1] != weight.shape[0]:
         raise RuntimeError(f"{op}: grad_output must have shape (..., {weight.shape[0]}), got {list(grad_output.shape)}")
-    if not torch.is_autocast_enabled(weight.device.type):
+    if weight.is_meta or not torch.is_autocast_enabled(weight.device.type):
         _like(op, "grad_output", grad_output, "weight", weight)
 
 

@@ -1,8 +1,9 @@
 """The ops as functions: names, keyword arguments and documentation over the compiled library.
 
 Each call takes the fastest door there is: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
-plain-torch twin of ``ar_fast.reference`` under ``torch.func`` transforms (where a compiled op cannot be
-differentiated or batched) or under ``AR_FAST_BACKEND=reference``; a twin says once that it runs.
+plain-torch twin of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched, which is under
+``torch.func`` transforms and for tensors with a tangent of ``torch.autograd.forward_ad``; also under
+``AR_FAST_BACKEND=reference``. A twin says once that it runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _checks, _library, reference
 from .masks import Mask
@@ -39,10 +41,28 @@ def call(name: str, *arguments: Any) -> Any:
     # None also while torch.compile traces; peek_interpreter_stack is not None there.
     if torch._C._functorch.maybe_current_level() is not None:
         return _twin(name, "under torch.func transforms", *arguments)
+    # Outside of forward_ad.dual_level no tensor has a tangent, and none is looked at.
+    if forward_ad._current_level >= 0 and _any_tangent(arguments):
+        return _twin(name, "under forward-mode AD", *arguments)
     door = _library.door(name)
     if door is None:
         return _twin(name, "with AR_FAST_BACKEND=reference", *arguments)
     return door(*arguments)
+
+
+def transformed() -> bool:
+    """Whether tensors may be batched or have a tangent: under transforms of torch.func, or in a dual level."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def _any_tangent(arguments: Sequence[Any]) -> bool:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if forward_ad.unpack_dual(argument).tangent is not None:
+                return True
+        elif isinstance(argument, list) and _any_tangent(argument):
+            return True
+    return False
 
 
 def _twin(name: str, why: str, *arguments: Any) -> Any:

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from ._structure import building
 
 __all__ = ["Mask"]
 
 TILE_SIZE = 64
+# Of a mask in blocks, at a time: each element takes 8 bytes there.
+_FINGERPRINT_ROWS = 1024
 
 
 class Mask:
@@ -70,7 +75,7 @@ class Mask:
             strict: compare with <, as the output layer of a MADE with degrees 1 ... D does.
 
         Raises:
-            ValueError: if the degrees are not one-dimensional integers.
+            ValueError: if the degrees are not one-dimensional integers, or are on the meta device, without values.
 
         Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015, equations 12 and 13.
 
@@ -78,18 +83,19 @@ class Mask:
             >>> Mask.from_degrees([1, 2, 3], [1, 2, 3], strict=True)
             Mask(out_features=3, in_features=3, plan='nested', density=0.333)
         """
-        in_degrees = _degrees("in_degrees", in_degrees)
-        out_degrees = _degrees("out_degrees", out_degrees).to(in_degrees.device)
-        sorted_degrees, columns = in_degrees.sort(stable=True)
-        extents = torch.searchsorted(sorted_degrees, out_degrees, right=not strict)
-        return cls._nested(extents, columns)
+        with building():
+            in_degrees = _degrees("in_degrees", in_degrees)
+            out_degrees = _degrees("out_degrees", out_degrees).to(in_degrees.device)
+            sorted_degrees, columns = in_degrees.sort(stable=True)
+            extents = torch.searchsorted(sorted_degrees, out_degrees, right=not strict)
+            return cls._nested(extents, columns)
 
     @classmethod
     def from_dense(cls, mask: Tensor) -> Mask:
         """The plan of any bool matrix (O, I): nested where the rows are nested sets, otherwise blocks.
 
         Raises:
-            ValueError: if mask is not two-dimensional or not bool.
+            ValueError: if mask is not two-dimensional or not bool, or is on the meta device, without values.
 
         Example:
             >>> Mask.from_dense(torch.eye(2, dtype=torch.bool))
@@ -99,14 +105,17 @@ class Mask:
             raise ValueError(f"Mask.from_dense: mask must have shape (O, I), got {tuple(mask.shape)}")
         if mask.dtype != torch.bool:
             raise ValueError(f"Mask.from_dense: mask must be bool, got {mask.dtype}")
+        if mask.is_meta:
+            raise ValueError("Mask.from_dense: mask must have values, got a tensor on the meta device")
         out_features, in_features = mask.shape
-        extents = mask.sum(1)
-        # If the rows are nested, the inputs seen by more rows come first in every row.
-        columns = mask.sum(0).argsort(descending=True, stable=True)
-        staircase = torch.arange(in_features, device=mask.device) < extents[:, None]
-        if torch.equal(mask[:, columns], staircase):
-            return cls._nested(extents, columns)
-        return cls(out_features, in_features, tiles=_tiles(mask), dense_mask=mask.contiguous())
+        with building():
+            extents = mask.sum(1)
+            # If the rows are nested, the inputs seen by more rows come first in every row.
+            columns = mask.sum(0).argsort(descending=True, stable=True)
+            staircase = torch.arange(in_features, device=mask.device) < extents[:, None]
+            if torch.equal(mask[:, columns], staircase):
+                return cls._nested(extents, columns)
+            return cls(out_features, in_features, tiles=_tiles(mask), dense_mask=mask.contiguous())
 
     @classmethod
     def dense(cls, out_features: int, in_features: int) -> Mask:
@@ -116,8 +125,8 @@ class Mask:
             >>> Mask.dense(2, 3)
             Mask(out_features=2, in_features=3, plan='nested', density=1.0)
         """
-        extents = torch.full((out_features,), in_features)
-        return cls._nested(extents, torch.arange(in_features))
+        with building():
+            return cls._nested(torch.full((out_features,), in_features), torch.arange(in_features))
 
     @classmethod
     def _nested(cls, extents: Tensor, columns: Tensor) -> Mask:
@@ -152,6 +161,27 @@ class Mask:
         """How many of its elements are True."""
         return int(self.dense_mask.sum() if self.extents is None else self.extents.sum())
 
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that any two masks share if they are the same matrix, whatever their plans.
+
+        Example:
+            >>> Mask.dense(2, 3).fingerprint() == Mask.from_dense(torch.ones(2, 3, dtype=torch.bool)).fingerprint()
+            True
+        """
+        with building():
+            # int64 arithmetic wraps modulo 2^64. Of each input a random number; of each row the sum of those that it
+            # sees, mixed, so that what counts is which rows see them together; the rows summed by random numbers too.
+            of_input = _mixed(torch.arange(self.in_features))
+            if self.extents is not None:
+                by_column = of_input if self.columns is None else of_input[self.columns.cpu().long()]
+                of_row = F.pad(by_column.cumsum(0), (1, 0))[self.extents.cpu().long()]
+            else:
+                parts = (rows.cpu() for rows in self.dense_mask.split(_FINGERPRINT_ROWS))
+                of_row = torch.cat([torch.where(rows, of_input, 0).sum(1) for rows in parts])
+            of_row = _mixed(of_row) * _mixed(torch.arange(self.out_features) + 2**32)
+            shape = _mixed(torch.tensor([self.out_features, self.in_features])).tolist()
+            return f"{(int(of_row.sum()) + shape[0] + 3 * shape[1]) % 2**64:016x}"
+
     def to(self, device: torch.device | str) -> Mask:
         """The same mask with its plan on another device."""
         moved = (tensor if tensor is None else tensor.to(device) for tensor in self.plan)
@@ -167,12 +197,23 @@ class Mask:
 
 
 def _degrees(name: str, degrees: Tensor | Sequence[int]) -> Tensor:
-    tensor = torch.as_tensor(degrees)
+    tensor = degrees if isinstance(degrees, Tensor) else torch.as_tensor(degrees)
+    if tensor.is_meta:
+        raise ValueError(f"Mask.from_degrees: {name} must have values, got a tensor on the meta device")
     if tensor.dim() != 1:
         raise ValueError(f"Mask.from_degrees: {name} must be one-dimensional, got shape {tuple(tensor.shape)}")
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise ValueError(f"Mask.from_degrees: {name} must hold integers, got {tensor.dtype}")
     return tensor.to(torch.int64)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """int64 -> int64, each bit of the result depending on all of the number: SplitMix64 (Steele, Lea, Flood, OOPSLA
+    2014)."""
+    numbers = numbers + (0x9E3779B97F4A7C15 - 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
+        numbers = (numbers ^ ((numbers >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return numbers ^ ((numbers >> 31) & (2**33 - 1))
 
 
 def _is_identity(permutation: Tensor) -> bool:

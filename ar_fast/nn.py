@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from . import functional
+from ._structure import Structured, building, follow_loaded
 from ._vocabulary import MLP_ACTIVATIONS
 from .freezing import Kept
 from .masks import Mask
 
 __all__ = ["MaskedLinear"]
 
+# The attributes of a layer that hold its mask's plan.
+_PLAN = "mask_extents", "mask_rows", "mask_columns", "mask_tiles", "mask_dense"
 
-class MaskedLinear(nn.Linear):
+
+class MaskedLinear(Structured, nn.Linear):
     r"""A torch.nn.Linear with masked weights, and by choice the activation behind it.
 
     .. math:: y = f\big(x (W \odot M)^T + b\big)
 
-    Its state_dict is that of torch.nn.Linear (weight, bias): weights trained elsewhere load as they are. The mask's
-    plan moves with the module and is not saved. Masked weights have no effect and get a gradient of exactly zero.
+    Masked weights have no effect and get a gradient of exactly zero. The mask's plan is neither a buffer nor saved.
+
+    Its state_dict is that of torch.nn.Linear (weight, bias), and each loads into the other strictly. The state_dict's
+    metadata hold a fingerprint of the mask, so that weights that were trained with another mask do not load;
+    ``torch.save`` keeps metadata, safetensors does not, and weights without a fingerprint load. The keys ``mask`` and
+    ``degrees`` that the masked layers of zuko, nflows and normflows save must agree with the mask, and are left out.
 
     Args:
         in_features: I.
@@ -62,6 +72,7 @@ class MaskedLinear(nn.Linear):
             names = ", ".join(MLP_ACTIVATIONS)
             raise ValueError(f"MaskedLinear: activation must be None or one of {names}, got {activation!r}")
         self.activation = activation
+        self.register_load_state_dict_post_hook(follow_loaded)
         self.set_mask(mask if isinstance(mask, Mask) else Mask.from_dense(mask))
 
     @classmethod
@@ -82,28 +93,102 @@ class MaskedLinear(nn.Linear):
                 f"MaskedLinear: mask must have shape (out_features, in_features) = {shape}, "
                 f"got ({mask.out_features}, {mask.in_features})"
             )
-        for name, tensor in zip(("extents", "rows", "columns", "tiles", "dense"), mask.plan, strict=True):
-            moved = None if tensor is None else tensor.to(self.weight.device)
-            self.register_buffer(f"mask_{name}", moved, persistent=False)
+        self._fingerprint = None
+        self._set_derived(dict(zip(_PLAN, mask.plan, strict=True)), self.weight.device)
 
     @property
     def mask(self) -> Mask:
-        plan = self.mask_extents, self.mask_rows, self.mask_columns, self.mask_tiles, self.mask_dense
-        return Mask(self.out_features, self.in_features, *plan)
+        self._follow(self.weight.device)
+        return Mask(self.out_features, self.in_features, *(getattr(self, name) for name in _PLAN))
+
+    def _home(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def _saved_mask(self) -> dict[str, str]:
+        """What a checkpoint says of the mask."""
+        mask = Mask(self.out_features, self.in_features, *(self._derived[name] for name in _PLAN))
+        if self._fingerprint is None:
+            self._fingerprint = mask.fingerprint()
+        return {"mask": repr(mask), "fingerprint": self._fingerprint}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Not under a key: torch.nn.Linear would refuse it.
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["masked_linear"] = self._saved_mask
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        foreign = {name: state_dict[prefix + name] for name in ("mask", "degrees") if prefix + name in state_dict}
+        given = local_metadata.get("masked_linear")
+        if given is not None and given["fingerprint"] != self._saved_mask["fingerprint"]:
+            error_msgs.append(self._another_mask(prefix, given))
+        elif "mask" in foreign:
+            mask = foreign["mask"]
+            if mask.dim() != 2:
+                error_msgs.append(f"{prefix}mask must have shape (O, I), got {tuple(mask.shape)}")
+            else:
+                mask = Mask.from_dense(mask != 0)
+                given = {"mask": repr(mask), "fingerprint": mask.fingerprint()}
+                if given["fingerprint"] != self._saved_mask["fingerprint"]:
+                    error_msgs.append(self._another_mask(prefix, given))
+        if "degrees" in foreign and not self._has_degrees(foreign["degrees"]):
+            own = self._saved_mask
+            error_msgs.append(
+                f"{prefix}degrees must be those of the outputs, (O,) integers, so that outputs of a higher degree see "
+                f"all that others see, got {tuple(foreign['degrees'].shape)} of {foreign['degrees'].dtype} that do not "
+                f"belong to {own['mask']} with fingerprint {own['fingerprint']}"
+            )
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in foreign}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _another_mask(self, prefix: str, given: dict[str, str]) -> str:
+        own = self._saved_mask
+        return (
+            f"{prefix.removesuffix('.') or 'MaskedLinear'}: the mask must be the one that the weights were trained "
+            f"with, {given['mask']} with fingerprint {given['fingerprint']}, got a layer with {own['mask']} with "
+            f"fingerprint {own['fingerprint']}"
+        )
+
+    @torch.no_grad()
+    def _has_degrees(self, degrees: Tensor) -> bool:
+        """Whether the mask can be one of outputs of these degrees."""
+        extents = self._derived["mask_extents"]
+        if degrees.shape != (self.out_features,) or degrees.is_floating_point() or extents is None:
+            return False
+        with building():
+            pairs = torch.stack([degrees.cpu().long(), extents.cpu().long()], 1).unique(dim=0)
+        # By degree, then by extent: one extent for each degree, never decreasing.
+        steps = pairs.diff(dim=0)
+        return bool((steps[:, 0] > 0).all()) and bool((steps[:, 1] >= 0).all())
 
     #: What :func:`ar_fast.frozen` keeps.
     _kept: Kept | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._kept is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        weight = self.weight
+        if weight.device != self._derived_on:
+            self._follow(weight.device)
+        if self._kept is not None and not (
+            torch.is_grad_enabled() or torch.compiler.is_compiling() or functional.transformed()
+        ):
             return self._forward_frozen(input)
-        return self._forward(input)
+        return self._forward(input, weight)
 
     def _forward_frozen(self, input: Tensor) -> Tensor:
         """Without gradients: of weights that are sorted once, so that the mask is a staircase in place."""
         rows, columns, extents = self.mask_rows, self.mask_columns, self.mask_extents
         if extents is None or (rows is None and columns is None):
-            return self._forward(input)
+            return self._forward(input, self.weight)
 
         def gather() -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
             weight, bias, ends = self.weight.detach(), self.bias, extents
@@ -122,20 +207,18 @@ class MaskedLinear(nn.Linear):
         output = functional.call("masked_linear", input, weight, bias, *plan, "auto", self.activation)
         return output if places is None else output.index_select(-1, places)
 
-    def _forward(self, input: Tensor) -> Tensor:
-        # As functional.masked_linear, whose check of the mask against the weight was made in __init__. The buffers are
-        # taken from their dict: five calls of Module.__getattr__ cost as much as a small layer.
-        plan = self._buffers
+    def _forward(self, input: Tensor, weight: Tensor) -> Tensor:
+        # As functional.masked_linear, whose check of the mask against the weight was made in __init__.
         return functional.call(
             "masked_linear",
             input,
-            self.weight,
+            weight,
             self.bias,
-            plan["mask_extents"],
-            plan["mask_rows"],
-            plan["mask_columns"],
-            plan["mask_tiles"],
-            plan["mask_dense"],
+            self.mask_extents,
+            self.mask_rows,
+            self.mask_columns,
+            self.mask_tiles,
+            self.mask_dense,
             "auto",
             self.activation,
         )

@@ -87,7 +87,9 @@ def check(order: Tensor | Sequence[int], variables: int | None = None) -> Tensor
         >>> check([2, 0, 1])
         tensor([2, 0, 1])
     """
-    tensor = torch.as_tensor(order)
+    tensor = order if isinstance(order, Tensor) else torch.as_tensor(order)
+    if tensor.is_meta:
+        raise ValueError("order: must have values, got a tensor on the meta device")
     if tensor.dim() != 1:
         raise ValueError(f"order: must have shape (D,), got {tuple(tensor.shape)}")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:

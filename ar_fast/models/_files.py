@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,9 +147,4 @@ def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
 
 def load(model: AutoregressiveModel, directory: Path) -> None:
     tensors = read(model, directory)
-    with torch.no_grad():
-        for name, target in model.state_dict().items():
-            target.copy_(tensors[name])
-    if model.standardization is not None:
-        model.standardization.look()
-    model._order_loaded()
+    model.load_state_dict(tensors)

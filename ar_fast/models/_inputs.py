@@ -133,6 +133,7 @@ def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
 
 def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:
     """The batch shape, x as (B, D) and its context as (B, C), after all checks."""
+    model._settle()
     check_tensor(model, "x", x)
     dims = len(model.event_shape)
     if not _ends(x.shape, model.event_shape):

@@ -13,7 +13,8 @@ from typing_extensions import Self
 class Standardization(nn.Module):
     """z = (x - shift) / scale for each variable, and back; 0 and 1 for the variables that are not real.
 
-    Both are float64 whatever the model is moved to: shifts may be large. Models in other orders share the module.
+    Both are float64 whatever the model is moved to: shifts may be large. With 0 and 1 the numbers come out as they
+    were, bit for bit, so that nothing need know whether that is so. Models in other orders share the module.
     """
 
     shift: Tensor
@@ -23,30 +24,17 @@ class Standardization(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.zeros(variables, dtype=torch.float64, device=device))
         self.register_buffer("scale", torch.ones(variables, dtype=torch.float64, device=device))
-        #: Whether nothing changes, so that nothing need be computed.
-        self.identity = True
-        self.register_load_state_dict_post_hook(_look_again)
 
     @torch.no_grad()
     def set(self, shift: Tensor, scale: Tensor) -> None:
         self.shift.copy_(shift)
         self.scale.copy_(scale)
-        self.look()
-
-    def look(self) -> None:
-        """After the buffers were written."""
-        # What a meta tensor will hold is not known.
-        self.identity = not self.shift.is_meta and not bool(((self.shift != 0) | (self.scale != 1)).any())
 
     def forward(self, x: Tensor, dtype: torch.dtype, index: slice | Tensor | int = slice(None)) -> Tensor:
         """x (..., D), or of the variables ``index``, in standardised units."""
-        if self.identity:
-            return x
         return ((x - self.shift[index]) / self.scale[index]).to(dtype)
 
     def inverse(self, z: Tensor, index: slice | Tensor = slice(None)) -> Tensor:
-        if self.identity:
-            return z
         return (z * self.scale[index] + self.shift[index]).to(z.dtype)
 
     def log_scale(self, index: slice | Tensor = slice(None)) -> Tensor:
@@ -58,7 +46,11 @@ class Standardization(nn.Module):
         super()._apply(fn, recurse)
         for name, before in kept.items():
             moved = self._buffers[name]
-            self._buffers[name] = moved.to(torch.float64) if before.is_meta else before.to(moved.device)
+            if before.is_meta and not moved.is_meta:
+                # Of to_empty: without a value until one is loaded, and none of the parameters' initialisations sets it.
+                self._buffers[name] = torch.full_like(moved, float(name == "scale"), dtype=torch.float64)
+            else:
+                self._buffers[name] = moved.double() if before.is_meta else before.to(moved.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -69,8 +61,8 @@ class Standardization(nn.Module):
 
     def none(self, prefix: str) -> dict[str, Tensor]:
         """The state of one that changes nothing."""
-        return {prefix + "shift": torch.zeros_like(self.shift), prefix + "scale": torch.ones_like(self.scale)}
-
-
-def _look_again(module: Standardization, _: object) -> None:
-    module.look()
+        device = "cpu" if self.shift.is_meta else self.shift.device
+        return {
+            prefix + "shift": torch.zeros_like(self.shift, device=device),
+            prefix + "scale": torch.ones_like(self.scale, device=device),
+        }

@@ -110,6 +110,7 @@ class ARMLP(AutoregressiveModel):
         self.context_weight = None
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self._build()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -138,7 +139,7 @@ class ARMLP(AutoregressiveModel):
     def _list_by_position(self, counts: int | list[int]) -> list[int]:
         if isinstance(counts, int):
             return [counts] * self.variables
-        order = range(self.variables) if self.order is None else self.order.tolist()
+        order = range(self.variables) if self._order is None else self._order.tolist()
         return [counts[variable] for variable in order]
 
     def _counts_by_position(self) -> list[int]:
@@ -150,7 +151,11 @@ class ARMLP(AutoregressiveModel):
 
     def _input_list(self) -> list[int]:
         """The first input row of each position, and the number of all."""
-        counts = self.counts if self._gathers else 1 if self.head_kinds is None else self.head.inputs(self.variables)
+        counts = 1
+        if self._gathers:
+            counts = self.counts
+        elif isinstance(self.head, heads.PerVariable):
+            counts = self.head.inputs(self.variables)
         return [0, *itertools.accumulate(self._list_by_position(counts))]
 
     def _blocks(self) -> list[tuple[int, int]]:
@@ -238,7 +243,7 @@ class ARMLP(AutoregressiveModel):
         if isinstance(self.counts, int):
             return self._by_variable(parameters.unflatten(1, (self.variables, -1))).flatten(1)
         own = parameters.split(self._counts_by_position(), 1)
-        positions = range(self.variables) if self.order is None else self.order.argsort().tolist()
+        positions = range(self.variables) if self._order is None else self._order.argsort().tolist()
         return torch.cat([own[position] for position in positions], 1)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
@@ -262,7 +267,7 @@ class ARMLP(AutoregressiveModel):
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         own = value.unsqueeze(-1)
-        if isinstance(self.head.of(int(self._variable(position))), heads.Categorical):
+        if isinstance(self.head.of(self._variable(position)), heads.Categorical):
             own = F.one_hot(value, self._counts_by_position()[position])
         return torch.cat([tensors[0], own.to(tensors[0].dtype)], -1), tensors[1]
 

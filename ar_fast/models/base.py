@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import heads, orderings
 from .._progress import progress_bar
+from .._structure import Structured, building, follow_loaded
 from .._vocabulary import compute_dtype
 from ..nn import MaskedLinear
 from . import _files, _inputs
@@ -51,7 +53,7 @@ class State:
     tensors: tuple[Tensor, ...]
 
 
-class AutoregressiveModel(nn.Module, abc.ABC):
+class AutoregressiveModel(Structured, nn.Module, abc.ABC):
     r"""A density over events of D variables, one conditional at a time.
 
     .. math:: p(x) = \prod_p p(x_{\mathrm{order}[p]} \mid x_{\mathrm{order}[0]}, \dots, x_{\mathrm{order}[p-1]})
@@ -98,17 +100,15 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
         self.context_features = context_features = int(context_features)
         self.validate_args = validate_args
-        if order is None:
-            raster = orderings.raster(self.event_shape)
-            order = None if torch.equal(raster, torch.arange(self.variables)) else raster
-        else:
-            order = orderings.check(order, self.variables)
-        self.register_buffer("order", None if order is None else order.to(device or torch.get_default_device()))
-        # Of a head per variable, by variable: its kinds, and how many inputs each has.
-        mixed = self.head.kinds(self.variables, device)
-        inputs = None if mixed is None else torch.tensor(self.head.inputs(self.variables), device=device)
-        self.register_buffer("head_kinds", mixed, persistent=False)
-        self.register_buffer("input_counts", inputs, persistent=False)
+        with building():
+            if order is None:
+                raster = orderings.raster(self.event_shape)
+                order = None if torch.equal(raster, torch.arange(self.variables)) else raster
+            else:
+                order = orderings.check(order, self.variables)
+        #: The order on the CPU, whatever the device of ``order``.
+        self._order = None if order is None else order.cpu()
+        self.register_load_state_dict_post_hook(follow_loaded)
         self._real = torch.tensor([size is None for size in self.head.sizes(self.variables)], device="cpu")
         self.standardization = Standardization(self.variables, device) if bool(self._real.any()) else None
 
@@ -175,8 +175,84 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _set_output_bias(self, parameters: Tensor) -> None:
         """Takes (D, K) by variable, (R_out) where variables differ in K, in float64."""
 
-    def _order_loaded(self) -> None:
-        """What is derived from the order, once another one was loaded."""
+    # Structure: what follows from the arguments and the order. A model calls _build once it has its parameters.
+
+    def _derive(self) -> dict[str, Tensor | None]:
+        """The derived tensors by the names of their attributes; tensors made here are on the CPU."""
+        # Of a head per variable, by variable: its kinds, and how many inputs each has.
+        mixed = self.head.kinds(self.variables)
+        inputs = None if mixed is None else torch.tensor(self.head.inputs(self.variables))
+        return {"order": self._order, "head_kinds": mixed, "input_counts": inputs}
+
+    def _build(self) -> None:
+        with building():
+            derived = self._derive()
+        self._set_derived(derived, self.device)
+
+    def _home(self) -> torch.device:
+        return self.device
+
+    def _follow(self, device: torch.device) -> None:
+        if self._derived_on != device:
+            super()._follow(device)
+            self._order_seen = self.order, _version(self.order)
+
+    def _settle(self) -> None:
+        """Before the structure is used: brings it to the parameters' device, and checks an order that was written."""
+        self._follow(self.device)
+        if torch.compiler.is_compiling():
+            return
+        order, version = self._order_seen
+        if self.order is not order or _version(order) != version:
+            self._take_order(self.order)
+
+    def _take_order(self, order: Tensor | Sequence[int] | None) -> None:
+        """Makes the model one of another order.
+
+        Raises:
+            ValueError: if order is no permutation.
+        """
+        with building():
+            self._order = None if order is None else orderings.check(order, self.variables).cpu()
+        self._build()
+
+    def _decisive(self) -> dict[str, Tensor]:
+        """What of the structure is saved beside the parameters, since it decides the results."""
+        return {} if self.order is None else {"order": self.order}
+
+    def _take_decisive(self, given: dict[str, Tensor]) -> None:
+        """Takes what ``_decisive`` gave, or some of it.
+
+        Raises:
+            ValueError: for values that it must not have.
+        """
+        if "order" in given and not nearly(given["order"], self._order):
+            self._take_order(given["order"])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor for name, tensor in self._decisive().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = [prefix + name for name in self._decisive()]
+        rest = {key: value for key, value in state_dict.items() if key not in own}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if strict:
+            missing_keys += [key for key in own if key not in state_dict]
+        try:
+            given = {key.removeprefix(prefix): state_dict[key] for key in own if key in state_dict}
+            self._take_decisive({name: tensor for name, tensor in given.items() if not tensor.is_meta})
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or self._name}: {error}")
 
     def _head_arguments(self, index: Tensor | None = None) -> dict[str, Any]:
         """The head as every op takes it; ``index`` (D) are the variables by what the op's offsets go by."""
@@ -190,8 +266,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         counts = self.input_counts
         if counts is None:
             return None
-        counts = counts if index is None else counts.index_select(0, index)
-        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return starts(counts if index is None else counts.index_select(0, index))
 
     def _mixed_inputs(self, x: Tensor, index: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """(B, R_in) of a head per variable, zeros where not observed: categories one-hot, the others their value.
@@ -217,7 +292,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     def _in_data_units(self, log_prob: Tensor, per_variable: bool) -> Tensor:
         """A log-density in standardised units, (B) or (B, D), of x as it was given."""
-        if self.standardization is None or self.standardization.identity:
+        if self.standardization is None:
             return log_prob
         log_scale = self.standardization.log_scale()
         return (log_prob - (log_scale if per_variable else log_scale.sum())).to(log_prob.dtype)
@@ -407,6 +482,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         clamp: bool,
         temperature: float,
     ) -> Request:
+        self._settle()
         shape = _inputs.sample_shape(self._name, "n", n)
         _inputs.check_context(self, context)
         contexts = None if context is None else context.reshape(-1, self.context_features)
@@ -458,6 +534,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> state.position
             3
         """
+        self._settle()
         shape = _inputs.sample_shape(self._name, "batch", batch)
         _inputs.check_context(self, context)
         if context is not None:
@@ -486,10 +563,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _state(self, position: int, tensors: tuple[Tensor, ...]) -> State:
         if position == self.variables:
             return State(position, None, None, tensors)
-        return State(position, int(self._variable(position)), self._next_parameters(tensors, position), tensors)
+        return State(position, self._variable(position), self._next_parameters(tensors, position), tensors)
 
-    def _variable(self, position: int) -> int | Tensor:
-        return position if self.order is None else self.order[position]
+    def _variable(self, position: int) -> int:
+        return position if self._order is None else int(self._order[position])
 
     def _by_position(self, x: Tensor, dim: int) -> Tensor:
         return x if self.order is None else x.index_select(dim, self.order)
@@ -518,8 +595,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
                 f"those of {self._name} belong to the positions of one order, so make one model for each order"
             )
         other = copy.copy(self)
-        other._buffers = dict(self._buffers)
-        other.order = orderings.check(order, self.variables).to(self.device)
+        other._take_order(order)
         return other
 
     def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
@@ -573,7 +649,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _spread_mixtures(self) -> None:
         """Sets the output bias of a mixture head: components that start alike stay alike for long."""
         parameters = self.head.initial_parameters(self.variables)
-        if parameters is not None:
+        if parameters is not None and self.device.type != "meta":
             self._set_output_bias(parameters.to(self.device))
 
     @torch.no_grad()
@@ -638,6 +714,22 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             "context_features": self.context_features,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+
+def starts(counts: Tensor) -> Tensor:
+    """(n) counts -> (n + 1): where each of n parts begins, and where the last one ends."""
+    return F.pad(counts.cumsum(0), (1, 0))
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor._version
+
+
+def nearly(given: Tensor, own: Tensor | None) -> bool:
+    """Whether given is own, or floating numbers that round to it: an average of equal state_dicts is no other order."""
+    if own is None or given.shape != own.shape:
+        return False
+    return torch.equal((given.round() if given.is_floating_point() else given).long().cpu(), own)
 
 
 def _first_parameter(module: nn.Module) -> nn.Parameter | None:

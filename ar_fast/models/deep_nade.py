@@ -17,7 +17,7 @@ from .._integers import integers
 from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
-from .base import AutoregressiveModel
+from .base import AutoregressiveModel, starts
 from .ensemble import Ensemble
 
 __all__ = ["DeepNADE"]
@@ -107,8 +107,7 @@ class DeepNADE(AutoregressiveModel):
         self.hidden_features = units
         self.activation = activation
         self._gathers = isinstance(self.head, heads.Categorical)
-        counts = torch.tensor([self.counts] * self.variables if isinstance(self.counts, int) else self.counts)
-        out_rows = int(counts.sum())
+        out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
         options = {"device": device, "dtype": dtype}
         in_rows = sum(self.head.inputs(self.variables))
         self.in_weight = nn.Parameter(torch.empty(in_rows, units[0], **options))
@@ -120,20 +119,22 @@ class DeepNADE(AutoregressiveModel):
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(torch.empty(units[0], context_features, **options))
+        self._build()
+        self.reset_parameters()
 
-        def index(name: str, values: Tensor) -> None:
-            self.register_buffer(name, values.to(self.in_weight.device), persistent=False)
-
-        starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-        index("out_offsets", starts)
+    def _derive(self) -> dict[str, Tensor | None]:
+        counts = torch.tensor([self.counts] * self.variables if isinstance(self.counts, int) else self.counts)
+        offsets = starts(counts)
         # A variable that gathers has a row for each of its values and a last one, of zeros, for "not observed".
         values = counts if self._gathers else torch.full_like(counts, 2)
-        index("values", values)
-        index("table_offsets", torch.cat([torch.zeros(1, dtype=torch.long), (values + 1).cumsum(0)]))
-        # The variable of each row of out_weight, and which of its rows that is.
-        index("row_variable", torch.arange(self.variables).repeat_interleave(counts))
-        index("row_index", torch.arange(out_rows) - starts[:-1].repeat_interleave(counts))
-        self.reset_parameters()
+        return super()._derive() | {
+            "out_offsets": offsets,
+            "values": values,
+            "table_offsets": starts(values + 1),
+            # The variable of each row of out_weight, and which of its rows that is.
+            "row_variable": torch.arange(self.variables).repeat_interleave(counts),
+            "row_index": torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(counts),
+        }
 
     def reset_parameters(self) -> None:
         """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
@@ -402,8 +403,8 @@ class DeepNADE(AutoregressiveModel):
 
         blocks = []
         for index in order.split(positions):
-            # The hooks by which a checkpoint saves its inputs are not for torch.func transforms.
-            if torch.is_grad_enabled() and torch._C._functorch.maybe_current_level() is None:
+            # The hooks by which a checkpoint saves its inputs are not for torch.func transforms, nor for tangents.
+            if torch.is_grad_enabled() and not functional.transformed():
                 parameters, state = checkpoint(block, state, index, use_reentrant=False, preserve_rng_state=False)
             else:
                 parameters, state = block(state, index)
@@ -438,7 +439,7 @@ class DeepNADE(AutoregressiveModel):
         return (tensors[0] + self._added(value.unsqueeze(-1), self._index(position)).squeeze(-2),)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
-        variable = int(self._variable(position))
+        variable = self._variable(position)
         rows = slice(int(self.out_offsets[variable]), int(self.out_offsets[variable + 1]))
         hidden = self._hidden(tensors[0])
         return F.linear(hidden, self._compute(self.out_weight[rows]), self._compute(self.out_bias[rows]))

@@ -81,14 +81,22 @@ class FVSBN(AutoregressiveModel):
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(torch.empty(out_rows, context_features, device=device, dtype=dtype))
-        # Where variables differ in K the mask depends on the order, which a file may change.
-        uniform = isinstance(self.counts, int)
-        counts = None if uniform else torch.tensor(self.counts, device=self.weight.device)
-        self.register_buffer("_counts", counts, persistent=False)
-        first = torch.arange(self.variables, device=self.weight.device)
-        extents = self._extents(first * self.counts) if uniform else None
-        self.register_buffer("_uniform_extents", extents, persistent=False)
+        self._build()
         self.reset_parameters()
+
+    def _derive(self) -> dict[str, Tensor | None]:
+        # Where variables differ in K the mask depends on the order.
+        own = {"_counts": None, "_uniform_extents": None}
+        if isinstance(self.counts, int):
+            first = self.counts * torch.arange(self.variables)
+            own["_uniform_extents"] = first.repeat_interleave(self.counts if self._gathers else 1).to(torch.int32)
+        else:
+            own["_counts"] = torch.tensor(self.counts)
+            order = list(range(self.variables)) if self._order is None else self._order.tolist()
+            #: The parameters at each place, and the place of each variable.
+            self._sizes_by_place = [self.counts[variable] for variable in reversed(order)]
+            self._place_of = [self.variables - 1 - position for position in torch.tensor(order).argsort().tolist()]
+        return super()._derive() | own
 
     def reset_parameters(self) -> None:
         """Weights of zero, from which every variable is on its own; means of mixtures spread out."""
@@ -173,8 +181,8 @@ class FVSBN(AutoregressiveModel):
         parameters = self._parameters_by_place(self._by_place(x), context, offsets)
         if offsets is None:
             return self._by_variable(parameters.unflatten(1, (self.variables, -1))).flatten(1)
-        by_place = parameters.tensor_split(offsets[1:-1].tolist(), dim=1)
-        return torch.cat([by_place[place] for place in self._places.argsort().tolist()], 1)
+        by_place = parameters.split(self._sizes_by_place, 1)
+        return torch.cat([by_place[place] for place in self._place_of], 1)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         offsets, x = self._offsets(), self._by_place(x)
@@ -197,7 +205,7 @@ class FVSBN(AutoregressiveModel):
         own = self._columns(self._offsets(), place)
         inputs = self._input_offsets(self._mixed_places)
         first = own.start if self._gathers else place if inputs is None else int(inputs[place])
-        if isinstance(self.head.of(int(self._variable(position))), heads.Categorical):
+        if isinstance(self.head.of(self._variable(position)), heads.Categorical):
             added = self.weight[first + value, : own.start].to(state.dtype)
         else:
             added = value.unsqueeze(-1).to(state.dtype) * self.weight[first, : own.start].to(state.dtype)

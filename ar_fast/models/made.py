@@ -18,13 +18,14 @@ from typing_extensions import Self
 from .. import functional, heads, orderings
 from .._integers import integers
 from .._philox import philox_uniform
+from .._structure import building
 from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
 from . import _autoencoder
 from ._context import add_context
-from .base import AutoregressiveModel
+from .base import AutoregressiveModel, nearly, starts
 from .ensemble import Ensemble
 
 __all__ = ["MADE"]
@@ -152,7 +153,8 @@ class MADE(AutoregressiveModel):
         self._by_variable = n_masks > 1
         self._how_degrees = degrees
         if not isinstance(degrees, str):
-            self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
+            with building():
+                self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
             if residual and not all(torch.equal(layer, self._how_degrees[0]) for layer in self._how_degrees):
                 raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
             lowest = [int(layer.min()) for layer in self._how_degrees]
@@ -161,8 +163,12 @@ class MADE(AutoregressiveModel):
                     "MADE: degrees must have a 0 in every hidden layer with context_features, since by units of degree "
                     f"0 alone the outputs at position 0 see the context, got layers whose lowest degrees are {lowest}"
                 )
-        self._make_mask_buffers(device)
-        self.degrees = self._degrees_of(0)
+        #: (n_orders, D), if there are several, on the CPU.
+        self._orders = None
+        with building():
+            self.degrees = self._degrees_of(0)
+            if n_orders > 1:
+                self._orders = self._make_orders()
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
         self.layers = nn.ModuleList(
             MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype, activation=own)
@@ -174,13 +180,12 @@ class MADE(AutoregressiveModel):
             self.direct = MaskedLinear(
                 inputs, outputs, Mask.dense(outputs, inputs), bias=False, device=device, dtype=dtype
             )
-        self._build_plan()
-        self.register_load_state_dict_post_hook(_state_loaded)
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(
                 torch.empty(hidden_features[0], context_features, device=device, dtype=dtype)
             )
+        self._build()
         self.reset_parameters()
 
     @classmethod
@@ -307,19 +312,10 @@ class MADE(AutoregressiveModel):
                 f"MADE: n_masks must be 1 unless degrees are 'random' or n_orders is more than 1, got {n_masks}"
             )
 
-    def _make_mask_buffers(self, device: torch.device | str | None) -> None:
-        """What is saved of the sets of masks: which one is in use, and all orders in place of that one's."""
-        if self._by_variable:
-            index = torch.tensor(self.mask_index, device=device)
-            self.register_buffer("mask_in_use", index)
-        if self.n_orders == 1:
-            return
-        known = self.order is not None and not self.order.is_meta
-        first = self.order.cpu() if known else torch.arange(self.variables)
+    def _make_orders(self) -> Tensor:
+        first = torch.arange(self.variables) if self._order is None else self._order
         uniform = [self._uniform(_ORDER, index, self.variables) for index in range(1, self.n_orders)]
-        orders = torch.stack([first, *(numbers.argsort(stable=True) for numbers in uniform)])
-        self.register_buffer("orders", orders.to(device or torch.get_default_device()))
-        self.register_buffer("order", self.orders[0], persistent=False)
+        return torch.stack([first, *(numbers.argsort(stable=True) for numbers in uniform)])
 
     def _uniform(self, stream: int, index: int, count: int) -> Tensor:
         return philox_uniform(self.degree_seed, torch.arange(count), torch.tensor(stream), slot=index)
@@ -358,10 +354,8 @@ class MADE(AutoregressiveModel):
         """
         if not isinstance(index, Integral) or not 0 <= index < self.n_masks:
             raise ValueError(f"MADE: index must be that of one of {self.n_masks} sets of masks, got {index!r}")
-        self.mask_index = index = int(index)
-        if self._by_variable:
-            self.mask_in_use = torch.full_like(self.mask_in_use, index)
-        self._build_plan()
+        self.mask_index = int(index)
+        self._build()
         return self
 
     def next_mask(self) -> Self:
@@ -409,6 +403,7 @@ class MADE(AutoregressiveModel):
         places = [self._places(index) for index in range(len(self.layers) + 1)]
         other = self._copy()
         other._by_variable, other.degrees = False, [layer.sort().values for layer in self.degrees]
+        other._orders = None
         other.layers = nn.ModuleList(
             _gathered(layer, own, below)
             for layer, (below, own) in zip(self.layers, itertools.pairwise(places), strict=True)
@@ -417,7 +412,7 @@ class MADE(AutoregressiveModel):
             other.direct = _gathered(self.direct, places[-1], places[0])
         if self.context_weight is not None:
             other.context_weight = nn.Parameter(self.context_weight.detach()[places[1]], requires_grad=False)
-        other._build_plan()
+        other._build()
         return other
 
     def _places(self, index: int) -> Tensor:
@@ -429,18 +424,16 @@ class MADE(AutoregressiveModel):
             return self
         if self._kept is None:
             return self._sorted()
-        return self._kept.get([*self.parameters(), *self.buffers()], self._sorted)
+        return self._kept.get([*self.parameters(), self.places_0], self._sorted)
 
-    def _build_plan(self) -> None:
-        """The masks, and where the columns and the outputs of each variable lie."""
-        if self.n_orders > 1:
-            self.order = self.orders[self.mask_index % self.n_orders]
+    def _derive(self) -> dict[str, Tensor | None]:
+        """Where the columns and the outputs of each variable lie; gives the layers their masks."""
+        if self._orders is not None:
+            self._order = self._orders[self.mask_index % self.n_orders]
         if self._by_variable:
             self.degrees = self._degrees_of(self.mask_index)
-        # On meta any order will do: what is loaded later brings its own.
-        identity = self.order is None or self.order.is_meta
         every = torch.arange(self.variables)
-        order = every if identity else self.order.cpu()
+        order = every if self._order is None else self._order
         counts = [self.counts] * self.variables if isinstance(self.counts, int) else self.counts
         inputs, outputs = torch.tensor(self.head.inputs(self.variables)), torch.tensor(counts)
         # The variables as they are stored, and their positions.
@@ -455,43 +448,65 @@ class MADE(AutoregressiveModel):
             layer.set_mask(Mask.from_degrees(below, own))
         if self.direct is not None:
             self.direct.set_mask(Mask.from_degrees(degrees[0], degrees[-1]))
+        derived = super()._derive()
         for index, layer_degrees in enumerate(self.degrees):
             ends = torch.searchsorted(layer_degrees.sort().values, every, right=True)
-            self._keep(f"unit_ends_{index}", ends.to(torch.int32))
+            derived[f"unit_ends_{index}"] = ends.to(torch.int32)
         if self._by_variable:
-            for index, of_value in enumerate(degrees):
-                self._keep(f"places_{index}", of_value.argsort(stable=True))
+            derived |= {f"places_{index}": of_value.argsort(stable=True) for index, of_value in enumerate(degrees)}
         # By position; None where all variables have one column, or as many outputs.
         encoded = bool((inputs > 1).any())
-        self._keep("in_offsets", _offsets(inputs[order]) if encoded else None)
-        self._keep("out_offsets", None if isinstance(self.counts, int) else _offsets(outputs[order]))
         # Of each column: its variable, and its category, -1 where it takes the value.
-        category = torch.arange(len(degrees[0])) - _offsets(own_inputs)[:-1].repeat_interleave(own_inputs)
+        category = torch.arange(len(degrees[0])) - starts(own_inputs)[:-1].repeat_interleave(own_inputs)
         single = own_inputs.repeat_interleave(own_inputs) == 1
-        self._keep("column_variable", stored.repeat_interleave(own_inputs) if encoded else None)
-        self._keep("column_category", category.masked_fill(single, -1) if encoded else None)
         # Of each output by variable: where it is stored.
-        shift = _offsets(outputs[order])[:-1][order.argsort()] - _offsets(outputs)[:-1]
+        shift = starts(outputs[order])[:-1][order.argsort()] - starts(outputs)[:-1]
         own = torch.arange(int(outputs.sum())) + shift.repeat_interleave(outputs)
-        self._keep("out_rows", None if self.order is None or self._by_variable else own)
+        return derived | {
+            "orders": self._orders,
+            "in_offsets": starts(inputs[order]) if encoded else None,
+            "out_offsets": None if isinstance(self.counts, int) else starts(outputs[order]),
+            "column_variable": stored.repeat_interleave(own_inputs) if encoded else None,
+            "column_category": category.masked_fill(single, -1) if encoded else None,
+            "out_rows": None if self._order is None or self._by_variable else own,
+        }
 
-    def _order_loaded(self) -> None:
-        """What was loaded may hold another order, and have another set of masks in use."""
-        if self._by_variable and not self.mask_in_use.is_meta:
-            self.mask_index = int(self.mask_in_use)
-        self._build_plan()
+    def _decisive(self) -> dict[str, Tensor]:
+        """All orders in place of that of the set of masks in use, and which set that is."""
+        own = super()._decisive() if self.orders is None else {"orders": self.orders}
+        if self._by_variable:
+            own["mask_in_use"] = torch.tensor(self.mask_index, device=self.device)
+        return own
+
+    def _take_decisive(self, given: dict[str, Tensor]) -> None:
+        super()._take_decisive(given)
+        index, orders = self.mask_index, self._orders
+        if "mask_in_use" in given:
+            index = self._check_index(given["mask_in_use"])
+        if "orders" in given and not nearly(given["orders"], self._orders):
+            orders = self._check_orders(given["orders"])
+        if index != self.mask_index or orders is not self._orders:
+            self.mask_index, self._orders = index, orders
+            self._build()
+
+    def _check_index(self, given: Tensor) -> int:
+        index = given.item() if given.numel() == 1 else -1
+        if index != int(index) or not 0 <= index < self.n_masks:
+            raise ValueError(f"mask_in_use must be that of one of {self.n_masks} sets of masks, got {given.tolist()}")
+        return int(index)
+
+    def _check_orders(self, given: Tensor) -> Tensor:
+        if given.shape != self._orders.shape:
+            raise ValueError(f"orders must have shape {tuple(self._orders.shape)}, got {tuple(given.shape)}")
+        with building():
+            return torch.stack([orderings.check(order, self.variables).cpu() for order in given])
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
         super()._check_loaded(tensors)
-        for order in tensors.get("orders", ()):
-            orderings.check(order, self.variables)
-        if self._by_variable and not 0 <= int(tensors["mask_in_use"]) < self.n_masks:
-            index = int(tensors["mask_in_use"])
-            raise ValueError(f"load: mask_in_use must be that of one of {self.n_masks} sets of masks, got {index}")
-
-    def _keep(self, name: str, tensor: Tensor | None) -> None:
-        device = self.layers[0].weight.device
-        self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
+        if "orders" in tensors:
+            self._check_orders(tensors["orders"])
+        if "mask_in_use" in tensors:
+            self._check_index(tensors["mask_in_use"])
 
     @property
     def _out_rows(self) -> int:
@@ -654,7 +669,7 @@ class MADE(AutoregressiveModel):
         if self._by_variable:
             source, own = (term, term + 1) if term < len(self.layers) else (0, len(self.layers))
             rows, columns = self._places(own)[rows], self._places(source)[columns]
-        mask = torch.arange(seen, device=below.device) < layer.mask_extents[rows, None]
+        mask = torch.arange(seen, device=below.device) < layer.mask.extents[rows, None]
         weight = torch.where(mask, layer.weight[rows][:, columns], 0.0).to(self.compute_dtype)
         bias = None if layer.bias is None else layer.bias[rows].to(self.compute_dtype)
         return F.linear(below, weight, bias)
@@ -696,7 +711,7 @@ class MADE(AutoregressiveModel):
             state,
             [layer.weight for layer in self._terms],
             [next(biases) if layer.sources else extra.new_empty(0) for layer in self._program],
-            [layer.mask_extents for layer in self._terms],
+            [layer.mask.extents for layer in self._terms],
             self._unit_ends,
             program=self._program,
             variables=self.variables,
@@ -711,10 +726,6 @@ class MADE(AutoregressiveModel):
     def _set_output_bias(self, parameters: Tensor) -> None:
         bias = self.layers[-1].bias
         bias[slice(None) if self.out_rows is None else self.out_rows] = parameters.flatten().to(bias.dtype)
-
-
-def _state_loaded(model: MADE, _: object) -> None:
-    model._order_loaded()
 
 
 def _sharing(layer: MaskedLinear) -> MaskedLinear:
@@ -733,10 +744,6 @@ def _gathered(layer: MaskedLinear, rows: Tensor, columns: Tensor) -> MaskedLinea
     if layer.bias is not None:
         other.bias = nn.Parameter(layer.bias.detach()[rows], requires_grad=False)
     return other
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return F.pad(counts.cumsum(0), (1, 0))
 
 
 def _hidden_features(given: Sequence[int]) -> list[int]:

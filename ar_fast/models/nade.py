@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .. import functional, heads
 from .._vocabulary import ACTIVATIONS
 from ._context import add_context
-from .base import AutoregressiveModel
+from .base import AutoregressiveModel, starts
 
 __all__ = ["NADE", "RNADE"]
 
@@ -89,16 +89,8 @@ class NADE(AutoregressiveModel):
             raise ValueError(f"NADE: activation must be one of {names}, got {activation!r}")
         self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
-        offsets = self.head.offsets(self.variables, device)
-        gathers = isinstance(self.head, heads.Categorical)
         out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
         in_rows = sum(self.head.inputs(self.variables))
-        self.register_buffer("out_offsets", offsets, persistent=False)
-        in_offsets = offsets if gathers else self._input_offsets()
-        if gathers and self.counts == 1:
-            # Without offsets the one row of a variable would be scaled by its value.
-            in_offsets = torch.arange(self.variables + 1, device=device)
-        self.register_buffer("in_offsets", in_offsets, persistent=False)
         self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, device=device, dtype=dtype))
         self.in_bias = nn.Parameter(torch.empty(hidden_features, device=device, dtype=dtype))
         self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, device=device, dtype=dtype))
@@ -111,7 +103,18 @@ class NADE(AutoregressiveModel):
             self.context_weight = nn.Parameter(
                 torch.empty(hidden_features, context_features, device=device, dtype=dtype)
             )
+        self._build()
         self.reset_parameters()
+
+    def _derive(self) -> dict[str, Tensor | None]:
+        base, offsets = super()._derive(), self.head.offsets(self.variables)
+        counts = base["input_counts"]
+        if isinstance(self.head, heads.Categorical):
+            # Without offsets the one row of a variable of one category would be scaled by its value.
+            inputs = torch.arange(self.variables + 1) if self.counts == 1 else offsets
+        else:
+            inputs = None if counts is None else starts(counts)
+        return {**base, "in_offsets": inputs, "out_offsets": offsets}
 
     def reset_parameters(self) -> None:
         """Uniform weights within 1 / sqrt(inputs) of zero, zero biases, scales of 1; means of mixtures spread out."""
@@ -168,13 +171,13 @@ class NADE(AutoregressiveModel):
 
     def _rows(self, counts: int | list[int], position: int) -> slice:
         """The weight rows of the variable at position."""
-        variable = int(self._variable(position))
+        variable = self._variable(position)
         if isinstance(counts, int):
             return slice(variable * counts, (variable + 1) * counts)
         return slice(sum(counts[:variable]), sum(counts[: variable + 1]))
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
-        variable = int(self._variable(position))
+        variable = self._variable(position)
         each = len(self.in_weight) // self.variables
         first = variable * each if self.in_offsets is None else int(self.in_offsets[variable])
         if isinstance(self.head.of(variable), heads.Categorical):

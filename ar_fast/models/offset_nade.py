@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from .. import functional, heads, orderings
 from .._integers import integers
+from .._structure import building
 from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
@@ -116,6 +117,7 @@ class OffsetNADE(AutoregressiveModel):
         self.context_weight = None
         if context_features:
             self.context_weight = nn.Parameter(torch.empty(hidden_features, context_features, **options))
+        self._build()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -155,18 +157,18 @@ class OffsetNADE(AutoregressiveModel):
                 f"OffsetNADE: event_shape must have the dimensions and channels of {tuple(self.event_shape)}, "
                 f"got {tuple(shape)}"
             )
-        raster = orderings.raster(self.event_shape).to(self.device)
-        in_raster = torch.equal(
-            raster, torch.arange(self.variables, device=self.device) if self.order is None else self.order
-        )
+        with building():
+            own = torch.arange(self.variables) if self._order is None else self._order
+            in_raster = torch.equal(orderings.raster(self.event_shape), own)
         if not (self.shared_output and in_raster):
             reason = "output weights for each variable" if in_raster else "an order of its own"
             raise ValueError(f"OffsetNADE: a model with {reason} cannot be resized, got event_shape {tuple(shape)}")
         other = copy.copy(self)
         other.event_shape, other.variables, other.grid = shape, math.prod(shape), _grid(shape)
         # As for any model, the identity is None: of a raster order that depends on the number of channels alone.
-        order = None if other.grid[2] == 1 else orderings.raster(shape).to(self.device)
-        other._buffers = self._buffers | {"order": order}
+        with building():
+            order = None if other.grid[2] == 1 else orderings.raster(shape)
+        other._take_order(order)
         return other
 
     # Evaluation: a convolution over the taps, then a network for each pixel.
@@ -256,7 +258,7 @@ class OffsetNADE(AutoregressiveModel):
                 state = state + weight[inputs * self.counts + x.long()].sum(-2)
             else:
                 state = state + x @ weight.index_select(0, inputs)
-        first = position % self.grid[2] if self.shared_output else int(self._variable(position))
+        first = position % self.grid[2] if self.shared_output else self._variable(position)
         rows = slice(first * self.counts, (first + 1) * self.counts)
         hidden = ACTIVATIONS[self.activation](state)
         return F.linear(hidden, self._compute(self.out_weight)[rows], self._compute(self.out_bias)[rows])

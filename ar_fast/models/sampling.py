@@ -103,7 +103,7 @@ class Sampling:
             known=known,
         )
         drawn = slice(start, stop) if model.order is None else model.order[start:stop]
-        if units is not None and not units.identity:
+        if units is not None:
             values, log_scale = units.inverse(values, drawn), units.log_scale(drawn)
             if given is not None and known is not None:
                 values = torch.where(known[:, drawn], given[:, drawn], values)

@@ -207,7 +207,7 @@ struct HeadLogProbFunction : torch::autograd::Function<HeadLogProbFunction> {
 
 at::Tensor head_log_prob_autograd(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
                                   std::string head, int64_t levels, const OptionalTensor& head_kinds) {
-  if (needs_graph(parameters, x))
+  if (needs_graph("head_log_prob", parameters, x))
     return HeadLogProbFunction::apply(parameters, x, offsets, std::move(head), levels, head_kinds);
   at::AutoDispatchBelowADInplaceOrView guard;
   return head_log_prob(parameters, x, offsets, std::move(head), levels, head_kinds);

@@ -5,10 +5,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/flatten.h>
 #include <ATen/ops/sum.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "../kernels/masked_linear.h"
 #include "activation.h"
+#include "autograd.h"
 #include "library.h"
 
 namespace ar_fast {
@@ -157,18 +157,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool records(std::initializer_list<const at::Tensor*> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const at::Tensor* tensor : tensors) {
-    if (tensor->defined() && tensor->requires_grad()) return true;
-  }
-  return false;
-}
-
-at::Tensor or_undefined(const OptionalTensor& tensor) { return tensor.has_value() ? *tensor : at::Tensor(); }
-
-OptionalTensor or_none(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
-
 // The mask and the algorithm, kept beside two operands, and perhaps the result, from forward to backward.
 void save(AutogradContext* context, const at::Tensor& first, const at::Tensor& second, const MaskTensors& mask,
           std::string_view algorithm, const at::Tensor& result = at::Tensor()) {
@@ -282,7 +270,7 @@ at::Tensor masked_linear_autograd(const at::Tensor& input, const at::Tensor& wei
                                   const OptionalTensor& columns, const OptionalTensor& tiles,
                                   const OptionalTensor& dense, std::string_view algorithm,
                                   std::optional<std::string_view> activation) {
-  if (!records({&input, &weight}) && !(given(bias) && records({&*bias}))) {
+  if (!needs_graph(forward_name, input, weight, bias)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
   }
@@ -299,7 +287,7 @@ at::Tensor masked_linear_grad_input_autograd(const at::Tensor& grad_output, cons
                                              const OptionalTensor& extents, const OptionalTensor& rows,
                                              const OptionalTensor& columns, const OptionalTensor& tiles,
                                              const OptionalTensor& dense, std::string_view algorithm) {
-  if (!records({&grad_output, &weight})) {
+  if (!needs_graph("masked_linear_grad_input", grad_output, weight)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear_grad_input(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
   }
@@ -310,7 +298,7 @@ at::Tensor masked_linear_grad_weight_autograd(const at::Tensor& grad_output, con
                                               const OptionalTensor& extents, const OptionalTensor& rows,
                                               const OptionalTensor& columns, const OptionalTensor& tiles,
                                               const OptionalTensor& dense, std::string_view algorithm) {
-  if (!records({&grad_output, &input})) {
+  if (!needs_graph("masked_linear_grad_weight", grad_output, input)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return masked_linear_grad_weight(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
   }

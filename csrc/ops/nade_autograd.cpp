@@ -225,7 +225,7 @@ at::Tensor nade_autograd(const at::Tensor& x, const at::Tensor& in_weight, const
                          const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
                          const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
                          const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
-  if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
+  if (needs_graph("nade", x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
     return NadeFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
                                activation_scale, std::move(activation), std::move(algorithm));
   }
@@ -324,7 +324,7 @@ at::Tensor nade_log_prob_autograd(const at::Tensor& x, const at::Tensor& in_weig
                                   const OptionalTensor& activation_scale, std::string activation, std::string head,
                                   int64_t levels, const OptionalTensor& head_kinds, bool per_variable,
                                   std::string algorithm) {
-  if (needs_graph(x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
+  if (needs_graph("nade_log_prob", x, in_weight, in_bias, out_weight, out_bias, activation_scale)) {
     return NadeLogProbFunction::apply(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
                                       activation_scale, std::move(activation), std::move(head), levels, head_kinds,
                                       per_variable, std::move(algorithm));

@@ -210,7 +210,7 @@ def test_saved_and_loaded(options, tmp_path):
 
 def test_a_file_of_a_set_of_masks_that_is_not_there_is_refused(tmp_path):
     model = make()
-    model.mask_in_use = torch.tensor(4)
+    model.mask_index = 4
     model.save(tmp_path)
     with pytest.raises(ValueError, match="mask_in_use must be that of one of 4 sets of masks, got 4"):
         make().load(tmp_path)

@@ -1,0 +1,78 @@
+"""Tensors that follow from how a module was made: the plan of a mask, an order, offsets. They are no buffers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from typing_extensions import Self
+
+__all__ = ["Structured", "building", "follow_loaded"]
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Tensors made within are ordinary ones, and on the CPU where nothing else is said: whatever default device is set,
+    under ``torch.inference_mode`` and under transforms of ``torch.func``."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with torch.inference_mode(False), torch.device("cpu"), temporarily_clear_interpreter_stack():
+        yield
+
+
+class Structured:
+    """A torch.nn.Module with tensors that are derived from its structure, as plain attributes.
+
+    A buffer would be averaged by an EMA over buffers, broadcast by DistributedDataParallel, stacked by
+    ``torch.func.stack_module_state``, and left without values by a meta device, ``to_empty`` and
+    ``load_state_dict(assign=True)``. These tensors are not touched by any of those. They move with the parameters, and
+    where those came to another device in some other way, ``_follow`` moves them when they are used.
+    """
+
+    #: The tensors by the names of their attributes, on the device where they were last needed but for meta.
+    _derived: dict[str, Tensor | None]
+    #: Where the attributes are.
+    _derived_on: torch.device | None = None
+
+    def _set_derived(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
+        """Takes tensors, on any device but meta, as attributes on ``device``."""
+        with building():
+            # One that was made under inference_mode could not be saved for a backward pass.
+            tensors = {
+                name: tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+                for name, tensor in tensors.items()
+            }
+        # A dict of its own: copies of a module may share the one that there was.
+        self._derived = self.__dict__.get("_derived", {}) | tensors
+        self._derived_on = None
+        self._follow(device)
+
+    def _follow(self, device: torch.device) -> None:
+        """Moves the attributes to ``device`` where they are not there yet."""
+        if self._derived_on == device:
+            return
+        with building():
+            moved = {name: None if tensor is None else tensor.to(device) for name, tensor in self._derived.items()}
+        for name, tensor in moved.items():
+            setattr(self, name, tensor)
+        if device.type != "meta":
+            self._derived = moved
+        self._derived_on = device
+
+    def _home(self) -> torch.device:
+        """The device of the parameters."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._follow(self._home())
+        return self
+
+
+def follow_loaded(module: Structured, _: object) -> None:
+    """A hook for after load_state_dict: with assign=True the parameters may have come to another device."""
+    module._follow(module._home())
