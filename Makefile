@@ -1,4 +1,5 @@
-# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once.
+# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once. make build only does
+# that; make resources compiles the CUDA half with nvcc and checks it, without a GPU.
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,7 +16,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint build resources clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast.demo $(ARGS)
@@ -25,6 +26,11 @@ test: $(READY)
 
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)
+
+build: $(READY)
+
+resources: $(READY)
+	$(RUN) tests/cuda/check_resources.py $(ARGS)
 
 lint: $(PACKAGES)
 	$(RUN) -m ruff check .

@@ -46,7 +46,7 @@ def device(request) -> Iterator[torch.device]:
         if not torch.cuda.is_available():
             pytest.skip("there is no GPU here: torch.cuda.is_available() is False")
         if not _library.info()["cuda_built"]:
-            pytest.skip("built without CUDA (AR_FAST_CUDA=0, or no nvcc at build time)")
+            pytest.skip("built without CUDA (AR_FAST_CUDA=0, or no nvcc or a CPU torch at build time)")
         yield torch.device("cuda")
     else:
         yield torch.device("cpu")
