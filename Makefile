@@ -1,4 +1,8 @@
 # make demo, make test, make test-full, make bench, make lint: each makes .venv and installs what it needs, once.
+=======
+# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once. make build only does
+# that; make resources compiles the CUDA half with nvcc and checks it, without a GPU.
+>>>>>>> build
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,10 +19,11 @@ endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
+<<<<<<< HEAD
 # One worker per core, each with one thread (tests/conftest.py).
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-full bench lint clean
+.PHONY: demo test test-full bench lint build resources clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast demo $(ARGS)
@@ -31,6 +36,11 @@ test-full: $(READY)
 
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)
+
+build: $(READY)
+
+resources: $(READY)
+	$(RUN) tests/cuda/check_resources.py $(ARGS)
 
 lint: $(PACKAGES)
 	$(RUN) -m ruff check .

@@ -1,4 +1,5 @@
-"""Drives CMake. AR_FAST_CUDA=auto|0|1 (auto: on where nvcc is found); AR_FAST_LINEINFO=1 for profilers."""
+"""Drives CMake. AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found); AR_FAST_LINEINFO=1
+for profilers."""
 
 import json
 import os

@@ -13,18 +13,12 @@ namespace ar_fast {
 
 namespace {
 
-constexpr const char* op_name = "armlp_sample";
-
-at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
-}
-
 void check_bias(const char* name, const at::Tensor& bias, const at::Tensor& in_weight) {
   const auto type = in_weight.scalar_type();
-  TORCH_CHECK(bias.scalar_type() == type || bias.scalar_type() == compute_type(type), op_name, ": ", name,
+  TORCH_CHECK(bias.scalar_type() == type || bias.scalar_type() == compute_type(type), armlp_name, ": ", name,
               " must have the dtype of in_weight, ", dtype_name(type), ", or ", dtype_name(compute_type(type)), ", got ",
               dtype_name(bias.scalar_type()));
-  check_same_device(op_name, name, bias, "in_weight", in_weight);
+  check_same_device(armlp_name, name, bias, "in_weight", in_weight);
 }
 
 }  // namespace
@@ -35,7 +29,7 @@ void check_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight, co
                         const OptionalTensor& given, const OptionalTensor& known, const Head& head,
                         const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm) {
-  const char* op = op_name;
+  const char* op = armlp_name;
   check_algorithm(op, algorithm, {"auto", "gather"});
   check_dim(op, "state", state, 2, "(B, D)");
   const c10::SymInt variables = state.sym_size(1);
@@ -95,8 +89,8 @@ ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tenso
                                         const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
                                         int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm) {
-  const Head parsed = parse_head(op_name, head, levels, head_kinds);
-  const Activation parsed_activation = parse_activation(op_name, activation);
+  const Head parsed = parse_head(armlp_name, head, levels, head_kinds);
+  const Activation parsed_activation = parse_activation(armlp_name, activation);
   check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, given,
                      known, parsed, head_kinds, start, stop, temperature, algorithm);
   const auto compute = compute_type(in_weight.scalar_type());
@@ -168,9 +162,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_meta(
     const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
     const OptionalTensor& head_kinds, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop,
     double temperature, std::string algorithm) {
-  parse_activation(op_name, activation);
+  parse_activation(armlp_name, activation);
   check_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, given,
-                     known, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature,
+                     known, parse_head(armlp_name, head, levels, head_kinds), head_kinds, start, stop, temperature,
                      algorithm);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),

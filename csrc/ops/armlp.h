@@ -19,6 +19,8 @@
 
 namespace ar_fast {
 
+constexpr const char* armlp_name = "armlp_sample";
+
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample(

@@ -54,6 +54,14 @@ const T* typed_or_null(const OptionalTensor& tensor) {
   return static_cast<const T*>(data_or_null(tensor));
 }
 
+inline at::TensorOptions compute_options(const at::Tensor& weight) {
+  return weight.options().dtype(compute_type(weight.scalar_type()));
+}
+
+inline at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
+  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
+}
+
 // The rules below use symbolic sizes, so that they also serve the fake (Meta) implementations under torch.compile.
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim, const char* shape) {
   TORCH_CHECK(tensor.dim() == dim, op, ": ", name, " must have shape ", shape, ", got ", tensor.sym_sizes());

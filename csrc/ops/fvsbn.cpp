@@ -12,12 +12,6 @@ namespace ar_fast {
 
 namespace {
 
-constexpr const char* op_name = "fvsbn_sample";
-
-at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
-}
-
 }  // namespace
 
 void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
@@ -25,7 +19,7 @@ void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const
                         const OptionalTensor& known, int64_t variables, const Head& head,
                         const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
                         const std::string& algorithm) {
-  const char* op = op_name;
+  const char* op = fvsbn_name;
   check_algorithm(op, algorithm, {"auto", "push"});
   TORCH_CHECK(variables > 0, op, ": variables must be positive, got ", variables);
   check_dim(op, "weight", weight, 2, "(R_in, R_out)");
@@ -66,7 +60,7 @@ FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tenso
                                         const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
                                         int64_t seed, int64_t first_index, int64_t start, int64_t stop,
                                         double temperature, const std::string& algorithm) {
-  const Head parsed = parse_head(op_name, head, levels, head_kinds);
+  const Head parsed = parse_head(fvsbn_name, head, levels, head_kinds);
   check_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, parsed, head_kinds, start,
                      stop, temperature, algorithm);
   FvsbnSampleTensors t;
@@ -121,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_meta(
     std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/, int64_t /*first_index*/,
     int64_t start, int64_t stop, double temperature, std::string algorithm) {
   check_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables,
-                     parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop, temperature, algorithm);
+                     parse_head(fvsbn_name, head, levels, head_kinds), head_kinds, start, stop, temperature, algorithm);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),
           at::empty_symint({batch}, state.options().dtype(at::kDouble)),

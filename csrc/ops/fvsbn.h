@@ -17,6 +17,8 @@
 
 namespace ar_fast {
 
+constexpr const char* fvsbn_name = "fvsbn_sample";
+
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample(

@@ -12,8 +12,6 @@
 namespace ar_fast {
 namespace {
 
-constexpr const char* op_name = "masked_mlp_sample";
-
 std::string element(const char* list, size_t index) { return std::string(list) + "[" + std::to_string(index) + "]"; }
 
 // One layer of the program.
@@ -27,7 +25,7 @@ struct Step {
 constexpr size_t step_numbers = 4;
 
 std::vector<Step> parse_program(at::IntArrayRef program) {
-  const char* op = op_name;
+  const char* op = masked_mlp_name;
   TORCH_CHECK(!program.empty() && program.size() % step_numbers == 0 &&
                   program.size() / step_numbers <= masked_mlp_max_layers + 1,
               op, ": program must have 4 numbers for each of 1 to ", masked_mlp_max_layers + 1, " layers, got ",
@@ -60,7 +58,7 @@ void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at
                              const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
                              const Head& head, const OptionalTensor& head_kinds, int64_t start, int64_t stop,
                              double temperature) {
-  const char* op = op_name;
+  const char* op = masked_mlp_name;
   const std::vector<Step> steps = parse_program(program);
   size_t terms = 0;
   for (const Step& step : steps) terms += static_cast<size_t>(step.terms());
@@ -242,9 +240,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
     std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
     int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
-  parse_mlp_activation(op_name, activation);
+  parse_mlp_activation(masked_mlp_name, activation);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                          known, variables, parse_head(op_name, head, levels, head_kinds), head_kinds, start, stop,
+                          known, variables, parse_head(masked_mlp_name, head, levels, head_kinds), head_kinds, start,
+                          stop,
                           temperature);
   const c10::SymInt batch = state.sym_size(0);
   return {at::empty_symint({batch, stop - start}, state.options()),

@@ -22,6 +22,8 @@
 
 namespace ar_fast {
 
+constexpr const char* masked_mlp_name = "masked_mlp_sample";
+
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(

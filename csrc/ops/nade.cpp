@@ -160,10 +160,6 @@ namespace {
 
 at::Tensor typed(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
 
-at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
-  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
-}
-
 template <typename T>
 const T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
@@ -215,10 +211,6 @@ NadeTensors prepare_nade(int64_t variables, const at::Tensor& x, const at::Tenso
     }
   }
   return t;
-}
-
-at::TensorOptions compute_options(const at::Tensor& weight) {
-  return weight.options().dtype(compute_type(weight.scalar_type()));
 }
 
 }  // namespace

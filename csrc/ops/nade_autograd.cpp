@@ -73,10 +73,6 @@ namespace {
 
 // ---------------------------------------------------------------- fake implementations
 
-at::TensorOptions compute_options(const at::Tensor& weight) {
-  return weight.options().dtype(compute_type(weight.scalar_type()));
-}
-
 at::Tensor nade_meta(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
                      const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
                      const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
@@ -134,7 +130,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
 // ---------------------------------------------------------------- gradients
 
 // The tensors that both backward passes need, in the order in which they are saved.
-enum Saved {
+enum SavedIndex {
   kX,
   kInWeight,
   kInBias,

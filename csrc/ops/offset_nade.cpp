@@ -13,13 +13,11 @@
 namespace ar_fast {
 namespace {
 
-constexpr const char* op_name = "offset_nade_sample";
-
 // The part of the structure that the shapes say.
 OffsetNadeSample sizes_of(at::IntArrayRef grid, at::IntArrayRef window) {
-  TORCH_CHECK(grid.size() == 3 && grid[0] > 0 && grid[1] > 0 && grid[2] > 0, op_name,
+  TORCH_CHECK(grid.size() == 3 && grid[0] > 0 && grid[1] > 0 && grid[2] > 0, offset_nade_name,
               ": grid must be (rows, columns, channels), all positive, got ", grid);
-  TORCH_CHECK(window.size() == 2 && window[0] >= 0 && window[1] >= 0 && window[0] + window[1] > 0, op_name,
+  TORCH_CHECK(window.size() == 2 && window[0] >= 0 && window[1] >= 0 && window[0] + window[1] > 0, offset_nade_name,
               ": window must be (rows above, columns to a side), not negative and not both 0, got ", window);
   OffsetNadeSample sample{};
   sample.rows = grid[0];
@@ -37,7 +35,7 @@ void check_offset_nade_sample(const at::Tensor& state, const at::Tensor& in_weig
                               const OptionalTensor& given, const OptionalTensor& known, at::IntArrayRef grid,
                               at::IntArrayRef window, bool shared_output, const Head& head, int64_t start, int64_t stop,
                               double temperature) {
-  const char* op = op_name;
+  const char* op = offset_nade_name;
   const OffsetNadeSample sizes = sizes_of(grid, window);
   const int64_t variables = sizes.rows * sizes.columns * sizes.channels;
   check_dim(op, "in_weight", in_weight, 2, "(rows, H)");
@@ -89,7 +87,7 @@ OffsetNadeTensors prepare_offset_nade_sample(
     at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, const std::string& activation,
     const std::string& head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
     double temperature) {
-  const Head parsed = parse_head(op_name, head, levels);
+  const Head parsed = parse_head(offset_nade_name, head, levels);
   check_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
                            shared_output, parsed, start, stop, temperature);
   const auto compute = compute_type(in_weight.scalar_type());
@@ -111,7 +109,7 @@ OffsetNadeTensors prepare_offset_nade_sample(
   OffsetNadeSample& sample = t.sample = sizes_of(grid, window);
   const int64_t outputs = shared_output ? sample.channels : sample.rows * sample.columns * sample.channels;
   sample.storage = storage_type(in_weight.scalar_type());
-  sample.activation = parse_activation(op_name, activation);
+  sample.activation = parse_activation(offset_nade_name, activation);
   sample.head = parsed;
   sample.gathers = parsed.kind == HeadKind::categorical;
   sample.hidden = in_weight.size(1);
@@ -165,8 +163,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_meta(
     int64_t levels, int64_t /*seed*/, int64_t /*first_index*/, int64_t start, int64_t stop, double temperature,
     std::string /*algorithm*/) {
   check_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
-                           shared_output, parse_head(op_name, head, levels), start, stop, temperature);
-  parse_activation(op_name, activation);
+                           shared_output, parse_head(offset_nade_name, head, levels), start, stop, temperature);
+  parse_activation(offset_nade_name, activation);
   return {at::empty_symint({state.sym_size(0), stop - start}, state.options()),
           at::empty_symint({state.sym_size(0)}, state.options().dtype(at::kDouble)),
           at::empty_symint(state.sym_sizes(), state.options())};

@@ -1,14 +1,16 @@
-"""Compiles, links and loads every CUDA kernel for every release architecture, and reads the compiler's report. No GPU.
+"""Compiles, links and loads the CUDA half for every release architecture, and reads the compiler's report. No GPU.
 
     python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [NAME.cu ...]
 
 Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
 from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
+The host side (csrc/ops/cuda) is compiled against the torch that is installed, linked with the kernels and the package's
+ops library, which has to be built, and loaded: every op then has to have a CUDA kernel.
 """
 
 import argparse
 import concurrent.futures
-import ctypes
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+OPS = ROOT / "csrc" / "ops" / "cuda"
+LIBRARY = ROOT / "ar_fast" / "libar_fast_ops.so"
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90a"]
 PTX_ARCHITECTURE = "compute_80"
 
@@ -101,8 +105,9 @@ def compile_source(path: Path, build: Path) -> Source:
     source = Source(path, object=build / f"{path.stem}.o")
     code = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
     code.append(f"-gencode=arch={PTX_ARCHITECTURE},code={PTX_ARCHITECTURE}")
-    command = ["nvcc", "-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas", *code,
-               "-Xptxas=-v", "--keep", f"--keep-dir={keep}", "-c", str(path), "-o", str(source.object)]  # fmt: skip
+    # Device code is optimised by default; the host's part of these files only has to compile.
+    command = ["nvcc", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas", *code, "-Xptxas=-v",
+               "--keep", f"--keep-dir={keep}", "-c", str(path), "-o", str(source.object)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{path.name} does not compile:\n{done.stdout}\n{done.stderr}")
@@ -142,13 +147,50 @@ def check(sources: list[Source], whole: bool) -> list[str]:
     return problems
 
 
-def link_and_load(sources: list[Source], build: Path) -> None:
-    """With the static runtime and nothing undefined: no driver is needed."""
-    command = ["nvcc", "-shared", "-cudart=static", "-Xlinker=--no-undefined", *(str(s.object) for s in sources)]
-    done = subprocess.run([*command, "-o", str(build / "libkernels.so")], capture_output=True, text=True)
+def torch_folder() -> Path:
+    return Path(importlib.util.find_spec("torch").origin).parent
+
+
+def compile_host_side(build: Path) -> Path:
+    """The ops floor's half for CUDA, all files at once: torch's headers take most of the time."""
+    together, target = build / "ops_cuda.cpp", build / "ops_cuda.o"
+    together.write_text("".join(f'#include "{path}"\n' for path in sorted(OPS.glob("*.cpp"))))
+    include = torch_folder() / "include"
+    command = ["nvcc", "-std=c++20", "-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"),
+               "-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas", "-c", str(together), "-o", str(target)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"the kernels do not link:\n{done.stderr}")
-    ctypes.CDLL(str(build / "libkernels.so"))
+        raise SystemExit(f"csrc/ops/cuda does not compile:\n{done.stdout}\n{done.stderr}")
+    return target
+
+
+LOAD = """
+import sys
+import torch
+
+def ops(key):
+    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return {name.split(".")[0] for name in names if name.startswith("ar_fast::")}
+
+for library in sys.argv[1:]:
+    torch.ops.load_library(library)
+missing = sorted(ops("CPU") - ops("CUDA"))
+if missing or not ops("CUDA"):
+    sys.exit(f"no CUDA kernel is registered for {missing or 'any op'}")
+print(f"{len(ops('CUDA'))} ops have a CUDA kernel")
+"""
+
+
+def link_and_load(sources: list[Source], host_side: Path, build: Path) -> None:
+    """With the static runtime and nothing undefined: no driver is needed."""
+    library, torch_libraries = build / "libar_fast_cuda.so", torch_folder() / "lib"
+    objects = [str(path) for path in (*(source.object for source in sources), host_side, LIBRARY)]
+    command = ["nvcc", "-shared", "-cudart=static", "-Xlinker=--no-undefined", *objects, f"-L{torch_libraries}",
+               "-lc10", "-ltorch_cpu", "-o", str(library)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"the CUDA half does not link:\n{done.stderr}")
+    subprocess.run([sys.executable, "-c", LOAD, str(LIBRARY), str(library)], check=True)
 
 
 def demangle(names: list[str]) -> list[str]:
@@ -167,17 +209,20 @@ def main() -> int:
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
         raise SystemExit("nvcc was not found: put it on PATH")
+    if not options.names and not LIBRARY.exists():
+        raise SystemExit(f"{LIBRARY} was not found: build the package first, for example by `make build`")
     options.build.mkdir(parents=True, exist_ok=True)
     paths = [KERNELS / name for name in options.names] or sorted(KERNELS.glob("*.cu"))
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        host_side = pool.submit(compile_host_side, options.build) if not options.names else None
         sources = list(pool.map(lambda path: compile_source(path, options.build), paths))
     reports = [report for source in sources for report in source.reports]
     names = demangle([report.kernel for report in reports])
     for name, report in sorted(zip(names, reports, strict=True), key=lambda pair: pair[0]):
         print(f"{report.architecture:7} {report.registers:4} registers {report.shared:6} B shared  {name}")
     problems = check(sources, whole=not options.names)
-    if not options.names:
-        link_and_load(sources, options.build)
+    if host_side is not None:
+        link_and_load(sources, host_side.result(), options.build)
     for problem in problems:
         print(f"FAILED: {problem}", file=sys.stderr)
     print(f"{len(reports)} kernels of {len(sources)} files on {', '.join(ARCHITECTURES)}: {len(problems)} problems")

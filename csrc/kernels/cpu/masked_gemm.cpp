@@ -101,7 +101,7 @@ void write_tile(const Compute* sums, int64_t unit_begin, int64_t units, int64_t 
   }
 }
 
-template <typename Storage, typename Compute>
+template <typename Compute>
 void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
   constexpr int64_t width = tile_width<Compute>();
   const MaskPlan& plan = arguments.plan;
@@ -141,21 +141,19 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
           row_pointers(scratch.sums + u * width, width, count, sums);
           const Compute* places = x + begin * width;
           Weights<Compute> weights(scratch.packed + u * steps + begin, steps, count);
-          if constexpr (std::is_same_v<Storage, Compute>) {
-            if (!pack) {
-              weights.all_end = std::max<int64_t>(0, extent_of(plan, first) - begin);
-              for (int j = 0; j < units_together; ++j) {
-                const int64_t unit = first + std::min(j, count - 1);
-                const int64_t source = plan.rows == nullptr ? unit : plan.rows[unit];
-                weights.unit[j] = static_cast<const Compute*>(arguments.weight) + source * steps;
-                weights.end[j] = plan.extents[source] - begin;
-              }
-              if (access == Access::indexed) {
-                weights.index = plan.columns + begin;
-                places = x;
-              } else {
-                for (int j = 0; j < units_together; ++j) weights.unit[j] += begin;
-              }
+          if (!pack) {
+            weights.all_end = std::max<int64_t>(0, extent_of(plan, first) - begin);
+            for (int j = 0; j < units_together; ++j) {
+              const int64_t unit = first + std::min(j, count - 1);
+              const int64_t source = plan.rows == nullptr ? unit : plan.rows[unit];
+              weights.unit[j] = static_cast<const Compute*>(arguments.weight) + source * steps;
+              weights.end[j] = plan.extents[source] - begin;
+            }
+            if (access == Access::indexed) {
+              weights.index = plan.columns + begin;
+              places = x;
+            } else {
+              for (int j = 0; j < units_together; ++j) weights.unit[j] += begin;
             }
           }
           multiply(access, vectors, weights, places, width, end - begin, sums, count, false);
@@ -241,12 +239,7 @@ void masked_gemm_transpose(bool float64, const void* matrix, int64_t rows, int64
 }
 
 void masked_gemm_y(const MaskedGemm& arguments, const MaskedGemmPart& part) {
-  switch (arguments.storage) {
-    case ScalarType::float32: return forward<float, float>(arguments, part);
-    case ScalarType::float64: return forward<double, double>(arguments, part);
-    case ScalarType::bfloat16: return forward<c10::BFloat16, float>(arguments, part);
-    case ScalarType::float16: return forward<c10::Half, float>(arguments, part);
-  }
+  arguments.storage == ScalarType::float64 ? forward<double>(arguments, part) : forward<float>(arguments, part);
 }
 
 void masked_gemm_dw(const MaskedGemm& arguments, int64_t unit_begin, int64_t unit_end, void* output,

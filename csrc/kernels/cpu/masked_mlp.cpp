@@ -101,7 +101,19 @@ struct Memory {
   }
 };
 
-template <typename S, typename T, int Vectors>
+// Elements [begin, end) of a row of 16-bit weights, at their places in `out`.
+template <typename S>
+void convert(const void* row, int64_t begin, int64_t end, float* out) {
+  const S* weights = static_cast<const S*>(row);
+  int64_t k = begin;
+  for (; k + Vec<float>::size() <= end; k += Vec<float>::size()) load(weights + k).store(out + k);
+  for (; k < end; ++k) out[k] = to_float(weights[k]);
+}
+
+template <typename T>
+using Convert = void (*)(const void* row, int64_t begin, int64_t end, T* out);
+
+template <typename T, int Vectors>
 class Group {
  public:
   static constexpr int64_t lanes = Vec<T>::size(), width = Vectors * lanes;
@@ -110,8 +122,10 @@ class Group {
   // Elements that all units of a block take before they take the next ones: half of a small L1 cache.
   static constexpr int64_t elements_together = 16 * 1024 / (width * static_cast<int64_t>(sizeof(T)));
 
-  Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team, void* scratch)
-      : sample_(sample), team_(team), row_(row_begin), rows_(row_end - row_begin),
+  // `convert` is null where the weights are stored as T.
+  Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team,
+        Convert<T> convert, void* scratch)
+      : sample_(sample), team_(team), convert_(convert), row_(row_begin), rows_(row_end - row_begin),
         memory_(sample, width, team.parts, scratch) {}
 
   int64_t run() {
@@ -162,17 +176,12 @@ class Group {
     }
   }
 
-  // Elements [begin, end) of a weight row, in the compute type and at their places.
-  const T* weight_row(const S* row, int64_t begin, int64_t end, int64_t slot) {
-    if constexpr (std::is_same_v<S, T>) {
-      return row;
-    } else {
-      T* out = memory_.converted + slot * memory_.widest;
-      int64_t k = begin;
-      for (; k + lanes <= end; k += lanes) load(row + k).store(out + k);
-      for (; k < end; ++k) out[k] = to_float(row[k]);
-      return out;
-    }
+  // Elements [begin, end) of the weight row that starts at element `first`, in the compute type and at their places.
+  const T* weight_row(const void* weight, int64_t first, int64_t begin, int64_t end, int64_t slot) {
+    if (convert_ == nullptr) return static_cast<const T*>(weight) + first;
+    T* out = memory_.converted + slot * memory_.widest;
+    convert_(static_cast<const uint16_t*>(weight) + first, begin, end, out);
+    return out;
   }
 
   void write_bias(const MaskedMlpLayer& layer, int64_t unit, T* out) const {
@@ -194,8 +203,7 @@ class Group {
     int64_t ends[Units];
     for (int u = 0; u < Units; ++u) {
       ends[u] = std::max(begin, std::min<int64_t>(term.extents[unit + u], end));
-      weight[u] = weight_row(static_cast<const S*>(term.weight) + (unit + u) * inputs, begin, ends[u],
-                             part * most_sums + u);
+      weight[u] = weight_row(term.weight, (unit + u) * inputs, begin, ends[u], part * most_sums + u);
       multiply_adds_[part] += ends[u] - begin;
     }
     const T* const below = value(term.source);
@@ -387,6 +395,7 @@ class Group {
 
   const MaskedMlpSample& sample_;
   const MaskedMlpTeam team_;
+  const Convert<T> convert_;
   const int64_t row_, rows_;
   const Memory<T> memory_;
   int64_t first_ = 0, first_parameter_ = 0;  // of the block: its position, its first parameter
@@ -394,13 +403,13 @@ class Group {
   double log_prob_[width] = {};
 };
 
-template <typename S, typename T>
+template <typename T>
 int64_t run_group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team,
-                  void* scratch) {
+                  Convert<T> convert, void* scratch) {
   switch ((row_end - row_begin + Vec<T>::size() - 1) / Vec<T>::size()) {
-    case 1: return Group<S, T, 1>(sample, row_begin, row_end, team, scratch).run();
-    case 2: return Group<S, T, 2>(sample, row_begin, row_end, team, scratch).run();
-    default: return Group<S, T, most_vectors>(sample, row_begin, row_end, team, scratch).run();
+    case 1: return Group<T, 1>(sample, row_begin, row_end, team, convert, scratch).run();
+    case 2: return Group<T, 2>(sample, row_begin, row_end, team, convert, scratch).run();
+    default: return Group<T, most_vectors>(sample, row_begin, row_end, team, convert, scratch).run();
   }
 }
 
@@ -422,16 +431,16 @@ void masked_mlp_sample(const MaskedMlpSample& sample, int64_t row_begin, int64_t
                        const MaskedMlpTeam& team, int64_t* multiply_adds) {
   switch (sample.storage) {
     case ScalarType::float32:
-      *multiply_adds = run_group<float, float>(sample, row_begin, row_end, team, scratch);
+      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, nullptr, scratch);
       return;
     case ScalarType::float64:
-      *multiply_adds = run_group<double, double>(sample, row_begin, row_end, team, scratch);
+      *multiply_adds = run_group<double>(sample, row_begin, row_end, team, nullptr, scratch);
       return;
     case ScalarType::bfloat16:
-      *multiply_adds = run_group<bfloat16, float>(sample, row_begin, row_end, team, scratch);
+      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, &convert<bfloat16>, scratch);
       return;
     case ScalarType::float16:
-      *multiply_adds = run_group<float16, float>(sample, row_begin, row_end, team, scratch);
+      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, &convert<float16>, scratch);
       return;
   }
 }

@@ -195,13 +195,13 @@ struct StripBuffers {
 };
 
 // The gradients of one strip of hidden units.
-template <typename S, typename T, Activation A>
+template <typename T, Activation A>
 class StripBackward {
  public:
   StripBackward(const NadeModel& model, const NadeInput& input, const NadeBackward& output, const NadeChunks& chunks,
-                const NadeChanges& found, int64_t strip_index, Scratch& scratch)
-      : model_(model), output_(output), chunks_(chunks), batch_(input.batch), h0_(strip_index * strip),
-        units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found), b_(chunks, input.batch, scratch) {}
+                const NadeChanges& found, int64_t strip_index, const WeightSteps<T>& weights, Scratch& scratch)
+      : model_(model), output_(output), chunks_(chunks), weights_(weights), batch_(input.batch),
+        h0_(strip_index * strip), units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found), b_(chunks, input.batch, scratch) {}
 
   // Every state at the start of a chunk; false if the form is odds and they would leave their range.
   template <Form F>
@@ -215,7 +215,7 @@ class StripBackward {
     }
     for (int64_t c = 0; c < chunks_.count; ++c) {
       fill_positions(model_, chunks_.starts[c], chunks_.starts[c + 1], b_.positions);
-      b_.in.template begin_chunk<S, F>(model_, b_.positions, h0_, units_);
+      weights_.begin_input(model_, b_.positions, h0_, units_, F == Form::odds, b_.in);
       for (int64_t row = 0; row < batch_; ++row) {
         const Change<T>*change = changes_.begin(row, c), *last = changes_.end(row, c);
         b_.in.bring(change, last);
@@ -239,8 +239,8 @@ class StripBackward {
     for (int64_t c = chunks_.count - 1; c >= 0; --c) {
       const int64_t start = chunks_.starts[c], count = chunks_.starts[c + 1] - start;
       const auto [in_rows, out_rows] = fill_positions(model_, start, start + count, b_.positions);
-      pack_out_weight<S>(model_, b_.positions, count, h0_, units_, b_.out);
-      b_.in.template begin_chunk<S, F>(model_, b_.positions, h0_, units_);
+      weights_.pack_out_weight(model_, b_.positions, count, h0_, units_, b_.out);
+      weights_.begin_input(model_, b_.positions, h0_, units_, F == Form::odds, b_.in);
       std::fill_n(b_.grad_in, in_rows * strip, T(0));
       std::fill_n(b_.grad_out, out_rows * strip, T(0));
       const auto go = [&]<int Rows>(int64_t first) {
@@ -271,12 +271,12 @@ class StripBackward {
     for (int64_t p = 0; p < count; ++p) {
       const Position<T>& position = b_.positions[p];
       for (int64_t k = 0; k < position.in_rows; ++k) {
-        store_strip(b_.grad_in + (position.in_slot + k) * strip, units_,
-                    static_cast<S*>(output_.grad_in_weight) + (position.in_row + k) * model_.hidden + h0_);
+        weights_.store(b_.grad_in + (position.in_slot + k) * strip, units_, output_.grad_in_weight,
+                       (position.in_row + k) * model_.hidden + h0_);
       }
       for (int64_t k = 0; k < position.out_rows; ++k) {
-        store_strip(b_.grad_out + (position.out_slot + k) * strip, units_,
-                    static_cast<S*>(output_.grad_out_weight) + (position.out_row + k) * model_.hidden + h0_);
+        weights_.store(b_.grad_out + (position.out_slot + k) * strip, units_, output_.grad_out_weight,
+                       (position.out_row + k) * model_.hidden + h0_);
       }
     }
   }
@@ -298,16 +298,18 @@ class StripBackward {
   const NadeModel& model_;
   const NadeBackward& output_;
   const NadeChunks& chunks_;
+  const WeightSteps<T>& weights_;
   const int64_t batch_, h0_, units_;
   const Changes<T> changes_;
   StripBuffers<T> b_;
 };
 
-template <typename S, typename T, Activation A>
+template <Activation A, typename T>
 void backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
-                      const NadeChunks& chunks, const NadeChanges& found, int64_t strip_index, void* scratch_memory) {
+                      const NadeChunks& chunks, const NadeChanges& found, int64_t strip_index,
+                      const WeightSteps<T>& weights, void* scratch_memory) {
   Scratch scratch(scratch_memory);
-  StripBackward<S, T, A> strip(model, input, output, chunks, found, strip_index, scratch);
+  StripBackward<T, A> strip(model, input, output, chunks, found, strip_index, weights, scratch);
   const auto go = [&]<Form F>() {
     if (!strip.template find_checkpoints<F>()) return false;
     strip.template run<F>();
@@ -447,7 +449,7 @@ void nade_changes(const NadeModel& model, const NadeInput& input, const NadeChun
 void nade_backward_weights(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                            const NadeChunks& chunks, const NadeChanges& changes, int64_t strip, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    backward_weights<S, T, A>(model, input, output, chunks, changes, strip, scratch);
+    backward_weights<A>(model, input, output, chunks, changes, strip, weight_steps<S, T>(), scratch);
   });
 }
 

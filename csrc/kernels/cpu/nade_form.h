@@ -85,13 +85,13 @@ class PackedInput {
       : packed_(rows, strips, scratch), here_(scratch.take<bool>(rows)), reach_(scratch.take<T>(rows)) {}
 
   // Of units h0 ... h0 + units - 1.
-  template <typename S, Form F>
-  void begin_chunk(const NadeModel& model, const Position<T>* positions, int64_t h0, int64_t units) {
+  template <typename S>
+  void begin_chunk(const NadeModel& model, const Position<T>* positions, int64_t h0, int64_t units, bool odds) {
     model_ = &model;
     positions_ = positions;
     h0_ = h0;
     units_ = units;
-    pack_ = &PackedInput::pack<S, F>;
+    pack_ = odds ? &PackedInput::pack<S, true> : &PackedInput::pack<S, false>;
     missing_ = packed_.rows;
     for (int64_t slot = 0; slot < packed_.rows; ++slot) here_[slot] = false;
   }
@@ -109,7 +109,7 @@ class PackedInput {
   int64_t rows() const { return packed_.rows; }
 
  private:
-  template <typename S, Form F>
+  template <typename S, bool Odds>
   void pack(const Change<T>& change) {
     const Position<T>& position = positions_[change.position];
     const int64_t row = position.in_row + change.in_slot - position.in_slot;
@@ -117,7 +117,7 @@ class PackedInput {
     packed_.put(change.in_slot, static_cast<const S*>(model_->in_weight) + row * model_->hidden + h0_, units_,
                 [&](const Vec<T>& w) __attribute__((always_inline)) {
                   most = at::vec::maximum(most, w.abs());
-                  if constexpr (F == Form::odds) return exp_neg<T>(w);
+                  if constexpr (Odds) return exp_neg<T>(w);
                   else return w;
                 });
     here_[change.in_slot] = true;
@@ -133,6 +133,26 @@ class PackedInput {
   int64_t h0_, units_, missing_;
   void (PackedInput::*pack_)(const Change<T>&);
 };
+
+// What depends on the type of the weights, once for a chunk of positions or a row of a weight's gradient: what goes on
+// inside a chunk is not compiled for each of them.
+template <typename T>
+struct WeightSteps {
+  void (*begin_input)(const NadeModel&, const Position<T>*, int64_t h0, int64_t units, bool odds, PackedInput<T>& in);
+  void (*pack_out_weight)(const NadeModel&, const Position<T>*, int64_t count, int64_t h0, int64_t units,
+                          PackedRows<T>& out);
+  void (*store)(const T* data, int64_t count, void* weight, int64_t first);   // at element `first`
+};
+
+template <typename S, typename T>
+constexpr WeightSteps<T> weight_steps() {
+  return {[](const NadeModel& model, const Position<T>* positions, int64_t h0, int64_t units, bool odds,
+             PackedInput<T>& in) { in.template begin_chunk<S>(model, positions, h0, units, odds); },
+          &pack_out_weight<S, T>,
+          [](const T* data, int64_t count, void* weight, int64_t first) {
+            store_strip(data, count, static_cast<S*>(weight) + first);
+          }};
+}
 
 // f(a), from a state in its form.
 template <Form F, Activation A, typename T, size_t N>

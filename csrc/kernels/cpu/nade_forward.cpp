@@ -135,9 +135,10 @@ double finish_row(const NadeModel& model, const NadeInput& input, const NadeForw
   return sum;
 }
 
-template <typename S, typename T, Activation A>
+template <Activation A, typename T>
 void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForward& output, const NadeChunks& chunks,
-                  const NadeSegment& segment, int64_t row_begin, int64_t row_end, void* scratch_memory) {
+                  const NadeSegment& segment, int64_t row_begin, int64_t row_end, const WeightSteps<T>& weights,
+                  void* scratch_memory) {
   constexpr int64_t strip = strip_width<T>();
   const int64_t padded = padded_hidden<T>(model), strips = padded / strip, rows = row_end - row_begin;
   Scratch scratch(scratch_memory);
@@ -159,14 +160,14 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   for (int64_t c = segment.chunk_begin; c < segment.chunk_end; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
     const int64_t parameters = fill_positions(model, start, start + count, b.positions).out_rows;
-    pack_out_weight<S>(model, b.positions, count, 0, model.hidden, b.out);
+    weights.pack_out_weight(model, b.positions, count, 0, model.hidden, b.out);
     for (int64_t p = 0; p < count; ++p) {
       for (int64_t k = 0; k < b.positions[p].out_rows; ++k) {
         b.bias[b.positions[p].out_slot + k] = static_cast<const T*>(model.out_bias)[b.positions[p].out_row + k];
       }
     }
-    b.in.template begin_chunk<S, Form::pre_activations>(model, b.positions, 0, model.hidden);
-    b.in_odds.template begin_chunk<S, Form::odds>(model, b.positions, 0, model.hidden);
+    weights.begin_input(model, b.positions, 0, model.hidden, false, b.in);
+    weights.begin_input(model, b.positions, 0, model.hidden, true, b.in_odds);
     for (int64_t first = 0; first < rows; first += rows_together) {
       const int64_t group = std::min<int64_t>(rows_together, rows - first);
       for (int64_t r = 0; r < group; ++r) {
@@ -251,7 +252,7 @@ void segment_states(const NadeModel& model, const NadeInput& input, const NadeCh
 void nade_forward(const NadeModel& model, const NadeInput& input, const NadeForward& output, const NadeChunks& chunks,
                   const NadeSegment& segment, int64_t row_begin, int64_t row_end, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    forward_rows<S, T, A>(model, input, output, chunks, segment, row_begin, row_end, scratch);
+    forward_rows<A>(model, input, output, chunks, segment, row_begin, row_end, weight_steps<S, T>(), scratch);
   });
 }
 

@@ -82,27 +82,39 @@ AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T
   }), h);
 }
 
+// For all units; `row` is one of in_weight, stored as S.
 template <Activation A, typename S, typename T>
-void update(const S* weight, int64_t hidden, T x, T scale, T* a, T* h) {
+void update(const void* row, int64_t hidden, T x, T scale, T* a, T* h) {
   constexpr int64_t strip = strip_width<T>();
+  const S* weight = static_cast<const S*>(row);
   for (int64_t j = 0; j < hidden; j += strip) {
     update_strip<A>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
   }
 }
 
+// What depends on the activation and on the type of the weights, once for a row of in_weight or a chunk of positions:
+// the sampler is not compiled for each of them.
+template <typename T>
+struct Steps {
+  void (*update)(const void* row, int64_t hidden, T x, T scale, T* a, T* h);
+  void (*pack_out_weight)(const NadeModel&, const Position<T>*, int64_t count, int64_t h0, int64_t units,
+                          PackedRows<T>& out);
+  int64_t weight_bytes;   // of one element
+};
+
 // What a row carries from one position to the next beside its state.
-template <typename S, typename T>
+template <typename T>
 struct Row {
-  const S* pending;   // the in_weight row of the last variable, not yet added to a, or null
-  T x;                // its factor
-  bool changed;       // h is not that of a and pending
+  const void* pending;   // the in_weight row of the last variable, not yet added to a, or null
+  T x;                   // its factor
+  bool changed;          // h is not that of a and pending
   double log_prob;
 };
 
-template <typename S, typename T>
+template <typename T>
 struct Buffers {
   T *a, *h;            // [rows, padded]
-  Row<S, T>* rows;
+  Row<T>* rows;
   Position<T>* positions;
   PackedRows<T> out;   // where enough rows share it
   double* uniforms;    // [max_positions]
@@ -120,7 +132,7 @@ struct Buffers {
     const int64_t padded = padded_hidden<T>(model);
     a = scratch.take<T>(row_count * padded);
     h = scratch.take<T>(row_count * padded);
-    rows = scratch.take<Row<S, T>>(row_count);
+    rows = scratch.take<Row<T>>(row_count);
     positions = scratch.take<Position<T>>(chunks.max_positions);
     uniforms = scratch.take<double>(chunk_stride);
     thresholds = scratch.take<T>(rows_together * chunk_stride);
@@ -133,13 +145,13 @@ struct Buffers {
 };
 
 // W is the type of `out`, the rows of out_weight: packed ones are found by slot.
-template <typename S, typename W, typename T, Activation A>
+template <typename W, typename T>
 class Sampler {
  public:
-  Sampler(const NadeModel& model, const NadeSample& sample, Buffers<S, T>& buffers, const WeightRows<W>& out,
-          bool packed)
-      : model_(model), sample_(sample), b_(buffers), out_(out), packed_(packed), padded_(padded_hidden<T>(model)),
-        bernoulli_(sample.head.kind == HeadKind::bernoulli) {}
+  Sampler(const NadeModel& model, const NadeSample& sample, const Steps<T>& steps, Buffers<T>& buffers,
+          const WeightRows<W>& out, bool packed)
+      : model_(model), sample_(sample), steps_(steps), b_(buffers), out_(out), packed_(packed),
+        padded_(padded_hidden<T>(model)), bernoulli_(sample.head.kind == HeadKind::bernoulli) {}
 
   // `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
   template <int Rows>
@@ -180,8 +192,8 @@ class Sampler {
 
   // Adds what is pending.
   void finish(int64_t r) {
-    Row<S, T>& row = b_.rows[r];
-    if (row.pending) update<A>(row.pending, model_.hidden, row.x, T(1), b_.a + r * padded_, b_.h + r * padded_);
+    const Row<T>& row = b_.rows[r];
+    if (row.pending) update(row, r, T(1));
   }
 
  private:
@@ -189,20 +201,25 @@ class Sampler {
     return sample_.known && sample_.known[row * model_.variables + b_.positions[p].variable];
   }
 
+  void update(const Row<T>& row, int64_t r, T scale) {
+    steps_.update(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
+  }
+
   void refresh(int64_t r, T scale) {
-    Row<S, T>& row = b_.rows[r];
+    Row<T>& row = b_.rows[r];
     if (!row.changed && !model_.activation_scale) return;
-    update<A>(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
+    update(row, r, scale);
     row.pending = nullptr;
     row.changed = false;
   }
 
   void take(int64_t r, const Position<T>& position, T x) {
-    Row<S, T>& row = b_.rows[r];
+    Row<T>& row = b_.rows[r];
     const bool gathers = sample_.gathers || position.in_rows > 1;
     if (!gathers && x == T(0)) return;
     const int64_t category = gathers ? static_cast<int64_t>(x) : 0;
-    row.pending = static_cast<const S*>(model_.in_weight) + (position.in_row + category) * model_.hidden;
+    const int64_t first = (position.in_row + category) * model_.hidden;
+    row.pending = static_cast<const char*>(model_.in_weight) + first * steps_.weight_bytes;
     row.x = gathers ? T(1) : x;
     row.changed = true;
   }
@@ -309,18 +326,19 @@ class Sampler {
 
   const NadeModel& model_;
   const NadeSample& sample_;
-  Buffers<S, T>& b_;
+  const Steps<T>& steps_;
+  Buffers<T>& b_;
   const WeightRows<W> out_;
   const bool packed_;
   const int64_t padded_;
   const bool bernoulli_;
 };
 
-template <typename S, typename W, typename T, Activation A>
+template <bool Packed, typename W, typename T>
 void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
-                 int64_t row_end, Buffers<S, T>& buffers, const WeightRows<W>& out, bool packed) {
+                 int64_t row_end, const Steps<T>& steps, Buffers<T>& buffers, const WeightRows<W>& out) {
   const int64_t padded = padded_hidden<T>(model), hidden = model.hidden, count = row_end - row_begin;
-  Sampler<S, W, T, A> sampler(model, sample, buffers, out, packed);
+  Sampler<W, T> sampler(model, sample, steps, buffers, out, Packed);
   T* states = static_cast<T*>(sample.state) + row_begin * hidden;
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t j = 0; j < padded; ++j) buffers.a[r * padded + j] = j < hidden ? states[r * hidden + j] : T(0);
@@ -329,10 +347,12 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
   for (int64_t c = 0; c < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], positions = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + positions, buffers.positions);
-    if (packed) pack_out_weight<S>(model, buffers.positions, positions, 0, hidden, buffers.out);
     int64_t r = 0;
-    for (; r + rows_together <= count; r += rows_together) {
-      sampler.template chunk<rows_together>(row_begin, r, start, positions);
+    if constexpr (Packed) {
+      steps.pack_out_weight(model, buffers.positions, positions, 0, hidden, buffers.out);
+      for (; r + rows_together <= count; r += rows_together) {
+        sampler.template chunk<rows_together>(row_begin, r, start, positions);
+      }
     }
     for (; r < count; ++r) sampler.template chunk<1>(row_begin, r, start, positions);
   }
@@ -343,32 +363,41 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
   }
 }
 
+template <typename S, typename T>
+void sample_slice(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
+                  int64_t row_end, const Steps<T>& steps, void* scratch) {
+  const int64_t rows = row_end - row_begin;
+  Scratch arrays(scratch);
+  Buffers<T> buffers(model, chunks, rows, arrays);
+  if (rows >= rows_together) {
+    const PackedRows<T>& out = buffers.out;
+    const WeightRows<T> packed{out.data, strip_width<T>(), out.rows * strip_width<T>(), padded_hidden<T>(model)};
+    sample_rows<true>(model, sample, chunks, row_begin, row_end, steps, buffers, packed);
+  } else {
+    const WeightRows<S> in_place{static_cast<const S*>(model.out_weight), model.hidden, strip_width<T>(), model.hidden};
+    sample_rows<false>(model, sample, chunks, row_begin, row_end, steps, buffers, in_place);
+  }
+}
+
+template <typename T>
+int64_t scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows) {
+  Scratch scratch(nullptr);
+  const Buffers<T> buffers(model, chunks, rows, scratch);
+  return scratch.bytes_taken();
+}
+
 }  // namespace
 
 int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows) {
-  int64_t bytes = 0;
-  dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    Scratch scratch(nullptr);
-    const Buffers<S, T> buffers(model, chunks, rows, scratch);
-    bytes = scratch.bytes_taken();
-  });
-  return bytes;
+  return model.storage == ScalarType::float64 ? scratch_bytes<double>(model, chunks, rows)
+                                              : scratch_bytes<float>(model, chunks, rows);
 }
 
 void nade_sample(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
                  int64_t row_end, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    const int64_t rows = row_end - row_begin;
-    Scratch arrays(scratch);
-    Buffers<S, T> buffers(model, chunks, rows, arrays);
-    if (rows >= rows_together) {
-      const PackedRows<T>& out = buffers.out;
-      const WeightRows<T> packed{out.data, strip_width<T>(), out.rows * strip_width<T>(), padded_hidden<T>(model)};
-      sample_rows<S, T, T, A>(model, sample, chunks, row_begin, row_end, buffers, packed, true);
-    } else {
-      const WeightRows<S> in_place{static_cast<const S*>(model.out_weight), model.hidden, strip_width<T>(), model.hidden};
-      sample_rows<S, S, T, A>(model, sample, chunks, row_begin, row_end, buffers, in_place, false);
-    }
+    const Steps<T> steps{&update<A, S, T>, &pack_out_weight<S, T>, sizeof(S)};
+    sample_slice<S>(model, sample, chunks, row_begin, row_end, steps, scratch);
   });
 }
 

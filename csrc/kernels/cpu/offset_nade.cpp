@@ -17,11 +17,20 @@ struct Segment {
   int64_t position, count, weight_row;
 };
 
-template <typename S, typename T, Activation A>
+// h = f(a) of `count` units, a whole number of vectors.
+template <Activation A, typename T>
+void activate_units(const T* a, int64_t count, T* h) {
+  for (int64_t j = 0; j < count; j += Vec<T>::size()) activate<A, T>(Vec<T>::loadu(a + j)).store(h + j);
+}
+
+template <typename S, typename T>
 class OffsetSampler {
  public:
-  OffsetSampler(const OffsetNadeSample& sample, Scratch& scratch)
-      : s_(sample), padded_((sample.hidden + strip_width<T>() - 1) / strip_width<T>() * strip_width<T>()) {
+  using Activate = void (*)(const T* a, int64_t count, T* h);
+
+  OffsetSampler(const OffsetNadeSample& sample, Activate activate, Scratch& scratch)
+      : s_(sample), activate_(activate),
+        padded_((sample.hidden + strip_width<T>() - 1) / strip_width<T>() * strip_width<T>()) {
     a_ = scratch.take<T>(padded_);
     h_ = scratch.take<T>(padded_);
     parameters_ = scratch.take<T>(sample.parameters);
@@ -47,7 +56,7 @@ class OffsetSampler {
         history[p] = static_cast<const T*>(s_.given)[at];
         continue;
       }
-      activations();
+      activate_(a_, padded_, h_);
       output((s_.shared_output ? channel : variable) * s_.parameters);
       history[p] = head_draw_one(s_.head, parameters_, s_.parameters, s_.seed,
                                  static_cast<uint64_t>(s_.first_index + row), static_cast<uint32_t>(variable),
@@ -117,10 +126,6 @@ class OffsetSampler {
     if (j < s_.hidden) add(j, s_.hidden - j);
   }
 
-  void activations() {
-    for (int64_t j = 0; j < padded_; j += Vec<T>::size()) activate<A, T>(Vec<T>::loadu(a_ + j)).store(h_ + j);
-  }
-
   // parameters of the rows first ... first + K - 1: lanes of two chains of vectors, then across.
   template <int Weights>
   AR_FAST_INLINE void dots(int64_t first, T* result) {
@@ -157,6 +162,7 @@ class OffsetSampler {
   }
 
   const OffsetNadeSample& s_;
+  const Activate activate_;
   const int64_t padded_;
   T *a_, *h_, *parameters_, *weights_;
   Segment* segments_;
@@ -167,7 +173,7 @@ class OffsetSampler {
 void offset_nade_layout(const OffsetNadeSample& sample, int64_t* scratch_bytes) {
   dispatch_nade(sample, [&]<typename S, typename T, Activation A>() {
     Scratch scratch(nullptr);
-    const OffsetSampler<S, T, A> sampler(sample, scratch);
+    const OffsetSampler<S, T> sampler(sample, &activate_units<A, T>, scratch);
     *scratch_bytes = scratch.bytes_taken();
   });
 }
@@ -175,7 +181,7 @@ void offset_nade_layout(const OffsetNadeSample& sample, int64_t* scratch_bytes) 
 void offset_nade_sample(const OffsetNadeSample& sample, int64_t row_begin, int64_t row_end, void* scratch_memory) {
   dispatch_nade(sample, [&]<typename S, typename T, Activation A>() {
     Scratch scratch(scratch_memory);
-    OffsetSampler<S, T, A> sampler(sample, scratch);
+    OffsetSampler<S, T> sampler(sample, &activate_units<A, T>, scratch);
     for (int64_t row = row_begin; row < row_end; ++row) sampler.row(row);
   });
 }

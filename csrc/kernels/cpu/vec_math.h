@@ -83,8 +83,9 @@ AR_FAST_INLINE Vec<float> load(const float16* data) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
 }
 #else
+// A call: the kernels' strips hold dozens of these, of which a compiler would write out every element's conversion.
 template <typename S>
-AR_FAST_INLINE Vec<float> load_converted(const S* data) {
+__attribute__((noinline)) Vec<float> load_converted(const S* data) {
   float values[Vec<float>::size()];
   for (int i = 0; i < Vec<float>::size(); ++i) values[i] = to_float(data[i]);
   return Vec<float>::loadu(values);

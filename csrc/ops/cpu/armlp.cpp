@@ -11,8 +11,6 @@
 namespace ar_fast {
 namespace {
 
-constexpr const char* op_name = "armlp_sample";
-
 int64_t first_parameter(const ArmlpSample& sample, int64_t position) {
   return sample.offsets ? sample.offsets[position] : position * (sample.out_rows / sample.variables);
 }
@@ -23,14 +21,14 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   int64_t expected = 0;
   for (int64_t block = 0; block * armlp_block < sample.variables; ++block) {
     const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.variables);
-    TORCH_CHECK(sample.block_starts[block] == expected, op_name, ": block_starts must be ", expected, " at block ",
+    TORCH_CHECK(sample.block_starts[block] == expected, armlp_name, ": block_starts must be ", expected, " at block ",
                 block, ", got ", sample.block_starts[block]);
     const int64_t rows_before = sample.in_offsets ? sample.in_offsets[end - 1]
                                 : gathers         ? first_parameter(sample, end - 1)
                                                   : end - 1;
     expected += rows_before * (end - begin);
   }
-  TORCH_CHECK(rows == expected, op_name, ": in_weight must have ", expected, " rows for ", sample.variables,
+  TORCH_CHECK(rows == expected, armlp_name, ": in_weight must have ", expected, " rows for ", sample.variables,
               " networks, got ", rows);
 }
 
@@ -47,7 +45,7 @@ void check_categories(const ArmlpSample& sample) {
       if (!drawn && !given) continue;
       const T value = drawn ? static_cast<const T*>(sample.state)[at + p]
                             : static_cast<const T*>(sample.given)[at + variable];
-      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), op_name, ": ", drawn ? "state" : "given",
+      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), armlp_name, ": ", drawn ? "state" : "given",
                   " must lie in [0, ", count, ") for variable ", variable, ", got ", value);
     }
   }
@@ -64,11 +62,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
                                       in_offsets, given, known, activation, head, levels, head_kinds, seed, first_index,
                                       start, stop, temperature, algorithm);
   const ArmlpSample& sample = t.sample;
-  check_order_values(op_name, sample.order, sample.variables);
-  check_offset_values(op_name, "offsets", sample.offsets, sample.variables, sample.out_rows);
-  check_head_values(op_name, sample.head, sample.variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
+  check_order_values(armlp_name, sample.order, sample.variables);
+  check_offset_values(armlp_name, "offsets", sample.offsets, sample.variables, sample.out_rows);
+  check_head_values(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
   if (sample.in_offsets) {
-    check_input_rows(op_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
+    check_input_rows(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
                      sample.in_offsets[sample.variables]);
   }
   check_block_starts(sample, in_weight.size(0));
@@ -81,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
     const int64_t slice = rows_per_slice(sample.batch);
     int64_t bytes = 0;
     AR_FAST_CPU_KERNEL(armlp_scratch)(sample, most_parameters, slice, &bytes);
-    explain(op_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.batch, " rows, positions ",
+    explain(armlp_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.batch, " rows, positions ",
             start, " to ", stop, ", ", (sample.batch + slice - 1) / slice, " row groups on ", at::get_num_threads(),
             " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(armlp_sample);

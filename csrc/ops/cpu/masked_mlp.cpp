@@ -16,8 +16,6 @@
 namespace ar_fast {
 namespace {
 
-constexpr const char* op_name = "masked_mlp_sample";
-
 // How much of a value the units computed at a position can read.
 int64_t ready_at(const MaskedMlpSample& sample, int64_t value, int64_t position) {
   return value == 0 ? masked_mlp_columns(sample, position).begin : masked_mlp_units(sample, value - 1, position).end;
@@ -29,7 +27,8 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, c
   int32_t before = 0;
   for (int64_t u = 0; u < layer.units; ++u) {
     const int32_t here = term.extents[u];
-    TORCH_CHECK(here >= before && here <= inputs, op_name, ": extents[", index, "] must ascend within 0 ... ", inputs,
+    TORCH_CHECK(here >= before && here <= inputs, masked_mlp_name, ": extents[", index,
+                "] must ascend within 0 ... ", inputs,
                 ", got ", here, " after ", before, " at unit ", u);
     before = here;
   }
@@ -39,9 +38,9 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, c
 // what would read or write outside a tensor.
 void check_schedule(const MaskedMlpSample& sample) {
   const int64_t out_rows = sample.layers[sample.hidden_layers].units;
-  check_offset_values(op_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows);
-  check_offset_values(op_name, "out_offsets", sample.out_offsets, sample.variables, out_rows);
-  check_head_values(op_name, sample.head, sample.variables, out_rows, sample.out_offsets, 0, nullptr, nullptr);
+  check_offset_values(masked_mlp_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows);
+  check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.variables, out_rows);
+  check_head_values(masked_mlp_name, sample.head, sample.variables, out_rows, sample.out_offsets, 0, nullptr, nullptr);
   // Terms are counted as in weights and extents.
   for (int64_t l = 0, term = 0; l <= sample.hidden_layers; term += sample.layers[l++].terms) {
     const MaskedMlpLayer& layer = sample.layers[l];
@@ -50,22 +49,23 @@ void check_schedule(const MaskedMlpSample& sample) {
     for (int64_t p = 0; p < sample.variables; ++p) {
       const int64_t end = masked_mlp_units(sample, l, p).end;
       if (l < sample.hidden_layers) {
-        TORCH_CHECK(end >= before && end <= layer.units, op_name, ": unit_ends[", l, "] must ascend within 0 ... ",
+        TORCH_CHECK(end >= before && end <= layer.units, masked_mlp_name, ": unit_ends[", l,
+                    "] must ascend within 0 ... ",
                     layer.units, ", got ", end, " after ", before, " at position ", p);
       }
       before = end;
       if (end == 0) continue;
       for (int64_t t = 0; t < layer.terms; ++t) {
         const int64_t seen = layer.term[t].extents[end - 1], ready = ready_at(sample, layer.term[t].source, p);
-        TORCH_CHECK(seen <= ready, op_name, ": extents[", term + t, "][", end - 1, "] must be at most ", ready,
+        TORCH_CHECK(seen <= ready, masked_mlp_name, ": extents[", term + t, "][", end - 1, "] must be at most ", ready,
                     ", the inputs ready at position ", p, " where unit_ends or out_offsets compute it, got ", seen);
       }
-      TORCH_CHECK(layer.add < 0 || end <= ready_at(sample, layer.add, p), op_name, ": layer ", l,
+      TORCH_CHECK(layer.add < 0 || end <= ready_at(sample, layer.add, p), masked_mlp_name, ": layer ", l,
                   " must compute at position ", p, " at most the ", ready_at(sample, layer.add, p),
                   " units that are ready of the value it adds, got ", end);
     }
   }
-  check_order_values(op_name, sample.order, sample.variables);
+  check_order_values(masked_mlp_name, sample.order, sample.variables);
 }
 
 // A category has a column of its own, or its variable has one column, which takes its number.
@@ -75,9 +75,9 @@ void check_categories(const MaskedMlpSample& sample) {
     const bool category = sample.head.of(p).kind == HeadKind::categorical;
     const MaskedMlpRange columns = masked_mlp_columns(sample, p), rows = masked_mlp_parameters(sample, p);
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
-    TORCH_CHECK(own == 1 || category, op_name,
+    TORCH_CHECK(own == 1 || category, masked_mlp_name,
                 ": a variable that is no category must have one column of weights[0], got ", own, " at position ", p);
-    TORCH_CHECK(own == 1 || own == count, op_name,
+    TORCH_CHECK(own == 1 || own == count, masked_mlp_name,
                 ": a variable must have one column of weights[0], or one for each of ", count, " categories, got ", own,
                 " at position ", p);
   }
@@ -101,13 +101,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
     std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
     int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  check_algorithm(op_name, algorithm, {"auto", "lanes"});
-  const Head parsed = parse_head(op_name, head, levels, head_kinds);
+  check_algorithm(masked_mlp_name, algorithm, {"auto", "lanes"});
+  const Head parsed = parse_head(masked_mlp_name, head, levels, head_kinds);
   check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
                           known, variables, parsed, head_kinds, start, stop, temperature);
   const MaskedMlpTensors t =
       prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                         known, variables, parse_mlp_activation(op_name, activation), parsed, head_kinds, seed,
+                         known, variables, parse_mlp_activation(masked_mlp_name, activation), parsed, head_kinds, seed,
                          first_index, start, stop, temperature);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample);
@@ -141,7 +141,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     } else {
       at::parallel_for(0, groups, 1, run);
     }
-    explain(op_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows, " rows as lanes, units split ",
+    explain(masked_mlp_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows,
+            " rows as lanes, units split ",
             team.parts, " ways, positions ", start, " to ", stop, ", ", first_group_multiply_adds,
             " multiply-adds per row, on ", at::get_num_threads(), " threads");
   }

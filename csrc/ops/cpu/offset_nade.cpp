@@ -13,8 +13,6 @@
 namespace ar_fast {
 namespace {
 
-constexpr const char* op_name = "offset_nade_sample";
-
 // On the CPU values can be looked at without a synchronisation, so a known category that has no row raises.
 template <typename T>
 void check_known_categories(const OffsetNadeSample& sample) {
@@ -22,7 +20,8 @@ void check_known_categories(const OffsetNadeSample& sample) {
   const T* given = static_cast<const T*>(sample.given);
   const int64_t variables = sample.rows * sample.columns * sample.channels;
   for (int64_t i = 0; i < sample.batch * variables; ++i) {
-    TORCH_CHECK(!sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(sample.parameters)), op_name,
+    TORCH_CHECK(!sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(sample.parameters)),
+                offset_nade_name,
                 ": given must lie in [0, ", sample.parameters, ") for variable ", i % variables, ", got ", given[i]);
   }
 }
@@ -33,12 +32,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
     at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, std::string activation, std::string head,
     int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
     std::string algorithm) {
-  check_algorithm(op_name, algorithm, {"auto", "pixels"});
+  check_algorithm(offset_nade_name, algorithm, {"auto", "pixels"});
   const OffsetNadeTensors t =
       prepare_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
                                  shared_output, activation, head, levels, seed, first_index, start, stop, temperature);
   const OffsetNadeSample& sample = t.sample;
-  check_order_values(op_name, sample.order, sample.rows * sample.columns * sample.channels);
+  check_order_values(offset_nade_name, sample.order, sample.rows * sample.columns * sample.channels);
   if (sample.storage == ScalarType::float64) {
     check_known_categories<double>(sample);
   } else {
@@ -47,7 +46,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
   if (sample.batch > 0 && stop > start) {
     int64_t scratch_bytes = 0;
     AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);
-    explain(op_name, " on the CPU: ", isa_name(), ", ", sample.batch, " rows one by one on ", at::get_num_threads(),
+    explain(offset_nade_name, " on the CPU: ", isa_name(), ", ", sample.batch, " rows one by one on ",
+            at::get_num_threads(),
             " threads, positions ", start, " to ", stop, ", ", sample.taps(), " taps of ", sample.channels,
             " channels, H = ", sample.hidden);
     const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
