@@ -39,11 +39,11 @@ class Sizes:
 # Small, since an instruction takes callgrind about 50 times as long. Most sizes are no multiples of 8 or 16, so that
 # the ends of the kernels' loops are counted too.
 COUNTED = Sizes(
-    batch=30,
+    batch=20,
     side=14,
     hidden=100,
-    untied_hidden=20,
-    deep_hidden=(60, 50),
+    untied_hidden=10,
+    deep_hidden=(30, 20),
     masked_hidden=150,
     small=50,
     middle=500,

@@ -15,8 +15,8 @@ from ar_fast import _library
 
 from . import calls
 
-# Python 3.11 specialises the bytecode of a function within its first 8 calls, and torch and the allocator keep what the
-# first ones asked for. Without instrumentation these are cheap.
+# Python 3.11 specialises the bytecode of a function after its first 8 calls, and torch and the allocator keep what the
+# first ones asked for.
 WARM_UP = 10
 
 
