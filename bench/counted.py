@@ -15,9 +15,9 @@ from ar_fast import _library
 
 from . import calls
 
-# Python 3.11 specialises the bytecode of a function after its first 8 calls, and torch and the allocator keep what the
-# first ones asked for.
-WARM_UP = 10
+# torch and the allocator keep what the first calls asked for. More calls would also let Python specialise all bytecode,
+# but every one is some 20 times as slow here, and the same calls run in the same order each time.
+WARM_UP = 2
 
 
 def main() -> int:
