@@ -1,8 +1,5 @@
-# make demo, make test, make test-full, make bench, make lint: each makes .venv and installs what it needs, once.
-=======
-# make demo, make test, make bench, make lint: each makes .venv and installs what it needs, once. make build only does
-# that; make resources compiles the CUDA half with nvcc and checks it, without a GPU.
->>>>>>> build
+# make demo, make test, make test-full, make bench, make lint: each makes .venv and installs what it needs, once. make
+# build only does that; make resources compiles the CUDA half with nvcc and checks it, without a GPU.
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -19,7 +16,6 @@ endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-<<<<<<< HEAD
 # One worker per core, each with one thread (tests/conftest.py).
 PYTEST := -m pytest -n auto --dist worksteal
 
