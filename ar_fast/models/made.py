@@ -359,7 +359,11 @@ class MADE(AutoregressiveModel):
         return self
 
     def next_mask(self) -> Self:
-        """Takes the next set of masks, after the last one the first. Returns the model."""
+        """Takes the next set of masks, after the last one the first. Returns the model.
+
+        It counts, and draws nothing: under DistributedDataParallel all ranks that call it in every step use the same
+        set. Ranks in different sets (by ``use_mask``) train on the mean of the gradients of those sets.
+        """
         return self.use_mask((self.mask_index + 1) % self.n_masks)
 
     def with_mask(self, index: int) -> Self:
