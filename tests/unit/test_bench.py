@@ -76,6 +76,7 @@ def test_table_entry_prints_and_writes(tmp_path):
     assert (tmp_path / "cpu.md").read_text().startswith("# Benchmark")
 
 
+@pytest.mark.full
 def test_a_contender_that_cannot_run_is_reported():
     case = next(case for case in select(SETTINGS, ["nade"]))
     case.contenders = [*case.contenders, "loop, CUDA graph"]

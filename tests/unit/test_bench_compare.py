@@ -73,6 +73,7 @@ def test_a_call_that_one_commit_lacks_is_said_so(seconds, name):
     assert result in compare.row("RNN: sample", result)
 
 
+@pytest.mark.full
 @in_place
 def test_a_worker_answers():
     with compare.Worker(ROOT, threads=1, small=True) as worker:
@@ -82,6 +83,7 @@ def test_a_worker_answers():
         assert worker.ask(prepare="nothing") == {"error": "KeyError: 'nothing'"}
 
 
+@pytest.mark.full
 @in_place
 def test_a_worker_that_ends_is_an_error(tmp_path):
     # A folder without ar_fast: the one of this checkout must not stand in for it.
@@ -89,6 +91,7 @@ def test_a_worker_that_ends_is_an_error(tmp_path):
         compare.Worker(tmp_path, threads=1, small=True)
 
 
+@pytest.mark.full
 @in_place
 def test_command_names_both_commits_and_prints_a_line_for_each_call(capsys, monkeypatch):
     monkeypatch.setattr(compare, "commit", lambda revision: {"old": "1" * 40, "HEAD": "2" * 40}[revision])

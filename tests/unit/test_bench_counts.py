@@ -142,6 +142,7 @@ def test_titles_differ_and_every_kind_has_its_ops():
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("call", calls.select(), ids=lambda call: call.title)
 def test_every_call_runs_again_and_again(call):
     run = call.build(calls.Sizes(2, 3, 8, 4, (6, 5), 8, 6, 9))

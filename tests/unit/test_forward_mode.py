@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 import ar_fast
 from ar_fast import _library, functional, nn
 
+pytestmark = pytest.mark.models
+
 
 @pytest.fixture(autouse=True)
 def _(recwarn):

@@ -358,6 +358,7 @@ def test_rnade_is_saved_and_loaded(tmp_path):
     assert type(loaded) is models.RNADE and torch.equal(loaded.log_prob(x), model.log_prob(x))
 
 
+@pytest.mark.full
 def test_rnade_learns_a_mixture():
     """A noisy ring: a few hundred steps gain more than a nat on independent normal variables."""
     angle = torch.rand(2000) * 2 * math.pi
