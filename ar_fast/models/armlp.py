@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -17,6 +18,7 @@ from .. import functional, heads
 from .._vocabulary import ACTIVATIONS
 from ._context import add_context
 from .base import AutoregressiveModel
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["ARMLP"]
 
@@ -283,35 +285,29 @@ class ARMLP(AutoregressiveModel):
 
     # Sampling.
 
-    @property
-    def _state_features(self) -> int:
-        # With a context a row has biases of its own.
-        return self.variables * (self.hidden_features if self.context_features else 1)
+    def _sampler(self, request: Request) -> Sampler:
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            state = torch.zeros(rows.count, self.variables, dtype=self.compute_dtype, device=self.device)
+            bias = self.in_bias.to(self.compute_dtype)
+            if rows.context is not None:
+                flat = add_context(bias.flatten(), rows.context.to(self.dtype), self.context_weight)
+                bias = flat.unflatten(-1, bias.shape)
+            return state, {"in_bias": bias}
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The second is the first layer's bias, (D, H) or (rows, D, H)."""
-        state = torch.zeros(rows, self.variables, dtype=self.compute_dtype, device=self.device)
-        bias = self.in_bias.to(self.compute_dtype)
-        if context is not None:
-            bias = add_context(bias.flatten(), context.to(self.dtype), self.context_weight).unflatten(-1, bias.shape)
-        return state, bias
-
-    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        offsets = self._offset_list()
-        return functional.armlp_sample(
-            state,
-            self.in_weight,
-            torch.tensor(self._block_starts(), device=self.device),
-            extra,
-            self.out_weight,
-            self.out_bias,
+        step = functools.partial(
+            functional.armlp_sample,
+            in_weight=self.in_weight,
+            block_starts=torch.tensor(self._block_starts(), device=self.device),
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
             order=self.order,
-            offsets=self._offsets(offsets),
+            offsets=self._offsets(self._offset_list()),
             in_offsets=self._input_offsets(self.order),
             activation=self.activation,
             **self._head_arguments(self.order),
-            **arguments,
         )
+        # With a context a row has biases of its own.
+        return Sampler(self.variables * (self.hidden_features if self.context_features else 1), begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(self._parameters_by(self.order, parameters))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,15 +24,9 @@ from ..nn import MaskedLinear
 from . import _files, _inputs
 from ._standardize import Standardization
 from .distribution import AutoregressiveDistribution
-from .sampling import Request, Sampling
+from .sampling import Request, Sampler, Sampling, draw, make_request
 
 __all__ = ["AutoregressiveModel", "State"]
-
-# Sampling goes in blocks of rows of about this many state elements (fewer where a variable has many parameters), and
-# for each in chunks of positions, so that memory is bounded and progress and Ctrl-C come every second or so. Chunks do
-# not depend on the number of rows, so that a row's log_prob, a sum of their sums, does not either.
-_BLOCK_ELEMENTS = 2**21
-_CHUNK_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -158,18 +152,9 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         """(*batch, K) of the variable at position, an int."""
 
-    @property
     @abc.abstractmethod
-    def _state_features(self) -> int:
-        """S, how many elements a row of the sampling op's state has."""
-
-    @abc.abstractmethod
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """The op's state (rows, S) at position 0, and what else depends on the context."""
-
-    @abc.abstractmethod
-    def _sample_chunk(self, state: Tensor, extra: Any, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Advances the op from start to stop: values by position, log_prob in float64, state."""
+    def _sampler(self, request: Request) -> Sampler:
+        """What draws the request's events; whatever depends on neither rows nor positions is done here, once."""
 
     @abc.abstractmethod
     def _set_output_bias(self, parameters: Tensor) -> None:
@@ -417,39 +402,14 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         Raises:
             ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
         """
-        request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
-        if progress:
-            with progress_bar(total=request.rows * self.variables, unit="variable", unit_scale=True) as bar:
-                values, log_prob = self._draw(request, bar.update)
-        else:
-            values, log_prob = self._draw(request, lambda count: None)
+        request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
+        sampler, total = self._sampler(request), request.rows * self.variables
+        with progress_bar(total=total, unit="variable", unit_scale=True, show=progress) as bar:
+            values, log_prob = draw(request, sampler, bar.update)
         samples = self.head.decode(values).reshape(request.batch + self.event_shape)
         return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
 
-    def _draw(self, request: Request, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-        """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64.
-
-        ``drawn`` is told how many variables every step drew.
-        """
-        cost = self._state_features * self._parameters_per_position
-        block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
-        chunk = max(1, _CHUNK_POSITIONS // self._parameters_per_position)
-        parts = []
-        for first in range(0, request.rows, block):
-            part = Sampling(request, slice(first, min(first + block, request.rows)))
-            while not part.done:
-                start = part.position
-                part.advance(chunk)
-                drawn((part.position - start) * len(part._values))
-            parts.append((part._values, part._log_prob))
-        if not parts:
-            empty = Sampling(request, slice(0, 0))
-            parts.append((empty._values, empty._log_prob))
-        if len(parts) == 1:
-            return parts[0]
-        values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return values, log_prob
-
+    @torch.no_grad()
     def sampling(
         self,
         n: int | Sequence[int] = (),
@@ -467,53 +427,8 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
         For events of very many variables: look at what is there already, stop, and go on later.
         """
-        request = self._request(n, context, seed, generator, first_index, given, known, clamp, temperature)
-        return Sampling(request, slice(0, request.rows))
-
-    def _request(
-        self,
-        n: int | Sequence[int],
-        context: Tensor | None,
-        seed: int | None,
-        generator: torch.Generator | None,
-        first_index: int,
-        given: Tensor | None,
-        known: Tensor | None,
-        clamp: bool,
-        temperature: float,
-    ) -> Request:
-        self._settle()
-        shape = _inputs.sample_shape(self._name, "n", n)
-        _inputs.check_context(self, context)
-        contexts = None if context is None else context.reshape(-1, self.context_features)
-        batch = shape if context is None else shape + context.shape[:-1]
-        if not isinstance(first_index, Integral) or first_index < 0:
-            raise ValueError(f"{self._name}: first_index must be an integer >= 0, got {first_index!r}")
-        if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
-            raise ValueError(f"{self._name}: temperature must be positive and finite, got {temperature!r}")
-        given, known = _inputs.flatten_known(self, given, known, clamp, batch)
-        seed = _inputs.draw_seed(self._name, seed, generator)
-
-        return Request(
-            self._sampled_model(),
-            torch.Size(batch),
-            contexts,
-            seed,
-            int(first_index) * (1 if contexts is None else contexts.shape[0]),
-            float(temperature),
-            given,
-            known,
-        )
-
-    def _sampled_model(self) -> Self:
-        """The model whose sampler draws, made once for each request: one with weights as the sampler reads them."""
-        return self
-
-    @property
-    def _parameters_per_position(self) -> int:
-        """Parameters that a step of sampling computes, on average."""
-        total = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
-        return max(1, total // self.variables)
+        request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
+        return Sampling(request, self._sampler(request), slice(0, request.rows))
 
     def begin(self, batch: int | Sequence[int] = (), context: Tensor | None = None) -> State:
         """Starts an evaluation one variable at a time; differentiable.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel, starts
 from .ensemble import Ensemble
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["DeepNADE"]
 
 # With more than one hidden layer the hidden units of many positions are computed at a time, about this many numbers.
 _BLOCK_ELEMENTS = 2**22
+# And with more than one, positions are drawn by a loop in Python, about this many between two signs of progress.
+_LAYERED_POSITIONS = 64
 
 
 class DeepNADE(AutoregressiveModel):
@@ -413,17 +417,21 @@ class DeepNADE(AutoregressiveModel):
         parameters = by_variable.to(self.compute_dtype)[:, self.row_variable, self.row_index]
         return parameters + self._compute(self.out_bias)
 
-    def _added(self, x: Tensor, index: Tensor) -> Tensor:
-        """What observing the variables index (P), values x (*batch, P), adds to the state: (*batch, P, H)."""
-        mask = self._compute(self.mask_weight).index_select(0, index)
+    def _added(
+        self, x: Tensor, index: Tensor, in_weight: Tensor | None = None, mask_weight: Tensor | None = None
+    ) -> Tensor:
+        """What observing the variables index (P), values x (*batch, P), adds to the state: (*batch, P, H); the weights
+        are the model's, in the compute dtype where the caller has them so."""
+        weight = self._compute(self.in_weight) if in_weight is None else in_weight
+        mask = (self._compute(self.mask_weight) if mask_weight is None else mask_weight).index_select(0, index)
         if self.input_counts is not None:
             gathers = self.input_counts.index_select(0, index) > 1
             first = self._input_offsets().index_select(0, index)
-            weight = F.embedding(first + torch.where(gathers, x.detach(), 0).long(), self._compute(self.in_weight))
-            return torch.where(gathers, 1.0, x.to(self.compute_dtype)).unsqueeze(-1) * weight + mask
+            own = F.embedding(first + torch.where(gathers, x.detach(), 0).long(), weight)
+            return torch.where(gathers, 1.0, x.to(self.compute_dtype)).unsqueeze(-1) * own + mask
         if self._gathers:
-            return F.embedding(self.out_offsets.index_select(0, index) + x, self._compute(self.in_weight)) + mask
-        return x.to(self.compute_dtype).unsqueeze(-1) * self._compute(self.in_weight).index_select(0, index) + mask
+            return F.embedding(self.out_offsets.index_select(0, index) + x, weight) + mask
+        return x.to(self.compute_dtype).unsqueeze(-1) * weight.index_select(0, index) + mask
 
     # One variable at a time.
 
@@ -444,148 +452,116 @@ class DeepNADE(AutoregressiveModel):
         hidden = self._hidden(tensors[0])
         return F.linear(hidden, self._compute(self.out_weight[rows]), self._compute(self.out_bias[rows]))
 
-    # Sampling. The known variables enter the state first, whatever their place in the order, so that every other
-    # variable is drawn given all of them; where the order comes to them they add nothing more.
+    # Sampling. The known variables enter the state first, wherever they are in the order, so that every other variable
+    # is drawn given all of them; where the order comes to them they add nothing more.
 
-    @property
-    def _state_features(self) -> int:
-        return sum(self.hidden_features)
+    def _sampler(self, request: Request) -> Sampler:
+        by_table = self._gathers or isinstance(self.head, heads.Bernoulli)
+        nade = self._sampled_nade(by_table) if not self.layers or request.known is not None else None
+        # The NADE of pairs has two variables for each of the model's.
+        each = 1 if by_table or self.layers else 2
+        op = self._layered_draws() if self.layers else functools.partial(functional.nade_sample, **nade)
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, None]:
-        bias = self._compute(self.in_bias)
-        if context is not None:
-            bias = add_context(bias, context.to(self.dtype), self.context_weight)
-        return bias.expand(rows, -1).contiguous(), None
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            bias = self._compute(self.in_bias)
+            if rows.context is not None:
+                bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
+            state, known, arguments = bias.expand(rows.count, -1).contiguous(), rows.known, {}
+            if known is not None:
+                state = self._state_given(state, rows.given, known, nade, by_table)
+                # What the op takes for a known variable adds nothing.
+                nothing = self.values.to(state.dtype) if by_table and not self.layers else state.new_zeros(())
+                arguments = {"given": nothing.expand(known.shape).contiguous(), "observed": (rows.given, known)}
+            if each == 2:
+                # Of each pair, the mask is known: 1, but 0 where the variable was known before.
+                if known is None:
+                    known = torch.zeros(rows.count, self.variables, dtype=torch.bool, device=state.device)
+                given = torch.cat([self._not_observed.expand(known.shape), (~known).to(state.dtype)], 1)
+                arguments |= {"given": given, "known": torch.cat([known, torch.ones_like(known)], 1)}
+            return state, arguments
 
-    def _sample_chunk(
-        self,
-        state: Tensor,
-        extra: None,
-        *,
-        given: Tensor | None,
-        known: Tensor | None,
-        start: int,
-        stop: int,
-        **arguments: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if known is not None and start == 0:
-            state = self._state_given(state, given, known)
-        draw = self._draw_layers if self.layers else self._draw_one_layer
-        values, log_prob, state = draw(state, known, start=start, stop=stop, **arguments)
-        if known is not None:
-            chunk = slice(start, stop) if self.order is None else self.order[start:stop]
-            values = torch.where(known[:, chunk], given[:, chunk], values)
-        return values, log_prob, state
+        def step(
+            state: Tensor, *, start: int, stop: int, observed: tuple[Tensor, Tensor] | None = None, **arguments: Any
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            values, log_prob, state = op(state, start=each * start, stop=each * stop, **arguments)
+            values = values[:, ::each]
+            if observed is not None:
+                given, known = observed
+                chunk = slice(start, stop) if self.order is None else self.order[start:stop]
+                values = torch.where(known[:, chunk], given[:, chunk], values)
+            return values, log_prob, state
 
-    @property
-    def _samples_by_table(self) -> bool:
-        return self._gathers or isinstance(self.head, heads.Bernoulli)
+        return Sampler(sum(self.hidden_features), begin, step, _LAYERED_POSITIONS if self.layers else None)
 
-    def _state_given(self, state: Tensor, given: Tensor, known: Tensor) -> Tensor:
-        """The state once the known variables are observed."""
-        if self._samples_by_table:
+    def _sampled_nade(self, by_table: bool) -> dict[str, Any]:
+        """The arguments of the NADE that draws where there is one hidden layer, and that observes what is known."""
+        if by_table:
             structure = {"in_weight": self._table(), "in_offsets": self.table_offsets, "order": self.order}
-            structure["head"] = "categorical"
+            structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
+        else:
+            structure = {**self._paired(), "variables": 2 * self.variables, **self._paired_head()}
+        if not self.layers:
+            structure |= {"out_weight": self._compute(self.out_weight), "out_bias": self._compute(self.out_bias)}
+        return structure | {"activation": self.activation}
+
+    def _state_given(self, state: Tensor, given: Tensor, known: Tensor, nade: dict[str, Any], by_table: bool) -> Tensor:
+        """The state once the known variables are observed."""
+        if by_table:
             values = torch.where(known, given, self.values.to(given.dtype))
         else:
-            structure = self._paired()
-            del structure["out_offsets"]
-            structure |= self._paired_head() if self.head_kinds is not None else {"head": "categorical"}
             values = torch.cat([torch.where(known, given, self._not_observed), known.to(given.dtype)], 1)
-        variables = values.shape[1]
+        if self.head_kinds is None:
+            nade = nade | {"head": "categorical", "levels": 0}
         # No variable has parameters here: nothing is drawn, and no output is computed.
-        return functional.nade_sample(
-            state,
-            out_weight=self._compute(self.out_weight)[:0, :1].expand(0, state.shape[1]),
-            out_bias=self._compute(self.out_bias)[:0],
-            out_offsets=torch.zeros(variables + 1, dtype=torch.long, device=state.device),
-            variables=variables,
-            given=values,
-            known=torch.ones_like(values, dtype=torch.bool),
-            activation=self.activation,
-            seed=0,
-            **structure,
-        )[2]
-
-    def _draw_one_layer(
-        self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One hidden layer: a pass of the NADE that draws what is not known."""
-        arguments |= {
-            "out_weight": self._compute(self.out_weight),
-            "out_bias": self._compute(self.out_bias),
-            "activation": self.activation,
+        nothing = {
+            "out_weight": self._compute(self.out_weight)[:0, :1].expand(0, state.shape[1]),
+            "out_bias": self._compute(self.out_bias)[:0],
+            "out_offsets": torch.zeros(nade["variables"] + 1, dtype=torch.long, device=state.device),
         }
-        if self._samples_by_table:
-            given = None if known is None else self.values.to(state.dtype).expand(known.shape)
-            return functional.nade_sample(
-                state,
-                self._table(),
-                in_offsets=self.table_offsets,
-                out_offsets=self.out_offsets,
-                order=self.order,
-                variables=self.variables,
-                given=given,
-                known=known,
-                start=start,
-                stop=stop,
-                **self._head_arguments(),
-                **arguments,
-            )
-        # Of each pair, the mask is known: 1, but 0 where the variable was known before.
-        if known is None:
-            known = torch.zeros(len(state), self.variables, dtype=torch.bool, device=state.device)
-        values, log_prob, state = functional.nade_sample(
-            state,
-            **self._paired(),
-            **self._paired_head(),
-            variables=2 * self.variables,
-            given=torch.cat([self._not_observed.expand(known.shape), (~known).to(state.dtype)], 1),
-            known=torch.cat([known, torch.ones_like(known)], 1),
-            start=2 * start,
-            stop=2 * stop,
-            **arguments,
-        )
-        return values[:, ::2], log_prob, state
+        all_known = torch.ones_like(values, dtype=torch.bool)
+        return functional.nade_sample(state, given=values, known=all_known, seed=0, **(nade | nothing))[2]
 
-    def _draw_layers(
-        self, state: Tensor, known: Tensor | None, *, start: int, stop: int, **arguments: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _layered_draws(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """More hidden layers: all of them for every position, each layer as a NADE of one variable without inputs,
         whose rounding does not depend on the batch."""
-        weights = [self._compute(layer.weight) for layer in self.layers]
-        biases = [self._compute(layer.bias) for layer in self.layers]
-        out_weight, out_bias = self._compute(self.out_weight), self._compute(self.out_bias)
-        nothing = state.new_zeros(len(state), 1)
+        layers = [(self._compute(layer.weight), self._compute(layer.bias)) for layer in self.layers]
+        inputs = self._compute(self.in_weight), self._compute(self.mask_weight)
+        out_weight = self._compute(self.out_weight)
         # The last layer's op draws; what it would add to its state, by any weight, is not used.
-        last = {
-            "in_weight": out_weight if self._gathers else out_weight[: self.variables],
-            "in_offsets": self.out_offsets if self._gathers else None,
-            "out_offsets": self.out_offsets,
-            "variables": self.variables,
-            "order": self.order,
-            "activation": self.activation,
+        last = functools.partial(
+            functional.nade_sample,
+            out_weight=out_weight,
+            out_bias=self._compute(self.out_bias),
+            in_weight=out_weight if self._gathers else out_weight[: self.variables],
+            in_offsets=self.out_offsets if self._gathers else None,
+            out_offsets=self.out_offsets,
+            variables=self.variables,
+            order=self.order,
+            activation=self.activation,
             **self._head_arguments(),
-            "given": None if known is None else state.new_zeros(known.shape),
-            "known": known,
-        }
-        drawn, total = [], torch.zeros(len(state), dtype=torch.float64, device=state.device)
-        for position in range(start, stop):
-            hidden = state
-            for weight, bias in zip(weights, biases, strict=True):
-                no_input = hidden.new_zeros(1, hidden.shape[1])
-                hidden = functional.nade(nothing, no_input, hidden, weight, bias, activation=self.activation)
-            value, log_prob, _ = functional.nade_sample(
-                hidden, out_weight=out_weight, out_bias=out_bias, start=position, stop=position + 1, **last, **arguments
-            )
-            index = self._index(position)
-            added = self._added(value.long() if self._gathers else value, index).squeeze(1)
-            if known is not None:
-                added = added.masked_fill(known[:, index], 0.0)
-            state = state + added
-            total = total + log_prob
-            drawn.append(value)
-        return torch.cat(drawn, 1) if drawn else state.new_empty(len(state), 0), total, state
+        )
+
+        def draws(
+            state: Tensor, *, start: int, stop: int, known: Tensor | None, **arguments: Any
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            nothing = state.new_zeros(len(state), 1)
+            drawn, total = [], torch.zeros(len(state), dtype=torch.float64, device=state.device)
+            for position in range(start, stop):
+                hidden = state
+                for weight, bias in layers:
+                    no_input = hidden.new_zeros(1, hidden.shape[1])
+                    hidden = functional.nade(nothing, no_input, hidden, weight, bias, activation=self.activation)
+                value, log_prob, _ = last(hidden, start=position, stop=position + 1, known=known, **arguments)
+                index = self._index(position)
+                added = self._added(value.long() if self._gathers else value, index, *inputs).squeeze(1)
+                if known is not None:
+                    added = added.masked_fill(known[:, index], 0.0)
+                state = state + added
+                total = total + log_prob
+                drawn.append(value)
+            return torch.cat(drawn, 1) if drawn else state.new_empty(len(state), 0), total, state
+
+        return draws
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())

@@ -17,6 +17,7 @@ from .._progress import progress_bar
 from . import _files, _inputs
 from .base import AutoregressiveModel
 from .distribution import AutoregressiveDistribution
+from .sampling import draw, make_request
 
 __all__ = ["Ensemble"]
 
@@ -157,7 +158,7 @@ class Ensemble(nn.Module):
         seed = _inputs.draw_seed("Ensemble", seed, generator)
         # Of one sample for each context; the rows of all samples are made of it below.
         one = [
-            member._request((), context, seed, None, first_index, given, known, False, temperature)
+            make_request(member, (), context, seed, None, first_index, given, known, False, temperature)
             for member in self.members
         ]
         contexts, batch = one[0].rows, shape + one[0].batch
@@ -168,6 +169,7 @@ class Ensemble(nn.Module):
         with progress_bar(total=values.numel(), unit="variable", unit_scale=True, show=progress) as bar:
             for index, member in enumerate(self.members):
                 own = (picks == index).nonzero()[:, 0]
+                sampler = member._sampler(one[index]) if len(own) else None
                 for block in (numbers[own] // _BLOCK).unique().tolist():
                     here = own[numbers[own] // _BLOCK == block]
                     which = (numbers[here] % contexts).to(self.device)
@@ -180,7 +182,7 @@ class Ensemble(nn.Module):
                         given=None if given is None else one[index].given[which],
                         known=None if known is None else one[index].known[which],
                     )
-                    values[here.to(self.device)] = member._draw(request, bar.update)[0]
+                    values[here.to(self.device)] = draw(request, sampler, bar.update)[0]
         samples = self.head.decode(values).reshape(batch + self.event_shape)
         if not return_log_prob:
             return samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import functional, heads
 from ..masks import Mask
 from ._context import add_context
 from .base import AutoregressiveModel
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["FVSBN"]
 
@@ -216,27 +218,23 @@ class FVSBN(AutoregressiveModel):
 
     # Sampling.
 
-    @property
-    def _state_features(self) -> int:
-        return len(self.bias)
+    def _sampler(self, request: Request) -> Sampler:
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            bias = self.bias.to(self.compute_dtype)
+            if rows.context is not None:
+                bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
+            return bias.expand(rows.count, -1).contiguous(), {}
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, None]:
-        bias = self.bias.to(self.compute_dtype)
-        if context is not None:
-            bias = add_context(bias, context.to(self.dtype), self.context_weight)
-        return bias.expand(rows, -1).contiguous(), None
-
-    def _sample_chunk(self, state: Tensor, extra: None, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return functional.fvsbn_sample(
-            state,
-            self.weight,
+        step = functools.partial(
+            functional.fvsbn_sample,
+            weight=self.weight,
             variables=self.variables,
             order=self.order,
             offsets=self._offsets(),
             in_offsets=self._input_offsets(self._mixed_places),
             **self._head_arguments(self._mixed_places),
-            **arguments,
         )
+        return Sampler(len(self.bias), begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.bias.copy_(self._parameters_by(self._places, parameters))

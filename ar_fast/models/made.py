@@ -27,6 +27,7 @@ from . import _autoencoder
 from ._context import add_context
 from .base import AutoregressiveModel, nearly, starts
 from .ensemble import Ensemble
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["MADE"]
 
@@ -423,13 +424,6 @@ class MADE(AutoregressiveModel):
         """Where value ``index`` (the columns, the hidden layers, the outputs) has what comes first, second, ..."""
         return getattr(self, f"places_{index}")
 
-    def _sampled_model(self) -> Self:
-        if not self._by_variable:
-            return self
-        if self._kept is None:
-            return self._sorted()
-        return self._kept.get([*self.parameters(), self.places_0], self._sorted)
-
     def _derive(self) -> dict[str, Tensor | None]:
         """Where the columns and the outputs of each variable lie; gives the layers their masks."""
         if self._orders is not None:
@@ -693,30 +687,31 @@ class MADE(AutoregressiveModel):
             return [self.unit_ends_0] * (len(self._program) - 1)
         return [getattr(self, f"unit_ends_{index}") for index in range(len(self.hidden_features))]
 
-    @property
-    def _state_features(self) -> int:
+    def _sampler(self, request: Request) -> Sampler:
+        if self._by_variable:
+            kept = self._kept
+            own = self._sorted() if kept is None else kept.get([*self.parameters(), self.places_0], self._sorted)
+            return own._sampler(request)
         units = sum(self.hidden_features)
         if self.residual:
             units = self.hidden_features[0] * (len(self._program) - 1)
-        return self.layers[0].in_features + units
+        features = self.layers[0].in_features + units
+        first, *after_first = self.layers
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The second is the first layer's bias, (units) or (rows, units)."""
-        state = torch.zeros(rows, self._state_features, dtype=self.compute_dtype, device=self.device)
-        bias = self.layers[0].bias
-        if context is not None:
-            bias = add_context(bias.to(self.compute_dtype), context.to(self.dtype), self.context_weight)
-        return state, bias
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            state = torch.zeros(rows.count, features, dtype=self.compute_dtype, device=self.device)
+            bias = first.bias
+            if rows.context is not None:
+                bias = add_context(bias.to(self.compute_dtype), rows.context.to(self.dtype), self.context_weight)
+            biases = iter([bias, *(layer.bias for layer in after_first)])
+            none = bias.new_empty(0)
+            return state, {"biases": [next(biases) if layer.sources else none for layer in self._program]}
 
-    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        _, *after_first = self.layers
-        biases = iter([extra, *(layer.bias for layer in after_first)])
-        return functional.masked_mlp_sample(
-            state,
-            [layer.weight for layer in self._terms],
-            [next(biases) if layer.sources else extra.new_empty(0) for layer in self._program],
-            [layer.mask.extents for layer in self._terms],
-            self._unit_ends,
+        step = functools.partial(
+            functional.masked_mlp_sample,
+            weights=[layer.weight for layer in self._terms],
+            extents=[layer.mask.extents for layer in self._terms],
+            unit_ends=self._unit_ends,
             program=self._program,
             variables=self.variables,
             order=self.order,
@@ -724,8 +719,8 @@ class MADE(AutoregressiveModel):
             out_offsets=self.out_offsets,
             activation=self.activation,
             **self._head_arguments(self.order),
-            **arguments,
         )
+        return Sampler(features, begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         bias = self.layers[-1].bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -15,6 +16,7 @@ from .. import functional, heads
 from .._vocabulary import ACTIVATIONS
 from ._context import add_context
 from .base import AutoregressiveModel, starts
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["NADE", "RNADE"]
 
@@ -193,20 +195,23 @@ class NADE(AutoregressiveModel):
         weight, bias = self.out_weight[rows].to(self.compute_dtype), self.out_bias[rows].to(self.compute_dtype)
         return F.linear(hidden, weight, bias)
 
-    @property
-    def _state_features(self) -> int:
-        return self.hidden_features
+    def _sampler(self, request: Request) -> Sampler:
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            bias = self.in_bias.to(self.compute_dtype)
+            if rows.context is not None:
+                bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
+            return bias.expand(rows.count, -1).contiguous(), {}
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, None]:
-        bias = self.in_bias.to(self.compute_dtype)
-        if context is not None:
-            bias = add_context(bias, context.to(self.dtype), self.context_weight)
-        return bias.expand(rows, -1).contiguous(), None
-
-    def _sample_chunk(self, state: Tensor, extra: None, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        weights = self.in_weight, self.out_weight, self.out_bias
-        head = self._head_arguments()
-        return functional.nade_sample(state, *weights, variables=self.variables, **self._structure, **head, **arguments)
+        step = functools.partial(
+            functional.nade_sample,
+            in_weight=self.in_weight,
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
+            variables=self.variables,
+            **self._structure,
+            **self._head_arguments(),
+        )
+        return Sampler(self.hidden_features, begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())

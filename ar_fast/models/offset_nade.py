@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -20,6 +21,7 @@ from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
+from .sampling import Request, Rows, Sampler
 
 __all__ = ["OffsetNADE"]
 
@@ -265,31 +267,23 @@ class OffsetNADE(AutoregressiveModel):
 
     # Sampling.
 
-    @property
-    def _reach(self) -> int:
-        """How many positions back a variable can see."""
+    def _sampler(self, request: Request) -> Sampler:
         (_, columns, channels), (up, side) = self.grid, self.window
-        return (up * columns + side) * channels + channels - 1
+        # How many positions back a variable can see.
+        reach = (up * columns + side) * channels + channels - 1
 
-    @property
-    def _state_features(self) -> int:
-        return self._reach + self.hidden_features
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            state = torch.zeros(rows.count, reach, dtype=self.compute_dtype, device=self.device)
+            bias = self._compute(self.in_bias)
+            if rows.context is not None:
+                bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
+            return state, {"in_bias": bias}
 
-    def _sample_state(self, rows: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The second is the bias, (H) or (rows, H)."""
-        state = torch.zeros(rows, self._reach, dtype=self.compute_dtype, device=self.device)
-        bias = self._compute(self.in_bias)
-        if context is not None:
-            bias = add_context(bias, context.to(self.dtype), self.context_weight)
-        return state, bias
-
-    def _sample_chunk(self, state: Tensor, extra: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return functional.offset_nade_sample(
-            state,
-            self.in_weight,
-            extra,
-            self.out_weight,
-            self.out_bias,
+        step = functools.partial(
+            functional.offset_nade_sample,
+            in_weight=self.in_weight,
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
             grid=self.grid,
             window=self.window,
             order=self.order,
@@ -297,8 +291,8 @@ class OffsetNADE(AutoregressiveModel):
             activation=self.activation,
             head=self.head.kind,
             levels=self.head.levels,
-            **arguments,
         )
+        return Sampler(reach + self.hidden_features, begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         if self.shared_output:

@@ -1,18 +1,30 @@
-"""Drawing events a run of variables at a time."""
+"""Drawing events: what is asked for, what a model prepares for it, and the loop over rows and positions."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import _inputs
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .base import AutoregressiveModel
 
 __all__ = ["Sampling"]
+
+# Rows are drawn in blocks: about this many multiply-adds for each position. A block is drawn in chunks of positions. So
+# memory is bounded, and progress and Ctrl-C come every second or so. Chunks do not depend on the number of rows, so
+# that a row's log_prob, a sum of their sums, does not either.
+_BLOCK_ELEMENTS = 2**21
+_CHUNK_POSITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,88 @@ class Request:
     @property
     def rows(self) -> int:
         return self.batch.numel()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a request that are drawn together; given is in standardised units where the model has some."""
+
+    count: int
+    context: Tensor | None  # (count, C)
+    given: Tensor | None  # (count, D)
+    known: Tensor | None  # (count, D)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a model prepares once for a request, and then draws all its rows and positions with.
+
+    Attributes:
+        state_features: how many elements the state of a row has.
+        begin: takes some rows; returns their state at position 0, (count, state_features), and those arguments of
+            ``step`` that depend on the rows; given and known are the rows' where it leaves them out.
+        step: takes the state and, as keyword arguments, those of ``begin``, seed, temperature, first_index, given,
+            known, start and stop; returns the values by position, (count, stop - start), log_prob (count) in float64
+            and the state at position stop. It is a sampling op whose other arguments are bound.
+        positions: how many positions a step may draw before progress is told.
+    """
+
+    state_features: int
+    begin: Callable[[Rows], tuple[Tensor, dict[str, Any]]]
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    positions: int | None = None
+
+
+def make_request(
+    model: AutoregressiveModel,
+    n: int | Sequence[int],
+    context: Tensor | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+    first_index: int,
+    given: Tensor | None,
+    known: Tensor | None,
+    clamp: bool,
+    temperature: float,
+) -> Request:
+    """The arguments of ``AutoregressiveModel.sample`` as a request, after all checks."""
+    # The order was checked when the model took it; what was written into it since is checked here.
+    model._settle()
+    shape = _inputs.sample_shape(model._name, "n", n)
+    _inputs.check_context(model, context)
+    contexts = None if context is None else context.reshape(-1, model.context_features)
+    batch = shape if context is None else shape + context.shape[:-1]
+    if not isinstance(first_index, Integral) or first_index < 0:
+        raise ValueError(f"{model._name}: first_index must be an integer >= 0, got {first_index!r}")
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+        raise ValueError(f"{model._name}: temperature must be positive and finite, got {temperature!r}")
+    given, known = _inputs.flatten_known(model, given, known, clamp, batch)
+    seed = _inputs.draw_seed(model._name, seed, generator)
+    first_row = int(first_index) * (1 if contexts is None else contexts.shape[0])
+    return Request(model, torch.Size(batch), contexts, seed, first_row, float(temperature), given, known)
+
+
+def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
+    """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64.
+
+    ``drawn`` is told how many variables every step drew.
+    """
+    model = request.model
+    parameters = model.counts * model.variables if isinstance(model.counts, int) else sum(model.counts)
+    cost = max(1, sampler.state_features * max(1, parameters // model.variables))
+    block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
+    parts = []
+    for first in range(0, max(1, request.rows), block):
+        part = Sampling(request, sampler, slice(first, min(first + block, request.rows)))
+        while request.rows and not part.done:
+            start = part.position
+            part.advance(sampler.positions or _CHUNK_POSITIONS)
+            drawn((part.position - start) * len(part._values))
+        parts.append((part._values, part._log_prob))
+    if len(parts) == 1:
+        return parts[0]
+    values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return values, log_prob
 
 
 class Sampling:
@@ -52,15 +146,29 @@ class Sampling:
         True
     """
 
-    def __init__(self, request: Request, rows: slice) -> None:
-        self._request, self._rows = request, rows
+    def __init__(self, request: Request, sampler: Sampler, rows: slice) -> None:
+        self._request, self._sampler = request, sampler
         model, count = request.model, rows.stop - rows.start
-        contexts = None
+        context = None
         if request.contexts is not None:
             index = torch.arange(rows.start, rows.stop, device=model.device) % request.contexts.shape[0]
-            contexts = request.contexts[index]
+            context = request.contexts[index]
+        self._order, self._units = model.order, model.standardization
+        self._given = None if request.given is None else request.given[rows]
+        self._known = None if request.known is None else request.known[rows]
+        given = self._given
+        if given is not None and self._units is not None:
+            given = self._units(given, model.compute_dtype)
         self.position = 0
-        self._state, self._extra = model._sample_state(count, contexts)
+        self._state, arguments = sampler.begin(Rows(count, context, given, self._known))
+        self._arguments = {
+            "seed": request.seed,
+            "first_index": request.first_row + rows.start,
+            "temperature": request.temperature,
+            "given": given,
+            "known": self._known,
+            **arguments,
+        }
         self._values = torch.zeros(count, model.variables, dtype=model.compute_dtype, device=model.device)
         self._log_prob = torch.zeros(count, dtype=torch.float64, device=model.device)
 
@@ -83,31 +191,17 @@ class Sampling:
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
         """Draws the next ``positions`` variables of the order, or as many as are left; None is all of them."""
-        request, model = self._request, self._request.model
         if positions is not None and (not isinstance(positions, Integral) or positions < 0):
             raise ValueError(f"Sampling: positions must be an integer >= 0 or None, got {positions!r}")
-        start = self.position
-        stop = model.variables if positions is None else min(start + int(positions), model.variables)
-        units = model.standardization
-        given = None if request.given is None else request.given[self._rows]
-        known = None if request.known is None else request.known[self._rows]
-        values, log_prob, state = model._sample_chunk(
-            self._state,
-            self._extra,
-            seed=request.seed,
-            first_index=request.first_row + self._rows.start,
-            start=start,
-            stop=stop,
-            temperature=request.temperature,
-            given=given if given is None or units is None else units(given, model.compute_dtype),
-            known=known,
-        )
-        drawn = slice(start, stop) if model.order is None else model.order[start:stop]
-        if units is not None:
-            values, log_scale = units.inverse(values, drawn), units.log_scale(drawn)
-            if given is not None and known is not None:
-                values = torch.where(known[:, drawn], given[:, drawn], values)
-                log_scale = log_scale.masked_fill(known[:, drawn], 0.0)
+        variables, start = self._request.model.variables, self.position
+        stop = variables if positions is None else min(start + int(positions), variables)
+        values, log_prob, state = self._sampler.step(self._state, start=start, stop=stop, **self._arguments)
+        drawn = slice(start, stop) if self._order is None else self._order[start:stop]
+        if self._units is not None:
+            values, log_scale = self._units.inverse(values, drawn), self._units.log_scale(drawn)
+            if self._known is not None:
+                known = self._known[:, drawn]
+                values, log_scale = torch.where(known, self._given[:, drawn], values), log_scale.masked_fill(known, 0.0)
             log_prob = log_prob - log_scale.sum(-1)
         self._values[:, drawn] = values
         # From here on nothing can fail: an interrupted call leaves the sampling where it was.

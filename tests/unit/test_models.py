@@ -1,6 +1,7 @@
 """The model interface: shapes, orders, contexts, known variables, one variable at a time, compilers and transforms."""
 
 import copy
+import dataclasses
 import sys
 
 import pytest
@@ -483,14 +484,14 @@ def test_sampling_goes_on_where_it_was_interrupted(kind, device, monkeypatch):
     whole, log_prob = model.sample(5, seed=3, return_log_prob=True)
     sampling = model.sampling(5, seed=3)
     sampling.advance(2)
-    advance = type(model)._sample_chunk
+    sampler = sampling._sampler
 
     def interrupted(*arguments, **options):
-        advance(*arguments, **options)
+        sampler.step(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "_sample_chunk", interrupted)
+        patch.setattr(sampling, "_sampler", dataclasses.replace(sampler, step=interrupted))
         with pytest.raises(KeyboardInterrupt):
             sampling.advance(3)
     assert sampling.position == 2 and not sampling.done

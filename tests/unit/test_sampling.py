@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_cases import CASES, bit_for_bit, make_context, make_model
 
-import ar_fast.models.base as base
+import ar_fast.models.sampling as driver
 
 FIXED_SEED = 0
 pytestmark = pytest.mark.models
@@ -50,10 +50,10 @@ def test_samples_do_not_depend_on_blocks_and_chunks(kind, context_features, devi
     known[model.order[:4]] = True
     options = {"seed": 6, "given": torch.ones(17, device=device), "known": known, "return_log_prob": True}
     whole, whole_log_prob = model.sample(7, context, **options)
-    monkeypatch.setattr(base, "_BLOCK_ELEMENTS", 4 * model._state_features)
+    monkeypatch.setattr(driver, "_BLOCK_ELEMENTS", 100)
     blocks, blocks_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, blocks) and torch.equal(whole_log_prob, blocks_log_prob)
-    monkeypatch.setattr(base, "_CHUNK_POSITIONS", 3)
+    monkeypatch.setattr(driver, "_CHUNK_POSITIONS", 3)
     parts, parts_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, parts)
     torch.testing.assert_close(whole_log_prob, parts_log_prob, rtol=1e-6, atol=0)
