@@ -5,6 +5,7 @@ import torch
 from model_cases import CASES, bit_for_bit, make_context, make_model
 
 import ar_fast.models.sampling as driver
+from ar_fast import _library, functional
 
 FIXED_SEED = 0
 pytestmark = pytest.mark.models
@@ -57,3 +58,65 @@ def test_samples_do_not_depend_on_blocks_and_chunks(kind, context_features, devi
     parts, parts_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, parts)
     torch.testing.assert_close(whole_log_prob, parts_log_prob, rtol=1e-6, atol=0)
+
+
+BAD_LATER = {
+    "nade order": ("nade_sample", {"order": [0, 1, 2, 3, 9, 5]}, "order must be a permutation"),
+    "nade out_offsets": ("nade_sample", {"out_offsets": [0, 1, 2, 3, 5, 4, 6]}, "out_offsets must ascend"),
+    "nade out_offsets outside": ("nade_sample", {"out_offsets": [0, 1, 2, 3, 4, 99, 6]}, "out_offsets must"),
+    "nade in_offsets outside": ("nade_sample", {"in_offsets": [0, 1, 2, 3, -7, 5, 6]}, "in_offsets must"),
+    "fvsbn order": ("fvsbn_sample", {"order": [0, 1, 2, 3, -1, 5]}, "order must be a permutation"),
+    "fvsbn offsets": ("fvsbn_sample", {"offsets": [0, -2, 2, 3, 4, 5, 6]}, "offsets must"),
+    "armlp order": ("armlp_sample", {"order": [0, 1, 2, 3, 6, 5]}, "order must be a permutation"),
+    "armlp offsets": ("armlp_sample", {"offsets": [0, 1, 2, 3, 4, 9, 6]}, "offsets must"),
+    "masked_mlp order": ("masked_mlp_sample", {"order": [0, 1, 2, 3, 6, 5]}, "order must be a permutation"),
+    "masked_mlp out_offsets": ("masked_mlp_sample", {"out_offsets": [0, 1, 2, 3, 9, 5, 6]}, "out_offsets must"),
+    "masked_mlp unit_ends": ("masked_mlp_sample", {"unit_ends": [0, 1, 2, 3, 9, 5]}, "unit_ends.0. must ascend"),
+    "masked_mlp extents": ("masked_mlp_sample", {"extents": [0, 1, 2, 3, 9]}, "extents.0. must"),
+    "offset_nade order": ("offset_nade_sample", {"order": [0, 1, 2, 3, 6, 5]}, "order must be a permutation"),
+}
+
+
+@pytest.mark.skipif(_library.backend == "reference", reason="the compiled ops look at the positions of a call only")
+@pytest.mark.parametrize(("op", "change", "message"), BAD_LATER.values(), ids=BAD_LATER)
+def test_structure_is_checked_at_the_positions_of_a_call(op, change, message):
+    """A call that goes on at position 3 raises for what it would read out of place, and draws up to there."""
+    tensors = {
+        name: torch.tensor(value, dtype=torch.int32 if name in ("unit_ends", "extents") else torch.int64)
+        for name, value in change.items()
+    }
+    six, ends, sees = torch.zeros(6, 2), tensors.pop("unit_ends", None), tensors.pop("extents", None)
+    ends = torch.arange(6, dtype=torch.int32).clamp(max=5) if ends is None else ends
+    sees = torch.arange(1, 6, dtype=torch.int32) if sees is None else sees
+    arguments = {
+        "nade_sample": (torch.zeros(1, 2), six, six, torch.zeros(6)),
+        "fvsbn_sample": (torch.zeros(1, 6), torch.zeros(6, 6)),
+        "armlp_sample": (torch.zeros(1, 6), torch.zeros(30, 2), torch.tensor([0, 30]), six, six, torch.zeros(6)),
+        "masked_mlp_sample": (
+            torch.zeros(1, 11),
+            [torch.zeros(5, 6), torch.zeros(6, 5)],
+            [torch.zeros(5), torch.zeros(6)],
+            [sees, torch.arange(6, dtype=torch.int32)],
+            [ends],
+        ),
+        "offset_nade_sample": (torch.zeros(1, 2), torch.zeros(2, 3), torch.zeros(3), torch.zeros(1, 3), torch.zeros(1)),
+    }[op]
+    options = {"grid": (1, 6, 1), "window": (0, 2)} if op == "offset_nade_sample" else {}
+    if "in_offsets" in change:
+        options["head"] = "categorical"
+    call = getattr(functional, op)
+    with pytest.raises(RuntimeError, match=f"{op}: {message}"):
+        call(*arguments, **tensors, **options, seed=0, start=3, stop=6)
+    if op != "armlp_sample" and "order" not in change:
+        call(*arguments, **tensors, **options, seed=0, start=0, stop=2)
+
+
+@pytest.mark.skipif(_library.backend == "reference", reason="the compiled op looks at the values of its state")
+@pytest.mark.parametrize("value", [3.0, -1.0, float("nan")])
+def test_a_category_in_the_state_has_a_row(value):
+    state = torch.tensor([[0.0, value]])
+    weights = torch.zeros(6, 4), torch.zeros(4), torch.zeros(3, 4), torch.zeros(3)
+    with pytest.raises(RuntimeError, match=r"offset_nade_sample: state must lie in \[0, 3\)"):
+        functional.offset_nade_sample(
+            state, *weights, grid=(1, 6, 1), window=(0, 2), head="categorical", seed=0, start=3, stop=5
+        )

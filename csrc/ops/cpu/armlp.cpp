@@ -18,18 +18,21 @@ int64_t first_parameter(const ArmlpSample& sample, int64_t position) {
 // On the CPU values can be looked at without a synchronisation, so what would be read out of place raises.
 void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   const bool gathers = sample.head.kind == HeadKind::categorical;
-  int64_t expected = 0;
-  for (int64_t block = 0; block * armlp_block < sample.variables; ++block) {
+  const int64_t* starts = sample.block_starts;
+  const int64_t blocks = (sample.variables + armlp_block - 1) / armlp_block;
+  TORCH_CHECK(starts[0] == 0, armlp_name, ": block_starts must be 0 at block 0, got ", starts[0]);
+  TORCH_CHECK(starts[blocks] == rows, armlp_name, ": in_weight must have ", starts[blocks], " rows for ",
+              sample.variables, " networks, got ", rows);
+  for (int64_t block = sample.start / armlp_block; block * armlp_block < sample.stop; ++block) {
     const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.variables);
-    TORCH_CHECK(sample.block_starts[block] == expected, armlp_name, ": block_starts must be ", expected, " at block ",
-                block, ", got ", sample.block_starts[block]);
     const int64_t rows_before = sample.in_offsets ? sample.in_offsets[end - 1]
                                 : gathers         ? first_parameter(sample, end - 1)
                                                   : end - 1;
-    expected += rows_before * (end - begin);
+    const int64_t expected = starts[block] + rows_before * (end - begin);
+    TORCH_CHECK(starts[block] >= 0 && starts[block + 1] == expected && expected <= rows, armlp_name,
+                ": block_starts must be ", expected, " at block ", block + 1, ", got ", starts[block + 1], " after ",
+                starts[block], " and ", rows, " rows of in_weight");
   }
-  TORCH_CHECK(rows == expected, armlp_name, ": in_weight must have ", expected, " rows for ", sample.variables,
-              " networks, got ", rows);
 }
 
 // What is given, or in the state already, has an input row.
@@ -62,18 +65,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
                                       in_offsets, given, known, activation, head, levels, head_kinds, seed, first_index,
                                       start, stop, temperature, algorithm);
   const ArmlpSample& sample = t.sample;
-  check_order_values(armlp_name, sample.order, sample.variables);
-  check_offset_values(armlp_name, "offsets", sample.offsets, sample.variables, sample.out_rows);
-  check_head_values(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
+  check_order_values(armlp_name, sample.order, sample.variables, start, stop);
+  // Every network reads the inputs of all positions before it, and its block has rows as far as the block's last one.
+  const Entries entries{0, stop == start ? start : std::min((stop - 1) / armlp_block * armlp_block + armlp_block,
+                                                            sample.variables)};
+  check_offset_values(armlp_name, "offsets", sample.offsets, sample.variables, sample.out_rows, entries);
+  check_head_values(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, entries);
   if (sample.in_offsets) {
     check_input_rows(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
-                     sample.in_offsets[sample.variables]);
+                     sample.in_offsets[sample.variables], entries);
   }
   check_block_starts(sample, in_weight.size(0));
   sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
   if (sample.batch > 0 && stop > start) {
     int64_t most_parameters = 0;
-    for (int64_t p = 0; p < sample.variables; ++p) {
+    for (int64_t p = start; p < stop; ++p) {
       most_parameters = std::max(most_parameters, first_parameter(sample, p + 1) - first_parameter(sample, p));
     }
     const int64_t slice = rows_per_slice(sample.batch);

@@ -18,7 +18,7 @@ int64_t parameters_of(const FvsbnSample& sample, int64_t place) {
 template <typename T>
 void check_given_categories(const char* op, const FvsbnSample& sample) {
   if (!sample.known) return;
-  for (int64_t p = 0; p < sample.variables; ++p) {
+  for (int64_t p = sample.start; p < sample.stop; ++p) {
     const int64_t place = sample.variables - 1 - p;
     if (sample.head.of(place).kind != HeadKind::categorical) continue;
     const int64_t variable = sample.order ? sample.order[p] : p, count = parameters_of(sample, place);
@@ -40,15 +40,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(
   const auto t = prepare_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, head, levels,
                                       head_kinds, seed, first_index, start, stop, temperature, algorithm);
   const FvsbnSample& sample = t.sample;
-  check_order_values(op, sample.order, variables);
-  check_offset_values(op, "offsets", sample.offsets, variables, sample.out_rows);
-  check_head_values(op, sample.head, variables, sample.out_rows, sample.offsets, 0, nullptr, nullptr);
-  check_input_rows(op, sample.head, variables, sample.out_rows, sample.offsets, sample.in_offsets, weight.size(0));
+  check_order_values(op, sample.order, variables, start, stop);
+  // By place: the last position first.
+  const Entries entries{variables - stop, variables - start};
+  check_offset_values(op, "offsets", sample.offsets, variables, sample.out_rows, entries);
+  check_head_values(op, sample.head, variables, sample.out_rows, sample.offsets, entries);
+  check_input_rows(op, sample.head, variables, sample.out_rows, sample.offsets, sample.in_offsets, weight.size(0),
+                   entries);
   sample.storage == ScalarType::float64 ? check_given_categories<double>(op, sample)
                                         : check_given_categories<float>(op, sample);
   if (sample.batch > 0 && stop > start) {
     int64_t most_parameters = 0;
-    for (int64_t q = 0; q < variables; ++q) most_parameters = std::max(most_parameters, parameters_of(sample, q));
+    for (int64_t q = entries.begin; q < entries.end; ++q) {
+      most_parameters = std::max(most_parameters, parameters_of(sample, q));
+    }
     const int64_t slice = rows_per_slice(sample.batch);
     FvsbnLayout layout{};
     AR_FAST_CPU_KERNEL(fvsbn_layout)(sample, most_parameters, slice, &layout);

@@ -17,11 +17,14 @@ namespace {
 constexpr int64_t grain = 16384;
 
 void check_values(const char* op, const HeadTensors& t) {
-  check_offset_values(op, "offsets", t.rows.offsets, t.rows.variables, t.rows.parameter_rows);
-  const bool wide = t.rows.storage == ScalarType::float64;
-  check_head_values(op, t.rows.head, t.rows.variables, t.rows.parameter_rows, t.rows.offsets, t.rows.batch,
-                    wide ? nullptr : static_cast<const float*>(t.rows.x),
-                    wide ? static_cast<const double*>(t.rows.x) : nullptr);
+  const Entries all{0, t.rows.variables};
+  check_offset_values(op, "offsets", t.rows.offsets, t.rows.variables, t.rows.parameter_rows, all);
+  check_head_values(op, t.rows.head, t.rows.variables, t.rows.parameter_rows, t.rows.offsets, all);
+  const auto check = [&]<typename T>(const T* x) {
+    check_categories(op, t.rows.head, t.rows.variables, t.rows.parameter_rows, t.rows.offsets, t.rows.batch, x);
+  };
+  t.rows.storage == ScalarType::float64 ? check(static_cast<const double*>(t.rows.x))
+                                        : check(static_cast<const float*>(t.rows.x));
 }
 
 template <typename Body>

@@ -16,16 +16,20 @@
 namespace ar_fast {
 namespace {
 
+// At least as many as a kernel's blocks have.
+constexpr int64_t most_block_positions = 16;
+
 // How much of a value the units computed at a position can read.
 int64_t ready_at(const MaskedMlpSample& sample, int64_t value, int64_t position) {
   return value == 0 ? masked_mlp_columns(sample, position).begin : masked_mlp_units(sample, value - 1, position).end;
 }
 
-void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, const MaskedMlpTerm& term,
-                   int64_t index) {
+// Of the units [begin, end), which lie in the layer.
+void check_ascends(const MaskedMlpSample& sample, const MaskedMlpTerm& term, int64_t index, int64_t begin,
+                   int64_t end) {
   const int64_t inputs = masked_mlp_width(sample, term.source);
   int32_t before = 0;
-  for (int64_t u = 0; u < layer.units; ++u) {
+  for (int64_t u = begin; u < end; ++u) {
     const int32_t here = term.extents[u];
     TORCH_CHECK(here >= before && here <= inputs, masked_mlp_name, ": extents[", index,
                 "] must ascend within 0 ... ", inputs,
@@ -35,25 +39,32 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpLayer& layer, c
 }
 
 // On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises, and
-// what would read or write outside a tensor.
-void check_schedule(const MaskedMlpSample& sample) {
+// what would read or write outside a tensor. The entries are positions: those of the call and, since kernels go on within
+// a block of positions, those before them that may be in the first one's block.
+void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   const int64_t out_rows = sample.layers[sample.hidden_layers].units;
-  check_offset_values(masked_mlp_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows);
-  check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.variables, out_rows);
-  check_head_values(masked_mlp_name, sample.head, sample.variables, out_rows, sample.out_offsets, 0, nullptr, nullptr);
+  check_order_values(masked_mlp_name, sample.order, sample.variables, sample.start, sample.stop);
+  check_offset_values(masked_mlp_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows, entries);
+  check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.variables, out_rows, entries);
+  check_head_values(masked_mlp_name, sample.head, sample.variables, out_rows, sample.out_offsets, entries);
+  if (entries.begin == entries.end) return;
   // Terms are counted as in weights and extents.
   for (int64_t l = 0, term = 0; l <= sample.hidden_layers; term += sample.layers[l++].terms) {
     const MaskedMlpLayer& layer = sample.layers[l];
-    for (int64_t t = 0; t < layer.terms; ++t) check_ascends(sample, layer, layer.term[t], term + t);
-    int64_t before = 0;
-    for (int64_t p = 0; p < sample.variables; ++p) {
+    const int64_t first = masked_mlp_units(sample, l, entries.begin).begin;
+    int64_t before = first;
+    TORCH_CHECK(first >= 0, masked_mlp_name, ": unit_ends[", l, "] must ascend within 0 ... ", layer.units, ", got ",
+                first, " at position ", entries.begin - 1);
+    for (int64_t p = entries.begin; l < sample.hidden_layers && p < entries.end; ++p) {
       const int64_t end = masked_mlp_units(sample, l, p).end;
-      if (l < sample.hidden_layers) {
-        TORCH_CHECK(end >= before && end <= layer.units, masked_mlp_name, ": unit_ends[", l,
-                    "] must ascend within 0 ... ",
-                    layer.units, ", got ", end, " after ", before, " at position ", p);
-      }
+      TORCH_CHECK(end >= before && end <= layer.units, masked_mlp_name, ": unit_ends[", l, "] must ascend within 0 ... ",
+                  layer.units, ", got ", end, " after ", before, " at position ", p);
       before = end;
+    }
+    const int64_t last = masked_mlp_units(sample, l, entries.end - 1).end;
+    for (int64_t t = 0; t < layer.terms; ++t) check_ascends(sample, layer.term[t], term + t, first, last);
+    for (int64_t p = entries.begin; p < entries.end; ++p) {
+      const int64_t end = masked_mlp_units(sample, l, p).end;
       if (end == 0) continue;
       for (int64_t t = 0; t < layer.terms; ++t) {
         const int64_t seen = layer.term[t].extents[end - 1], ready = ready_at(sample, layer.term[t].source, p);
@@ -65,13 +76,12 @@ void check_schedule(const MaskedMlpSample& sample) {
                   " units that are ready of the value it adds, got ", end);
     }
   }
-  check_order_values(masked_mlp_name, sample.order, sample.variables);
 }
 
 // A category has a column of its own, or its variable has one column, which takes its number.
 void check_categories(const MaskedMlpSample& sample) {
   if (sample.head.kind != HeadKind::categorical && sample.head.kind != HeadKind::per_variable) return;
-  for (int64_t p = 0; p < sample.variables; ++p) {
+  for (int64_t p = sample.start; p < sample.stop; ++p) {
     const bool category = sample.head.of(p).kind == HeadKind::categorical;
     const MaskedMlpRange columns = masked_mlp_columns(sample, p), rows = masked_mlp_parameters(sample, p);
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
@@ -110,7 +120,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
                          known, variables, parse_mlp_activation(masked_mlp_name, activation), parsed, head_kinds, seed,
                          first_index, start, stop, temperature);
   const MaskedMlpSample& sample = t.sample;
-  check_schedule(sample);
+  check_schedule(sample, {std::max<int64_t>(0, start - most_block_positions), stop});
   check_categories(sample);
   if (sample.batch > 0 && stop > start) {
     MaskedMlpLayout layout{};

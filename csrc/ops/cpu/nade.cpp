@@ -57,11 +57,18 @@ Chunks cut(const NadeModel& model, int64_t most_rows, int64_t start, int64_t sto
   return chunks;
 }
 
+// The variables at positions [start, stop).
+Entries check_structure(const char* op, const NadeModel& m, int64_t start, int64_t stop, int64_t fewest_out_rows) {
+  check_order_values(op, m.order, m.variables, start, stop);
+  const Entries entries{start, stop, m.order};
+  check_offset_values(op, "in_offsets", m.in_offsets, m.variables, m.in_rows, entries);
+  check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows, entries, fewest_out_rows);
+  return entries;
+}
+
 void check_values(const char* op, const NadeTensors& t, int64_t fewest_out_rows = 0) {
   const NadeModel& m = t.model;
-  check_order_values(op, m.order, m.variables);
-  check_offset_values(op, "in_offsets", m.in_offsets, m.variables, m.in_rows);
-  check_offset_values(op, "out_offsets", m.out_offsets, m.variables, m.out_rows, fewest_out_rows);
+  check_structure(op, m, 0, m.variables, fewest_out_rows);
   const auto check = [&]<typename T>(const T* x, int64_t fewest_in_rows) {
     for (int64_t i = 0; i < m.variables; ++i) {
       const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
@@ -83,10 +90,11 @@ void check_values(const char* op, const NadeTensors& t, int64_t fewest_out_rows 
 
 // Where a category is gathered and predicted, a variable has as many categories on both sides; or, where it is drawn,
 // at least as many to gather. With a per_variable head it gathers where it has several rows.
-void check_gathered_categories(const char* op, const NadeTensors& t, const Head& head, bool drawn) {
-  const NadeModel& m = t.model;
+void check_gathered_categories(const char* op, const NadeModel& m, const Head& head, bool drawn,
+                               const Entries& entries) {
   if (m.in_offsets == nullptr && m.in_rows == m.variables) return;
-  for (int64_t i = 0; i < m.variables; ++i) {
+  for (int64_t k = entries.begin; k < entries.end; ++k) {
+    const int64_t i = entries[k];
     const int64_t in = rows_of(m.in_offsets, m.in_rows, m.variables, i);
     const int64_t out = rows_of(m.out_offsets, m.out_rows, m.variables, i);
     const bool scales = head.kind == HeadKind::per_variable && in == 1;
@@ -96,8 +104,7 @@ void check_gathered_categories(const char* op, const NadeTensors& t, const Head&
   }
 }
 
-// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one. Looks at the positions
-// of this call only: events of very many variables are drawn in many calls.
+// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one.
 void check_drawn(const char* op, const NadeSampleTensors& t) {
   const NadeModel& m = t.model;
   const auto variable_at = [&](int64_t position) { return m.order ? m.order[position] : position; };
@@ -262,10 +269,14 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
                                        keep_parameters, algorithm);
   check_values(op, t, 1);
   const bool wide = t.model.storage == ScalarType::float64;
-  check_head_values(op, t.output.head, t.model.variables, t.model.out_rows, t.model.out_offsets, t.input.batch,
-                    wide ? nullptr : static_cast<const float*>(t.input.x),
-                    wide ? static_cast<const double*>(t.input.x) : nullptr);
-  check_gathered_categories(op, t, t.output.head, false);
+  const NadeModel& m = t.model;
+  const Entries all{0, m.variables};
+  check_head_values(op, t.output.head, m.variables, m.out_rows, m.out_offsets, all);
+  const auto check = [&]<typename T>(const T* x) {
+    if (x) check_categories(op, t.output.head, m.variables, m.out_rows, m.out_offsets, t.input.batch, x);
+  };
+  wide ? check(static_cast<const double*>(t.input.x)) : check(static_cast<const float*>(t.input.x));
+  check_gathered_categories(op, m, t.output.head, false, all);
   run_forward(t, t.output);
   return {t.log_prob, t.parameters};
 }
@@ -319,9 +330,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
   const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
                                      activation_scale, given, known, variables, activation, head, levels, head_kinds,
                                      seed, first_index, start, stop, temperature, algorithm);
-  check_values(op, t, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
-  check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, 0, nullptr, nullptr);
-  check_gathered_categories(op, t, t.sample.head, true);
+  const Entries drawn = check_structure(op, t.model, start, stop, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
+  check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, drawn);
+  check_gathered_categories(op, t.model, t.sample.head, true, drawn);
   check_drawn(op, t);
   const int64_t batch = t.sample.batch;
   if (batch > 0 && stop > start) {

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
 #include "../../kernels/cpu/offset_nade_cpu.h"
 #include "../explain.h"
 #include "../library.h"
@@ -13,16 +15,27 @@
 namespace ar_fast {
 namespace {
 
-// On the CPU values can be looked at without a synchronisation, so a known category that has no row raises.
+// On the CPU values can be looked at without a synchronisation, so a category that has no row raises: one that is known,
+// or that the state holds.
 template <typename T>
-void check_known_categories(const OffsetNadeSample& sample) {
-  if (!sample.gathers || sample.known == nullptr) return;
-  const T* given = static_cast<const T*>(sample.given);
-  const int64_t variables = sample.rows * sample.columns * sample.channels;
-  for (int64_t i = 0; i < sample.batch * variables; ++i) {
-    TORCH_CHECK(!sample.known[i] || (given[i] >= T(0) && given[i] < static_cast<T>(sample.parameters)),
-                offset_nade_name,
-                ": given must lie in [0, ", sample.parameters, ") for variable ", i % variables, ", got ", given[i]);
+void check_categories(const OffsetNadeSample& sample) {
+  if (!sample.gathers) return;
+  const auto check = [&](const char* name, T value, int64_t variable) {
+    TORCH_CHECK(value >= T(0) && value < static_cast<T>(sample.parameters), offset_nade_name, ": ", name,
+                " must lie in [0, ", sample.parameters, ") for variable ", variable, ", got ", value);
+  };
+  const T *given = static_cast<const T*>(sample.given), *history = static_cast<const T*>(sample.history);
+  const int64_t variables = sample.rows * sample.columns * sample.channels, reach = sample.reach();
+  const auto variable_at = [&](int64_t p) { return sample.order ? sample.order[p] : p; };
+  for (int64_t row = 0; row < sample.batch; ++row, history += reach + sample.stop - sample.start) {
+    for (int64_t p = std::max<int64_t>(0, sample.start - reach); p < sample.start; ++p) {
+      // The order has been checked at the positions of this call only.
+      check("state", history[p - sample.start + reach], p);
+    }
+    for (int64_t p = sample.start; sample.known && p < sample.stop; ++p) {
+      const int64_t variable = variable_at(p), at = row * variables + variable;
+      if (sample.known[at]) check("given", given[at], variable);
+    }
   }
 }
 
@@ -37,12 +50,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
       prepare_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
                                  shared_output, activation, head, levels, seed, first_index, start, stop, temperature);
   const OffsetNadeSample& sample = t.sample;
-  check_order_values(offset_nade_name, sample.order, sample.rows * sample.columns * sample.channels);
-  if (sample.storage == ScalarType::float64) {
-    check_known_categories<double>(sample);
-  } else {
-    check_known_categories<float>(sample);
-  }
+  check_order_values(offset_nade_name, sample.order, sample.rows * sample.columns * sample.channels, start, stop);
+  sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
   if (sample.batch > 0 && stop > start) {
     int64_t scratch_bytes = 0;
     AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);

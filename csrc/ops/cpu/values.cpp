@@ -5,32 +5,36 @@
 namespace ar_fast {
 
 void check_offset_values(const char* op, const char* name, const int64_t* offsets, int64_t variables, int64_t rows,
-                         int64_t fewest) {
+                         const Entries& entries, int64_t fewest) {
   if (!offsets) return;
   TORCH_CHECK(offsets[0] == 0 && offsets[variables] == rows, op, ": ", name, " must run from 0 to ", rows, ", got ",
               offsets[0], " to ", offsets[variables]);
-  for (int64_t i = 0; i < variables; ++i) {
+  for (int64_t k = entries.begin; k < entries.end; ++k) {
+    const int64_t i = entries[k];
     TORCH_CHECK(offsets[i] + fewest <= offsets[i + 1], op, ": ", name,
                 fewest > 0 ? " must ascend, got " : " must not descend, got ", offsets[i], " before ", offsets[i + 1],
                 " at ", i);
+    // Of all entries this follows from the rule above.
+    TORCH_CHECK(offsets[i] >= 0 && offsets[i + 1] <= rows, op, ": ", name, " must lie in 0 ... ", rows, ", got ",
+                offsets[i], " before ", offsets[i + 1], " at ", i);
   }
 }
 
-void check_order_values(const char* op, const int64_t* order, int64_t variables) {
+void check_order_values(const char* op, const int64_t* order, int64_t variables, int64_t start, int64_t stop) {
   if (!order) return;
-  std::vector<bool> seen(variables, false);
-  for (int64_t p = 0; p < variables; ++p) {
-    TORCH_CHECK(order[p] >= 0 && order[p] < variables && !seen[order[p]], op,
+  const bool whole = start == 0;
+  std::vector<bool> seen(whole ? variables : 0, false);
+  for (int64_t p = start; p < (whole ? variables : stop); ++p) {
+    TORCH_CHECK(order[p] >= 0 && order[p] < variables && !(whole && seen[order[p]]), op,
                 ": order must be a permutation of 0 ... D-1 = ", variables - 1, ", got ", order[p], " at position ", p);
-    seen[order[p]] = true;
+    if (whole) seen[order[p]] = true;
   }
 }
-
-namespace {
 
 template <typename T>
 void check_categories(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
                       int64_t batch, const T* x) {
+  if (head.kind != HeadKind::categorical && head.kind != HeadKind::per_variable) return;
   for (int64_t i = 0; i < variables; ++i) {
     if (head.of(i).kind != HeadKind::categorical) continue;
     const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
@@ -42,8 +46,15 @@ void check_categories(const char* op, const Head& head, int64_t variables, int64
   }
 }
 
-void check_kinds(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets) {
-  for (int64_t i = 0; i < variables; ++i) {
+template void check_categories(const char*, const Head&, int64_t, int64_t, const int64_t*, int64_t, const float*);
+template void check_categories(const char*, const Head&, int64_t, int64_t, const int64_t*, int64_t, const double*);
+
+namespace {
+
+void check_kinds(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
+                 const Entries& entries) {
+  for (int64_t k = entries.begin; k < entries.end; ++k) {
+    const int64_t i = entries[k];
     const auto [kind, levels, none] = head.of(i);
     TORCH_CHECK(kind >= HeadKind::bernoulli && kind <= HeadKind::logistic_mixture, op,
                 ": head_kinds must be 0 ... 3, got ", static_cast<int64_t>(kind), " for variable ", i);
@@ -63,14 +74,12 @@ void check_kinds(const char* op, const Head& head, int64_t variables, int64_t ro
 }  // namespace
 
 void check_head_values(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
-                       int64_t batch, const float* x, const double* x_double) {
-  if (head.kind == HeadKind::per_variable) check_kinds(op, head, variables, rows, offsets);
-  if (head.kind == HeadKind::categorical || head.kind == HeadKind::per_variable) {
-    if (x) check_categories(op, head, variables, rows, offsets, batch, x);
-    if (x_double) check_categories(op, head, variables, rows, offsets, batch, x_double);
-  } else if (head.kind != HeadKind::bernoulli && offsets) {
-    for (int64_t i = 0; i < variables; ++i) {
-      const int64_t count = offsets[i + 1] - offsets[i];
+                       const Entries& entries) {
+  if (head.kind == HeadKind::per_variable) {
+    check_kinds(op, head, variables, rows, offsets, entries);
+  } else if (head.kind != HeadKind::bernoulli && head.kind != HeadKind::categorical && offsets) {
+    for (int64_t k = entries.begin; k < entries.end; ++k) {
+      const int64_t i = entries[k], count = offsets[i + 1] - offsets[i];
       TORCH_CHECK(count % 3 == 0, op, ": a variable must have 3 K parameters for a mixture head, got ", count,
                   " for variable ", i);
     }
@@ -78,9 +87,10 @@ void check_head_values(const char* op, const Head& head, int64_t variables, int6
 }
 
 void check_input_rows(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
-                      const int64_t* in_offsets, int64_t in_rows) {
-  check_offset_values(op, "in_offsets", in_offsets, variables, in_rows);
-  for (int64_t i = 0; in_offsets && i < variables; ++i) {
+                      const int64_t* in_offsets, int64_t in_rows, const Entries& entries) {
+  check_offset_values(op, "in_offsets", in_offsets, variables, in_rows, entries);
+  for (int64_t k = entries.begin; in_offsets && k < entries.end; ++k) {
+    const int64_t i = entries[k];
     const int64_t own = in_offsets[i + 1] - in_offsets[i];
     const bool category = head.of(i).kind == HeadKind::categorical;
     const int64_t expected = !category ? 1 : offsets ? offsets[i + 1] - offsets[i] : rows / variables;
