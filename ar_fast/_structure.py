@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import functional as F
 from typing_extensions import Self
 
-__all__ = ["Structured", "building", "follow_loaded"]
+__all__ = ["Structured", "building", "first_parameter", "follow_loaded", "nearly", "starts", "version_of"]
 
 
 @contextlib.contextmanager
@@ -76,3 +77,31 @@ class Structured:
 def follow_loaded(module: Structured, _: object) -> None:
     """A hook for after load_state_dict: with assign=True the parameters may have come to another device."""
     module._follow(module._home())
+
+
+def starts(counts: Tensor) -> Tensor:
+    """(n) counts -> (n + 1): where each of n parts begins, and where the last one ends."""
+    return F.pad(counts.cumsum(0), (1, 0))
+
+
+def version_of(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor._version
+
+
+def nearly(given: Tensor, own: Tensor | None) -> bool:
+    """Whether given is own, or floating numbers that round to it: an average of equal state_dicts is no other order."""
+    if own is None or given.shape != own.shape:
+        return False
+    return torch.equal((given.round() if given.is_floating_point() else given).long().cpu(), own)
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """What next(module.parameters()) gives, without the names that it collects: every call of a model asks."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else first_parameter(child)
+        if found is not None:
+            return found
+    return None

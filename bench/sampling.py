@@ -1,4 +1,4 @@
-"""python -m bench.sampling: samples per second of NADE against the batch size, for small to very large events."""
+"""python -m bench.sampling: samples per second of NADE against the batch size, and what `sample` adds to the op."""
 
 import argparse
 import math
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ar_fast import functional, models
+from ar_fast import functional, heads, models, orderings
+from ar_fast.models.sampling import Rows, make_request
 from ar_fast.tasks._timing import interleave
 
 from . import data, peers
@@ -67,6 +68,41 @@ def _million(hidden: int, progress: bool) -> str:
     )
 
 
+def _models(tiny: bool) -> dict[str, models.AutoregressiveModel]:
+    """Models of very many variables, or of very many parameters, each in a random order."""
+    shrink = 1000 if tiny else 1
+    made = {}
+    for name, kind, shape, hidden, head in (
+        ("NADE (3, 256, 256), H = 16", models.NADE, (3, 256, 256 // (100 if tiny else 1)), 16, None),
+        ("NADE 1,000,000, H = 128", models.NADE, 10**6 // shrink, 128, None),
+        ("DeepNADE 65,536, [64]", models.DeepNADE, 65_536 // shrink, [64], None),
+        ("NADE 3,072, H = 64, Categorical(256)", models.NADE, 3072 // shrink, 64, heads.Categorical(256)),
+    ):
+        model = kind(shape, hidden, head=head, order=orderings.random(shape, seed=1))
+        if head is None and kind is models.NADE:
+            with torch.no_grad():
+                model.out_bias.fill_(math.log(0.13 / 0.87))
+        made[name] = model
+    return made
+
+
+@torch.no_grad()
+def _model_row(name: str, model: models.AutoregressiveModel, seconds: float) -> list[str]:
+    """``sample`` beside one call of its op over all positions, with everything that it takes made beforehand."""
+    request = make_request(model, 1, None, 0, None, 0, None, None, False, 1.0)
+    sampler = model._sampler(request)
+    state, arguments = sampler.begin(Rows(1, None, None, None))
+    arguments = {"given": None, "known": None, "first_index": 0, "temperature": 1.0, **arguments}
+    contenders = {
+        "op": lambda: sampler.step(state, seed=0, start=0, stop=model.variables, **arguments),
+        "prepare": lambda: model._sampler(request),
+        "sample": lambda: model.sample(1, seed=0),
+    }
+    timings = interleave(contenders, seconds=seconds, min_rounds=3)
+    op, prepare, sample = (timings[name].median for name in contenders)
+    return [name, duration(op), duration(prepare), duration(sample), f"{sample / op:.2f}"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sampling", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="time per figure, at least three turns (default: 1)")
@@ -91,6 +127,11 @@ def main() -> int:
         f"{LOOP_VARIABLES} and scaled up, which flatters it: their weights stay in the cache."
     )
     path = write_table(arguments.out, "cpu-sampling", "NADE sampling", where, header, rows, note)
+    print(path.read_text())
+    rows = [_model_row(name, model, arguments.seconds) for name, model in _models(arguments.tiny).items()]
+    header = ["model", "the op's one call", "prepared for each request", "model.sample(1)", "sample / op"]
+    note = "In a random order. The op is called with what the model prepares for a request; all take turns; medians."
+    path = write_table(arguments.out, "cpu-sampling-models", "Sampling by a model", where, header, rows, note)
     print(path.read_text())
     return 0
 

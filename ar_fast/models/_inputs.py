@@ -228,6 +228,22 @@ def statistic(model: AutoregressiveModel, name: str, value: Tensor) -> Tensor:
     return own
 
 
+def statistics(
+    model: AutoregressiveModel, data: Tensor | None, mean: Tensor | None, std: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The arguments of ``standardize`` as mean and std, (D) float64 on the model's device, after all checks."""
+    if (data is None) == (mean is None) or (mean is None) != (std is None):
+        given = [name for name, value in (("data", data), ("mean", mean), ("std", std)) if value is not None]
+        raise ValueError(f"{model._name}: standardize takes data, or mean and std, got {' and '.join(given) or 'none'}")
+    if data is not None:
+        mean, std = mean_and_std(model, data)
+    mean, std = (statistic(model, name, value) for name, value in (("mean", mean), ("std", std)))
+    if not bool((std > 0).all()):
+        index = int((std <= 0).nonzero()[0])
+        raise ValueError(f"{model._name}: std must be positive, got {std[index].item()} for variable {index}")
+    return mean, std
+
+
 def _flat(model: AutoregressiveModel, index: tuple[int, ...]) -> int:
     """The variable of an index into (*batch, *event_shape)."""
     flat = 0

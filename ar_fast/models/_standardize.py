@@ -66,3 +66,11 @@ class Standardization(nn.Module):
             prefix + "shift": torch.zeros_like(self.shift, device=device),
             prefix + "scale": torch.ones_like(self.scale, device=device),
         }
+
+
+def in_data_units(standardization: Standardization | None, log_prob: Tensor, per_variable: bool) -> Tensor:
+    """A log-density in standardised units, (B) or (B, D), of x as it was given; None: there are no such units."""
+    if standardization is None:
+        return log_prob
+    log_scale = standardization.log_scale()
+    return (log_prob - (log_scale if per_variable else log_scale.sum())).to(log_prob.dtype)

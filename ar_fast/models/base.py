@@ -6,45 +6,26 @@ import abc
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import heads, orderings
 from .._progress import progress_bar
-from .._structure import Structured, building, follow_loaded
+from .._structure import Structured, building, first_parameter, follow_loaded, nearly, starts, version_of
 from .._vocabulary import compute_dtype
 from ..nn import MaskedLinear
 from . import _files, _inputs
-from ._standardize import Standardization
+from ._standardize import Standardization, in_data_units
+from ._state import State
 from .distribution import AutoregressiveDistribution
 from .sampling import Request, Sampler, Sampling, draw, make_request
 
 __all__ = ["AutoregressiveModel", "State"]
-
-
-@dataclass(frozen=True)
-class State:
-    """Where an evaluation one variable at a time stands: what ``begin`` and ``next`` return.
-
-    Attributes:
-        position: how many variables are known.
-        variable: the flat index of the next variable, or None when all are known.
-        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known; in
-            standardised units where the model has some.
-        tensors: what the model carries from one variable to the next.
-    """
-
-    position: int
-    variable: int | None
-    parameters: Tensor | None
-    tensors: tuple[Tensor, ...]
 
 
 class AutoregressiveModel(Structured, nn.Module, abc.ABC):
@@ -180,7 +161,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
     def _follow(self, device: torch.device) -> None:
         if self._derived_on != device:
             super()._follow(device)
-            self._order_seen = self.order, _version(self.order)
+            self._order_seen = self.order, version_of(self.order)
 
     def _settle(self) -> None:
         """Before the structure is used: brings it to the parameters' device, and checks an order that was written."""
@@ -188,7 +169,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         if torch.compiler.is_compiling():
             return
         order, version = self._order_seen
-        if self.order is not order or _version(order) != version:
+        if self.order is not order or version_of(order) != version:
             self._take_order(self.order)
 
     def _take_order(self, order: Tensor | Sequence[int] | None) -> None:
@@ -275,22 +256,15 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         own = parameters.split(self.counts)
         return torch.cat([own[variable] for variable in index.tolist()])
 
-    def _in_data_units(self, log_prob: Tensor, per_variable: bool) -> Tensor:
-        """A log-density in standardised units, (B) or (B, D), of x as it was given."""
-        if self.standardization is None:
-            return log_prob
-        log_scale = self.standardization.log_scale()
-        return (log_prob - (log_scale if per_variable else log_scale.sum())).to(log_prob.dtype)
-
     # The interface.
 
     @property
     def device(self) -> torch.device:
-        return _first_parameter(self).device
+        return first_parameter(self).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return _first_parameter(self).dtype
+        return first_parameter(self).dtype
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -350,10 +324,12 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             x, observed = _inputs.observed_only(self, x, observed)
         batch, rows, context_rows = _inputs.flatten(self, x, context)
         if observed is None:
-            log_prob = self._in_data_units(self._log_prob(rows, context_rows, per_variable), per_variable)
+            log_prob = in_data_units(
+                self.standardization, self._log_prob(rows, context_rows, per_variable), per_variable
+            )
             return log_prob.reshape(x.shape if per_variable else batch)
         log_prob = self._log_prob_observed(rows, observed, context_rows)
-        log_prob = self._in_data_units(log_prob, True).masked_fill(~observed, 0.0)
+        log_prob = in_data_units(self.standardization, log_prob, True).masked_fill(~observed, 0.0)
         if per_variable:
             return log_prob.reshape(x.shape)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype).reshape(batch)
@@ -546,17 +522,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         """
         if self.standardization is None:
             raise ValueError(f"{self._name}: standardize is for real variables, got the head {self.head!r}")
-        if (data is None) == (mean is None) or (mean is None) != (std is None):
-            given = [name for name, value in (("data", data), ("mean", mean), ("std", std)) if value is not None]
-            raise ValueError(
-                f"{self._name}: standardize takes data, or mean and std, got {' and '.join(given) or 'none'}"
-            )
-        if data is not None:
-            mean, std = _inputs.mean_and_std(self, data)
-        mean, std = (_inputs.statistic(self, name, value) for name, value in (("mean", mean), ("std", std)))
-        if not bool((std > 0).all()):
-            index = int((std <= 0).nonzero()[0])
-            raise ValueError(f"{self._name}: std must be positive, got {std[index].item()} for variable {index}")
+        mean, std = _inputs.statistics(self, data, mean, std)
         self.standardization.set(mean, std)
         return self
 
@@ -629,31 +595,3 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             "context_features": self.context_features,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-
-
-def starts(counts: Tensor) -> Tensor:
-    """(n) counts -> (n + 1): where each of n parts begins, and where the last one ends."""
-    return F.pad(counts.cumsum(0), (1, 0))
-
-
-def _version(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor._version
-
-
-def nearly(given: Tensor, own: Tensor | None) -> bool:
-    """Whether given is own, or floating numbers that round to it: an average of equal state_dicts is no other order."""
-    if own is None or given.shape != own.shape:
-        return False
-    return torch.equal((given.round() if given.is_floating_point() else given).long().cpu(), own)
-
-
-def _first_parameter(module: nn.Module) -> nn.Parameter | None:
-    """What next(module.parameters()) gives, without the names that it collects: every call of a model asks."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            return parameter
-    for child in module._modules.values():
-        found = None if child is None else _first_parameter(child)
-        if found is not None:
-            return found
-    return None

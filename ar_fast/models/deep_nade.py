@@ -15,10 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import functional, heads
 from .._integers import integers
+from .._structure import starts
 from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
-from .base import AutoregressiveModel, starts
+from ._standardize import in_data_units
+from .base import AutoregressiveModel
 from .ensemble import Ensemble
 from .sampling import Request, Rows, Sampler
 
@@ -211,7 +213,7 @@ class DeepNADE(AutoregressiveModel):
 
         hidden = self._hidden(self._pre_activation(rows, seen, self._in_bias(context)))
         parameters = F.linear(hidden, self._compute(self.out_weight), self._compute(self.out_bias))
-        terms = self._in_data_units(self._terms(parameters.to(self.compute_dtype), rows), True)
+        terms = in_data_units(self.standardization, self._terms(parameters.to(self.compute_dtype), rows), True)
         terms = terms.masked_fill(~predicted, 0.0)
         left = predicted.sum(1)
         total = -terms.sum(1, dtype=torch.float64) * _weight(left, left + seen.sum(1))
@@ -457,7 +459,9 @@ class DeepNADE(AutoregressiveModel):
 
     def _sampler(self, request: Request) -> Sampler:
         by_table = self._gathers or isinstance(self.head, heads.Bernoulli)
-        nade = self._sampled_nade(by_table) if not self.layers or request.known is not None else None
+        nade = None
+        if not self.layers or request.known is not None:
+            nade = self._sampled_nade(by_table, request.known is not None)
         # The NADE of pairs has two variables for each of the model's.
         each = 1 if by_table or self.layers else 2
         op = self._layered_draws() if self.layers else functools.partial(functional.nade_sample, **nade)
@@ -493,9 +497,17 @@ class DeepNADE(AutoregressiveModel):
 
         return Sampler(sum(self.hidden_features), begin, step, _LAYERED_POSITIONS if self.layers else None)
 
-    def _sampled_nade(self, by_table: bool) -> dict[str, Any]:
+    def _sampled_nade(self, by_table: bool, observes: bool) -> dict[str, Any]:
         """The arguments of the NADE that draws where there is one hidden layer, and that observes what is known."""
-        if by_table:
+        if by_table and not (observes or self._gathers):
+            # Nothing is left unobserved: two rows for each variable, written where they stay.
+            mask = self._compute(self.mask_weight)
+            table = mask.new_empty(self.variables, 2, mask.shape[1])
+            table[:, 0] = mask
+            torch.add(self._compute(self.in_weight), mask, out=table[:, 1])
+            structure = {"in_weight": table.flatten(0, 1), "order": self.order}
+            structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
+        elif by_table:
             structure = {"in_weight": self._table(), "in_offsets": self.table_offsets, "order": self.order}
             structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
         else:

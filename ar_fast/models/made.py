@@ -18,14 +18,14 @@ from typing_extensions import Self
 from .. import functional, heads, orderings
 from .._integers import integers
 from .._philox import philox_uniform
-from .._structure import building
+from .._structure import building, nearly, starts
 from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
 from ..masks import Mask
 from ..nn import MaskedLinear
 from . import _autoencoder
 from ._context import add_context
-from .base import AutoregressiveModel, nearly, starts
+from .base import AutoregressiveModel
 from .ensemble import Ensemble
 from .sampling import Request, Rows, Sampler
 

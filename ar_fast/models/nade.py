@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional, heads
+from .._structure import starts
 from .._vocabulary import ACTIVATIONS
 from ._context import add_context
-from .base import AutoregressiveModel, starts
+from .base import AutoregressiveModel
 from .sampling import Request, Rows, Sampler
 
 __all__ = ["NADE", "RNADE"]

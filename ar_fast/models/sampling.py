@@ -203,6 +203,9 @@ class Sampling:
                 known = self._known[:, drawn]
                 values, log_scale = torch.where(known, self._given[:, drawn], values), log_scale.masked_fill(known, 0.0)
             log_prob = log_prob - log_scale.sum(-1)
-        self._values[:, drawn] = values
+        if self._order is None:
+            self._values[:, drawn] = values
+        else:
+            self._values.index_copy_(1, drawn, values)
         # From here on nothing can fail: an interrupted call leaves the sampling where it was.
         self._log_prob, self._state, self.position = self._log_prob + log_prob, state, stop

@@ -1,0 +1,27 @@
+"""Where an evaluation one variable at a time stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an evaluation one variable at a time stands: what ``begin`` and ``next`` return.
+
+    Attributes:
+        position: how many variables are known.
+        variable: the flat index of the next variable, or None when all are known.
+        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known; in
+            standardised units where the model has some.
+        tensors: what the model carries from one variable to the next.
+    """
+
+    position: int
+    variable: int | None
+    parameters: Tensor | None
+    tensors: tuple[Tensor, ...]
