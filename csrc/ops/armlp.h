@@ -10,36 +10,37 @@
 // state, given, values have the compute type.
 #pragma once
 
-#include <string>
+#include <string_view>
 #include <tuple>
 
 #include "../kernels/armlp.h"
+#include "arguments.h"
 #include "common.h"
 #include "head.h"
 
 namespace ar_fast {
 
-constexpr const char* armlp_name = "armlp_sample";
-
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
-std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
-    const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
-    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-    double temperature, std::string algorithm);
+struct ArmlpSampleArguments {
+  static constexpr const char* op = "armlp_sample";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor state, in_weight, block_starts, in_bias, out_weight, out_bias;
+  OptionalTensor order, offsets, in_offsets, given, known;
+  std::string_view activation, head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  int64_t seed, first_index, start, stop;
+  double temperature;
+  std::string_view algorithm;
+};
+
+constexpr const char* armlp_name = ArmlpSampleArguments::op;
 
 // --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
-void check_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts,
-                        const at::Tensor& in_bias, const at::Tensor& out_weight, const at::Tensor& out_bias,
-                        const OptionalTensor& order, const OptionalTensor& offsets, const OptionalTensor& in_offsets,
-                        const OptionalTensor& given, const OptionalTensor& known, const Head& head,
-                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
-                        const std::string& algorithm);
+Head check_armlp_sample(const ArmlpSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct ArmlpSampleTensors {
@@ -49,14 +50,6 @@ struct ArmlpSampleTensors {
 };
 
 // After the checks.
-ArmlpSampleTensors prepare_armlp_sample(const at::Tensor& state, const at::Tensor& in_weight,
-                                        const at::Tensor& block_starts, const at::Tensor& in_bias,
-                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                        const OptionalTensor& order, const OptionalTensor& offsets,
-                                        const OptionalTensor& in_offsets, const OptionalTensor& given,
-                                        const OptionalTensor& known, const std::string& activation,
-                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
-                                        int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-                                        double temperature, const std::string& algorithm);
+ArmlpSampleTensors prepare_armlp_sample(const ArmlpSampleArguments& a);
 
 }  // namespace ar_fast

@@ -8,6 +8,8 @@
 #include <optional>
 #include <string>
 
+#include "common.h"
+
 namespace ar_fast {
 
 using torch::autograd::variable_list;
@@ -32,9 +34,6 @@ bool needs_graph(const char* op, const Tensors&... tensors) {
   return false;
 }
 
-inline at::Tensor or_undefined(const std::optional<at::Tensor>& tensor) {
-  return tensor.has_value() ? *tensor : at::Tensor();
-}
 inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }

@@ -8,33 +8,38 @@
 // Types: weight float32, float64, bfloat16 or float16; state, given, values have the compute type.
 #pragma once
 
-#include <string>
+#include <string_view>
 #include <tuple>
 
 #include "../kernels/fvsbn.h"
+#include "arguments.h"
 #include "common.h"
 #include "head.h"
 
 namespace ar_fast {
 
-constexpr const char* fvsbn_name = "fvsbn_sample";
-
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample(
-    const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm);
+struct FvsbnSampleArguments {
+  static constexpr const char* op = "fvsbn_sample";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor state, weight;
+  OptionalTensor order, offsets, in_offsets, given, known;
+  int64_t variables;
+  std::string_view head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  int64_t seed, first_index, start, stop;
+  double temperature;
+  std::string_view algorithm;
+};
+
+constexpr const char* fvsbn_name = FvsbnSampleArguments::op;
 
 // --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
-void check_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                        const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
-                        const OptionalTensor& known, int64_t variables, const Head& head,
-                        const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature,
-                        const std::string& algorithm);
+Head check_fvsbn_sample(const FvsbnSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct FvsbnSampleTensors {
@@ -43,11 +48,6 @@ struct FvsbnSampleTensors {
 };
 
 // After the checks.
-FvsbnSampleTensors prepare_fvsbn_sample(const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order,
-                                        const OptionalTensor& offsets, const OptionalTensor& in_offsets,
-                                        const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                                        const std::string& head, int64_t levels, const OptionalTensor& head_kinds,
-                                        int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-                                        double temperature, const std::string& algorithm);
+FvsbnSampleTensors prepare_fvsbn_sample(const FvsbnSampleArguments& a);
 
 }  // namespace ar_fast

@@ -14,7 +14,7 @@ namespace ar_fast {
 
 namespace {
 
-Head parse_one_head(const char* op, const std::string& name, int64_t levels, const char* others) {
+Head parse_one_head(const char* op, std::string_view name, int64_t levels, const char* others) {
   static const std::pair<const char*, HeadKind> kinds[] = {{"bernoulli", HeadKind::bernoulli},
                                                            {"categorical", HeadKind::categorical},
                                                            {"gaussian_mixture", HeadKind::gaussian_mixture},
@@ -31,11 +31,11 @@ Head parse_one_head(const char* op, const std::string& name, int64_t levels, con
 
 }  // namespace
 
-Head parse_head(const char* op, const std::string& name, int64_t levels) {
+Head parse_head(const char* op, std::string_view name, int64_t levels) {
   return parse_one_head(op, name, levels, " or logistic_mixture");
 }
 
-Head parse_head(const char* op, const std::string& name, int64_t levels, const OptionalTensor& head_kinds) {
+Head parse_head(const char* op, std::string_view name, int64_t levels, const OptionalTensor& head_kinds) {
   const bool per_variable = name == "per_variable";
   TORCH_CHECK(per_variable == head_kinds.has_value(), op, ": head_kinds must be given for a per_variable head and for ",
               "no other, got ", head_kinds.has_value() ? "some" : "none", " for '", name, "'");

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "../kernels/head.h"
@@ -27,10 +28,10 @@ std::tuple<at::Tensor, at::Tensor> head_log_prob_backward(const at::Tensor& grad
 // --- shared by the implementations
 
 // For ops that take no per_variable head.
-Head parse_head(const char* op, const std::string& name, int64_t levels);
+Head parse_head(const char* op, std::string_view name, int64_t levels);
 
 // Looks at no tensor: with_kinds adds the pointer that the kernels read.
-Head parse_head(const char* op, const std::string& name, int64_t levels, const OptionalTensor& head_kinds);
+Head parse_head(const char* op, std::string_view name, int64_t levels, const OptionalTensor& head_kinds);
 Head with_kinds(Head head, const OptionalTensor& head_kinds, at::Tensor& kept);
 
 // `other` is what head_kinds is to be beside.

@@ -12,37 +12,41 @@
 // bias has the weights' type or the compute type.
 #pragma once
 
-#include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "../kernels/masked_mlp.h"
+#include "arguments.h"
 #include "common.h"
 #include "head.h"
 
 namespace ar_fast {
 
-constexpr const char* masked_mlp_name = "masked_mlp_sample";
-
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
-std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample(
-    const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm);
+struct MaskedMlpSampleArguments {
+  static constexpr const char* op = "masked_mlp_sample";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor state;
+  at::TensorList weights, biases, extents, unit_ends;
+  at::IntArrayRef program;
+  OptionalTensor order, in_offsets, out_offsets, given, known;
+  int64_t variables;
+  std::string_view activation, head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  int64_t seed, first_index, start, stop;
+  double temperature;
+  std::string_view algorithm;
+};
+
+constexpr const char* masked_mlp_name = MaskedMlpSampleArguments::op;
 
 // --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
-void check_masked_mlp_sample(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                             at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
-                             const OptionalTensor& order, const OptionalTensor& in_offsets,
-                             const OptionalTensor& out_offsets,
-                             const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                             const Head& head, const OptionalTensor& head_kinds, int64_t start, int64_t stop,
-                             double temperature);
+Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct MaskedMlpTensors {
@@ -51,12 +55,7 @@ struct MaskedMlpTensors {
   MaskedMlpSample sample;
 };
 
-MaskedMlpTensors prepare_masked_mlp(const at::Tensor& state, at::TensorList weights, at::TensorList biases,
-                                    at::TensorList extents, at::TensorList unit_ends, at::IntArrayRef program,
-                                    const OptionalTensor& order, const OptionalTensor& in_offsets,
-                             const OptionalTensor& out_offsets,
-                                    const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                                    MlpActivation activation, const Head& head, const OptionalTensor& head_kinds,
-                                    int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature);
+// After the checks.
+MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a);
 
 }  // namespace ar_fast

@@ -9,7 +9,7 @@ namespace ar_fast {
 
 // ---------------------------------------------------------------- checks
 
-Activation parse_activation(const char* op, const std::string& name) {
+Activation parse_activation(const char* op, std::string_view name) {
   if (name == "sigmoid") return Activation::sigmoid;
   if (name == "tanh") return Activation::tanh;
   if (name == "relu") return Activation::relu;
@@ -116,42 +116,40 @@ void check_nade_head(const char* op, const at::Tensor& x, const at::Tensor& out_
       dtype_name(x.scalar_type()));
 }
 
-void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
-                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
-                       const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature) {
-  const char* op = "nade_sample";
-  TORCH_CHECK(variables > 0, op, ": variables must be positive, got ", variables);
-  check_weight(op, "in_weight", in_weight, in_weight);
-  check_weight(op, "out_weight", out_weight, in_weight);
-  const c10::SymInt hidden = in_weight.sym_size(1), count = variables;
-  check_vector(op, "out_bias", out_bias, "(R_out)", out_weight.sym_size(0), "entries, one per row of out_weight,",
-               in_weight);
-  check_dim(op, "state", state, 2, "(B, H)");
-  check_size(op, "state", state, 1, hidden, "hidden units, as in_weight has,");
-  check_dtype(op, "state", state, compute_type(in_weight.scalar_type()));
-  check_same_device(op, "state", state, "in_weight", in_weight);
-  check_order(op, order, count, in_weight);
-  check_offsets(op, "in_offsets", in_offsets, count, in_weight);
-  check_offsets(op, "out_offsets", out_offsets, count, in_weight);
-  check_rows(op, "in_weight", in_weight, "in_offsets", in_offsets, count);
-  check_rows(op, "out_weight", out_weight, "out_offsets", out_offsets, count);
-  check_head_rows(op, head, "out_weight", out_weight.sym_size(0), count, out_offsets);
-  check_head_kinds(op, head_kinds, count, "in_weight", in_weight);
-  const bool one_row = !in_offsets.has_value() && in_weight.sym_size(0) == count;
+Head check_nade_sample(const NadeSampleArguments& a) {
+  const char* op = NadeSampleArguments::op;
+  check_algorithm(op, a.algorithm, {"auto", "rows"});
+  const Head head = parse_head(op, a.head, a.levels, a.head_kinds);
+  TORCH_CHECK(a.variables > 0, op, ": variables must be positive, got ", a.variables);
+  check_weight(op, "in_weight", a.in_weight, a.in_weight);
+  check_weight(op, "out_weight", a.out_weight, a.in_weight);
+  const c10::SymInt hidden = a.in_weight.sym_size(1), count = a.variables;
+  check_vector(op, "out_bias", a.out_bias, "(R_out)", a.out_weight.sym_size(0), "entries, one per row of out_weight,",
+               a.in_weight);
+  check_dim(op, "state", a.state, 2, "(B, H)");
+  check_size(op, "state", a.state, 1, hidden, "hidden units, as in_weight has,");
+  check_dtype(op, "state", a.state, compute_type(a.in_weight.scalar_type()));
+  check_same_device(op, "state", a.state, "in_weight", a.in_weight);
+  check_order(op, a.order, count, a.in_weight);
+  check_offsets(op, "in_offsets", a.in_offsets, count, a.in_weight);
+  check_offsets(op, "out_offsets", a.out_offsets, count, a.in_weight);
+  check_rows(op, "in_weight", a.in_weight, "in_offsets", a.in_offsets, count);
+  check_rows(op, "out_weight", a.out_weight, "out_offsets", a.out_offsets, count);
+  check_head_rows(op, head, "out_weight", a.out_weight.sym_size(0), count, a.out_offsets);
+  check_head_kinds(op, a.head_kinds, count, "in_weight", a.in_weight);
+  const bool one_row = !a.in_offsets.has_value() && a.in_weight.sym_size(0) == count;
   TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::bernoulli ||
                   head.kind == HeadKind::per_variable || one_row,
-              op, ": in_weight must have one row per variable, ", variables, ", for a mixture head, got shape ",
-              in_weight.sym_sizes());
-  TORCH_CHECK(head.kind != HeadKind::per_variable || in_offsets.has_value() || one_row, op,
-              ": in_weight must have one row per variable, ", variables,
-              ", for a per_variable head unless in_offsets is given, got shape ", in_weight.sym_sizes());
-  if (activation_scale.has_value()) {
-    check_vector(op, "activation_scale", *activation_scale, "(D)", count, "entries, one per variable,", in_weight);
+              op, ": in_weight must have one row per variable, ", a.variables, ", for a mixture head, got shape ",
+              a.in_weight.sym_sizes());
+  TORCH_CHECK(head.kind != HeadKind::per_variable || a.in_offsets.has_value() || one_row, op,
+              ": in_weight must have one row per variable, ", a.variables,
+              ", for a per_variable head unless in_offsets is given, got shape ", a.in_weight.sym_sizes());
+  if (a.activation_scale.has_value()) {
+    check_vector(op, "activation_scale", *a.activation_scale, "(D)", count, "entries, one per variable,", a.in_weight);
   }
-  check_sample_arguments(op, state, count, compute_type(in_weight.scalar_type()), given, known, start, stop,
-                         temperature);
+  check_sample_arguments(a, count, compute_type(a.in_weight.scalar_type()));
+  return head;
 }
 
 // ---------------------------------------------------------------- preparation
@@ -292,36 +290,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> NadeBackw
           output.grad_activation_scale ? grad_activation_scale.sum(0) : grad_activation_scale};
 }
 
-NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor& in_weight,
-                                      const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                      const OptionalTensor& order, const OptionalTensor& in_offsets,
-                                      const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                                      const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                                      const std::string& activation, const std::string& head, int64_t levels,
-                                      const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
-                                      int64_t start, int64_t stop, double temperature, const std::string& algorithm) {
-  const char* op = "nade_sample";
-  check_algorithm(op, algorithm, {"auto", "rows"});
-  const Head parsed = parse_head(op, head, levels, head_kinds);
-  check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
-                    known, variables, parsed, head_kinds, start, stop, temperature);
-  NadeSampleTensors t{prepare_nade(variables, at::Tensor(), in_weight, at::Tensor(), out_weight, out_bias, order,
-                                   in_offsets, out_offsets, activation_scale, parse_activation(op, activation))};
-  const int64_t batch = state.size(0);
-  t.given = contiguous_or_undefined(given);
-  t.known = contiguous_or_undefined(known);
-  t.next = state.clone(at::MemoryFormat::Contiguous);
-  t.values = at::empty({batch, stop - start}, state.options());
-  t.log_prob = at::zeros({batch}, state.options().dtype(at::kDouble));
-  t.sample.head = with_kinds(parsed, head_kinds, t.head_kinds);
+NadeSampleTensors prepare_nade_sample(const NadeSampleArguments& a) {
+  const Head head = check_nade_sample(a);
+  NadeSampleTensors t{prepare_nade(a.variables, at::Tensor(), a.in_weight, at::Tensor(), a.out_weight, a.out_bias,
+                                   a.order, a.in_offsets, a.out_offsets, a.activation_scale,
+                                   parse_activation(NadeSampleArguments::op, a.activation))};
+  const int64_t batch = a.state.size(0);
+  t.given = contiguous_or_undefined(a.given);
+  t.known = contiguous_or_undefined(a.known);
+  t.next = a.state.clone(at::MemoryFormat::Contiguous);
+  t.values = at::empty({batch, a.stop - a.start}, a.state.options());
+  t.log_prob = at::zeros({batch}, a.state.options().dtype(at::kDouble));
+  t.sample.head = with_kinds(head, a.head_kinds, t.head_kinds);
   t.sample.gathers =
-      parsed.kind != HeadKind::per_variable && (in_offsets.has_value() || in_weight.size(0) != variables);
-  t.sample.batch = batch;
-  t.sample.start = start;
-  t.sample.stop = stop;
-  t.sample.seed = static_cast<uint64_t>(seed);
-  t.sample.first_index = first_index;
-  t.sample.temperature = temperature;
+      head.kind != HeadKind::per_variable && (a.in_offsets.has_value() || a.in_weight.size(0) != a.variables);
+  set_draws(t.sample, a);
   t.sample.given = pointer<void>(t.given);
   t.sample.known = pointer<uint8_t>(t.known);
   t.sample.state = t.next.mutable_data_ptr();

@@ -11,9 +11,11 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "../kernels/nade.h"
+#include "arguments.h"
 #include "common.h"
 #include "head.h"
 
@@ -48,16 +50,23 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
 
 // Draws positions start ... stop-1 of `variables` variables from state (B, H) -> values (B, stop - start) by position,
 // log_prob (B) float64 of the drawn ones, the state after them
-std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm);
+struct NadeSampleArguments {
+  static constexpr const char* op = "nade_sample";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor state, in_weight, out_weight, out_bias;
+  OptionalTensor order, in_offsets, out_offsets, activation_scale, given, known;
+  int64_t variables;
+  std::string_view activation, head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  int64_t seed, first_index, start, stop;
+  double temperature;
+  std::string_view algorithm;
+};
 
 // --- shared by the implementations
 
-Activation parse_activation(const char* op, const std::string& name);
+Activation parse_activation(const char* op, std::string_view name);
 
 // Structure only: shapes, dtypes, devices. Never synchronises. x, in_bias, out_bias may be undefined where an op has none.
 void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
@@ -70,11 +79,7 @@ void check_nade_head(const char* op, const at::Tensor& x, const at::Tensor& out_
                      const OptionalTensor& in_offsets, const OptionalTensor& out_offsets, const Head& head,
                      const OptionalTensor& head_kinds);
 
-void check_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight,
-                       const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-                       const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                       const OptionalTensor& given, const OptionalTensor& known, int64_t variables, const Head& head,
-                       const OptionalTensor& head_kinds, int64_t start, int64_t stop, double temperature);
+Head check_nade_sample(const NadeSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
@@ -122,13 +127,6 @@ struct NadeSampleTensors : NadeTensors {
   NadeSample sample{};
 };
 
-NadeSampleTensors prepare_nade_sample(const at::Tensor& state, const at::Tensor& in_weight,
-                                      const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                      const OptionalTensor& order, const OptionalTensor& in_offsets,
-                                      const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                                      const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-                                      const std::string& activation, const std::string& head, int64_t levels,
-                                      const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
-                                      int64_t start, int64_t stop, double temperature, const std::string& algorithm);
+NadeSampleTensors prepare_nade_sample(const NadeSampleArguments& a);
 
 }  // namespace ar_fast

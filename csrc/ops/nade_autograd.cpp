@@ -57,18 +57,6 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
                  std::move(algorithm));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  static const auto op = AR_FAST_DOOR(nade_sample);
-  return op.call(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given, known,
-                 variables, std::move(activation), std::move(head), levels, head_kinds, seed, first_index, start, stop,
-                 temperature, std::move(algorithm));
-}
-
 namespace {
 
 // ---------------------------------------------------------------- fake implementations
@@ -112,19 +100,10 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(
                           : at::empty({0}, options)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t /*seed*/,
-    int64_t /*first_index*/, int64_t start, int64_t stop, double temperature, std::string /*algorithm*/) {
-  parse_activation("nade_sample", activation);
-  check_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale, given,
-                    known, variables, parse_head("nade_sample", head, levels, head_kinds), head_kinds, start, stop,
-                    temperature);
-  return {at::empty_symint({state.sym_size(0), stop - start}, state.options()),
-          at::empty_symint({state.sym_size(0)}, state.options().dtype(at::kDouble)),
-          at::empty_symint(state.sym_sizes(), state.options())};
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_meta(const NadeSampleArguments& a) {
+  parse_activation(NadeSampleArguments::op, a.activation);
+  check_nade_sample(a);
+  return empty_samples(a);
 }
 
 // ---------------------------------------------------------------- gradients
@@ -382,7 +361,7 @@ TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) {
   m.impl("nade", nade_meta);
   m.impl("nade_backward", nade_backward_meta);
   m.impl("nade_log_prob_forward", nade_log_prob_forward_meta);
-  m.impl("nade_sample", nade_sample_meta);
+  implement<nade_sample_meta>(m);
   m.impl("nade_log_prob", nade_log_prob_below_autograd);
 }
 

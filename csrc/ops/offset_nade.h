@@ -9,34 +9,38 @@
 // state, given and values have the compute type.
 #pragma once
 
-#include <string>
+#include <string_view>
 #include <tuple>
 
 #include "../kernels/offset_nade.h"
+#include "arguments.h"
 #include "common.h"
 #include "head.h"
 
 namespace ar_fast {
 
-constexpr const char* offset_nade_name = "offset_nade_sample";
-
 // Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
 // state after them
-std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, std::string activation, std::string head,
-    int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
-    std::string algorithm);
+struct OffsetNadeSampleArguments {
+  static constexpr const char* op = "offset_nade_sample";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor state, in_weight, in_bias, out_weight, out_bias;
+  OptionalTensor order, given, known;
+  at::IntArrayRef grid, window;
+  bool shared_output;
+  std::string_view activation, head;
+  int64_t levels;
+  int64_t seed, first_index, start, stop;
+  double temperature;
+  std::string_view algorithm;
+};
+
+constexpr const char* offset_nade_name = OffsetNadeSampleArguments::op;
 
 // --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
-void check_offset_nade_sample(const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                              const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                              const OptionalTensor& given, const OptionalTensor& known, at::IntArrayRef grid,
-                              at::IntArrayRef window, bool shared_output, const Head& head, int64_t start, int64_t stop,
-                              double temperature);
+Head check_offset_nade_sample(const OffsetNadeSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct OffsetNadeTensors {
@@ -46,11 +50,7 @@ struct OffsetNadeTensors {
   std::tuple<at::Tensor, at::Tensor, at::Tensor> result() const;
 };
 
-OffsetNadeTensors prepare_offset_nade_sample(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, const std::string& activation,
-    const std::string& head, int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-    double temperature);
+// After the checks.
+OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a);
 
 }  // namespace ar_fast

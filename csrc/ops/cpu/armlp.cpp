@@ -3,7 +3,6 @@
 
 #include "../../kernels/cpu/armlp_cpu.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "slices.h"
 #include "values.h"
@@ -54,16 +53,8 @@ void check_categories(const ArmlpSample& sample) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& block_starts, const at::Tensor& in_bias,
-    const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-    const OptionalTensor& offsets, const OptionalTensor& in_offsets, const OptionalTensor& given,
-    const OptionalTensor& known, std::string activation, std::string head, int64_t levels,
-    const OptionalTensor& head_kinds, int64_t seed, int64_t first_index, int64_t start, int64_t stop,
-    double temperature, std::string algorithm) {
-  const auto t = prepare_armlp_sample(state, in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets,
-                                      in_offsets, given, known, activation, head, levels, head_kinds, seed, first_index,
-                                      start, stop, temperature, algorithm);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampleArguments& a) {
+  const auto t = prepare_armlp_sample(a);
   const ArmlpSample& sample = t.sample;
   check_order_values(armlp_name, sample.order, sample.variables, start, stop);
   // Every network reads the inputs of all positions before it, and its block has rows as far as the block's last one.
@@ -75,9 +66,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
     check_input_rows(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
                      sample.in_offsets[sample.variables], entries);
   }
-  check_block_starts(sample, in_weight.size(0));
+  check_block_starts(sample, a.in_weight.size(0));
   sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
-  if (sample.batch > 0 && stop > start) {
+  if (sample.batch > 0 && a.stop > a.start) {
     int64_t most_parameters = 0;
     for (int64_t p = start; p < stop; ++p) {
       most_parameters = std::max(most_parameters, first_parameter(sample, p + 1) - first_parameter(sample, p));
@@ -86,7 +77,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
     int64_t bytes = 0;
     AR_FAST_CPU_KERNEL(armlp_scratch)(sample, most_parameters, slice, &bytes);
     explain(armlp_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.batch, " rows, positions ",
-            start, " to ", stop, ", ", (sample.batch + slice - 1) / slice, " row groups on ", at::get_num_threads(),
+            a.start, " to ", a.stop, ", ", (sample.batch + slice - 1) / slice, " row groups on ", at::get_num_threads(),
             " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(armlp_sample);
     in_slices(sample.batch, slice, bytes, [&](int64_t begin, int64_t end, void* scratch) {
@@ -98,6 +89,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("armlp_sample", armlp_sample_cpu); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { implement<armlp_sample_cpu>(m); }
 
 }  // namespace ar_fast

@@ -3,7 +3,6 @@
 
 #include "../../kernels/cpu/fvsbn_cpu.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "slices.h"
 #include "values.h"
@@ -31,25 +30,20 @@ void check_given_categories(const char* op, const FvsbnSample& sample) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(
-    const at::Tensor& state, const at::Tensor& weight, const OptionalTensor& order, const OptionalTensor& offsets,
-    const OptionalTensor& in_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed, int64_t first_index,
-    int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  const char* op = "fvsbn_sample";
-  const auto t = prepare_fvsbn_sample(state, weight, order, offsets, in_offsets, given, known, variables, head, levels,
-                                      head_kinds, seed, first_index, start, stop, temperature, algorithm);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(const FvsbnSampleArguments& a) {
+  const char* op = fvsbn_name;
+  const auto t = prepare_fvsbn_sample(a);
   const FvsbnSample& sample = t.sample;
-  check_order_values(op, sample.order, variables, start, stop);
+  check_order_values(op, sample.order, a.variables, a.start, a.stop);
   // By place: the last position first.
-  const Entries entries{variables - stop, variables - start};
-  check_offset_values(op, "offsets", sample.offsets, variables, sample.out_rows, entries);
-  check_head_values(op, sample.head, variables, sample.out_rows, sample.offsets, entries);
-  check_input_rows(op, sample.head, variables, sample.out_rows, sample.offsets, sample.in_offsets, weight.size(0),
+  const Entries entries{a.variables - a.stop, a.variables - a.start};
+  check_offset_values(op, "offsets", sample.offsets, a.variables, sample.out_rows, entries);
+  check_head_values(op, sample.head, a.variables, sample.out_rows, sample.offsets, entries);
+  check_input_rows(op, sample.head, a.variables, sample.out_rows, sample.offsets, sample.in_offsets, a.weight.size(0),
                    entries);
   sample.storage == ScalarType::float64 ? check_given_categories<double>(op, sample)
                                         : check_given_categories<float>(op, sample);
-  if (sample.batch > 0 && stop > start) {
+  if (sample.batch > 0 && a.stop > a.start) {
     int64_t most_parameters = 0;
     for (int64_t q = entries.begin; q < entries.end; ++q) {
       most_parameters = std::max(most_parameters, parameters_of(sample, q));
@@ -58,7 +52,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(
     FvsbnLayout layout{};
     AR_FAST_CPU_KERNEL(fvsbn_layout)(sample, most_parameters, slice, &layout);
     explain(op, " on the CPU: ", isa_name(), ", values pushed past blocks of ", layout.block, " positions, ",
-            sample.batch, " rows, positions ", start, " to ", stop, ", ", (sample.batch + slice - 1) / slice,
+            sample.batch, " rows, positions ", a.start, " to ", a.stop, ", ", (sample.batch + slice - 1) / slice,
             " row groups on ", at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(fvsbn_sample);
     in_slices(sample.batch, slice, layout.bytes, [&](int64_t begin, int64_t end, void* scratch) {
@@ -70,6 +64,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("fvsbn_sample", fvsbn_sample_cpu); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { implement<fvsbn_sample_cpu>(m); }
 
 }  // namespace ar_fast

@@ -7,9 +7,7 @@
 #include <algorithm>
 
 #include "../../kernels/cpu/masked_mlp_cpu.h"
-#include "../activation.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "values.h"
 
@@ -105,24 +103,12 @@ int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
   return 2 * groups <= threads && weights / sample.variables > 16 * 1024 ? threads : 1;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
-    const at::Tensor& state, at::TensorList weights, at::TensorList biases, at::TensorList extents,
-    at::TensorList unit_ends, at::IntArrayRef program, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  check_algorithm(masked_mlp_name, algorithm, {"auto", "lanes"});
-  const Head parsed = parse_head(masked_mlp_name, head, levels, head_kinds);
-  check_masked_mlp_sample(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                          known, variables, parsed, head_kinds, start, stop, temperature);
-  const MaskedMlpTensors t =
-      prepare_masked_mlp(state, weights, biases, extents, unit_ends, program, order, in_offsets, out_offsets, given,
-                         known, variables, parse_mlp_activation(masked_mlp_name, activation), parsed, head_kinds, seed,
-                         first_index, start, stop, temperature);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const MaskedMlpSampleArguments& a) {
+  const MaskedMlpTensors t = prepare_masked_mlp(a);
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample, {std::max<int64_t>(0, start - most_block_positions), stop});
   check_categories(sample);
-  if (sample.batch > 0 && stop > start) {
+  if (sample.batch > 0 && a.stop > a.start) {
     MaskedMlpLayout layout{};
     AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, 1, &layout);
     // As many groups as threads while a group has a full vector; a row's result is the same in any group.
@@ -153,7 +139,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
     }
     explain(masked_mlp_name, " on the CPU: ", isa_name(), ", ", groups, " groups of ", rows,
             " rows as lanes, units split ",
-            team.parts, " ways, positions ", start, " to ", stop, ", ", first_group_multiply_adds,
+            team.parts, " ways, positions ", a.start, " to ", a.stop, ", ", first_group_multiply_adds,
             " multiply-adds per row, on ", at::get_num_threads(), " threads");
   }
   return {t.values, t.log_prob, t.state};
@@ -161,6 +147,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("masked_mlp_sample", masked_mlp_sample_cpu); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { implement<masked_mlp_sample_cpu>(m); }
 
 }  // namespace ar_fast

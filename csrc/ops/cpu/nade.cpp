@@ -320,26 +320,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   return t.result();
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  const char* op = "nade_sample";
-  const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
-                                     activation_scale, given, known, variables, activation, head, levels, head_kinds,
-                                     seed, first_index, start, stop, temperature, algorithm);
-  const Entries drawn = check_structure(op, t.model, start, stop, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
-  check_head_values(op, t.sample.head, variables, t.model.out_rows, t.model.out_offsets, drawn);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(const NadeSampleArguments& a) {
+  const char* op = NadeSampleArguments::op;
+  const auto t = prepare_nade_sample(a);
+  const Entries drawn =
+      check_structure(op, t.model, a.start, a.stop, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
+  check_head_values(op, t.sample.head, a.variables, t.model.out_rows, t.model.out_offsets, drawn);
   check_gathered_categories(op, t.model, t.sample.head, true, drawn);
   check_drawn(op, t);
   const int64_t batch = t.sample.batch;
-  if (batch > 0 && stop > start) {
-    const Chunks chunks = cut(t.model, rows_per_chunk, start, stop);
+  if (batch > 0 && a.stop > a.start) {
+    const Chunks chunks = cut(t.model, rows_per_chunk, a.start, a.stop);
     const int64_t slice = rows_per_slice(batch);
     const NadeLayout layout = layout_of(t.model, chunks.view, batch, slice);
-    explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", start, " to ", stop, " in ",
+    explain("nade_sample on the CPU: ", isa_name(), ", ", batch, " rows, positions ", a.start, " to ", a.stop, " in ",
             chunks.view.count, " chunks of at most ", chunks.view.max_positions, ", ", (batch + slice - 1) / slice,
             " row groups on ", at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(nade_sample);
@@ -356,7 +350,7 @@ TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
   m.impl("nade", nade_cpu);
   m.impl("nade_log_prob_forward", nade_log_prob_forward_cpu);
   m.impl("nade_backward", nade_backward_cpu);
-  m.impl("nade_sample", nade_sample_cpu);
+  implement<nade_sample_cpu>(m);
 }
 
 }  // namespace ar_fast

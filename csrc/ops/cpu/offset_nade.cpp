@@ -8,7 +8,6 @@
 
 #include "../../kernels/cpu/offset_nade_cpu.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "values.h"
 
@@ -39,25 +38,17 @@ void check_categories(const OffsetNadeSample& sample) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& given, const OptionalTensor& known,
-    at::IntArrayRef grid, at::IntArrayRef window, bool shared_output, std::string activation, std::string head,
-    int64_t levels, int64_t seed, int64_t first_index, int64_t start, int64_t stop, double temperature,
-    std::string algorithm) {
-  check_algorithm(offset_nade_name, algorithm, {"auto", "pixels"});
-  const OffsetNadeTensors t =
-      prepare_offset_nade_sample(state, in_weight, in_bias, out_weight, out_bias, order, given, known, grid, window,
-                                 shared_output, activation, head, levels, seed, first_index, start, stop, temperature);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const OffsetNadeSampleArguments& a) {
+  const OffsetNadeTensors t = prepare_offset_nade_sample(a);
   const OffsetNadeSample& sample = t.sample;
-  check_order_values(offset_nade_name, sample.order, sample.rows * sample.columns * sample.channels, start, stop);
+  check_order_values(offset_nade_name, sample.order, sample.rows * sample.columns * sample.channels, a.start, a.stop);
   sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
-  if (sample.batch > 0 && stop > start) {
+  if (sample.batch > 0 && a.stop > a.start) {
     int64_t scratch_bytes = 0;
     AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);
     explain(offset_nade_name, " on the CPU: ", isa_name(), ", ", sample.batch, " rows one by one on ",
             at::get_num_threads(),
-            " threads, positions ", start, " to ", stop, ", ", sample.taps(), " taps of ", sample.channels,
+            " threads, positions ", a.start, " to ", a.stop, ", ", sample.taps(), " taps of ", sample.channels,
             " channels, H = ", sample.hidden);
     const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
     at::parallel_for(0, sample.batch, 1, [&](int64_t begin, int64_t end) {
@@ -71,6 +62,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { m.impl("offset_nade_sample", offset_nade_sample_cpu); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { implement<offset_nade_sample_cpu>(m); }
 
 }  // namespace ar_fast

@@ -88,28 +88,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
   return t.result();
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(
-    const at::Tensor& state, const at::Tensor& in_weight, const at::Tensor& out_weight, const at::Tensor& out_bias,
-    const OptionalTensor& order, const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-    const OptionalTensor& activation_scale, const OptionalTensor& given, const OptionalTensor& known, int64_t variables,
-    std::string activation, std::string head, int64_t levels, const OptionalTensor& head_kinds, int64_t seed,
-    int64_t first_index, int64_t start, int64_t stop, double temperature, std::string algorithm) {
-  const char* op = "nade_sample";
-  const auto t = prepare_nade_sample(state, in_weight, out_weight, out_bias, order, in_offsets, out_offsets,
-                                     activation_scale, given, known, variables, activation, head, levels, head_kinds,
-                                     seed, first_index, start, stop, temperature, algorithm);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(const NadeSampleArguments& a) {
+  const char* op = NadeSampleArguments::op;
+  const auto t = prepare_nade_sample(a);
   check_limits(op, t.model, t.sample.batch);
   check_gathered_rows(op, t.model, t.sample);
-  if (t.sample.batch > 0 && stop > start) {
+  if (t.sample.batch > 0 && a.stop > a.start) {
     const NadeSampleCut cut = nade_sample_cuda_cut(t.model, t.sample);
     explain(op, " on CUDA: kernel ", cut.registers ? "nade_sample" : "nade_sample_general", ", a block of ", cut.warps,
             " warps per sample, state in ",
             cut.registers ? "registers" : cut.units_shared ? "shared memory" : "global memory", ", parameters in ",
             cut.registers ? "registers" : cut.parameters_shared ? "shared memory" : "global memory", ", ",
-            t.sample.batch, " rows, ", cut.rows, " at a time, positions ", start, " to ", stop);
-    const c10::DeviceGuard guard(in_weight.device());
-    const at::Tensor scratch = empty_scratch(cut.scratch_bytes, in_weight);
-    check_launch(op, nade_sample_cuda(t.model, t.sample, scratch.mutable_data_ptr(), current_stream(in_weight)));
+            t.sample.batch, " rows, ", cut.rows, " at a time, positions ", a.start, " to ", a.stop);
+    const c10::DeviceGuard guard(a.in_weight.device());
+    const at::Tensor scratch = empty_scratch(cut.scratch_bytes, a.in_weight);
+    check_launch(op, nade_sample_cuda(t.model, t.sample, scratch.mutable_data_ptr(), current_stream(a.in_weight)));
   }
   return {t.values, t.log_prob, t.next};
 }
@@ -120,7 +113,7 @@ TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AR_FAST_CUDA_KEY, m) {
   m.impl("nade", nade_cuda);
   m.impl("nade_log_prob_forward", nade_log_prob_forward_cuda);
   m.impl("nade_backward", nade_backward_cuda_op);
-  m.impl("nade_sample", nade_sample_cuda_op);
+  implement<nade_sample_cuda_op>(m);
 }
 
 }  // namespace ar_fast
