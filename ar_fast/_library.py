@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 _HERE = Path(__file__).parent
+_OPS = _HERE / ("libar_fast_ops.dylib" if sys.platform == "darwin" else "libar_fast_ops.so")
 _BACKENDS = ("compiled", "reference")
 
 
@@ -33,20 +34,38 @@ def _series(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
+def _read_record() -> dict[str, Any]:
+    """What the build wrote beside the binaries; empty where nothing was compiled."""
+    path = _HERE / "_build.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _not_compiled() -> str:
+    """Why there are no binaries beside this file, and what helps."""
+    for entry in sys.path:
+        installed = Path(entry or ".").resolve() / "ar_fast"
+        if installed != _HERE.resolve() and (installed / "_build.json").exists():
+            return (
+                f"ar_fast was imported from a source folder that was not compiled, {_HERE}, which hides the package "
+                f"that is installed in {installed}: start Python in another folder (and take the source folder off "
+                "PYTHONPATH), or compile in the source folder with `pip install --no-build-isolation -e .`"
+            )
+    return (
+        "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, "
+        "or set AR_FAST_BACKEND=reference to run the slow plain-torch twins"
+    )
+
+
 def _load() -> tuple[Any, dict[str, Any]]:
-    record_path = _HERE / "_build.json"
-    if not record_path.exists():
-        raise ImportError(
-            "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, "
-            "or set AR_FAST_BACKEND=reference to run the slow plain-torch twins"
-        )
-    record = json.loads(record_path.read_text())
+    record = _read_record()
+    if not record:
+        raise ImportError(_not_compiled())
     if _series(record["torch"]) != _series(torch.__version__):
         raise ImportError(
             f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: build it again "
             "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
-    torch.ops.load_library(str(_HERE / ("libar_fast_ops.dylib" if sys.platform == "darwin" else "libar_fast_ops.so")))
+    torch.ops.load_library(str(_OPS))
     try:
         from . import _C
     except ImportError as error:
@@ -59,8 +78,18 @@ def _load() -> tuple[Any, dict[str, Any]]:
 
 backend = _chosen_backend()
 _C, _record = _load() if backend == "compiled" else (None, {})
+_has_ops = _C is not None
+if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) == _series(torch.__version__):
+    # The reference backend runs no compiled op, but the ops that were compiled check its calls.
+    torch.ops.load_library(str(_OPS))
+    _has_ops = True
 _namespace = "ar_fast"
 _eager_doors = True
+
+
+def op(name: str) -> Any | None:
+    """The dispatcher's op ``name``; None where nothing was compiled for this torch."""
+    return getattr(getattr(torch.ops, _namespace), name).default if _has_ops else None
 
 
 def door(name: str) -> Callable[..., Any] | None:

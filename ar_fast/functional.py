@@ -9,7 +9,6 @@ plain-torch twin of ``ar_fast.reference`` where a compiled op cannot be differen
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _checks, _library, reference
+from . import _fallback, _library
 from .masks import Mask
 
 __all__ = [
@@ -33,20 +32,18 @@ __all__ = [
     "offset_nade_sample",
 ]
 
-_said: set[str] = set()
-
 
 def call(name: str, *arguments: Any) -> Any:
     """The op ``name`` with its schema's arguments, through whichever door is open."""
     # None also while torch.compile traces; peek_interpreter_stack is not None there.
     if torch._C._functorch.maybe_current_level() is not None:
-        return _twin(name, "under torch.func transforms", *arguments)
+        return _fallback.call(name, "under torch.func transforms", *arguments)
     # Outside of forward_ad.dual_level no tensor has a tangent, and none is looked at.
     if forward_ad._current_level >= 0 and _any_tangent(arguments):
-        return _twin(name, "under forward-mode AD", *arguments)
+        return _fallback.call(name, "under forward-mode AD", *arguments)
     door = _library.door(name)
     if door is None:
-        return _twin(name, "with AR_FAST_BACKEND=reference", *arguments)
+        return _fallback.call(name, "with AR_FAST_BACKEND=reference", *arguments)
     return door(*arguments)
 
 
@@ -63,14 +60,6 @@ def _any_tangent(arguments: Sequence[Any]) -> bool:
         elif isinstance(argument, list) and _any_tangent(argument):
             return True
     return False
-
-
-def _twin(name: str, why: str, *arguments: Any) -> Any:
-    if why not in _said and not torch.compiler.is_compiling():
-        _said.add(why)
-        warnings.warn(f"ar_fast: {why} the plain-torch twins of ar_fast.reference run; they are slow", stacklevel=4)
-    _checks.CHECKS[name](*arguments)
-    return getattr(reference, name)(*arguments)
 
 
 def nade(
@@ -128,20 +117,8 @@ def nade(
         >>> nade(x, in_weight, torch.zeros(2), out_weight, torch.zeros(3))
         tensor([[1.0000, 1.4621, 1.4621]])
     """
-    return call(
-        "nade",
-        x,
-        in_weight,
-        in_bias,
-        out_weight,
-        out_bias,
-        order,
-        in_offsets,
-        out_offsets,
-        activation_scale,
-        activation,
-        algorithm,
-    )
+    structure = order, in_offsets, out_offsets, activation_scale, activation
+    return call("nade", x, in_weight, in_bias, out_weight, out_bias, *structure, algorithm)
 
 
 def nade_log_prob(
@@ -200,24 +177,9 @@ def nade_log_prob(
         >>> nade_log_prob(torch.tensor([[1, 0, 1]]), zeros, torch.zeros(2), zeros, torch.zeros(3))
         tensor([-2.0794])
     """
-    return call(
-        "nade_log_prob",
-        x,
-        in_weight,
-        in_bias,
-        out_weight,
-        out_bias,
-        order,
-        in_offsets,
-        out_offsets,
-        activation_scale,
-        activation,
-        head,
-        levels,
-        head_kinds,
-        per_variable,
-        algorithm,
-    )
+    structure = order, in_offsets, out_offsets, activation_scale, activation
+    what = head, levels, head_kinds, per_variable, algorithm
+    return call("nade_log_prob", x, in_weight, in_bias, out_weight, out_bias, *structure, *what)
 
 
 def head_log_prob(
@@ -345,30 +307,9 @@ def nade_sample(
     if variables is None:
         sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
         variables = (sizes or [len(in_weight if order is None else order)])[0]
-    return call(
-        "nade_sample",
-        state,
-        in_weight,
-        out_weight,
-        out_bias,
-        order,
-        in_offsets,
-        out_offsets,
-        activation_scale,
-        given,
-        known,
-        variables,
-        activation,
-        head,
-        levels,
-        head_kinds,
-        seed,
-        first_index,
-        start,
-        variables if stop is None else stop,
-        temperature,
-        algorithm,
-    )
+    structure = order, in_offsets, out_offsets, activation_scale, given, known, variables, activation
+    draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
+    return call("nade_sample", state, in_weight, out_weight, out_bias, *structure, *draws, algorithm)
 
 
 def offset_nade_sample(
@@ -449,29 +390,10 @@ def offset_nade_sample(
         >>> values.shape, log_prob, state.shape
         (torch.Size([1, 6]), tensor([-4.1589], dtype=torch.float64), torch.Size([1, 4]))
     """
-    return call(
-        "offset_nade_sample",
-        state,
-        in_weight,
-        in_bias,
-        out_weight,
-        out_bias,
-        order,
-        given,
-        known,
-        list(grid),
-        list(window),
-        shared_output,
-        activation,
-        head,
-        levels,
-        seed,
-        first_index,
-        start,
-        math.prod(grid) if stop is None else stop,
-        temperature,
-        algorithm,
-    )
+    weights = in_weight, in_bias, out_weight, out_bias
+    structure = order, given, known, list(grid), list(window), shared_output, activation
+    draws = head, levels, seed, first_index, start, math.prod(grid) if stop is None else stop, temperature
+    return call("offset_nade_sample", state, *weights, *structure, *draws, algorithm)
 
 
 def masked_linear(
@@ -682,31 +604,11 @@ def masked_mlp_sample(
         sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
         sizes += [len(tensor) for tensor in (order, *unit_ends) if tensor is not None]
         variables = (sizes or [weights[0].shape[1]])[0]
-    return call(
-        "masked_mlp_sample",
-        state,
-        list(weights),
-        list(biases),
-        list(extents),
-        list(unit_ends),
-        [number for layer in program for number in layer.numbers()],
-        order,
-        in_offsets,
-        out_offsets,
-        given,
-        known,
-        variables,
-        activation,
-        head,
-        levels,
-        head_kinds,
-        seed,
-        first_index,
-        start,
-        variables if stop is None else stop,
-        temperature,
-        algorithm,
-    )
+    layers = list(weights), list(biases), list(extents), list(unit_ends)
+    numbers = [number for layer in program for number in layer.numbers()]
+    structure = order, in_offsets, out_offsets, given, known, variables, activation
+    draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
+    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm)
 
 
 def fvsbn_sample(
@@ -777,26 +679,9 @@ def fvsbn_sample(
     """
     if variables is None:
         variables = len(offsets) - 1 if offsets is not None else len(weight if order is None else order)
-    return call(
-        "fvsbn_sample",
-        state,
-        weight,
-        order,
-        offsets,
-        in_offsets,
-        given,
-        known,
-        variables,
-        head,
-        levels,
-        head_kinds,
-        seed,
-        first_index,
-        start,
-        variables if stop is None else stop,
-        temperature,
-        algorithm,
-    )
+    structure = order, offsets, in_offsets, given, known, variables
+    draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
+    return call("fvsbn_sample", state, weight, *structure, *draws, algorithm)
 
 
 def armlp_sample(
@@ -873,27 +758,8 @@ def armlp_sample(
         >>> values.shape, log_prob
         (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
     """
-    return call(
-        "armlp_sample",
-        state,
-        in_weight,
-        block_starts,
-        in_bias,
-        out_weight,
-        out_bias,
-        order,
-        offsets,
-        in_offsets,
-        given,
-        known,
-        activation,
-        head,
-        levels,
-        head_kinds,
-        seed,
-        first_index,
-        start,
-        state.shape[-1] if stop is None else stop,
-        temperature,
-        algorithm,
-    )
+    weights = in_weight, block_starts, in_bias, out_weight, out_bias
+    structure = order, offsets, in_offsets, given, known, activation
+    stop = state.shape[-1] if stop is None else stop
+    draws = head, levels, head_kinds, seed, first_index, start, stop, temperature
+    return call("armlp_sample", state, *weights, *structure, *draws, algorithm)

@@ -245,7 +245,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         if observed is not None:
             value = torch.where(observed, value, 0.0)
         row = offsets[:-1] + torch.where(gathers, x.detach(), 0.0).long()
-        return value.new_zeros(len(x), sum(self.head.inputs(self.variables))).scatter(1, row, value)
+        return value.new_zeros(x.shape[0], sum(self.head.inputs(self.variables))).scatter(1, row, value)
 
     def _parameters_by(self, index: Tensor | None, parameters: Tensor) -> Tensor:
         """(D, K) or, where K differs, (R_out) by variable -> (R_out) by what ``index`` (D) says."""

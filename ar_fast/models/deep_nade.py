@@ -396,7 +396,8 @@ class DeepNADE(AutoregressiveModel):
             (self.row_variable, self.row_index), weight
         )
         state = bias.expand(x.shape[0], -1)
-        positions = max(1, _BLOCK_ELEMENTS // (max(1, len(x)) * max(self.hidden_features)))
+        # Not len(x), which would compile each size of the batch for itself.
+        positions = max(1, _BLOCK_ELEMENTS // (max(1, x.shape[0]) * max(self.hidden_features)))
 
         def block(state: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             added = self._added(x.index_select(1, index), index)
@@ -408,7 +409,7 @@ class DeepNADE(AutoregressiveModel):
             return parameters.transpose(0, 1), after[:, -1]
 
         blocks = []
-        for index in order.split(positions):
+        for index in (order,) if positions >= self.variables else order.split(positions):
             # The hooks by which a checkpoint saves its inputs are not for torch.func transforms, nor for tangents.
             if torch.is_grad_enabled() and not functional.transformed():
                 parameters, state = checkpoint(block, state, index, use_reentrant=False, preserve_rng_state=False)

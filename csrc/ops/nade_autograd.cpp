@@ -269,7 +269,7 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
     ctx->saved_data["head"] = head;
     ctx->saved_data["levels"] = levels;
     at::AutoDispatchBelowADInplaceOrView guard;
-    const bool keep = x.size(0) * parameter_bytes(out_weight) <= kept_bytes;
+    const bool keep = x.sym_size(0) * parameter_bytes(out_weight) <= kept_bytes;
     auto [log_prob, parameters] = nade_log_prob_forward(
         x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale,
         std::move(activation), std::move(head), levels, head_kinds, per_variable, keep, std::move(algorithm));

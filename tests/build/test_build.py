@@ -51,6 +51,16 @@ def test_nothing_compiled_gives_a_clear_message(copy):
     assert done.returncode != 0 and "ar_fast was not compiled: run `pip install" in done.stderr
 
 
+def test_a_source_folder_that_hides_the_installed_package_is_said_so(copy, tmp_path):
+    (copy / "ar_fast" / "_build.json").unlink()
+    code = "import sys; sys.path.append({!r}); import ar_fast"
+    done = run(code.format(str(PACKAGE.parent)), copy)
+    assert done.returncode != 0 and "run `pip install" not in done.stderr
+    assert f"imported from a source folder that was not compiled, {copy / 'ar_fast'}" in done.stderr
+    assert f"hides the package that is installed in {PACKAGE}" in done.stderr
+    assert "start Python in another folder" in done.stderr and "pip install --no-build-isolation -e ." in done.stderr
+
+
 def test_the_reference_backend_runs_where_nothing_was_compiled(copy):
     (copy / "ar_fast" / "_build.json").unlink()
     code = (
@@ -61,6 +71,23 @@ def test_the_reference_backend_runs_where_nothing_was_compiled(copy):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("reference torch.Size([2]) torch.Size([3, 5])")
     assert done.stderr.count("the plain-torch twins of ar_fast.reference run") == 1
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_reference_backend_checks_by_the_compiled_ops_where_there_are_any(copy, compiled):
+    if compiled:
+        shutil.copy2(PACKAGE / "libar_fast_ops.so", copy / "ar_fast")
+    else:
+        (copy / "ar_fast" / "_build.json").unlink()
+    code = (
+        "import ar_fast, torch; print(ar_fast.info()['backend'], hasattr(torch.ops.ar_fast, 'nade')); "
+        "w = torch.ones(4, 3); "
+        "ar_fast.functional.nade(torch.ones(2, 4), w, torch.ones(4), w, torch.ones(4))"
+    )
+    done = run(code, copy, AR_FAST_BACKEND="reference")
+    assert done.returncode != 0 and done.stdout.strip() == f"reference {compiled}"
+    own, table = "in_bias must have 3 hidden units, as in_weight has,", "in_bias must have shape (H) or (B, H) with"
+    assert (own if compiled else table) in done.stderr
 
 
 def test_an_unknown_backend_raises():

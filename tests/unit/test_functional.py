@@ -1,11 +1,12 @@
 """The functions over the ops: which implementation answers, and that all of them refuse the same bad calls."""
 
+import inspect
 import warnings
 
 import pytest
 import torch
 
-from ar_fast import Mask, _library, functional
+from ar_fast import Mask, _fallback, _library, functional
 
 
 def nade_arguments(variables=4, hidden=3, batch=2):
@@ -93,6 +94,7 @@ GOOD = {
     "masked_mlp_sample": mlp_arguments,
     "offset_nade_sample": offset_arguments,
 }
+OP = _library.op
 int64, float64 = torch.int64, torch.float64
 KINDS = torch.zeros(4, 2, dtype=int64)  # Bernoulli variables, one by one
 BAD = [
@@ -241,9 +243,22 @@ BAD = [
 def implementation(request, monkeypatch):
     if request.param == "twin":
         monkeypatch.setattr(_library, "door", lambda name: None)
-        monkeypatch.setattr(functional, "_said", {"with AR_FAST_BACKEND=reference"})
+        monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
     elif _library.backend == "reference":
         pytest.skip("AR_FAST_BACKEND=reference: nothing compiled is to run")
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    monkeypatch.setattr(_library, "door", lambda name: None)
+    monkeypatch.setattr(_library, "op", lambda name: None)
+    monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
+
+
+def message_of(call, *arguments, **options):
+    with pytest.raises((RuntimeError, TypeError)) as error:
+        call(*arguments, **options)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name, changes, message", BAD)
@@ -257,8 +272,146 @@ def test_good_calls(implementation, name):
     getattr(functional, name)(**GOOD[name]())
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_good_calls_where_nothing_was_compiled(nothing_compiled, name):
+    getattr(functional, name)(**GOOD[name]())
+
+
+def changed(tensor):
+    """A tensor with one thing about it changed: its dtype, its dimensions, one of its sizes."""
+    others = {torch.float32: float64, int64: torch.int32, torch.int32: int64, torch.bool: int64}
+    yield tensor.to(others[tensor.dtype])
+    yield tensor.to(torch.complex64)
+    yield tensor.unsqueeze(0).unsqueeze(0)
+    for dim in range(tensor.dim()):
+        yield torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim)
+
+
+def arguments_of(name, monkeypatch):
+    """The arguments of an op by its schema, with every tensor that it can have at once."""
+    got = []
+    optional = {
+        "order": torch.arange(4),
+        "activation_scale": torch.ones(4),
+        "given": torch.ones(2, 4),
+        "known": torch.ones(2, 4).bool(),
+        "offsets": torch.arange(5),
+        "out_offsets": torch.arange(5),
+        "head_kinds": KINDS,
+        "in_offsets": torch.arange(5),
+    }
+    if name == "offset_nade_sample":
+        optional |= {"order": torch.arange(6), "given": torch.ones(2, 6), "known": torch.ones(2, 6).bool()}
+    if "linear" in name:
+        blocks = torch.tensor([[True, False, True], [False, True, True], [True, True, False], [True, True, True]])
+        optional["mask"] = Mask.from_dense(blocks)
+    taken = inspect.signature(getattr(functional, name)).parameters
+    optional = {argument: value for argument, value in optional.items() if argument in taken}
+    if "head_kinds" in taken:
+        optional["head"] = "per_variable"
+    monkeypatch.setattr(functional, "call", lambda name, *arguments: got.extend(arguments))
+    getattr(functional, name)(**GOOD[name]() | optional)
+    monkeypatch.undo()
+    return got
+
+
+@pytest.mark.skipif(not _library._has_ops, reason="nothing was compiled")
+@pytest.mark.parametrize("name", GOOD)
+def test_what_the_table_refuses_the_compiled_op_refuses_too(name, monkeypatch):
+    """And the table refuses something about every tensor; its messages name the argument."""
+    arguments = arguments_of(name, monkeypatch)
+    _fallback.check(name, arguments)
+    _fallback.check_by_table(name, arguments)
+    for i, (argument, value) in enumerate(zip(_fallback.types_of(name), arguments, strict=False)):
+        several = isinstance(value, list) and value and isinstance(value[0], torch.Tensor)
+        if not several and not isinstance(value, torch.Tensor):
+            continue
+        refused = 0
+        for tensor in changed(value[0] if several else value):
+            bad = list(arguments)
+            bad[i] = [tensor, *value[1:]] if several else tensor
+            try:
+                _fallback.check_by_table(name, bad)
+            except RuntimeError as error:
+                refused += 1
+                assert f"{name}: " in str(error) and ", got " in str(error)
+                assert f"{name}: " in message_of(_fallback.check, name, bad), argument
+        assert refused > 0, argument
+
+
+@pytest.mark.skipif(not _library._has_ops, reason="nothing was compiled")
+@pytest.mark.parametrize("name", GOOD)
+def test_the_twins_have_the_arguments_of_the_schemas(name):
+    names = {
+        "Tensor": torch.Tensor,
+        "Optional[Tensor]": torch.Tensor | None,
+        "List[Tensor]": list[torch.Tensor],
+        "List[int]": list[int],
+        "Optional[str]": str | None,
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "str": str,
+    }
+    schema = {argument.name: names[str(argument.type)] for argument in _library.op(name)._schema.arguments}
+    assert list(schema) == list(_fallback.types_of(name))
+    assert schema == _fallback.types_of(name)
+    assert set(functional.__all__) == set(_fallback.TWINS)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_types_and_devices_of_a_call_that_a_twin_answers(compiled, nothing_compiled, monkeypatch):
+    if compiled and _library._has_ops:
+        monkeypatch.setattr(_library, "op", OP)
+    for name, changes, message in (
+        ("nade", {"in_weight": [1.0]}, "in_weight must be Tensor, got list"),
+        ("nade", {"order": [0, 1, 2, 3]}, "order must be .*Tensor.*None, got list"),
+        ("nade_log_prob", {"levels": 1.5}, "levels must be int, got float"),
+        ("nade_sample", {"seed": None}, "seed must be int, got NoneType"),
+        ("masked_mlp_sample", {"biases": [1, 2]}, "biases must be list.*Tensor.*, got list"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: {message}"):
+            getattr(functional, name)(**GOOD[name]() | changes)
+    for name, argument in (("nade", "out_bias"), ("head_log_prob", "x"), ("armlp_sample", "block_starts")):
+        bad = {argument: GOOD[name]()[argument].to("meta")}
+        first = next(iter(_fallback.types_of(name)))
+        with pytest.raises(RuntimeError, match=f"{name}: .* must be on the device of {first}"):
+            getattr(functional, name)(**GOOD[name]() | bad)
+
+
+@pytest.mark.skipif(not _library._has_ops, reason="nothing was compiled")
+@pytest.mark.filterwarnings("ignore:ar_fast. under torch.func transforms")
+def test_under_transforms_a_call_is_checked_by_the_shapes_that_the_function_sees():
+    arguments = nade_arguments()
+
+    def log_prob(x, weight):
+        return functional.nade_log_prob(**arguments | {"x": x, "in_weight": weight}).sum()
+
+    x, weights = torch.ones(5, 2, 4), torch.ones(5, 4, 3)
+    for in_dims, weight in (((0, None), weights[0]), ((0, 0), weights), ((0, 2), weights.permute(1, 2, 0))):
+        torch.func.vmap(torch.func.grad(log_prob), in_dims=in_dims)(x, weight)
+    per_sample = torch.func.vmap(torch.func.grad(log_prob), in_dims=(0, None))
+    with pytest.raises(RuntimeError, match=r"nade_log_prob: out_weight must have 4 hidden units, as in_weight has"):
+        per_sample(x, torch.ones(4, 4))
+    with pytest.raises(RuntimeError, match=r"nade_log_prob: x must have shape \(B, D\), got \[4\]"):
+        torch.func.vmap(per_sample, in_dims=(1, None))(x, weights[0])
+    with pytest.raises(RuntimeError, match=r"activation must be .*, got 'softmax'"):
+        torch.func.jvp(lambda x: functional.nade(**arguments | {"x": x, "activation": "softmax"}), (x[0],), (x[0],))
+
+
+@pytest.mark.parametrize("name", ["nade", "nade_log_prob", "head_log_prob", "masked_linear"])
+def test_autocast_is_followed_before_a_call_is_checked(name, implementation):
+    arguments = GOOD[name]()
+    mixed = {"x": arguments["x"].bfloat16()} if "x" in arguments else {"input": arguments["input"].bfloat16()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        getattr(functional, name)(**arguments | mixed)
+        if name == "nade":
+            with pytest.raises(RuntimeError, match=f"{name}: x must be real"):
+                getattr(functional, name)(**arguments | {"x": arguments["x"].to(torch.complex64)})
+
+
 def test_a_twin_says_once_that_it_runs(monkeypatch):
-    monkeypatch.setattr(functional, "_said", set())
+    monkeypatch.setattr(_fallback, "_said", set())
     call = torch.func.grad(lambda x: functional.nade_log_prob(**nade_arguments() | {"x": x}).sum())
     with pytest.warns(UserWarning, match="under torch.func transforms the plain-torch twins .* run; they are slow"):
         call(torch.zeros(2, 4))

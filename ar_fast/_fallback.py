@@ -1,0 +1,240 @@
+"""What answers a call that no compiled op can answer: the plain-torch twins of :mod:`ar_fast.reference`.
+
+A call is checked before it reaches a twin. Where the library is compiled, the op's own Meta kernel does that, on
+meta tensors of the same shapes and dtypes, so the rules and the messages are those of the compiled op. Where nothing
+was compiled, the table below does: the types come from the twins' signatures, which are the ops' schemas.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from . import _library, reference
+from ._vocabulary import compute_dtype
+
+__all__ = ["TENSORS", "TWINS", "call", "check", "check_by_table", "types_of"]
+
+TWINS = {
+    name: getattr(reference, name)
+    for name in (
+        "armlp_sample",
+        "fvsbn_sample",
+        "head_log_prob",
+        "masked_linear",
+        "masked_linear_grad_input",
+        "masked_mlp_sample",
+        "nade",
+        "nade_log_prob",
+        "nade_sample",
+        "offset_nade_sample",
+    )
+}
+
+# Of each tensor, by its name: its dtype, and the shapes it may have. A name of a size means the same size wherever it
+# stands in a call; _ is any size, and ... any dimensions. "weight" is the dtype of the op's (first) weight, and
+# "compute" that of its arithmetic.
+_D1 = ("int64", "D+1")
+TENSORS = {
+    "x": ("any", "B D"),
+    "input": ("weight", "... I"),
+    "grad_output": ("weight", "... O"),
+    "state": ("compute", "B _"),
+    "parameters": ("floating", "B _"),
+    "weight": ("weight", "O I"),
+    "weights": ("weight", "_ _"),
+    "in_weight": ("weight", "R_in H"),
+    "out_weight": ("weight", "R_out H"),
+    "bias": ("weight", "O"),
+    "biases": ("weight or compute", "_", "B _"),
+    "in_bias": ("weight", "H", "B H"),
+    "out_bias": ("weight", "R_out"),
+    "activation_scale": ("weight", "D"),
+    "block_starts": ("int64", "_"),
+    "order": ("int64", "D"),
+    "offsets": _D1,
+    "in_offsets": _D1,
+    "out_offsets": _D1,
+    "head_kinds": ("int64", "D 2"),
+    "given": ("compute", "B D"),
+    "known": ("bool", "B D"),
+    "extents": ("int32", "_"),
+    "rows": ("int32", "O"),
+    "columns": ("int32", "I"),
+    "tiles": ("int32", "_ _"),
+    "dense": ("bool", "O I"),
+    "unit_ends": ("int32", "D"),
+}
+# Where an op has another rule for a name.
+_OWN = {
+    "armlp_sample": {
+        "state": ("compute", "B D"),
+        "in_bias": ("weight or compute", "D H", "B D H"),
+        "out_bias": ("weight or compute", "R_out"),
+    },
+    "fvsbn_sample": {"state": ("compute", "B R_out"), "weight": ("weight", "R_in R_out")},
+    "masked_linear": {"extents": ("int32", "O")},
+    "masked_linear_grad_input": {"extents": ("int32", "O")},
+    "nade_sample": {"state": ("compute", "B H")},
+    "offset_nade_sample": {"in_bias": ("weight or compute", "H", "B H")},
+}
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = {"int64": (torch.int64,), "int32": (torch.int32,), "bool": (torch.bool,)}
+
+_said: set[str] = set()
+
+
+def call(name: str, why: str, *arguments: Any) -> Any:
+    """The twin of the op ``name`` with its schema's arguments; says once why it runs."""
+    if why not in _said and not torch.compiler.is_compiling():
+        _said.add(why)
+        warnings.warn(f"ar_fast: {why} the plain-torch twins of ar_fast.reference run; they are slow", stacklevel=4)
+    check(name, arguments)
+    return TWINS[name](*arguments)
+
+
+def types_of(name: str) -> dict[str, Any]:
+    """The names of an op's arguments in the order of its schema, and their types."""
+    hints = typing.get_type_hints(TWINS[name])
+    return {argument: hints[argument] for argument in inspect.signature(TWINS[name]).parameters}
+
+
+_TYPES = {name: types_of(name) for name in TWINS}
+
+
+def check(name: str, arguments: Sequence[Any]) -> None:
+    """Raises where the op ``name`` does not take these arguments.
+
+    Raises:
+        TypeError: if an argument has another type than the schema says.
+        RuntimeError: if a dtype, shape, device or name breaks a rule of the op.
+    """
+    _check_types(name, arguments)
+    tensors = list(_tensors(name, arguments))
+    first, device = tensors[0][1], tensors[0][2].device
+    for _, label, tensor in tensors:
+        if tensor.device != device:
+            raise RuntimeError(f"{name}: {label} must be on the device of {first}, {device}, got {tensor.device}")
+    op = _library.op(name)
+    # torch.compile cannot trace a call that leaves the transforms of torch.func.
+    if op is None or torch.compiler.is_compiling():
+        check_by_table(name, arguments)
+    else:
+        _check_by_meta_kernel(op, device.type, arguments)
+
+
+def _is(value: object, kind: Any) -> bool:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return any(_is(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(element, typing.get_args(kind)[0]) for element in value)
+    if kind in (int, float):
+        return isinstance(value, (Integral, torch.SymInt) if kind is int else (float, Integral))
+    return isinstance(value, kind)
+
+
+def _check_types(name: str, arguments: Sequence[Any]) -> None:
+    for value, (argument, kind) in zip(arguments, _TYPES[name].items(), strict=False):
+        if not _is(value, kind):
+            kind = getattr(kind, "__name__", kind) if typing.get_origin(kind) is None else kind
+            raise TypeError(f"{name}: {argument} must be {kind}, got {type(value).__name__}")
+
+
+def _tensors(name: str, arguments: Sequence[Any]) -> Iterator[tuple[str, str, Tensor]]:
+    """Of each tensor the argument's name, what messages call it, and itself."""
+    for value, argument in zip(arguments, _TYPES[name], strict=False):
+        if isinstance(value, Tensor):
+            yield argument, argument, value
+        elif isinstance(value, list):
+            for i, element in enumerate(value):
+                if isinstance(element, Tensor):
+                    yield argument, f"{argument}[{i}]", element
+
+
+def _check_by_meta_kernel(op: Any, device: str, arguments: Sequence[Any]) -> None:
+    # The autocast rule of an op is registered for real devices, so meta tensors have to be led to it.
+    key = f"Autocast{device.upper()}"
+    cast = torch.is_autocast_enabled(device) and torch._C._dispatch_has_kernel_for_dispatch_key(op._name, key)
+    autocast_dtype = torch.get_autocast_dtype(device) if cast else None
+
+    def on_meta(value: Any) -> Any:
+        if isinstance(value, list):
+            return [on_meta(element) for element in value]
+        if not isinstance(value, Tensor):
+            return value
+        casts = cast and value.is_floating_point() and value.dtype != torch.float64
+        return torch.empty(value.shape, dtype=autocast_dtype if casts else value.dtype, device="meta")
+
+    # A tensor under torch.func transforms is a wrapper, which has the shape that the function sees. Meta tensors made
+    # outside of the transforms are plain ones.
+    with temporarily_clear_interpreter_stack(), torch.no_grad():
+        meta = [on_meta(value) for value in arguments]
+        if cast:
+            op.redispatch(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)), *meta)
+        else:
+            op(*meta)
+
+
+def check_by_table(name: str, arguments: Sequence[Any]) -> None:
+    """The rules of ``TENSORS``: a part of those of the compiled op."""
+    given = dict(zip(_TYPES[name], arguments, strict=False))
+    sizes = {"D": math.prod(given["grid"])} if "grid" in given else {}
+    if "variables" in given:
+        sizes["D"] = given["variables"]
+    tensors = list(_tensors(name, arguments))
+    rules = TENSORS | _OWN.get(name, {})
+    weight = next((tensor.dtype for argument, _, tensor in tensors if rules[argument][0] == "weight"), None)
+    if "weight" in given:
+        weight = given["weight"].dtype
+    for argument, label, tensor in tensors:
+        dtype, *shapes = rules[argument]
+        _check_dtype(name, label, tensor, dtype, weight)
+        if not any(_fits(tensor.shape, shape.split(), sizes) for shape in shapes):
+            rule = " or ".join(f"({', '.join(shape.split())})" for shape in shapes)
+            known = ", ".join(f"{size} = {sizes[size]}" for size in sizes if size in rule)
+            known = f" with {known}" if known else ""
+            raise RuntimeError(f"{name}: {label} must have shape {rule}{known}, got {list(tensor.shape)}")
+
+
+def _check_dtype(name: str, label: str, tensor: Tensor, rule: str, weight: torch.dtype | None) -> None:
+    if rule == "any" or (rule.startswith("weight") and torch.is_autocast_enabled(tensor.device.type)):
+        return
+    if rule in _DTYPES:
+        allowed = _DTYPES[rule]
+    elif rule == "floating" or weight not in _FLOATING:
+        allowed = _FLOATING
+    else:
+        compute = compute_dtype(weight)
+        allowed = {"weight": (weight,), "compute": (compute,), "weight or compute": (weight, compute)}[rule]
+    if tensor.dtype not in allowed:
+        raise RuntimeError(f"{name}: {label} must be {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+
+
+def _fits(shape: Sequence[int], names: list[str], sizes: dict[str, int]) -> bool:
+    """Whether a shape is one of these sizes, and if so, what it adds to the sizes that are known."""
+    if names[0] == "...":
+        names, shape = names[1:], shape[-1:]
+    if len(shape) != len(names):
+        return False
+    found = dict(sizes)
+    for size, name in zip(shape, names, strict=True):
+        if name != "_" and size != (int(name) if name.isdigit() else _size(name, size, found)):
+            return False
+    sizes.update(found)
+    return True
+
+
+def _size(name: str, size: int, sizes: dict[str, int]) -> int:
+    if name.endswith("+1"):
+        return sizes[name[:-2]] + 1
+    return sizes.setdefault(name, size)
