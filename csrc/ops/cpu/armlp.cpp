@@ -56,10 +56,11 @@ void check_categories(const ArmlpSample& sample) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampleArguments& a) {
   const auto t = prepare_armlp_sample(a);
   const ArmlpSample& sample = t.sample;
-  check_order_values(armlp_name, sample.order, sample.variables, start, stop);
+  check_order_values(armlp_name, sample.order, sample.variables, a.start, a.stop);
   // Every network reads the inputs of all positions before it, and its block has rows as far as the block's last one.
-  const Entries entries{0, stop == start ? start : std::min((stop - 1) / armlp_block * armlp_block + armlp_block,
-                                                            sample.variables)};
+  const Entries entries{0, a.stop == a.start ? a.start
+                                             : std::min((a.stop - 1) / armlp_block * armlp_block + armlp_block,
+                                                        sample.variables)};
   check_offset_values(armlp_name, "offsets", sample.offsets, sample.variables, sample.out_rows, entries);
   check_head_values(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, entries);
   if (sample.in_offsets) {
@@ -70,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampl
   sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
   if (sample.batch > 0 && a.stop > a.start) {
     int64_t most_parameters = 0;
-    for (int64_t p = start; p < stop; ++p) {
+    for (int64_t p = a.start; p < a.stop; ++p) {
       most_parameters = std::max(most_parameters, first_parameter(sample, p + 1) - first_parameter(sample, p));
     }
     const int64_t slice = rows_per_slice(sample.batch);

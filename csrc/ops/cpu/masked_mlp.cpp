@@ -106,7 +106,7 @@ int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const MaskedMlpSampleArguments& a) {
   const MaskedMlpTensors t = prepare_masked_mlp(a);
   const MaskedMlpSample& sample = t.sample;
-  check_schedule(sample, {std::max<int64_t>(0, start - most_block_positions), stop});
+  check_schedule(sample, {std::max<int64_t>(0, a.start - most_block_positions), a.stop});
   check_categories(sample);
   if (sample.batch > 0 && a.stop > a.start) {
     MaskedMlpLayout layout{};
