@@ -139,10 +139,15 @@ HEADS = {
 }
 
 
+def variables_of(head: str, variables: int) -> int:
+    """Fewer where each has many categories: the weight has a row and a column for each category of each variable."""
+    return min(variables, 9) if head == "many categories" else variables
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head(device, dtype, head):
-    case = fvsbn_case(37, dtype=dtype, device=device, **HEADS[head])
+    case = fvsbn_case(variables_of(head, 37), dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
         assert_equal_draws(
             sample(case, 5, **options), twin(case, 5, **options), dtype, not any(real in head for real in REAL)
@@ -151,7 +156,7 @@ def test_every_head(device, dtype, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_knows_and_is_cut_anywhere(device, head):
-    case = fvsbn_case(37, device=device, **HEADS[head])
+    case = fvsbn_case(variables_of(head, 37), device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 37, device=device) < 0.4}
     whole = sample(case, 6, **options)
     assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
@@ -173,7 +178,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 
 @pytest.mark.parametrize("head, dtype, name", pairs(HEADS, DTYPES, available_isas()), ids=str)
 def test_every_instruction_set(name, dtype, head):
-    case = fvsbn_case(9 if head == "many categories" else 77, dtype=dtype, **HEADS[head])
+    case = fvsbn_case(variables_of(head, 77), dtype=dtype, **HEADS[head])
     with isa(name):
         assert_equal_draws(sample(case, 5), twin(case, 5), dtype, not any(real in head for real in REAL))
 
