@@ -141,7 +141,7 @@ HEADS = {
 
 def variables_of(head: str, variables: int) -> int:
     """Fewer where each has many categories: the weight has a row and a column for each category of each variable."""
-    return min(variables, 9) if head == "many categories" else variables
+    return min(variables, 20) if head == "many categories" else variables
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
