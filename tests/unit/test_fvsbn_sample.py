@@ -156,7 +156,7 @@ def test_every_head(device, dtype, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_knows_and_is_cut_anywhere(device, head):
-    case = fvsbn_case(variables_of(head, 37), device=device, **HEADS[head])
+    case = fvsbn_case(37, device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 37, device=device) < 0.4}
     whole = sample(case, 6, **options)
     assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
