@@ -35,18 +35,17 @@ PYBIND11_MODULE(_C, m) {
       PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
     }
   });
-  const py::call_guard<py::gil_scoped_release> no_gil;
-  m.def("nade", &ar_fast::nade, no_gil);
-  m.def("nade_log_prob", &ar_fast::nade_log_prob, no_gil);
+  def<ar_fast::NadeArguments>(m);
+  def<ar_fast::NadeLogProbArguments>(m);
   def<ar_fast::NadeSampleArguments>(m);
   def<ar_fast::OffsetNadeSampleArguments>(m);
-  m.def("head_log_prob", &ar_fast::head_log_prob, no_gil);
+  def<ar_fast::HeadLogProbArguments>(m);
   def<ar_fast::ArmlpSampleArguments>(m);
   def<ar_fast::FvsbnSampleArguments>(m);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
   m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
-  m.def("masked_linear", &ar_fast::masked_linear, no_gil);
-  m.def("masked_linear_grad_input", &ar_fast::masked_linear_grad_input, no_gil);
+  def<ar_fast::MaskedLinearArguments>(m);
+  def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");

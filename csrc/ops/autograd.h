@@ -8,10 +8,12 @@
 #include <optional>
 #include <string>
 
+#include "arguments.h"
 #include "common.h"
 
 namespace ar_fast {
 
+using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 inline bool requires_grad(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
@@ -38,16 +40,74 @@ inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
 
+// Function::apply of an op's arguments; its forward has the members as parameters.
+template <typename Function, typename Arguments>
+auto apply(const Arguments& arguments) {
+  return std::apply([](const auto&... values) { return Function::apply(values...); }, members(arguments));
+}
+
+// Keeps an op's arguments, and other tensors, for the backward pass.
+template <typename Arguments>
+void save(AutogradContext* context, const Arguments& arguments, const variable_list& others = {}) {
+  variable_list tensors;
+  int64_t index = 0;
+  const auto keep = [&]<typename T>(const T& value) {
+    ++index;
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      tensors.push_back(value);
+    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
+      tensors.push_back(or_undefined(value));
+    } else if constexpr (std::is_same_v<T, std::string_view>) {
+      context->saved_data[std::to_string(index)] = std::string(value);
+    } else {
+      context->saved_data[std::to_string(index)] = value;
+    }
+  };
+  std::apply([&](const auto&... values) { (keep(values), ...); }, members(arguments));
+  tensors.insert(tensors.end(), others.begin(), others.end());
+  context->save_for_backward(std::move(tensors));
+}
+
+template <typename Arguments>
+struct Saved {
+  Arguments arguments;
+  variable_list others;
+};
+
+// What was kept. Its strings lie in the context.
+template <typename Arguments>
+Saved<Arguments> saved(AutogradContext* context) {
+  Saved<Arguments> result{};
+  variable_list tensors = context->get_saved_variables();
+  auto next = tensors.begin();
+  int64_t index = 0;
+  const auto restore = [&]<typename T>(T& value) {
+    ++index;
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      value = std::move(*next++);
+    } else if constexpr (std::is_same_v<T, OptionalTensor>) {
+      value = or_none(*next++);
+    } else if constexpr (std::is_same_v<T, std::string_view>) {
+      value = context->saved_data[std::to_string(index)].toStringView();
+    } else {
+      value = context->saved_data[std::to_string(index)].template to<T>();
+    }
+  };
+  std::apply([&](auto&... values) { (restore(values), ...); }, members(result.arguments));
+  result.others.assign(std::make_move_iterator(next), std::make_move_iterator(tensors.end()));
+  return result;
+}
+
 // Passes gradients of a backward pass through and raises where they are differentiated again.
 struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
-  static variable_list forward(torch::autograd::AutogradContext* ctx, std::string op, at::TensorList gradients,
+  static variable_list forward(AutogradContext* ctx, std::string op, at::TensorList gradients,
                                at::TensorList /*sources*/) {
     ctx->saved_data["op"] = std::move(op);
     variable_list result;
     for (const at::Tensor& gradient : gradients) result.push_back(gradient.view_as(gradient));
     return result;
   }
-  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list) {
+  static variable_list backward(AutogradContext* ctx, variable_list) {
     TORCH_CHECK(false, ctx->saved_data["op"].toStringRef(),
                 ": its gradient cannot be differentiated again; for higher derivatives use ar_fast.reference");
   }

@@ -1,12 +1,10 @@
 #include "head.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 
 #include <utility>
 
 #include "autograd.h"
-#include "library.h"
 
 namespace ar_fast {
 
@@ -89,48 +87,58 @@ void check_head_rows(const char* op, const Head& head, const char* owner, const 
   }
 }
 
-void check_head_log_prob(const char* op, const at::Tensor& parameters, const at::Tensor& x,
-                         const OptionalTensor& offsets, const Head& head, const OptionalTensor& head_kinds) {
-  check_dim(op, "parameters", parameters, 2, "(B, R_out)");
-  TORCH_CHECK(parameters.scalar_type() == at::kFloat || parameters.scalar_type() == at::kDouble, op,
-              ": parameters must be float32 or float64, got ", dtype_name(parameters.scalar_type()));
-  check_dim(op, "x", x, 2, "(B, D)");
-  check_size(op, "x", x, 0, parameters.sym_size(0), "rows, as parameters has,");
-  check_same_device(op, "x", x, "parameters", parameters);
-  TORCH_CHECK(!x.is_complex(), op, ": x must be real, got ", dtype_name(x.scalar_type()));
-  const c10::SymInt variables = x.sym_size(1), rows = parameters.sym_size(1);
-  TORCH_CHECK(variables > 0, op, ": x must have at least one variable, got shape ", x.sym_sizes());
-  if (offsets.has_value()) {
-    check_dim(op, "offsets", *offsets, 1, "(D + 1)");
-    check_size(op, "offsets", *offsets, 0, variables + 1, "entries, one more than the variables,");
-    check_dtype(op, "offsets", *offsets, at::kLong);
-    check_same_device(op, "offsets", *offsets, "parameters", parameters);
+namespace {
+
+template <typename Arguments>
+Head check_head_log_prob(const Arguments& a) {
+  const char* op = Arguments::op;
+  const Head head = parse_head(op, a.head, a.levels, a.head_kinds);
+  check_dim(op, "parameters", a.parameters, 2, "(B, R_out)");
+  TORCH_CHECK(a.parameters.scalar_type() == at::kFloat || a.parameters.scalar_type() == at::kDouble, op,
+              ": parameters must be float32 or float64, got ", dtype_name(a.parameters.scalar_type()));
+  check_dim(op, "x", a.x, 2, "(B, D)");
+  check_size(op, "x", a.x, 0, a.parameters.sym_size(0), "rows, as parameters has,");
+  check_same_device(op, "x", a.x, "parameters", a.parameters);
+  TORCH_CHECK(!a.x.is_complex(), op, ": x must be real, got ", dtype_name(a.x.scalar_type()));
+  const c10::SymInt variables = a.x.sym_size(1), rows = a.parameters.sym_size(1);
+  TORCH_CHECK(variables > 0, op, ": x must have at least one variable, got shape ", a.x.sym_sizes());
+  if (a.offsets.has_value()) {
+    check_dim(op, "offsets", *a.offsets, 1, "(D + 1)");
+    check_size(op, "offsets", *a.offsets, 0, variables + 1, "entries, one more than the variables,");
+    check_dtype(op, "offsets", *a.offsets, at::kLong);
+    check_same_device(op, "offsets", *a.offsets, "parameters", a.parameters);
   } else {
     TORCH_CHECK(rows % variables == 0 && rows > 0, op, ": parameters must have a multiple of D = ", variables,
-                " columns unless offsets is given, got shape ", parameters.sym_sizes());
+                " columns unless offsets is given, got shape ", a.parameters.sym_sizes());
   }
-  check_head_rows(op, head, "parameters", rows, variables, offsets);
-  check_head_kinds(op, head_kinds, variables, "parameters", parameters);
+  check_head_rows(op, head, "parameters", rows, variables, a.offsets);
+  check_head_kinds(op, a.head_kinds, variables, "parameters", a.parameters);
+  return head;
 }
+
+}  // namespace
 
 // ---------------------------------------------------------------- preparation
 
-HeadTensors prepare_head(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         const Head& head, const OptionalTensor& head_kinds) {
+template <typename Arguments>
+HeadTensors prepare_head(const Arguments& a) {
+  const Head head = check_head_log_prob(a);
   HeadTensors t;
-  t.parameters = parameters.contiguous();
-  t.x = x.to(parameters.scalar_type()).contiguous();
-  if (offsets.has_value()) t.offsets = offsets->contiguous();
-  t.rows = {storage_type(parameters.scalar_type()),
-            with_kinds(head, head_kinds, t.head_kinds),
-            x.size(0),
-            x.size(1),
-            parameters.size(1),
+  t.parameters = a.parameters.contiguous();
+  t.x = a.x.to(a.parameters.scalar_type()).contiguous();
+  t.offsets = contiguous_or_undefined(a.offsets);
+  t.rows = {storage_type(a.parameters.scalar_type()),
+            with_kinds(head, a.head_kinds, t.head_kinds),
+            a.x.size(0),
+            a.x.size(1),
+            a.parameters.size(1),
             t.offsets.defined() ? t.offsets.const_data_ptr<int64_t>() : nullptr,
             t.parameters.const_data_ptr(),
             t.x.const_data_ptr()};
   return t;
 }
+template HeadTensors prepare_head(const HeadLogProbArguments&);
+template HeadTensors prepare_head(const HeadLogProbBackwardArguments&);
 
 at::Tensor prepare_head_grad(const HeadTensors& t, const at::Tensor& grad) {
   TORCH_CHECK(grad.dim() == 1 || grad.dim() == 2, "head_log_prob_backward: grad must have shape (B) or (B, D), got ",
@@ -141,95 +149,68 @@ at::Tensor prepare_head_grad(const HeadTensors& t, const at::Tensor& grad) {
   return grad.to(t.parameters.scalar_type()).contiguous();
 }
 
-// ---------------------------------------------------------------- front doors
-
-at::Tensor head_log_prob(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         std::string head, int64_t levels, const OptionalTensor& head_kinds) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(AR_FAST_OP("head_log_prob"), "")
-                             .typed<decltype(head_log_prob)>();
-  return op.call(parameters, x, offsets, std::move(head), levels, head_kinds);
-}
-
-std::tuple<at::Tensor, at::Tensor> head_log_prob_backward(const at::Tensor& grad, const at::Tensor& parameters,
-                                                          const at::Tensor& x, const OptionalTensor& offsets,
-                                                          std::string head, int64_t levels,
-                                                          const OptionalTensor& head_kinds) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(AR_FAST_OP("head_log_prob_backward"), "")
-                             .typed<decltype(head_log_prob_backward)>();
-  return op.call(grad, parameters, x, offsets, std::move(head), levels, head_kinds);
-}
-
 namespace {
 
 // ---------------------------------------------------------------- fake implementations
 
-at::Tensor head_log_prob_meta(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                              std::string head, int64_t levels, const OptionalTensor& head_kinds) {
-  check_head_log_prob("head_log_prob", parameters, x, offsets, parse_head("head_log_prob", head, levels, head_kinds),
-                      head_kinds);
-  return at::empty_symint(x.sym_sizes(), parameters.options());
+at::Tensor head_log_prob_meta(const HeadLogProbArguments& a) {
+  check_head_log_prob(a);
+  return at::empty_symint(a.x.sym_sizes(), a.parameters.options());
 }
 
-std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_meta(const at::Tensor& /*grad*/, const at::Tensor& parameters,
-                                                               const at::Tensor& x, const OptionalTensor& offsets,
-                                                               std::string head, int64_t levels,
-                                                               const OptionalTensor& head_kinds) {
-  const char* op = "head_log_prob_backward";
-  check_head_log_prob(op, parameters, x, offsets, parse_head(op, head, levels, head_kinds), head_kinds);
-  return {at::empty_symint(parameters.sym_sizes(), parameters.options()),
-          at::empty_symint(x.sym_sizes(), parameters.options())};
+std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_meta(const HeadLogProbBackwardArguments& a) {
+  check_head_log_prob(a);
+  return {at::empty_symint(a.parameters.sym_sizes(), a.parameters.options()),
+          at::empty_symint(a.x.sym_sizes(), a.parameters.options())};
 }
 
 // ---------------------------------------------------------------- gradient
 
 struct HeadLogProbFunction : torch::autograd::Function<HeadLogProbFunction> {
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& parameters, const at::Tensor& x,
-                            const OptionalTensor& offsets, std::string head, int64_t levels,
-                            const OptionalTensor& head_kinds) {
-    ctx->save_for_backward({parameters, x, or_undefined(offsets), or_undefined(head_kinds)});
-    ctx->saved_data["head"] = head;
-    ctx->saved_data["levels"] = levels;
+  template <typename... Members>
+  static at::Tensor forward(AutogradContext* context, const Members&... members) {
+    const HeadLogProbArguments a{members...};
+    save(context, a);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return head_log_prob(parameters, x, offsets, std::move(head), levels, head_kinds);
+    return call(a);
   }
-  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    auto [grad_parameters, grad_x] = head_log_prob_backward(grads[0], saved[0], saved[1], or_none(saved[2]),
-                                                            std::string(ctx->saved_data["head"].toStringRef()),
-                                                            ctx->saved_data["levels"].toInt(), or_none(saved[3]));
-    variable_list g{grad_parameters, saved[1].requires_grad() ? grad_x.to(saved[1].scalar_type()) : at::Tensor()};
-    g = once_differentiable("head_log_prob", std::move(g), {grads[0], saved[0], saved[1]});
-    return {g[0], g[1], at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto [a, others] = saved<HeadLogProbArguments>(context);
+    auto [grad_parameters, grad_x] = call(
+        HeadLogProbBackwardArguments{grads[0], a.parameters, a.x, a.offsets, a.head, a.levels, a.head_kinds});
+    const variable_list g = once_differentiable(
+        HeadLogProbArguments::op, {grad_parameters, a.x.requires_grad() ? grad_x.to(a.x.scalar_type()) : at::Tensor()},
+        {grads[0], a.parameters, a.x});
+    variable_list out(count_members<HeadLogProbArguments>());
+    out[0] = g[0];
+    out[1] = g[1];
+    return out;
   }
 };
 
-at::Tensor head_log_prob_autograd(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                                  std::string head, int64_t levels, const OptionalTensor& head_kinds) {
-  if (needs_graph("head_log_prob", parameters, x))
-    return HeadLogProbFunction::apply(parameters, x, offsets, std::move(head), levels, head_kinds);
+at::Tensor head_log_prob_autograd(const HeadLogProbArguments& a) {
+  if (needs_graph(a.op, a.parameters, a.x)) return apply<HeadLogProbFunction>(a);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return head_log_prob(parameters, x, offsets, std::move(head), levels, head_kinds);
+  return call(a);
 }
 
 // ---------------------------------------------------------------- autocast: float32, whatever made the parameters
 
-at::Tensor head_log_prob_autocast(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                                  std::string head, int64_t levels, const OptionalTensor& head_kinds) {
+at::Tensor head_log_prob_autocast(const HeadLogProbArguments& arguments) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
-  return head_log_prob(parameters.to(compute_type(parameters.scalar_type())), x, offsets, std::move(head), levels,
-                       head_kinds);
+  HeadLogProbArguments a = arguments;
+  a.parameters = a.parameters.to(compute_type(a.parameters.scalar_type()));
+  return call(a);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) {
-  m.impl("head_log_prob", head_log_prob_meta);
-  m.impl("head_log_prob_backward", head_log_prob_backward_meta);
+  implement<head_log_prob_meta>(m);
+  implement<head_log_prob_backward_meta>(m);
 }
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Autograd, m) { m.impl("head_log_prob", head_log_prob_autograd); }
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCPU, m) { m.impl("head_log_prob", head_log_prob_autocast); }
-TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCUDA, m) { m.impl("head_log_prob", head_log_prob_autocast); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Autograd, m) { implement<head_log_prob_autograd>(m); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCPU, m) { implement<head_log_prob_autocast>(m); }
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCUDA, m) { implement<head_log_prob_autocast>(m); }
 
 }  // namespace ar_fast

@@ -6,24 +6,36 @@
 // the levels of each variable by what offsets go by. Types: parameters float32 or float64; x bool, integer or floating.
 #pragma once
 
-#include <string>
 #include <string_view>
 #include <tuple>
 
 #include "../kernels/head.h"
+#include "arguments.h"
 #include "common.h"
 
 namespace ar_fast {
 
 // -> log p of each variable (B, D)
-at::Tensor head_log_prob(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         std::string head, int64_t levels, const OptionalTensor& head_kinds);
+struct HeadLogProbArguments {
+  static constexpr const char* op = "head_log_prob";
+  using Result = at::Tensor;
+  at::Tensor parameters, x;
+  OptionalTensor offsets;
+  std::string_view head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+};
 
 // grad (B, D), or (B) for the gradient of the sum over variables -> grad_parameters (B, R_out), grad_x (B, D)
-std::tuple<at::Tensor, at::Tensor> head_log_prob_backward(const at::Tensor& grad, const at::Tensor& parameters,
-                                                          const at::Tensor& x, const OptionalTensor& offsets,
-                                                          std::string head, int64_t levels,
-                                                          const OptionalTensor& head_kinds);
+struct HeadLogProbBackwardArguments {
+  static constexpr const char* op = "head_log_prob_backward";
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+  at::Tensor grad, parameters, x;
+  OptionalTensor offsets;
+  std::string_view head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+};
 
 // --- shared by the implementations
 
@@ -47,17 +59,15 @@ void check_in_offsets(const char* op, const Head& head, const OptionalTensor& in
 void check_head_rows(const char* op, const Head& head, const char* owner, const c10::SymInt& rows,
                      const c10::SymInt& variables, const OptionalTensor& offsets);
 
-void check_head_log_prob(const char* op, const at::Tensor& parameters, const at::Tensor& x,
-                         const OptionalTensor& offsets, const Head& head, const OptionalTensor& head_kinds);
-
 // Contiguous tensors of the kernels' types, and the structure that points into them.
 struct HeadTensors {
   at::Tensor parameters, x, offsets, head_kinds;
   HeadRows rows;
 };
 
-HeadTensors prepare_head(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                         const Head& head, const OptionalTensor& head_kinds);
+// Of either op, after its checks.
+template <typename Arguments>
+HeadTensors prepare_head(const Arguments& a);
 
 // grad as the backward takes it, after its checks.
 at::Tensor prepare_head_grad(const HeadTensors& tensors, const at::Tensor& grad);

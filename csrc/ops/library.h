@@ -14,4 +14,3 @@
 
 #define AR_FAST_STRINGIFY_(name) #name
 #define AR_FAST_STRINGIFY(name) AR_FAST_STRINGIFY_(name)
-#define AR_FAST_OP(name) AR_FAST_STRINGIFY(AR_FAST_LIBRARY) "::" name

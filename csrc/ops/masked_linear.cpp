@@ -1,7 +1,6 @@
 #include "masked_linear.h"
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/flatten.h>
 #include <ATen/ops/sum.h>
@@ -9,19 +8,9 @@
 #include "../kernels/masked_linear.h"
 #include "activation.h"
 #include "autograd.h"
-#include "library.h"
 
 namespace ar_fast {
 namespace {
-
-constexpr const char* forward_name = "masked_linear";
-constexpr const char* grad_input_name = "masked_linear_grad_input";
-constexpr const char* grad_weight_name = "masked_linear_grad_weight";
-
-void check_algorithm_name(const char* op, std::string_view algorithm) {
-  TORCH_CHECK(algorithm == "auto" || algorithm == "panels" || algorithm == "fused" || algorithm == "dense", op,
-              ": algorithm must be one of auto, panels, fused, dense, got '", algorithm, "'");
-}
 
 bool given(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
 
@@ -70,154 +59,96 @@ void check_rows(const char* op, const char* name, const at::Tensor& tensor, cons
 
 }  // namespace
 
-void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         const MaskTensors& mask, std::string_view algorithm) {
-  const char* op = forward_name;
-  check_algorithm_name(op, algorithm);
-  check_dim(op, "weight", weight, 2, "(O, I)");
-  check_floating(op, "weight", weight);
-  check_rows(op, "input", input, weight.sym_size(1), "weight");
-  check_same_dtype(op, "input", input, "weight", weight);
-  check_same_device(op, "input", input, "weight", weight);
-  if (given(bias)) {
-    check_dim(op, "bias", *bias, 1, "(O)");
-    check_size(op, "bias", *bias, 0, weight.sym_size(0), "elements");
-    check_same_dtype(op, "bias", *bias, "weight", weight);
-    check_same_device(op, "bias", *bias, "weight", weight);
+void check_masked_linear(const MaskedLinearArguments& a) {
+  const char* op = MaskedLinearArguments::op;
+  check_algorithm(op, a.algorithm, {"auto", "panels", "fused", "dense"});
+  check_dim(op, "weight", a.weight, 2, "(O, I)");
+  check_floating(op, "weight", a.weight);
+  check_rows(op, "input", a.input, a.weight.sym_size(1), "weight");
+  check_same_dtype(op, "input", a.input, "weight", a.weight);
+  check_same_device(op, "input", a.input, "weight", a.weight);
+  if (given(a.bias)) {
+    check_dim(op, "bias", *a.bias, 1, "(O)");
+    check_size(op, "bias", *a.bias, 0, a.weight.sym_size(0), "elements");
+    check_same_dtype(op, "bias", *a.bias, "weight", a.weight);
+    check_same_device(op, "bias", *a.bias, "weight", a.weight);
   }
-  check_mask(op, mask, weight.sym_size(0), weight.sym_size(1), weight);
+  check_mask(op, mask_of(a), a.weight.sym_size(0), a.weight.sym_size(1), a.weight);
 }
 
-void check_masked_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight, const MaskTensors& mask,
-                                    std::string_view algorithm) {
-  const char* op = grad_input_name;
-  check_algorithm_name(op, algorithm);
-  check_dim(op, "weight", weight, 2, "(O, I)");
-  check_floating(op, "weight", weight);
-  check_rows(op, "grad_output", grad_output, weight.sym_size(0), "weight");
-  check_same_dtype(op, "grad_output", grad_output, "weight", weight);
-  check_same_device(op, "grad_output", grad_output, "weight", weight);
-  check_mask(op, mask, weight.sym_size(0), weight.sym_size(1), weight);
+void check_masked_linear_grad_input(const MaskedLinearGradInputArguments& a) {
+  const char* op = MaskedLinearGradInputArguments::op;
+  check_algorithm(op, a.algorithm, {"auto", "panels", "fused", "dense"});
+  check_dim(op, "weight", a.weight, 2, "(O, I)");
+  check_floating(op, "weight", a.weight);
+  check_rows(op, "grad_output", a.grad_output, a.weight.sym_size(0), "weight");
+  check_same_dtype(op, "grad_output", a.grad_output, "weight", a.weight);
+  check_same_device(op, "grad_output", a.grad_output, "weight", a.weight);
+  check_mask(op, mask_of(a), a.weight.sym_size(0), a.weight.sym_size(1), a.weight);
 }
 
-void check_masked_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input, const MaskTensors& mask,
-                                     std::string_view algorithm) {
-  const char* op = grad_weight_name;
-  check_algorithm_name(op, algorithm);
-  check_floating(op, "input", input);
-  TORCH_CHECK(input.dim() >= 1, op, ": input must have at least one dimension, got a scalar");
-  TORCH_CHECK(grad_output.dim() == input.dim() &&
-                  grad_output.sym_sizes().slice(0, input.dim() - 1) == input.sym_sizes().slice(0, input.dim() - 1),
-              op, ": grad_output must have input's shape but for the last dimension, ", input.sym_sizes(), ", got ",
-              grad_output.sym_sizes());
-  check_same_dtype(op, "grad_output", grad_output, "input", input);
-  check_same_device(op, "grad_output", grad_output, "input", input);
-  check_mask(op, mask, grad_output.sym_size(-1), input.sym_size(-1), input);
-}
-
-at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
-                         std::optional<std::string_view> activation) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(AR_FAST_OP("masked_linear"), "")
-                             .typed<decltype(masked_linear)>();
-  return op.call(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
+void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a) {
+  const char* op = MaskedLinearGradWeightArguments::op;
+  check_algorithm(op, a.algorithm, {"auto", "panels", "fused", "dense"});
+  check_floating(op, "input", a.input);
+  TORCH_CHECK(a.input.dim() >= 1, op, ": input must have at least one dimension, got a scalar");
+  TORCH_CHECK(a.grad_output.dim() == a.input.dim() &&
+                  a.grad_output.sym_sizes().slice(0, a.input.dim() - 1) ==
+                      a.input.sym_sizes().slice(0, a.input.dim() - 1),
+              op, ": grad_output must have input's shape but for the last dimension, ", a.input.sym_sizes(), ", got ",
+              a.grad_output.sym_sizes());
+  check_same_dtype(op, "grad_output", a.grad_output, "input", a.input);
+  check_same_device(op, "grad_output", a.grad_output, "input", a.input);
+  check_mask(op, mask_of(a), a.grad_output.sym_size(-1), a.input.sym_size(-1), a.input);
 }
 
 namespace {
 
-using GradOp = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                          const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, std::string_view);
-
-}  // namespace
-
-at::Tensor masked_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                                    const OptionalTensor& extents, const OptionalTensor& rows,
-                                    const OptionalTensor& columns, const OptionalTensor& tiles,
-                                    const OptionalTensor& dense, std::string_view algorithm) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(AR_FAST_OP("masked_linear_grad_input"), "")
-                             .typed<GradOp>();
-  return op.call(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
+// The three products with the mask of the arguments `a` of any of them.
+template <typename Arguments>
+at::Tensor product(const Arguments& a, const at::Tensor& input, const at::Tensor& weight) {
+  return call(MaskedLinearArguments{input, weight, std::nullopt, a.extents, a.rows, a.columns, a.tiles, a.dense,
+                                    a.algorithm, std::nullopt});
 }
-
-at::Tensor masked_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const OptionalTensor& extents, const OptionalTensor& rows,
-                                     const OptionalTensor& columns, const OptionalTensor& tiles,
-                                     const OptionalTensor& dense, std::string_view algorithm) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(AR_FAST_OP("masked_linear_grad_weight"), "")
-                             .typed<GradOp>();
-  return op.call(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
+template <typename Arguments>
+at::Tensor grad_input(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& weight) {
+  return call(MaskedLinearGradInputArguments{grad_output, weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
+                                             a.algorithm});
 }
-
-namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// The mask and the algorithm, kept beside two operands, and perhaps the result, from forward to backward.
-void save(AutogradContext* context, const at::Tensor& first, const at::Tensor& second, const MaskTensors& mask,
-          std::string_view algorithm, const at::Tensor& result = at::Tensor()) {
-  context->save_for_backward({first, second, or_undefined(mask.extents), or_undefined(mask.rows),
-                              or_undefined(mask.columns), or_undefined(mask.tiles), or_undefined(mask.dense), result});
-  context->saved_data["algorithm"] = std::string(algorithm);
+template <typename Arguments>
+at::Tensor grad_weight(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& input) {
+  return call(MaskedLinearGradWeightArguments{grad_output, input, a.extents, a.rows, a.columns, a.tiles, a.dense,
+                                              a.algorithm});
 }
-
-struct Saved {
-  explicit Saved(AutogradContext* context) : algorithm(context->saved_data["algorithm"].toStringRef()) {
-    const variable_list saved = context->get_saved_variables();
-    first = saved[0];
-    second = saved[1];
-    extents = or_none(saved[2]);
-    rows = or_none(saved[3]);
-    columns = or_none(saved[4]);
-    tiles = or_none(saved[5]);
-    dense = or_none(saved[6]);
-    result = saved[7];
-  }
-  at::Tensor forward(const at::Tensor& input, const at::Tensor& weight) const {
-    return masked_linear(input, weight, std::nullopt, extents, rows, columns, tiles, dense, algorithm, std::nullopt);
-  }
-  at::Tensor grad_input(const at::Tensor& grad_output, const at::Tensor& weight) const {
-    return masked_linear_grad_input(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
-  }
-  at::Tensor grad_weight(const at::Tensor& grad_output, const at::Tensor& input) const {
-    return masked_linear_grad_weight(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
-  }
-  at::Tensor first, second, result;
-  OptionalTensor extents, rows, columns, tiles, dense;
-  std::string algorithm;
-};
 
 // With an activation whose derivative the result tells, or none.
-class MaskedLinearFunction : public torch::autograd::Function<MaskedLinearFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& extents, const OptionalTensor& rows,
-                            const OptionalTensor& columns, const OptionalTensor& tiles, const OptionalTensor& dense,
-                            std::string_view algorithm, std::optional<std::string_view> activation) {
+struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
+  template <typename... Members>
+  static at::Tensor forward(AutogradContext* context, const Members&... members) {
+    const MaskedLinearArguments a{members...};
     at::Tensor y;
     {
       at::AutoDispatchBelowADInplaceOrView guard;
-      y = masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
+      y = call(a);
     }
-    const MlpActivation f = parse_mlp_activation(forward_name, activation);
-    save(context, input, weight, {extents, rows, columns, tiles, dense}, algorithm,
-         f == MlpActivation::none ? at::Tensor() : y);
-    context->saved_data["bias"] = given(bias) && bias->requires_grad();
+    const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+    // bias is not needed, nor y where nothing was applied to it.
+    save(context, MaskedLinearGradInputArguments{a.input, a.weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
+                                                 a.algorithm},
+         {f == MlpActivation::none ? at::Tensor() : y});
+    context->saved_data["bias"] = requires_grad(a.bias);
     context->saved_data["activation"] = static_cast<int64_t>(f);
     return y;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list out(10);
+    variable_list out(count_members<MaskedLinearArguments>());
     if (!grads[0].defined()) return out;
-    const Saved saved(context);
+    const auto [kept, others] = saved<MaskedLinearGradInputArguments>(context);
     const auto f = static_cast<MlpActivation>(context->saved_data["activation"].toInt());
-    const at::Tensor grad = activate_backward(f, grads[0], saved.result);
-    if (context->needs_input_grad(0)) out[0] = saved.grad_input(grad, saved.second);
-    if (context->needs_input_grad(1)) out[1] = saved.grad_weight(grad, saved.first);
+    const at::Tensor grad = activate_backward(f, grads[0], others[0]);
+    const at::Tensor &input = kept.grad_output, &weight = kept.weight;
+    if (context->needs_input_grad(0)) out[0] = grad_input(kept, grad, weight);
+    if (context->needs_input_grad(1)) out[1] = grad_weight(kept, grad, input);
     if (context->saved_data["bias"].toBool()) {
       out[2] = grad.dim() == 1 ? grad : at::flatten(grad, 0, -2).sum(0);
     }
@@ -226,108 +157,83 @@ class MaskedLinearFunction : public torch::autograd::Function<MaskedLinearFuncti
 };
 
 // dX = dY (W * M): linear in dY and in W.
-class GradInputFunction : public torch::autograd::Function<GradInputFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output, const at::Tensor& weight,
-                            const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                            const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
-    save(context, grad_output, weight, {extents, rows, columns, tiles, dense}, algorithm);
+struct GradInputFunction : torch::autograd::Function<GradInputFunction> {
+  template <typename... Members>
+  static at::Tensor forward(AutogradContext* context, const Members&... members) {
+    const MaskedLinearGradInputArguments a{members...};
+    save(context, a);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear_grad_input(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
+    return call(a);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list out(8);
+    variable_list out(count_members<MaskedLinearGradInputArguments>());
     if (!grads[0].defined()) return out;
-    const Saved saved(context);
-    if (context->needs_input_grad(0)) out[0] = saved.forward(grads[0], saved.second);
-    if (context->needs_input_grad(1)) out[1] = saved.grad_weight(saved.first, grads[0]);
+    const auto [a, others] = saved<MaskedLinearGradInputArguments>(context);
+    if (context->needs_input_grad(0)) out[0] = product(a, grads[0], a.weight);
+    if (context->needs_input_grad(1)) out[1] = grad_weight(a, a.grad_output, grads[0]);
     return out;
   }
 };
 
 // dW = (dY^T X) * M: linear in dY and in X.
-class GradWeightFunction : public torch::autograd::Function<GradWeightFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& grad_output, const at::Tensor& input,
-                            const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                            const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm) {
-    save(context, grad_output, input, {extents, rows, columns, tiles, dense}, algorithm);
+struct GradWeightFunction : torch::autograd::Function<GradWeightFunction> {
+  template <typename... Members>
+  static at::Tensor forward(AutogradContext* context, const Members&... members) {
+    const MaskedLinearGradWeightArguments a{members...};
+    save(context, a);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear_grad_weight(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
+    return call(a);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    variable_list out(8);
+    variable_list out(count_members<MaskedLinearGradWeightArguments>());
     if (!grads[0].defined()) return out;
-    const Saved saved(context);
-    if (context->needs_input_grad(0)) out[0] = saved.forward(saved.second, grads[0]);
-    if (context->needs_input_grad(1)) out[1] = saved.grad_input(saved.first, grads[0]);
+    const auto [a, others] = saved<MaskedLinearGradWeightArguments>(context);
+    if (context->needs_input_grad(0)) out[0] = product(a, a.input, grads[0]);
+    if (context->needs_input_grad(1)) out[1] = grad_input(a, a.grad_output, grads[0]);
     return out;
   }
 };
 
-at::Tensor masked_linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                                  const OptionalTensor& extents, const OptionalTensor& rows,
-                                  const OptionalTensor& columns, const OptionalTensor& tiles,
-                                  const OptionalTensor& dense, std::string_view algorithm,
-                                  std::optional<std::string_view> activation) {
-  if (!needs_graph(forward_name, input, weight, bias)) {
+at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
+  if (!needs_graph(a.op, a.input, a.weight, a.bias)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear(input, weight, bias, extents, rows, columns, tiles, dense, algorithm, activation);
+    return call(a);
   }
-  const MlpActivation f = parse_mlp_activation(forward_name, activation);
-  if (derivative_from_result(f)) {
-    return MaskedLinearFunction::apply(input, weight, bias, extents, rows, columns, tiles, dense, algorithm,
-                                       activation);
-  }
-  return activate(f, MaskedLinearFunction::apply(input, weight, bias, extents, rows, columns, tiles, dense, algorithm,
-                                                 std::nullopt));
+  const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+  if (derivative_from_result(f)) return apply<MaskedLinearFunction>(a);
+  MaskedLinearArguments linear = a;
+  linear.activation = std::nullopt;
+  return activate(f, apply<MaskedLinearFunction>(linear));
 }
 
-at::Tensor masked_linear_grad_input_autograd(const at::Tensor& grad_output, const at::Tensor& weight,
-                                             const OptionalTensor& extents, const OptionalTensor& rows,
-                                             const OptionalTensor& columns, const OptionalTensor& tiles,
-                                             const OptionalTensor& dense, std::string_view algorithm) {
-  if (!needs_graph("masked_linear_grad_input", grad_output, weight)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear_grad_input(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
-  }
-  return GradInputFunction::apply(grad_output, weight, extents, rows, columns, tiles, dense, algorithm);
+at::Tensor masked_linear_grad_input_autograd(const MaskedLinearGradInputArguments& a) {
+  if (needs_graph(a.op, a.grad_output, a.weight)) return apply<GradInputFunction>(a);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call(a);
 }
 
-at::Tensor masked_linear_grad_weight_autograd(const at::Tensor& grad_output, const at::Tensor& input,
-                                              const OptionalTensor& extents, const OptionalTensor& rows,
-                                              const OptionalTensor& columns, const OptionalTensor& tiles,
-                                              const OptionalTensor& dense, std::string_view algorithm) {
-  if (!needs_graph("masked_linear_grad_weight", grad_output, input)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_linear_grad_weight(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
-  }
-  return GradWeightFunction::apply(grad_output, input, extents, rows, columns, tiles, dense, algorithm);
+at::Tensor masked_linear_grad_weight_autograd(const MaskedLinearGradWeightArguments& a) {
+  if (needs_graph(a.op, a.grad_output, a.input)) return apply<GradWeightFunction>(a);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call(a);
 }
 
 // Autocast follows F.linear: operands in the autocast type.
-template <c10::DeviceType device>
-struct Autocast {
-  static at::Tensor cast(const at::Tensor& tensor) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
+template <c10::DeviceType device, typename Arguments>
+at::Tensor masked_linear_autocast(const Arguments& arguments) {
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto cast = [](at::Tensor& tensor) {
+    tensor = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
+  };
+  Arguments a = arguments;
+  if constexpr (requires { a.input; }) cast(a.input);
+  if constexpr (requires { a.weight; }) cast(a.weight);
+  if constexpr (requires { a.grad_output; }) cast(a.grad_output);
+  if constexpr (requires { a.bias; }) {
+    if (given(a.bias)) cast(*a.bias);
   }
-  static at::Tensor forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                            const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
-                            std::optional<std::string_view> activation) {
-    c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    const OptionalTensor cast_bias = given(bias) ? OptionalTensor(cast(*bias)) : std::nullopt;
-    return masked_linear(cast(input), cast(weight), cast_bias, extents, rows, columns, tiles, dense, algorithm,
-                         activation);
-  }
-  template <GradOp op>
-  static at::Tensor grad(const at::Tensor& first, const at::Tensor& second, const OptionalTensor& extents,
-                         const OptionalTensor& rows, const OptionalTensor& columns, const OptionalTensor& tiles,
-                         const OptionalTensor& dense, std::string_view algorithm) {
-    c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    return op(cast(first), cast(second), extents, rows, columns, tiles, dense, algorithm);
-  }
-};
+  return call(a);
+}
 
 at::Tensor empty_rows(const at::Tensor& rows, const c10::SymInt& features) {
   c10::SymDimVector sizes(rows.sym_sizes().begin(), rows.sym_sizes().end());
@@ -335,53 +241,44 @@ at::Tensor empty_rows(const at::Tensor& rows, const c10::SymInt& features) {
   return at::empty_symint(sizes, rows.options());
 }
 
-at::Tensor masked_linear_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                              const OptionalTensor& extents, const OptionalTensor& rows,
-                              const OptionalTensor& columns, const OptionalTensor& tiles, const OptionalTensor& dense,
-                              std::string_view algorithm, std::optional<std::string_view> activation) {
-  parse_mlp_activation(forward_name, activation);
-  check_masked_linear(input, weight, bias, {extents, rows, columns, tiles, dense}, algorithm);
-  return empty_rows(input, weight.sym_size(0));
+at::Tensor masked_linear_meta(const MaskedLinearArguments& a) {
+  parse_mlp_activation(a.op, a.activation);
+  check_masked_linear(a);
+  return empty_rows(a.input, a.weight.sym_size(0));
 }
 
-at::Tensor masked_linear_grad_input_meta(const at::Tensor& grad_output, const at::Tensor& weight,
-                                         const OptionalTensor& extents, const OptionalTensor& rows,
-                                         const OptionalTensor& columns, const OptionalTensor& tiles,
-                                         const OptionalTensor& dense, std::string_view algorithm) {
-  check_masked_linear_grad_input(grad_output, weight, {extents, rows, columns, tiles, dense}, algorithm);
-  return empty_rows(grad_output, weight.sym_size(1));
+at::Tensor masked_linear_grad_input_meta(const MaskedLinearGradInputArguments& a) {
+  check_masked_linear_grad_input(a);
+  return empty_rows(a.grad_output, a.weight.sym_size(1));
 }
 
-at::Tensor masked_linear_grad_weight_meta(const at::Tensor& grad_output, const at::Tensor& input,
-                                          const OptionalTensor& extents, const OptionalTensor& rows,
-                                          const OptionalTensor& columns, const OptionalTensor& tiles,
-                                          const OptionalTensor& dense, std::string_view algorithm) {
-  check_masked_linear_grad_weight(grad_output, input, {extents, rows, columns, tiles, dense}, algorithm);
-  return at::empty_symint({grad_output.sym_size(-1), input.sym_size(-1)}, input.options());
+at::Tensor masked_linear_grad_weight_meta(const MaskedLinearGradWeightArguments& a) {
+  check_masked_linear_grad_weight(a);
+  return at::empty_symint({a.grad_output.sym_size(-1), a.input.sym_size(-1)}, a.input.options());
 }
 
 template <c10::DeviceType device>
 void register_autocast(torch::Library& m) {
-  m.impl("masked_linear", TORCH_FN(Autocast<device>::forward));
-  m.impl("masked_linear_grad_input", TORCH_FN((Autocast<device>::template grad<masked_linear_grad_input>)));
-  m.impl("masked_linear_grad_weight", TORCH_FN((Autocast<device>::template grad<masked_linear_grad_weight>)));
+  implement<masked_linear_autocast<device, MaskedLinearArguments>>(m);
+  implement<masked_linear_autocast<device, MaskedLinearGradInputArguments>>(m);
+  implement<masked_linear_autocast<device, MaskedLinearGradWeightArguments>>(m);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Autograd, m) {
-  m.impl("masked_linear", TORCH_FN(masked_linear_autograd));
-  m.impl("masked_linear_grad_input", TORCH_FN(masked_linear_grad_input_autograd));
-  m.impl("masked_linear_grad_weight", TORCH_FN(masked_linear_grad_weight_autograd));
+  implement<masked_linear_autograd>(m);
+  implement<masked_linear_grad_input_autograd>(m);
+  implement<masked_linear_grad_weight_autograd>(m);
 }
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCPU, m) { register_autocast<c10::kCPU>(m); }
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AutocastCUDA, m) { register_autocast<c10::kCUDA>(m); }
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) {
-  m.impl("masked_linear", TORCH_FN(masked_linear_meta));
-  m.impl("masked_linear_grad_input", TORCH_FN(masked_linear_grad_input_meta));
-  m.impl("masked_linear_grad_weight", TORCH_FN(masked_linear_grad_weight_meta));
+  implement<masked_linear_meta>(m);
+  implement<masked_linear_grad_input_meta>(m);
+  implement<masked_linear_grad_weight_meta>(m);
 }
 
 }  // namespace ar_fast

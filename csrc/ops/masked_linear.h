@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "../kernels/masked_linear.h"
+#include "arguments.h"
 #include "common.h"
 
 namespace ar_fast {
@@ -25,8 +26,9 @@ struct MaskTensors {
 // The plan with contiguous tensors, for the kernels.
 struct ContiguousMask {
   explicit ContiguousMask(const MaskTensors& mask)
-      : extents(contiguous(mask.extents)), rows(contiguous(mask.rows)), columns(contiguous(mask.columns)),
-        tiles(contiguous(mask.tiles)), dense(contiguous(mask.dense)) {}
+      : extents(contiguous_or_undefined(mask.extents)), rows(contiguous_or_undefined(mask.rows)),
+        columns(contiguous_or_undefined(mask.columns)), tiles(contiguous_or_undefined(mask.tiles)),
+        dense(contiguous_or_undefined(mask.dense)) {}
   MaskPlan plan(int64_t out_features, int64_t in_features) const {
     return {out_features, in_features, index(extents), index(rows), index(columns), index(tiles),
             dense.defined() ? static_cast<const uint8_t*>(dense.const_data_ptr()) : nullptr};
@@ -34,38 +36,47 @@ struct ContiguousMask {
   at::Tensor extents, rows, columns, tiles, dense;
 
  private:
-  static at::Tensor contiguous(const OptionalTensor& tensor) {
-    return tensor.has_value() && tensor->defined() ? tensor->contiguous() : at::Tensor();
-  }
   static const int32_t* index(const at::Tensor& tensor) {
     return tensor.defined() ? tensor.const_data_ptr<int32_t>() : nullptr;
   }
 };
 
-// y. Goes through the dispatcher, as a call of torch.ops does.
-at::Tensor masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                         const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
-                         std::optional<std::string_view> activation);
+// -> y
+struct MaskedLinearArguments {
+  static constexpr const char* op = "masked_linear";
+  using Result = at::Tensor;
+  at::Tensor input, weight;
+  OptionalTensor bias, extents, rows, columns, tiles, dense;
+  std::string_view algorithm;
+  std::optional<std::string_view> activation;
+};
 
-// dX (..., I) = dY (W * M)
-at::Tensor masked_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
-                                    const OptionalTensor& extents, const OptionalTensor& rows,
-                                    const OptionalTensor& columns, const OptionalTensor& tiles,
-                                    const OptionalTensor& dense, std::string_view algorithm);
+// -> dX (..., I) = dY (W * M)
+struct MaskedLinearGradInputArguments {
+  static constexpr const char* op = "masked_linear_grad_input";
+  using Result = at::Tensor;
+  at::Tensor grad_output, weight;
+  OptionalTensor extents, rows, columns, tiles, dense;
+  std::string_view algorithm;
+};
 
-// dW (O, I) = (dY^T X) * M, exactly zero where the mask is
-at::Tensor masked_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input,
-                                     const OptionalTensor& extents, const OptionalTensor& rows,
-                                     const OptionalTensor& columns, const OptionalTensor& tiles,
-                                     const OptionalTensor& dense, std::string_view algorithm);
+// -> dW (O, I) = (dY^T X) * M, exactly zero where the mask is
+struct MaskedLinearGradWeightArguments {
+  static constexpr const char* op = "masked_linear_grad_weight";
+  using Result = at::Tensor;
+  at::Tensor grad_output, input;
+  OptionalTensor extents, rows, columns, tiles, dense;
+  std::string_view algorithm;
+};
+
+template <typename Arguments>
+MaskTensors mask_of(const Arguments& a) {
+  return {a.extents, a.rows, a.columns, a.tiles, a.dense};
+}
 
 // Structure only: shapes, dtypes, devices. Shared by the CPU, CUDA and Meta implementations.
-void check_masked_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                         const MaskTensors& mask, std::string_view algorithm);
-void check_masked_linear_grad_input(const at::Tensor& grad_output, const at::Tensor& weight, const MaskTensors& mask,
-                                    std::string_view algorithm);
-void check_masked_linear_grad_weight(const at::Tensor& grad_output, const at::Tensor& input, const MaskTensors& mask,
-                                     std::string_view algorithm);
+void check_masked_linear(const MaskedLinearArguments& a);
+void check_masked_linear_grad_input(const MaskedLinearGradInputArguments& a);
+void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a);
 
 }  // namespace ar_fast

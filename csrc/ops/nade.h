@@ -10,7 +10,6 @@
 // several rows, values of those of one. A per_variable head takes such an x.
 #pragma once
 
-#include <string>
 #include <string_view>
 #include <tuple>
 
@@ -22,31 +21,50 @@
 namespace ar_fast {
 
 // -> parameters (B, R_out)
-at::Tensor nade(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                const OptionalTensor& activation_scale, std::string activation, std::string algorithm);
+struct NadeArguments {
+  static constexpr const char* op = "nade";
+  using Result = at::Tensor;
+  at::Tensor x, in_weight, in_bias, out_weight, out_bias;
+  OptionalTensor order, in_offsets, out_offsets, activation_scale;
+  std::string_view activation, algorithm;
+};
 
 // -> grad_x (B, D) or (0), grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale (D) or (0)
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
-    bool needs_activation_scale, std::string algorithm);
+struct NadeBackwardArguments {
+  static constexpr const char* op = "nade_backward";
+  using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+  at::Tensor grad, x, in_weight, in_bias, out_weight;
+  OptionalTensor order, in_offsets, out_offsets, activation_scale;
+  std::string_view activation;
+  bool needs_x, needs_activation_scale;
+  std::string_view algorithm;
+};
 
 // log-likelihood -> (B), or (B, D) by variable
-at::Tensor nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                         const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                         const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                         const OptionalTensor& activation_scale, std::string activation, std::string head,
-                         int64_t levels, const OptionalTensor& head_kinds, bool per_variable, std::string algorithm);
+struct NadeLogProbArguments {
+  static constexpr const char* op = "nade_log_prob";
+  using Result = at::Tensor;
+  at::Tensor x, in_weight, in_bias, out_weight, out_bias;
+  OptionalTensor order, in_offsets, out_offsets, activation_scale;
+  std::string_view activation, head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  bool per_variable;
+  std::string_view algorithm;
+};
 
 // -> log_prob, parameters (B, R_out) or (0)
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
-    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm);
+struct NadeLogProbForwardArguments {
+  static constexpr const char* op = "nade_log_prob_forward";
+  using Result = std::tuple<at::Tensor, at::Tensor>;
+  at::Tensor x, in_weight, in_bias, out_weight, out_bias;
+  OptionalTensor order, in_offsets, out_offsets, activation_scale;
+  std::string_view activation, head;
+  int64_t levels;
+  OptionalTensor head_kinds;
+  bool per_variable, keep_parameters;
+  std::string_view algorithm;
+};
 
 // Draws positions start ... stop-1 of `variables` variables from state (B, H) -> values (B, stop - start) by position,
 // log_prob (B) float64 of the drawn ones, the state after them
@@ -68,19 +86,6 @@ struct NadeSampleArguments {
 
 Activation parse_activation(const char* op, std::string_view name);
 
-// Structure only: shapes, dtypes, devices. Never synchronises. x, in_bias, out_bias may be undefined where an op has none.
-void check_nade(const char* op, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                const OptionalTensor& activation_scale);
-
-// Which heads take which x: a mixed one is for per_variable alone.
-void check_nade_head(const char* op, const at::Tensor& x, const at::Tensor& out_weight,
-                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets, const Head& head,
-                     const OptionalTensor& head_kinds);
-
-Head check_nade_sample(const NadeSampleArguments& a);
-
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
   at::Tensor x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale;
@@ -94,19 +99,9 @@ struct NadeForwardTensors : NadeTensors {
   NadeForward output{};
 };
 
-NadeForwardTensors prepare_nade_forward(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                                        const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                        const OptionalTensor& order, const OptionalTensor& in_offsets,
-                                        const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                                        const std::string& activation, const std::string& algorithm);
+NadeForwardTensors prepare_nade_forward(const NadeArguments& a);
 
-NadeForwardTensors prepare_nade_log_prob(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                                         const at::Tensor& out_weight, const at::Tensor& out_bias,
-                                         const OptionalTensor& order, const OptionalTensor& in_offsets,
-                                         const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                                         const std::string& activation, const std::string& head, int64_t levels,
-                                         const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters,
-                                         const std::string& algorithm);
+NadeForwardTensors prepare_nade_log_prob(const NadeLogProbForwardArguments& a);
 
 struct NadeBackwardTensors : NadeTensors {
   at::Tensor grad, grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale;
@@ -115,12 +110,7 @@ struct NadeBackwardTensors : NadeTensors {
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> result() const;
 };
 
-NadeBackwardTensors prepare_nade_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight,
-                                          const at::Tensor& in_bias, const at::Tensor& out_weight,
-                                          const OptionalTensor& order, const OptionalTensor& in_offsets,
-                                          const OptionalTensor& out_offsets, const OptionalTensor& activation_scale,
-                                          const std::string& activation, bool needs_x, bool needs_activation_scale,
-                                          const std::string& algorithm);
+NadeBackwardTensors prepare_nade_backward(const NadeBackwardArguments& a);
 
 struct NadeSampleTensors : NadeTensors {
   at::Tensor given, known, head_kinds, next, values, log_prob;

@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "../../kernels/cpu/head_cpu.h"
-#include "../library.h"
 #include "values.h"
 
 namespace ar_fast {
@@ -32,33 +31,25 @@ void over_rows(const HeadTensors& t, const Body& body) {
   at::parallel_for(0, t.rows.batch, std::max<int64_t>(1, grain / std::max<int64_t>(1, t.rows.parameter_rows)), body);
 }
 
-at::Tensor head_log_prob_cpu(const at::Tensor& parameters, const at::Tensor& x, const OptionalTensor& offsets,
-                             std::string head, int64_t levels, const OptionalTensor& head_kinds) {
-  const char* op = "head_log_prob";
-  const Head parsed = parse_head(op, head, levels, head_kinds);
-  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
+at::Tensor head_log_prob_cpu(const HeadLogProbArguments& a) {
+  const char* op = HeadLogProbArguments::op;
+  const HeadTensors t = prepare_head(a);
   check_values(op, t);
-  at::Tensor log_prob = at::empty(x.sizes(), parameters.options());
+  at::Tensor log_prob = at::empty(a.x.sizes(), a.parameters.options());
   const HeadLogProb output{log_prob.mutable_data_ptr()};
   const auto kernel = AR_FAST_CPU_KERNEL(head_log_prob);
   over_rows(t, [&](int64_t begin, int64_t end) { kernel(t.rows, output, begin, end); });
   return log_prob;
 }
 
-std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cpu(const at::Tensor& grad, const at::Tensor& parameters,
-                                                              const at::Tensor& x, const OptionalTensor& offsets,
-                                                              std::string head, int64_t levels,
-                                                              const OptionalTensor& head_kinds) {
-  const char* op = "head_log_prob_backward";
-  const Head parsed = parse_head(op, head, levels, head_kinds);
-  check_head_log_prob(op, parameters, x, offsets, parsed, head_kinds);
-  const HeadTensors t = prepare_head(parameters, x, offsets, parsed, head_kinds);
+std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cpu(const HeadLogProbBackwardArguments& a) {
+  const char* op = HeadLogProbBackwardArguments::op;
+  const HeadTensors t = prepare_head(a);
   check_values(op, t);
-  const at::Tensor dense_grad = prepare_head_grad(t, grad);
-  at::Tensor grad_parameters = at::empty(parameters.sizes(), parameters.options());
-  at::Tensor grad_x = at::empty(x.sizes(), parameters.options());
-  const HeadBackward output{dense_grad.const_data_ptr(), grad.dim() == 2 ? t.rows.variables : 0,
+  const at::Tensor dense_grad = prepare_head_grad(t, a.grad);
+  at::Tensor grad_parameters = at::empty(a.parameters.sizes(), a.parameters.options());
+  at::Tensor grad_x = at::empty(a.x.sizes(), a.parameters.options());
+  const HeadBackward output{dense_grad.const_data_ptr(), a.grad.dim() == 2 ? t.rows.variables : 0,
                             grad_parameters.mutable_data_ptr(), grad_x.mutable_data_ptr()};
   const auto kernel = AR_FAST_CPU_KERNEL(head_backward);
   over_rows(t, [&](int64_t begin, int64_t end) { kernel(t.rows, output, begin, end); });
@@ -68,8 +59,8 @@ std::tuple<at::Tensor, at::Tensor> head_log_prob_backward_cpu(const at::Tensor& 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
-  m.impl("head_log_prob", head_log_prob_cpu);
-  m.impl("head_log_prob_backward", head_log_prob_backward_cpu);
+  implement<head_log_prob_cpu>(m);
+  implement<head_log_prob_backward_cpu>(m);
 }
 
 }  // namespace ar_fast

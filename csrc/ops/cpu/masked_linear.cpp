@@ -8,7 +8,6 @@
 
 #include "../activation.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "masked_linear_paths.h"
 
@@ -73,72 +72,62 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
   return at::where(mask.to_dense(), weight, at::zeros({}, weight.options()));
 }
 
-at::Tensor masked_linear_cpu(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                             const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                             const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
-                             std::optional<std::string_view> activation) {
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  const MlpActivation f = parse_mlp_activation("masked_linear", activation);
-  check_masked_linear(input, weight, bias, tensors, algorithm);
-  const HostMask mask("masked_linear", tensors, weight.size(0), weight.size(1));
-  const int64_t batch = count_rows(input);
-  const Path path = copies(algorithm, mask, batch) ? Path::copied : choose(algorithm, weight.scalar_type(), batch);
-  explain_path("masked_linear", path, mask, batch);
-  if (path == Path::dense) return activate(f, at::linear(input, dense_weight(mask, weight), bias));
-  const at::Tensor x = as_matrix(input);
-  const at::Tensor b = bias.has_value() && bias->defined() ? bias->to(x.scalar_type()).contiguous() : at::Tensor();
-  const at::Tensor w = weight.contiguous();
-  if (path == Path::fused) return as_rows(fused_forward(mask, x, w, b, f), input);
+at::Tensor masked_linear_cpu(const MaskedLinearArguments& a) {
+  const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+  check_masked_linear(a);
+  const HostMask mask(a.op, mask_of(a), a.weight.size(0), a.weight.size(1));
+  const int64_t batch = count_rows(a.input);
+  const Path path =
+      copies(a.algorithm, mask, batch) ? Path::copied : choose(a.algorithm, a.weight.scalar_type(), batch);
+  explain_path(a.op, path, mask, batch);
+  if (path == Path::dense) return activate(f, at::linear(a.input, dense_weight(mask, a.weight), a.bias));
+  const at::Tensor x = as_matrix(a.input);
+  at::Tensor b = or_undefined(a.bias);
+  if (b.defined()) b = b.to(x.scalar_type()).contiguous();
+  const at::Tensor w = a.weight.contiguous();
+  if (path == Path::fused) return as_rows(fused_forward(mask, x, w, b, f), a.input);
   const auto sums = path == Path::copied     ? copied_forward
                     : path == Path::bfloat16 ? bfloat16_forward
                                              : panels_forward;
-  return as_rows(activate(f, sums(mask, x, w, b)), input);
+  return as_rows(activate(f, sums(mask, x, w, b)), a.input);
 }
 
-at::Tensor masked_linear_grad_input_cpu(const at::Tensor& grad_output, const at::Tensor& weight,
-                                        const OptionalTensor& extents, const OptionalTensor& rows,
-                                        const OptionalTensor& columns, const OptionalTensor& tiles,
-                                        const OptionalTensor& dense, std::string_view algorithm) {
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
-  const HostMask mask("masked_linear_grad_input", tensors, weight.size(0), weight.size(1));
-  const Path path = choose(algorithm, weight.scalar_type(), count_rows(grad_output));
-  explain_path("masked_linear_grad_input", path, mask, count_rows(grad_output));
-  const at::Tensor dy = as_matrix(grad_output);
-  if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, weight).to(dy.scalar_type())), grad_output);
+at::Tensor masked_linear_grad_input_cpu(const MaskedLinearGradInputArguments& a) {
+  check_masked_linear_grad_input(a);
+  const HostMask mask(a.op, mask_of(a), a.weight.size(0), a.weight.size(1));
+  const Path path = choose(a.algorithm, a.weight.scalar_type(), count_rows(a.grad_output));
+  explain_path(a.op, path, mask, count_rows(a.grad_output));
+  const at::Tensor dy = as_matrix(a.grad_output);
+  if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, a.weight).to(dy.scalar_type())), a.grad_output);
   const auto grad_input = path == Path::fused      ? fused_grad_input
                           : path == Path::bfloat16 ? bfloat16_grad_input
                                                    : panels_grad_input;
-  return as_rows(grad_input(mask, dy, weight.contiguous()), grad_output);
+  return as_rows(grad_input(mask, dy, a.weight.contiguous()), a.grad_output);
 }
 
-at::Tensor masked_linear_grad_weight_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                         const OptionalTensor& extents, const OptionalTensor& rows,
-                                         const OptionalTensor& columns, const OptionalTensor& tiles,
-                                         const OptionalTensor& dense, std::string_view algorithm) {
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  check_masked_linear_grad_weight(grad_output, input, tensors, algorithm);
-  const int64_t batch = count_rows(input);
-  const HostMask mask("masked_linear_grad_weight", tensors, grad_output.size(-1), input.size(-1));
-  if (batch == 0) return at::zeros({grad_output.size(-1), input.size(-1)}, input.options());
-  const Path path = choose(algorithm, input.scalar_type(), batch);
-  explain_path("masked_linear_grad_weight", path, mask, batch);
-  const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
+at::Tensor masked_linear_grad_weight_cpu(const MaskedLinearGradWeightArguments& a) {
+  check_masked_linear_grad_weight(a);
+  const int64_t batch = count_rows(a.input);
+  const HostMask mask(a.op, mask_of(a), a.grad_output.size(-1), a.input.size(-1));
+  if (batch == 0) return at::zeros({a.grad_output.size(-1), a.input.size(-1)}, a.input.options());
+  const Path path = choose(a.algorithm, a.input.scalar_type(), batch);
+  explain_path(a.op, path, mask, batch);
+  const at::Tensor dy = as_matrix(a.grad_output), x = as_matrix(a.input);
   if (path == Path::dense) {
     const at::Tensor dw = at::mm(dy.t(), x);
-    return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(input.scalar_type());
+    return at::where(mask.to_dense(), dw, at::zeros({}, dw.options())).to(a.input.scalar_type());
   }
   if (path == Path::bfloat16) return bfloat16_grad_weight(mask, dy, x);
   const auto grad_weight = path == Path::fused ? fused_grad_weight : panels_grad_weight;
-  return grad_weight(mask, dy, x, input.scalar_type());
+  return grad_weight(mask, dy, x, a.input.scalar_type());
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
-  m.impl("masked_linear", TORCH_FN(masked_linear_cpu));
-  m.impl("masked_linear_grad_input", TORCH_FN(masked_linear_grad_input_cpu));
-  m.impl("masked_linear_grad_weight", TORCH_FN(masked_linear_grad_weight_cpu));
+  implement<masked_linear_cpu>(m);
+  implement<masked_linear_grad_input_cpu>(m);
+  implement<masked_linear_grad_weight_cpu>(m);
 }
 
 }  // namespace ar_fast

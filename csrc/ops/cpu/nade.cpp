@@ -10,7 +10,6 @@
 
 #include "../../kernels/cpu/nade_cpu.h"
 #include "../explain.h"
-#include "../library.h"
 #include "isa.h"
 #include "slices.h"
 #include "values.h"
@@ -247,26 +246,16 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
   }
 }
 
-at::Tensor nade_cpu(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                    const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                    const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                    const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
-  const auto t = prepare_nade_forward(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                      activation_scale, activation, algorithm);
+at::Tensor nade_cpu(const NadeArguments& a) {
+  const auto t = prepare_nade_forward(a);
   check_values("nade", t);
   run_forward(t, t.output);
   return t.parameters;
 }
 
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
-    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm) {
-  const char* op = "nade_log_prob";
-  const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                       activation_scale, activation, head, levels, head_kinds, per_variable,
-                                       keep_parameters, algorithm);
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(const NadeLogProbForwardArguments& a) {
+  const char* op = NadeLogProbArguments::op;
+  const auto t = prepare_nade_log_prob(a);
   check_values(op, t, 1);
   const bool wide = t.model.storage == ScalarType::float64;
   const NadeModel& m = t.model;
@@ -281,13 +270,8 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(
   return {t.log_prob, t.parameters};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
-    bool needs_activation_scale, std::string algorithm) {
-  const auto t = prepare_nade_backward(grad, x, in_weight, in_bias, out_weight, order, in_offsets, out_offsets,
-                                       activation_scale, activation, needs_x, needs_activation_scale, algorithm);
+NadeBackwardArguments::Result nade_backward_cpu(const NadeBackwardArguments& a) {
+  const auto t = prepare_nade_backward(a);
   check_values("nade_backward", t);
   const int64_t batch = t.input.batch;
   // About sqrt(D) checkpoints balance their memory against that of one chunk.
@@ -311,7 +295,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_back
       weights(t.model, input, t.output, chunks.view, changes, strip, scratch);
     }
   });
-  if ((needs_x || needs_activation_scale) && batch > 0) {
+  if ((a.needs_x || a.needs_activation_scale) && batch > 0) {
     const auto rows = AR_FAST_CPU_KERNEL(nade_backward_input);
     in_slices(batch, 1, layout.backward_input_bytes, [&](int64_t begin, int64_t end, void* scratch) {
       rows(t.model, t.input, t.output, chunks.view, begin, end, scratch);
@@ -347,9 +331,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(const NadeSampleA
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) {
-  m.impl("nade", nade_cpu);
-  m.impl("nade_log_prob_forward", nade_log_prob_forward_cpu);
-  m.impl("nade_backward", nade_backward_cpu);
+  implement<nade_cpu>(m);
+  implement<nade_log_prob_forward_cpu>(m);
+  implement<nade_backward_cpu>(m);
   implement<nade_sample_cpu>(m);
 }
 

@@ -15,7 +15,6 @@
 #include "../../kernels/cuda/masked_linear_cuda.h"
 #include "../activation.h"
 #include "../explain.h"
-#include "../library.h"
 #include "stream.h"
 
 namespace ar_fast {
@@ -92,21 +91,17 @@ void run_tiles(const char* op, MaskedLinearProduct product, const MaskedLinear& 
   check_launch(op, masked_linear_tiles_cuda(product, arguments, current_stream(beside)));
 }
 
-at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                              const OptionalTensor& extents, const OptionalTensor& rows, const OptionalTensor& columns,
-                              const OptionalTensor& tiles, const OptionalTensor& dense, std::string_view algorithm,
-                              std::optional<std::string_view> activation) {
-  const char* op = "masked_linear";
-  const MlpActivation f = parse_mlp_activation(op, activation);
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  check_masked_linear(input, weight, bias, tensors, algorithm);
-  const ContiguousMask mask(tensors);
-  if (algorithm == "dense") return activate(f, at::linear(input, select(mask, weight), bias));
-  const int64_t batch = count_rows(input), out_features = weight.size(0), in_features = weight.size(1);
+at::Tensor masked_linear_cuda(const MaskedLinearArguments& a) {
+  const char* op = a.op;
+  const MlpActivation f = parse_mlp_activation(op, a.activation);
+  check_masked_linear(a);
+  const ContiguousMask mask(mask_of(a));
+  if (a.algorithm == "dense") return activate(f, at::linear(a.input, select(mask, a.weight), a.bias));
+  const int64_t batch = count_rows(a.input), out_features = a.weight.size(0), in_features = a.weight.size(1);
   check_limits(op, batch, out_features, in_features);
-  const at::Tensor x = as_matrix(input), w = weight.contiguous();
-  const at::Tensor b = bias.has_value() && bias->defined() ? bias->contiguous() : at::Tensor();
-  at::Tensor y = empty_rows(input, out_features);
+  const at::Tensor x = as_matrix(a.input), w = a.weight.contiguous();
+  const at::Tensor b = contiguous_or_undefined(a.bias);
+  at::Tensor y = empty_rows(a.input, out_features);
   MaskedLinear arguments{};
   arguments.storage = storage_type(w.scalar_type());
   arguments.tf32 = tf32_allowed();
@@ -118,7 +113,7 @@ at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
   arguments.bias = b.defined() ? b.const_data_ptr() : nullptr;
   arguments.activation = f;
   arguments.output = y.mutable_data_ptr();
-  if (few_rows(algorithm, batch)) {
+  if (few_rows(a.algorithm, batch)) {
     run_rows(op, masked_linear_rows_cuda, arguments, w);
   } else {
     run_tiles(op, MaskedLinearProduct::y, arguments, w);
@@ -126,19 +121,15 @@ at::Tensor masked_linear_cuda(const at::Tensor& input, const at::Tensor& weight,
   return y;
 }
 
-at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at::Tensor& weight,
-                                         const OptionalTensor& extents, const OptionalTensor& rows,
-                                         const OptionalTensor& columns, const OptionalTensor& tiles,
-                                         const OptionalTensor& dense, std::string_view algorithm) {
-  const char* op = "masked_linear_grad_input";
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  check_masked_linear_grad_input(grad_output, weight, tensors, algorithm);
-  const ContiguousMask mask(tensors);
-  if (algorithm == "dense") return at::linear(grad_output, select(mask, weight).t());
-  const int64_t batch = count_rows(grad_output), out_features = weight.size(0), in_features = weight.size(1);
+at::Tensor masked_linear_grad_input_cuda(const MaskedLinearGradInputArguments& a) {
+  const char* op = a.op;
+  check_masked_linear_grad_input(a);
+  const ContiguousMask mask(mask_of(a));
+  if (a.algorithm == "dense") return at::linear(a.grad_output, select(mask, a.weight).t());
+  const int64_t batch = count_rows(a.grad_output), out_features = a.weight.size(0), in_features = a.weight.size(1);
   check_limits(op, batch, out_features, in_features);
-  const at::Tensor dy = as_matrix(grad_output), w = weight.contiguous();
-  at::Tensor dx = empty_rows(grad_output, in_features);
+  const at::Tensor dy = as_matrix(a.grad_output), w = a.weight.contiguous();
+  at::Tensor dx = empty_rows(a.grad_output, in_features);
   MaskedLinear arguments{};
   arguments.storage = storage_type(w.scalar_type());
   arguments.tf32 = tf32_allowed();
@@ -148,7 +139,7 @@ at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at
   arguments.grad_output = dy.const_data_ptr();
   arguments.grad_output_stride = dy.stride(0);
   arguments.output = dx.mutable_data_ptr();
-  if (few_rows(algorithm, batch)) {
+  if (few_rows(a.algorithm, batch)) {
     run_rows(op, masked_linear_grad_input_rows_cuda, arguments, w);
   } else {
     run_tiles(op, MaskedLinearProduct::grad_input, arguments, w);
@@ -156,19 +147,15 @@ at::Tensor masked_linear_grad_input_cuda(const at::Tensor& grad_output, const at
   return dx;
 }
 
-at::Tensor masked_linear_grad_weight_cuda(const at::Tensor& grad_output, const at::Tensor& input,
-                                          const OptionalTensor& extents, const OptionalTensor& rows,
-                                          const OptionalTensor& columns, const OptionalTensor& tiles,
-                                          const OptionalTensor& dense, std::string_view algorithm) {
-  const char* op = "masked_linear_grad_weight";
-  const MaskTensors tensors{extents, rows, columns, tiles, dense};
-  check_masked_linear_grad_weight(grad_output, input, tensors, algorithm);
-  const ContiguousMask mask(tensors);
-  const int64_t batch = count_rows(input), out_features = grad_output.size(-1), in_features = input.size(-1);
+at::Tensor masked_linear_grad_weight_cuda(const MaskedLinearGradWeightArguments& a) {
+  const char* op = a.op;
+  check_masked_linear_grad_weight(a);
+  const ContiguousMask mask(mask_of(a));
+  const int64_t batch = count_rows(a.input), out_features = a.grad_output.size(-1), in_features = a.input.size(-1);
   check_limits(op, batch, out_features, in_features);
-  const at::Tensor dy = as_matrix(grad_output), x = as_matrix(input);
-  if (algorithm == "dense") return select(mask, at::mm(dy.t(), x));
-  at::Tensor dw = at::empty({out_features, in_features}, input.options());
+  const at::Tensor dy = as_matrix(a.grad_output), x = as_matrix(a.input);
+  if (a.algorithm == "dense") return select(mask, at::mm(dy.t(), x));
+  at::Tensor dw = at::empty({out_features, in_features}, a.input.options());
   MaskedLinear arguments{};
   arguments.storage = storage_type(x.scalar_type());
   arguments.tf32 = tf32_allowed();
@@ -186,9 +173,9 @@ at::Tensor masked_linear_grad_weight_cuda(const at::Tensor& grad_output, const a
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AR_FAST_CUDA_KEY, m) {
-  m.impl("masked_linear", masked_linear_cuda);
-  m.impl("masked_linear_grad_input", masked_linear_grad_input_cuda);
-  m.impl("masked_linear_grad_weight", masked_linear_grad_weight_cuda);
+  implement<masked_linear_cuda>(m);
+  implement<masked_linear_grad_input_cuda>(m);
+  implement<masked_linear_grad_weight_cuda>(m);
 }
 
 }  // namespace ar_fast

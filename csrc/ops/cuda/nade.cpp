@@ -6,7 +6,6 @@
 
 #include "../../kernels/cuda/nade_cuda.h"
 #include "../explain.h"
-#include "../library.h"
 #include "stream.h"
 
 namespace ar_fast {
@@ -45,46 +44,31 @@ void run_forward(const char* op, const NadeTensors& t, const NadeForward& output
                nade_forward_cuda(t.model, t.input, output, scratch.mutable_data_ptr(), current_stream(t.in_weight)));
 }
 
-at::Tensor nade_cuda(const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-                     const at::Tensor& out_weight, const at::Tensor& out_bias, const OptionalTensor& order,
-                     const OptionalTensor& in_offsets, const OptionalTensor& out_offsets,
-                     const OptionalTensor& activation_scale, std::string activation, std::string algorithm) {
-  const auto t = prepare_nade_forward(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                      activation_scale, activation, algorithm);
+at::Tensor nade_cuda(const NadeArguments& a) {
+  const auto t = prepare_nade_forward(a);
   run_forward("nade", t, t.output);
   return t.parameters;
 }
 
-std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cuda(
-    const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias, const at::Tensor& out_weight,
-    const at::Tensor& out_bias, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, std::string head,
-    int64_t levels, const OptionalTensor& head_kinds, bool per_variable, bool keep_parameters, std::string algorithm) {
-  const auto t = prepare_nade_log_prob(x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets,
-                                       activation_scale, activation, head, levels, head_kinds, per_variable,
-                                       keep_parameters, algorithm);
+std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cuda(const NadeLogProbForwardArguments& a) {
+  const auto t = prepare_nade_log_prob(a);
   run_forward("nade_log_prob", t, t.output);
   return {t.log_prob, t.parameters};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> nade_backward_cuda_op(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& in_weight, const at::Tensor& in_bias,
-    const at::Tensor& out_weight, const OptionalTensor& order, const OptionalTensor& in_offsets,
-    const OptionalTensor& out_offsets, const OptionalTensor& activation_scale, std::string activation, bool needs_x,
-    bool needs_activation_scale, std::string algorithm) {
-  const char* op = "nade_backward";
-  const auto t = prepare_nade_backward(grad, x, in_weight, in_bias, out_weight, order, in_offsets, out_offsets,
-                                       activation_scale, activation, needs_x, needs_activation_scale, algorithm);
+NadeBackwardArguments::Result nade_backward_cuda_op(const NadeBackwardArguments& a) {
+  const char* op = NadeBackwardArguments::op;
+  const auto t = prepare_nade_backward(a);
   check_limits(op, t.model, t.input.batch);
   const NadeBackwardCut cut = nade_backward_cuda_cut(t.model, t.input);
   explain(op, " on CUDA: kernels nade_states, ",
           cut.tile > 1 ? "nade_local, nade_suffix, nade_far" : "nade_out_rows, nade_suffix, nade_in_rows",
-          needs_x || needs_activation_scale ? ", nade_inputs" : "", ", nade_bias; ", cut.tiles, " tiles of ", cut.tile,
-          " positions in ", cut.segments, " segments, ", t.input.batch, " rows");
-  const c10::DeviceGuard guard(in_weight.device());
-  const at::Tensor scratch = empty_scratch(cut.scratch_bytes, in_weight);
+          a.needs_x || a.needs_activation_scale ? ", nade_inputs" : "", ", nade_bias; ", cut.tiles, " tiles of ",
+          cut.tile, " positions in ", cut.segments, " segments, ", t.input.batch, " rows");
+  const c10::DeviceGuard guard(a.in_weight.device());
+  const at::Tensor scratch = empty_scratch(cut.scratch_bytes, a.in_weight);
   check_launch(op,
-               nade_backward_cuda(t.model, t.input, t.output, scratch.mutable_data_ptr(), current_stream(in_weight)));
+               nade_backward_cuda(t.model, t.input, t.output, scratch.mutable_data_ptr(), current_stream(a.in_weight)));
   return t.result();
 }
 
@@ -110,9 +94,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(const NadeSam
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, AR_FAST_CUDA_KEY, m) {
-  m.impl("nade", nade_cuda);
-  m.impl("nade_log_prob_forward", nade_log_prob_forward_cuda);
-  m.impl("nade_backward", nade_backward_cuda_op);
+  implement<nade_cuda>(m);
+  implement<nade_log_prob_forward_cuda>(m);
+  implement<nade_backward_cuda_op>(m);
   implement<nade_sample_cuda_op>(m);
 }
 
