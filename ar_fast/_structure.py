@@ -34,7 +34,7 @@ class Structured:
     where those came to another device in some other way, ``_follow`` moves them when they are used.
     """
 
-    #: The tensors by the names of their attributes, on the device where they were last needed but for meta.
+    #: The tensors by the names of their attributes, on the device where they were last needed, except meta.
     _derived: dict[str, Tensor | None]
     #: Where the attributes are.
     _derived_on: torch.device | None = None

@@ -1,6 +1,6 @@
 """The ops as functions: names, keyword arguments and documentation over the compiled library.
 
-Each call takes the fastest door there is: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
+Each call takes the fastest entry point there is: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
 plain-torch twin of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched, which is under
 ``torch.func`` transforms and for tensors with a tangent of ``torch.autograd.forward_ad``; also under
 ``AR_FAST_BACKEND=reference``. A twin says once that it runs.
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """The op ``name`` with its schema's arguments, through whichever door is open."""
+    """The op ``name`` with its schema's arguments, through the entry point that serves it."""
     # None also while torch.compile traces; peek_interpreter_stack is not None there.
     if torch._C._functorch.maybe_current_level() is not None:
         return _fallback.call(name, "under torch.func transforms", *arguments)

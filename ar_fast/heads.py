@@ -150,7 +150,7 @@ class Head(abc.ABC):
     def mode(self, parameters: Tensor) -> Tensor:
         """The likeliest values; of equally likely ones the first.
 
-        Exact, but for a GaussianMixture of several components: there a local search goes uphill from each mean, and
+        Exact, except for a GaussianMixture of several components: there a local search goes uphill from each mean, and
         the highest end wins (Carreira-Perpinan, "Mode-finding for mixtures of Gaussian distributions", TPAMI 2000).
         Shapes and errors as ``mean``; bits, categories and levels as ``sample`` returns them.
 

@@ -1,4 +1,4 @@
-// The eager doors: one thin function per op, so that a call costs no more than torch's own.
+// The eager entry points: one thin function per op, so that a call costs no more than torch's own.
 #include <Python.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

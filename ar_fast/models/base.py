@@ -95,7 +95,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
-        """What the model was made with, as JSON holds it, but for the device and the order."""
+        """What the model was made with, as JSON holds it, except the device and the order."""
 
     @abc.abstractmethod
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:

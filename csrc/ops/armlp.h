@@ -1,4 +1,4 @@
-// ARMLP sampling: the front door, and what the CPU and the CUDA implementations share. The arithmetic and the storage in
+// ARMLP sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage in
 // blocks of networks are in kernels/armlp.h.
 //
 // Shapes: state (B, D) by position; in_weight (rows, H); block_starts (ceil(D / 8) + 1) int64; in_bias (D, H) or

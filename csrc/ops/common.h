@@ -1,4 +1,4 @@
-// Checks and conversions that every op's front door shares. Each error names the argument, the rule and what was given.
+// Checks and conversions that every op's entry point shares. Each error names the argument, the rule and what was given.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// FVSBN sampling: the front door, and what the CPU and the CUDA implementations share. The arithmetic and the storage by
+// FVSBN sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage by
 // place (place q is position D - 1 - q) are in kernels/fvsbn.h. Evaluation is masked_linear_grad_input.
 //
 // Shapes: state (B, R_out); weight (R_in, R_out), R_in = R_out for a categorical head and D otherwise; order (D) int64;

@@ -1,4 +1,4 @@
-// One-pass sampling of a masked perceptron (MADE): the front door, and what the CPU and the CUDA implementations share.
+// One-pass sampling of a masked perceptron (MADE): the entry point, and what the CPU and the CUDA implementations share.
 // The schedule is in kernels/masked_mlp.h.
 //
 // Shapes: state (B, features), features = R_in + units of all layers but the last. The program has 4 numbers for each

@@ -1,4 +1,4 @@
-// The NADE ops: their front doors, and what the CPU and the CUDA implementations share. The arithmetic is in
+// The NADE ops: their entry points, and what the CPU and the CUDA implementations share. The arithmetic is in
 // kernels/nade.h.
 //
 // Shapes: x (B, D); in_weight (R_in, H); in_bias (H) or (B, H); out_weight (R_out, H); out_bias (R_out); order (D) int64;

@@ -1,4 +1,4 @@
-// Sampling of a NADE with input weights tied by offset: the front door, and what the CPU and the CUDA implementations
+// Sampling of a NADE with input weights tied by offset: the entry point, and what the CPU and the CUDA implementations
 // share. The arithmetic is in kernels/offset_nade.h.
 //
 // Shapes: grid = (rows, columns, C), D = rows columns C; window = (up, side), T = up (2 side + 1) + side taps; state

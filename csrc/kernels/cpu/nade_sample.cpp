@@ -1,8 +1,8 @@
 // NADE sampling: one variable after another. All rows of a call pass through a chunk of positions before the next one,
 // so that its weights stay in the cache, a few rows together, so that a weight row is fetched once for all of them.
 // Positions are scored ahead as if zeros came out: a lone row jumps to the first that did not, rows that go together
-// score that position again (exact, since a zero leaves the state alone). A row's own arithmetic is the same in any
-// company.
+// score that position again (exact, since a zero leaves the state alone). A row's result does not depend on the rows
+// drawn with it.
 #include <array>
 
 #include "bernoulli_draws.h"
