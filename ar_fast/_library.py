@@ -1,8 +1,8 @@
 """Loads the compiled ops and says which implementation runs.
 
 Two binaries lie beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, no Python in it)
-and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference``, set explicitly, runs
-the plain-torch twins of :mod:`ar_fast.reference` instead; it is never chosen silently.
+and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference``, set explicitly,
+runs the plain-torch twins of :mod:`ar_fast.reference` instead; it is never chosen silently.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ops as functions: names, keyword arguments and documentation over the compiled library.
 
-Each call takes the fastest entry point there is: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
+Each call takes the fastest entry point: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
 plain-torch twin of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched, which is under
 ``torch.func`` transforms and for tensors with a tangent of ``torch.autograd.forward_ad``; also under
 ``AR_FAST_BACKEND=reference``. A twin says once that it runs.
