@@ -42,8 +42,11 @@ def pytest_configure(config) -> None:
             emulated.library_path()
 
 
-def pytest_report_header() -> str:
-    return f"AR_FAST_TEST_SEED={SEED} (set it to repeat a run's random inputs and its order of emulated threads)"
+def pytest_terminal_summary(terminalreporter) -> None:
+    # At the end: with -q pytest prints no header.
+    terminalreporter.write_line(
+        f"AR_FAST_TEST_SEED={SEED} (set it to repeat a run's random inputs and its order of emulated threads)"
+    )
 
 
 def devices(config) -> list[str]:

@@ -249,6 +249,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_our_models(name, dtype):
+    if dtype == torch.bfloat16:
+        torch.manual_seed(0)  # of one model in eighty, 8 bits round a weak dependence away
     model = MODELS[name]().to(dtype)
     context = torch.randn(3, dtype=dtype) if model.context_features else None
     result = check_autoregressive(model, model.event_shape, context=context, raises=True)
