@@ -202,8 +202,9 @@ struct BackwardScratch {
 };
 
 template <typename S>
-cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
+cudaError_t backward_weights(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
                              const BackwardScratch<Compute<S>>& scratch, bool last_segment, cudaStream_t stream) {
+  if (arguments.hidden == 0) return cudaSuccess;  // the gradients are empty, and so would be the grids
   using T = Compute<S>;
   const T* grad = static_cast<const T*>(output.grad_parameters);
   const int64_t states = static_cast<int64_t>(arguments.batch) * arguments.hidden;
@@ -220,11 +221,19 @@ cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackwa
                    nade_suffix_kernel<T>, states, tiles.count(), scratch.sums, scratch.carry, last_segment);
     if (error != cudaSuccess) return error;
   }
-  error =
-      plain ? launch({"nade_far", grid, kThreads, 0, stream}, nade_far_kernel<S>, arguments, tiles,
-                     static_cast<const T*>(scratch.sums), static_cast<const T*>(scratch.near_in),
-                     static_cast<S*>(output.grad_in_weight))
-            : nade_backward_in_rows<S>(arguments, tiles, scratch.sums, static_cast<S*>(output.grad_in_weight), stream);
+  return plain ? launch({"nade_far", grid, kThreads, 0, stream}, nade_far_kernel<S>, arguments, tiles,
+                        static_cast<const T*>(scratch.sums), static_cast<const T*>(scratch.near_in),
+                        static_cast<S*>(output.grad_in_weight))
+               : nade_backward_in_rows<S>(arguments, tiles, scratch.sums, static_cast<S*>(output.grad_in_weight),
+                                          stream);
+}
+
+template <typename S>
+cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
+                             const BackwardScratch<Compute<S>>& scratch, bool last_segment, cudaStream_t stream) {
+  using T = Compute<S>;
+  const T* grad = static_cast<const T*>(output.grad_parameters);
+  const cudaError_t error = backward_weights<S>(arguments, output, tiles, scratch, last_segment, stream);
   if (error != cudaSuccess) return error;
   if (arguments.batch == 0 || (output.grad_x == nullptr && output.grad_activation_scale == nullptr)) return cudaSuccess;
   return nade_backward_inputs<S>(arguments, tiles, grad, scratch.states, scratch.sums, static_cast<T*>(output.grad_x),
@@ -261,6 +270,7 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
                   nade_bias_kernel<T>, 1, plan.states, static_cast<const T*>(scratch.carry),
                   static_cast<T*>(output.grad_in_bias));
   }
+  if (model.hidden == 0) return cudaSuccess;
   return launch({"nade_bias", static_cast<unsigned>(ceil_divide(model.hidden, kThreads)), kThreads, 0, stream},
                 nade_bias_kernel<T>, arguments.batch, arguments.hidden, static_cast<const T*>(scratch.carry),
                 static_cast<T*>(output.grad_in_bias));

@@ -231,8 +231,9 @@ struct ForwardPlan {
     plan.chunk = static_cast<int>(ceil_divide(root, kStep) * kStep);
     plan.chunks = ceil_divide(model.variables, plan.chunk);
     plan.strips = ceil_divide(model.hidden, kWarpSize * Vector<S>::size);
-    const int64_t row_bytes =
-        (plan.chunks * model.hidden + plan.strips * model.out_rows) * static_cast<int64_t>(sizeof(Compute<S>));
+    // Without hidden units a row needs none.
+    const int64_t row_bytes = std::max<int64_t>(
+        1, (plan.chunks * model.hidden + plan.strips * model.out_rows) * static_cast<int64_t>(sizeof(Compute<S>)));
     // At least 64 rows at a time; no more than a grid has blocks for.
     plan.rows = std::min({batch, std::max<int64_t>(64, kScratchBudget / row_bytes / kRowsPerBlock * kRowsPerBlock),
                           (int64_t{1} << 30) / plan.chunks * kRowsPerBlock});
@@ -269,11 +270,13 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
     cudaError_t error = nade_states<S>(arguments, {0, arguments.variables, plan.chunk}, arguments.in_bias,
                                        arguments.in_bias_stride, states, stream);
     if (error != cudaSuccess) return error;
-    const dim3 grid(static_cast<unsigned>(ceil_divide(rows, kRowsPerBlock) * plan.chunks),
-                    static_cast<unsigned>(plan.strips));
-    error = launch({"nade_scan", grid, kRowsPerBlock * kWarpSize, 0, stream}, kernel, arguments, plan.chunk,
-                   static_cast<const T*>(states), partial);
-    if (error != cudaSuccess) return error;
+    if (plan.strips > 0) {
+      const dim3 grid(static_cast<unsigned>(ceil_divide(rows, kRowsPerBlock) * plan.chunks),
+                      static_cast<unsigned>(plan.strips));
+      error = launch({"nade_scan", grid, kRowsPerBlock * kWarpSize, 0, stream}, kernel, arguments, plan.chunk,
+                     static_cast<const T*>(states), partial);
+      if (error != cudaSuccess) return error;
+    }
     const HeadOutput<T> rows_output = {from(output.parameters, first * model.out_rows),
                                        from(output.log_prob_per_variable, first * model.variables),
                                        from(output.log_prob, first)};

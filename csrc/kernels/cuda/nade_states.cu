@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <typename S>
 cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
                         int64_t initial_stride, Compute<S>* states, cudaStream_t stream) {
-  if (arguments.batch == 0) return cudaSuccess;
+  if (arguments.batch == 0 || arguments.hidden == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(ceil_divide(arguments.batch, kRows)),
                   static_cast<unsigned>(ceil_divide(arguments.hidden, kThreads)));
   const bool gathers = arguments.categories != nullptr || arguments.in_offsets != nullptr;
