@@ -1,9 +1,11 @@
 """Compiles, links and loads the CUDA half for every release architecture, and reads the compiler's report. No GPU.
 
-    python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [NAME.cu ...]
+    python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [--update] [NAME.cu ...]
 
 Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
 from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
+Then the machine code of the same objects is compared with machine_code.json and held against its expectations
+(machine_code.py, docs/machine_code.md); --update writes the table.
 The host side (csrc/ops/cuda) is compiled against the torch that is installed, linked with the kernels and the package's
 ops library, which has to be built, and loaded: every op then has to have a CUDA kernel.
 """
@@ -11,12 +13,16 @@ ops library, which has to be built, and loaded: every op then has to have a CUDA
 import argparse
 import concurrent.futures
 import importlib.util
+import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import machine_code
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
@@ -147,6 +153,26 @@ def check(sources: list[Source], whole: bool) -> list[str]:
     return problems
 
 
+def largest_blocks(sources: list[Source]) -> dict[str, int]:
+    """Kernel -> the threads of its largest block, which its PTX says."""
+    found = {}
+    for source in sources:
+        for kernel, ptx in source.kernels.items():
+            sizes = re.search(r"\.maxntid\s+(\d+)(?:,\s*(\d+))?(?:,\s*(\d+))?", ptx)
+            found[kernel] = math.prod(int(size) for size in sizes.groups() if size) if sizes else 1024
+    return found
+
+
+def check_machine_code(sources: list[Source], jobs: int, whole: bool, update: bool) -> list[str]:
+    reports = [report for source in sources for report in source.reports]
+    table = machine_code.collect([source.object for source in sources], reports, largest_blocks(sources), jobs)
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    table["compiler"] = f"nvcc {re.search(r'V([0-9.]+)', version)[1]}"
+    if update:
+        machine_code.write(table)
+    return machine_code.check(table, json.loads(machine_code.TABLE.read_text()), whole)
+
+
 def torch_folder() -> Path:
     return Path(importlib.util.find_spec("torch").origin).parent
 
@@ -193,22 +219,17 @@ def link_and_load(sources: list[Source], host_side: Path, build: Path) -> None:
     subprocess.run([sys.executable, "-c", LOAD, str(LIBRARY), str(library)], check=True)
 
 
-def demangle(names: list[str]) -> list[str]:
-    if shutil.which("c++filt") is None:
-        return names
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    noise = r"^void |ar_fast::|cuda::|\(anonymous namespace\)::|\(.*\)$"
-    return [re.sub(noise, "", line) for line in text.splitlines()]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-check")
+    parser.add_argument("--update", action="store_true", help="write machine_code.json and machine_code.md")
     parser.add_argument("names", nargs="*", help="sources to check; all, and that they link, by default")
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
         raise SystemExit("nvcc was not found: put it on PATH")
+    if options.update and options.names:
+        raise SystemExit("--update writes the whole table: leave the names out")
     if not options.names and not LIBRARY.exists():
         raise SystemExit(f"{LIBRARY} was not found: build the package first, for example by `make build`")
     options.build.mkdir(parents=True, exist_ok=True)
@@ -217,10 +238,11 @@ def main() -> int:
         host_side = pool.submit(compile_host_side, options.build) if not options.names else None
         sources = list(pool.map(lambda path: compile_source(path, options.build), paths))
     reports = [report for source in sources for report in source.reports]
-    names = demangle([report.kernel for report in reports])
+    names = machine_code.demangle([report.kernel for report in reports])
     for name, report in sorted(zip(names, reports, strict=True), key=lambda pair: pair[0]):
         print(f"{report.architecture:7} {report.registers:4} registers {report.shared:6} B shared  {name}")
     problems = check(sources, whole=not options.names)
+    problems += check_machine_code(sources, options.jobs, not options.names, options.update)
     if host_side is not None:
         link_and_load(sources, host_side.result(), options.build)
     for problem in problems:
