@@ -40,6 +40,21 @@ Settings& settings() {
   return value;
 }
 
+// While it is on, launches are noted and not run.
+bool recording = false;
+std::string recorded;
+
+// One line: name, grid, block, dynamic shared memory, and whether every block runs at the same time.
+void record(const LaunchShape& shape) {
+  const auto add = [](const dim3& extent) {
+    for (const unsigned e : {extent.x, extent.y, extent.z}) recorded += " " + std::to_string(e);
+  };
+  recorded += shape.kernel;
+  add(shape.grid);
+  add(shape.block);
+  recorded += " " + std::to_string(shape.dynamic_shared_bytes) + (shape.co_resident ? " 1\n" : " 0\n");
+}
+
 constexpr size_t kSharedBytes = 227 * 1024;  // of a block on sm_90
 constexpr size_t kStaticSharedBytes = 48 * 1024;
 constexpr int kIdleRounds = 200000;  // rounds of nothing but spinning that count as a hang
@@ -297,6 +312,10 @@ cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thre
                   std::to_string(shape.dynamic_shared_bytes) + " bytes of dynamic shared memory");
   }
   const std::lock_guard<std::mutex> lock(launch_mutex);
+  if (recording) {
+    record(shape);
+    return cudaSuccess;
+  }
   Launch grid_launch;
   grid_launch.shape = shape;
   grid_launch.thread = thread;
@@ -448,4 +467,13 @@ extern "C" __attribute__((visibility("default"))) void ar_fast_emulation_set_dev
 
 extern "C" __attribute__((visibility("default"))) const char* ar_fast_emulation_error() {
   return ar_fast::emulation::last_error.c_str();
+}
+
+// With `on`, kernels are not run from here on, and their launches are noted instead; returns the notes so far.
+extern "C" __attribute__((visibility("default"))) const char* ar_fast_emulation_record(bool on) {
+  static std::string notes;
+  notes.swap(ar_fast::emulation::recorded);
+  ar_fast::emulation::recorded.clear();
+  ar_fast::emulation::recording = on;
+  return notes.c_str();
 }

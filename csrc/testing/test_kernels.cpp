@@ -2,6 +2,8 @@
 // launch's cudaError_t; ar_fast_emulation_error() has the words.
 #include <string>
 
+#include "../kernels/cuda/masked_linear_cuda.h"
+#include "../kernels/cuda/nade_cuda.h"
 #include "../kernels/cuda/nade_device.h"
 #include "../ops/explain.h"
 
@@ -215,6 +217,43 @@ AR_FAST_EXPORT const char* ar_fast_test_explain_end() {
   text.clear();
   for (const std::string& line : explain_end()) text += line + "\n";
   return text.c_str();
+}
+
+// How the launchers cut work of given sizes, for predictions of its time (bench/prediction). Each function fills `cut`
+// with what its comment lists, in order: of the plain Bernoulli NADE, and of a product with a nested mask.
+namespace {
+NadeModel plain_nade(int64_t variables, int64_t hidden) {
+  NadeModel model{};
+  model.storage = ScalarType::float32;
+  model.variables = model.in_rows = model.out_rows = variables;
+  model.hidden = hidden;
+  return model;
+}
+}  // namespace
+// chunk, chunks, strip, strips, rows at a time; tile, tiles, segments
+AR_FAST_EXPORT void ar_fast_test_nade_cut(int64_t variables, int64_t hidden, int64_t batch, int64_t* cut) {
+  const NadeModel model = plain_nade(variables, hidden);
+  const NadeInput input{batch, nullptr, nullptr, false};
+  const NadeForwardCut forward = nade_forward_cuda_cut(model, input);
+  const NadeBackwardCut backward = nade_backward_cuda_cut(model, input);
+  for (const int64_t value : {forward.chunk, forward.chunks, forward.strip, forward.strips, forward.rows, backward.tile,
+                              backward.tiles, backward.segments}) {
+    *cut++ = value;
+  }
+}
+// tile, whether by matrix instructions
+AR_FAST_EXPORT int ar_fast_test_masked_linear_cut(int64_t batch, int64_t out_features, int64_t in_features,
+                                                  bool is_bfloat16, int64_t* cut) {
+  MaskedLinear arguments{};
+  arguments.storage = is_bfloat16 ? ScalarType::bfloat16 : ScalarType::float32;
+  arguments.batch = batch;
+  arguments.mask.out_features = out_features;
+  arguments.mask.in_features = arguments.input_stride = in_features;
+  MaskedLinearTiling tiling;
+  const cudaError_t error = masked_linear_tiling_cuda(MaskedLinearProduct::y, arguments, tiling);
+  cut[0] = tiling.tile;
+  cut[1] = tiling.matrix;
+  return error;
 }
 AR_FAST_EXPORT int ar_fast_test_convert(const float* in, float* out, int count, bool is_bfloat16) {
   return launch({"convert", 1, static_cast<unsigned>(count)},

@@ -1,0 +1,120 @@
+"""The launches of the reference cases of bench/prediction, as the launchers make them: under the emulation, not run.
+
+python tests/launch_geometry.py            # compares with bench/prediction/launches.json
+python tests/launch_geometry.py --update   # writes it
+"""
+
+import contextlib
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import emulated
+
+from ar_fast import _library, functional
+from ar_fast.models import MADE
+from bench.masked_linear import staircase
+from bench.prediction.cases import CASES, Case
+from bench.prediction.kernels import LAUNCHES
+
+NADE_CUT = ["chunk", "chunks", "strip", "strips", "rows", "tile", "tiles", "segments"]
+
+
+@contextlib.contextmanager
+def recorded():
+    """Launches are noted and not run: a list that is filled on the way out."""
+    library, notes = emulated.load(), []
+    library.ar_fast_emulation_record.restype = ctypes.c_char_p
+    library.ar_fast_emulation_record.argtypes = [ctypes.c_bool]
+    library.ar_fast_emulation_record(True)
+    try:
+        with _library.use("ar_fast_emulated"):
+            yield notes
+    finally:
+        for line in library.ar_fast_emulation_record(False).decode().splitlines():
+            kernel, *numbers = line.split()
+            numbers = [int(number) for number in numbers]
+            notes.append(
+                {"kernel": kernel, "grid": numbers[:3], "block": numbers[3:6], "shared": numbers[6],
+                 "co_resident": bool(numbers[7])}
+            )  # fmt: skip
+
+
+def _nade(case: Case) -> None:
+    """Values do not matter, so nothing is filled: the memory of the largest case is never touched."""
+    variables, hidden = case.variables, case.hidden
+    weights = {name: torch.empty(variables, hidden) for name in ("in_weight", "out_weight")}
+    out_bias = torch.empty(variables)
+    if case.kind == "nade sampling":
+        functional.nade_sample(torch.empty(case.batch, hidden), **weights, out_bias=out_bias, seed=0)
+        return
+    leaves = {"in_bias": torch.empty(hidden), "out_bias": out_bias, **weights}
+    training = case.kind == "nade forward+backward"
+    for leaf in leaves.values():
+        leaf.requires_grad_(training)
+    log_prob = functional.nade_log_prob(torch.empty(case.batch, variables), **leaves)
+    if training:
+        torch.autograd.grad(log_prob.sum(), list(leaves.values()))
+
+
+def _made(case: Case) -> None:
+    model = MADE(case.variables, list(case.layers[1:-1]))
+    with torch.no_grad():
+        model.sample(case.batch, seed=0)
+
+
+def _linear(case: Case) -> None:
+    inputs, outputs = case.layers
+    dtype = getattr(torch, case.dtype)
+    functional.masked_linear(
+        torch.empty(case.batch, inputs, dtype=dtype),
+        torch.empty(outputs, inputs, dtype=dtype),
+        staircase(inputs, outputs),
+    )
+
+
+def _cut(case: Case) -> dict[str, int]:
+    library = emulated.load()
+    if case.kind.startswith("nade forward"):
+        values = (ctypes.c_int64 * len(NADE_CUT))()
+        sizes = [ctypes.c_int64(size) for size in (case.variables, case.hidden, case.batch)]
+        library.ar_fast_test_nade_cut(*sizes, values)
+        return dict(zip(NADE_CUT, values, strict=True))
+    if case.kind == "masked_linear":
+        values = (ctypes.c_int64 * 2)()
+        sizes = [ctypes.c_int64(size) for size in (case.batch, *reversed(case.layers))]
+        assert library.ar_fast_test_masked_linear_cut(*sizes, ctypes.c_bool(case.dtype == "bfloat16"), values) == 0
+        return dict(zip(["tile", "matrix"], values, strict=True))
+    return {}
+
+
+def geometry(case: Case) -> dict:
+    call = _made if case.kind == "made sampling" else _linear if case.kind == "masked_linear" else _nade
+    with emulated.gpu(capability=9, multiprocessors=132), recorded() as launches:
+        call(case)
+    return {"cut": _cut(case), "launches": launches}
+
+
+def collect() -> dict[str, dict]:
+    return {case.name: geometry(case) for case in CASES if not case.missing}
+
+
+def main() -> int:
+    found = collect()
+    if "--update" in sys.argv:
+        lines = [f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in found.items()]
+        LAUNCHES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    committed = json.loads(LAUNCHES.read_text())
+    for name, entry in found.items():
+        if committed.get(name) != entry:
+            print(f"{name}: {committed.get(name)} in {LAUNCHES.name}, now {entry}", file=sys.stderr)
+    return int(found != committed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
