@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .prediction import table as prediction
 from .run import SUITES, environment, run_case, select
 from .settings import Settings
 from .tables import case_table, grid_table, write
@@ -25,12 +26,25 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile-seconds", type=float, default=150, help="longest torch.compile, 0 = without it")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the results go")
+    parser.add_argument(
+        "--predict", action="store_true", help="instead: times of the CUDA kernels, predicted and not measured"
+    )
+    parser.add_argument("--json", type=Path, help="with --predict: also write the predictions to this file")
     parser.add_argument("--name", help="of the result files (default: cpu or cuda)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.json and not arguments.predict:
+        parser.error("--json goes with --predict")
+    return arguments
 
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.predict:
+        found = prediction.rows()
+        print(prediction.text(found), end="")
+        if arguments.json:
+            prediction.write(arguments.json, found)
+        return 0
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench: --device cuda was asked for, but torch sees no CUDA device", file=sys.stderr)
