@@ -1,7 +1,7 @@
 """Fast layers and kernels for autoregressive generative models in PyTorch."""
 
 from . import functional, heads, masks, models, nn, orderings, reference, training
-from ._library import explain, info
+from ._info import explain, info
 from ._version import __version__
 from .dependence import Dependence, check_autoregressive
 from .freezing import frozen

@@ -77,7 +77,7 @@ def _load() -> tuple[Any, dict[str, Any]]:
 
 
 backend = _chosen_backend()
-_C, _record = _load() if backend == "compiled" else (None, {})
+_C, record = _load() if backend == "compiled" else (None, {})
 _has_ops = _C is not None
 if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) == _series(torch.__version__):
     # The reference backend runs no compiled op, but the ops that were compiled check its calls.
@@ -115,54 +115,3 @@ def use(namespace: str) -> Iterator[None]:
         yield
     finally:
         _namespace, _eager_doors = before
-
-
-def info() -> dict[str, Any]:
-    """What is running: backend, build, instruction set, threads, CUDA.
-
-    >>> import ar_fast
-    >>> ar_fast.info()["backend"]
-    'compiled'
-    """
-    from ._version import __version__
-
-    return {
-        "version": __version__,
-        "backend": backend,
-        "torch": torch.__version__,
-        "built_for_torch": _record.get("torch"),
-        "compiler": _record.get("compiler"),
-        "cpu_isa": _C.isa() if _C is not None else None,
-        "cpu_threads": torch.get_num_threads(),
-        "cuda_built": _record.get("cuda") == "ON",
-        "cuda_architectures": _record.get("cuda_architectures") if _record.get("cuda") == "ON" else None,
-        "nvcc": _record.get("nvcc") or None,
-        "cuda_available": torch.cuda.is_available(),
-    }
-
-
-def explain(op: str, *args: Any, **kwargs: Any) -> list[str]:
-    """Runs ``ar_fast.functional.<op>(*args, **kwargs)`` once and tells what ran: kernel, instruction set, tiling.
-
-    Args:
-        op: the name of a function of :mod:`ar_fast.functional`.
-        *args, **kwargs: its arguments.
-
-    Returns:
-        One line per kernel; what the reference backend runs is said so.
-
-    Raises:
-        ValueError: if there is no such op.
-    """
-    from . import functional
-
-    if op not in functional.__all__:
-        raise ValueError(f"explain: op must be one of {', '.join(functional.__all__)}, got {op!r}")
-    if _C is None:
-        return [f"{op}: the plain-torch twin of ar_fast.reference (AR_FAST_BACKEND=reference)"]
-    _C.explain_begin()
-    try:
-        getattr(functional, op)(*args, **kwargs)
-    finally:
-        lines = _C.explain_end()
-    return lines

@@ -16,14 +16,12 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings
-from .._integers import integers
 from .._philox import philox_uniform
 from .._structure import building, nearly, starts
 from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
-from ..masks import Mask
-from ..nn import MaskedLinear
-from . import _autoencoder
+from ..interop import sequential
+from ..networks import MaskedNetwork, check_degrees, check_hidden_features, even_degrees, gathered, sharing
 from ._context import add_context
 from .base import AutoregressiveModel
 from .ensemble import Ensemble
@@ -31,12 +29,11 @@ from .sampling import Request, Rows, Sampler
 
 __all__ = ["MADE"]
 
-MAX_HIDDEN_LAYERS = 16
 # The counter of the random numbers that make orders: no layer has this index.
 _ORDER = 2**32 - 1
 
 
-class MADE(AutoregressiveModel):
+class MADE(MaskedNetwork, AutoregressiveModel):
     r"""A masked autoencoder for distribution estimation.
 
     .. math::
@@ -136,7 +133,7 @@ class MADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        hidden_features = _hidden_features(hidden_features)
+        hidden_features = check_hidden_features("MADE", hidden_features)
         if activation not in MLP_ACTIVATIONS:
             names = ", ".join(MLP_ACTIVATIONS)
             raise ValueError(f"MADE: activation must be one of {names}, got {activation!r}")
@@ -155,7 +152,7 @@ class MADE(AutoregressiveModel):
         self._how_degrees = degrees
         if not isinstance(degrees, str):
             with building():
-                self._how_degrees = _check_degrees(degrees, hidden_features, self.variables)
+                self._how_degrees = check_degrees("MADE", degrees, hidden_features, self.variables)
             if residual and not all(torch.equal(layer, self._how_degrees[0]) for layer in self._how_degrees):
                 raise ValueError("MADE: degrees must be the same in all layers with residual, got different ones")
             lowest = [int(layer.min()) for layer in self._how_degrees]
@@ -171,26 +168,11 @@ class MADE(AutoregressiveModel):
             if n_orders > 1:
                 self._orders = self._make_orders()
         units = [sum(self.head.inputs(self.variables)), *hidden_features, self._out_rows]
-        self.layers = nn.ModuleList(
-            MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype, activation=own)
-            for (inputs, outputs), own in zip(itertools.pairwise(units), self._activations(), strict=True)
-        )
-        self.direct = None
-        if direct:
-            inputs, outputs = units[0], units[-1]
-            self.direct = MaskedLinear(
-                inputs, outputs, Mask.dense(outputs, inputs), bias=False, device=device, dtype=dtype
-            )
-        self.context_weight = None
-        if context_features:
-            self.context_weight = nn.Parameter(
-                torch.empty(hidden_features[0], context_features, device=device, dtype=dtype)
-            )
+        self._make_layers(units, direct, context_features, device, dtype)
         self._build()
         self.reset_parameters()
 
     @classmethod
-    @torch.no_grad()
     def from_autoencoder(
         cls,
         module: nn.Sequential,
@@ -238,64 +220,18 @@ class MADE(AutoregressiveModel):
             >>> print(model.changes[-1])
             The last Sigmoid became the head, whose parameters are logits.
         """
-        found = _autoencoder.read(module)
-        linears, first = found.linears, found.linears[0].weight
-        hidden_features = [linear.out_features for linear in linears[:-1]]
-        model = cls(
+        return sequential.from_autoencoder(
+            cls,
+            module,
             event_shape,
-            hidden_features,
-            found.activation,
+            order=order,
+            head=head,
             degrees=degrees,
             degree_seed=degree_seed,
             n_masks=n_masks,
             n_orders=n_orders,
-            head=head,
-            order=order,
             validate_args=validate_args,
-            device=first.device,
-            dtype=first.dtype,
         )
-        if found.ends_with_sigmoid and not isinstance(model.head, heads.Bernoulli):
-            raise ValueError(f"MADE.from_autoencoder: a last Sigmoid needs head Bernoulli, got {model.head!r}")
-        for name, given, layer_features, of in (
-            ("first", linears[0].in_features, model.layers[0].in_features, "inputs"),
-            ("last", linears[-1].out_features, model.layers[-1].out_features, "outputs"),
-        ):
-            if given != layer_features:
-                raise ValueError(
-                    f"MADE.from_autoencoder: the {name} layer must have {layer_features} {of} for {model.variables} "
-                    f"variables with head {model.head!r}, got {given}"
-                )
-
-        every = torch.arange(model.variables)
-        stored = every if model._by_variable or model.order is None else model.order.cpu()
-        counts = [model.counts] * model.variables if isinstance(model.counts, int) else model.counts
-        places = [_autoencoder.columns_of(torch.tensor(model.head.inputs(model.variables)), stored)]
-        for index, units in enumerate(hidden_features):
-            place = torch.arange(units)
-            if not isinstance(degrees, str):
-                place = torch.as_tensor(degrees[index]).cpu().argsort(stable=True)
-            places.append(place)
-        places.append(_autoencoder.columns_of(torch.tensor(counts), stored))
-        for layer, linear, (below, own) in zip(model.layers, linears, itertools.pairwise(places), strict=True):
-            layer.weight.copy_(linear.weight[own.to(first.device)][:, below.to(first.device)])
-            layer.bias.zero_()
-            if linear.bias is not None:
-                layer.bias.copy_(linear.bias[own.to(first.device)])
-
-        changes = list(found.changes)
-        for index, layer in enumerate(model.layers):
-            seen = int(layer.mask.extents.sum())
-            changes.append(f"Of the {layer.weight.numel()} weights of layer {index}, {seen} have an effect.")
-        for index, own in enumerate(model.degrees):
-            again = "" if torch.equal(places[index + 1], torch.arange(len(own))) else ", and are sorted by them"
-            changes.append(
-                f"The units of hidden layer {index} have degrees {int(own.min())} ... {int(own.max())}{again}."
-            )
-        if found.ends_with_sigmoid:
-            changes.append("The last Sigmoid became the head, whose parameters are logits.")
-        model.changes = changes
-        return model
 
     @staticmethod
     def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:
@@ -329,7 +265,7 @@ class MADE(AutoregressiveModel):
         degrees = []
         for layer, units in enumerate(self.hidden_features):
             if self._how_degrees == "even":
-                own = _even_degrees(units, lowest, highest)
+                own = even_degrees(units, lowest, highest)
             elif self.residual and degrees:
                 own = degrees[0]
             else:
@@ -374,9 +310,9 @@ class MADE(AutoregressiveModel):
             ValueError: if there is no such set.
         """
         other = self._copy()
-        other.layers = nn.ModuleList(_sharing(layer) for layer in self.layers)
+        other.layers = nn.ModuleList(sharing(layer) for layer in self.layers)
         if self.direct is not None:
-            other.direct = _sharing(self.direct)
+            other.direct = sharing(self.direct)
         return other.use_mask(index)
 
     def ensemble(self) -> Ensemble:
@@ -410,11 +346,11 @@ class MADE(AutoregressiveModel):
         other._by_variable, other.degrees = False, [layer.sort().values for layer in self.degrees]
         other._orders = None
         other.layers = nn.ModuleList(
-            _gathered(layer, own, below)
+            gathered(layer, own, below)
             for layer, (below, own) in zip(self.layers, itertools.pairwise(places), strict=True)
         )
         if self.direct is not None:
-            other.direct = _gathered(self.direct, places[-1], places[0])
+            other.direct = gathered(self.direct, places[-1], places[0])
         if self.context_weight is not None:
             other.context_weight = nn.Parameter(self.context_weight.detach()[places[1]], requires_grad=False)
         other._build()
@@ -442,10 +378,7 @@ class MADE(AutoregressiveModel):
             *self.degrees,
             positions.repeat_interleave(outputs[stored]),
         ]
-        for layer, (below, own) in zip(self.layers, itertools.pairwise(degrees), strict=True):
-            layer.set_mask(Mask.from_degrees(below, own))
-        if self.direct is not None:
-            self.direct.set_mask(Mask.from_degrees(degrees[0], degrees[-1]))
+        self._set_masks(degrees)
         derived = super()._derive()
         for index, layer_degrees in enumerate(self.degrees):
             ends = torch.searchsorted(layer_degrees.sort().values, every, right=True)
@@ -535,18 +468,6 @@ class MADE(AutoregressiveModel):
         }
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
-    def _activations(self) -> list[str | None]:
-        """The one that each layer applies itself; None where something is added before it, and for the outputs."""
-        hidden = len(self.hidden_features)
-        if self.residual:
-            fused = [layer % 2 == 1 for layer in range(hidden)]
-        else:
-            fused = [layer > 0 or not self.context_features for layer in range(hidden)]
-        return [self.activation if here else None for here in (*fused, False)]
-
-    def _activate(self, hidden: Tensor) -> Tensor:
-        return MLP_ACTIVATIONS[self.activation](hidden)
-
     def _as_stored(self, x: Tensor) -> Tensor:
         return x if self._by_variable else self._by_position(x, 1)
 
@@ -559,24 +480,7 @@ class MADE(AutoregressiveModel):
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
-        columns = self._columns(x)
-        first_layer, *hidden_layers, last_layer = self.layers
-        hidden = first_layer(columns)
-        if context is not None:
-            hidden = hidden + F.linear(context, self.context_weight)
-        if self.residual:
-            for first, second in zip(hidden_layers[::2], hidden_layers[1::2], strict=True):
-                hidden = hidden + second(first(self._activate(hidden)))
-            hidden = self._activate(hidden)
-        else:
-            if context is not None:
-                hidden = self._activate(hidden)
-            for layer in hidden_layers:
-                hidden = layer(hidden)
-        parameters = last_layer(hidden)
-        if self.direct is not None:
-            parameters = parameters + self.direct(columns)
-        return parameters.to(self.compute_dtype)
+        return self._outputs(self._columns(x), context).to(self.compute_dtype)
 
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
         parameters = self._parameters_as_stored(x, context)
@@ -592,29 +496,6 @@ class MADE(AutoregressiveModel):
             if per_variable and self.order is not None and not self._by_variable:
                 log_prob = log_prob.index_select(1, self.order.argsort())
         return log_prob if per_variable else log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
-
-    @property
-    def _terms(self) -> list[MaskedLinear]:
-        """The masked layers in the order in which the program reads them."""
-        return [*self.layers, *([] if self.direct is None else [self.direct])]
-
-    @functools.cached_property
-    def _program(self) -> list[functional.MlpLayer]:
-        """The layers as :func:`functional.masked_mlp_sample` takes them."""
-        if self.residual:
-            program, state = [functional.MlpLayer((0,), activated=False)], 1
-            for _ in range(len(self.hidden_features) // 2):
-                program += [
-                    functional.MlpLayer(add=state),
-                    functional.MlpLayer((state + 1,)),
-                    functional.MlpLayer((state + 2,), add=state, activated=False),
-                ]
-                state += 3
-            program.append(functional.MlpLayer(add=state))
-        else:
-            program = [functional.MlpLayer((layer,)) for layer in range(len(self.hidden_features))]
-        inputs = (len(program),) if self.direct is None else (len(program), 0)
-        return [*program, functional.MlpLayer(inputs, activated=False)]
 
     # State.tensors: the columns by position, the context's share of the first layer's pre-activations, then what each
     # layer of the program but the last gives, appended when the last variable that its units see is known.
@@ -653,25 +534,6 @@ class MADE(AutoregressiveModel):
                 )
         return (columns, share, *layers)
 
-    def _units(self, index: int, start: int, end: int, values: Sequence[Tensor]) -> Tensor:
-        """Pre-activations of the units start ... end-1 of a layer of the program, from as much as they see."""
-        layer = self._program[index]
-        term = sum(len(before.sources) for before in self._program[:index])
-        sums = [self._rows(term + k, start, end, values[source]) for k, source in enumerate(layer.sources)]
-        return sum(sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
-
-    def _rows(self, term: int, start: int, end: int, below: Tensor) -> Tensor:
-        """Outputs start ... end-1 of a masked layer, by position or degree."""
-        layer, seen = self._terms[term], below.shape[-1]
-        rows, columns = slice(start, end), slice(seen)
-        if self._by_variable:
-            source, own = (term, term + 1) if term < len(self.layers) else (0, len(self.layers))
-            rows, columns = self._places(own)[rows], self._places(source)[columns]
-        mask = torch.arange(seen, device=below.device) < layer.mask.extents[rows, None]
-        weight = torch.where(mask, layer.weight[rows][:, columns], 0.0).to(self.compute_dtype)
-        bias = None if layer.bias is None else layer.bias[rows].to(self.compute_dtype)
-        return F.linear(below, weight, bias)
-
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         if self.out_offsets is not None:
             start, end = self.out_offsets[position : position + 2].tolist()
@@ -679,13 +541,6 @@ class MADE(AutoregressiveModel):
             start, end = position * self.counts, (position + 1) * self.counts
         columns, _, *layers = tensors
         return self._units(len(self._program) - 1, start, end, (columns, *layers))
-
-    @property
-    def _unit_ends(self) -> list[Tensor]:
-        """Of each layer of the program but the last."""
-        if self.residual:
-            return [self.unit_ends_0] * (len(self._program) - 1)
-        return [getattr(self, f"unit_ends_{index}") for index in range(len(self.hidden_features))]
 
     def _sampler(self, request: Request) -> Sampler:
         if self._by_variable:
@@ -725,43 +580,3 @@ class MADE(AutoregressiveModel):
     def _set_output_bias(self, parameters: Tensor) -> None:
         bias = self.layers[-1].bias
         bias[slice(None) if self.out_rows is None else self.out_rows] = parameters.flatten().to(bias.dtype)
-
-
-def _sharing(layer: MaskedLinear) -> MaskedLinear:
-    """A layer whose mask is its own and whose parameters are not."""
-    return MaskedLinear.from_linear(layer, layer.mask, activation=layer.activation)
-
-
-def _gathered(layer: MaskedLinear, rows: Tensor, columns: Tensor) -> MaskedLinear:
-    """A layer of these rows and columns of the weight; its mask is to be set."""
-    mask = Mask.dense(layer.out_features, layer.in_features)
-    sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
-    other = MaskedLinear(*sizes, mask, bias=bias, device="meta", activation=layer.activation)
-    other.weight = nn.Parameter(
-        layer.weight.detach().index_select(0, rows).index_select(1, columns), requires_grad=False
-    )
-    if layer.bias is not None:
-        other.bias = nn.Parameter(layer.bias.detach()[rows], requires_grad=False)
-    return other
-
-
-def _hidden_features(given: Sequence[int]) -> list[int]:
-    units = integers(given)
-    if not units or len(units) > MAX_HIDDEN_LAYERS or min(units) < 1:
-        raise ValueError(f"MADE: hidden_features must be 1 to {MAX_HIDDEN_LAYERS} positive integers, got {given!r}")
-    return units
-
-
-def _even_degrees(units: int, lowest: int, highest: int) -> Tensor:
-    return lowest + (2 * torch.arange(units) + 1) * (highest - lowest + 1) // (2 * units)
-
-
-def _check_degrees(given: Sequence[Tensor | Sequence[int]], hidden_features: list[int], variables: int) -> list[Tensor]:
-    degrees = [torch.as_tensor(layer).cpu() for layer in given]
-    shapes = [tuple(layer.shape) for layer in degrees]
-    if shapes != [(units,) for units in hidden_features]:
-        raise ValueError(f"MADE: degrees must have one entry per unit of {hidden_features}, got shapes {shapes}")
-    for layer in degrees:
-        if layer.is_floating_point() or bool(((layer < 0) | (layer >= variables)).any()):
-            raise ValueError(f"MADE: degrees must be integers in 0 ... {variables - 1}, got {layer.tolist()}")
-    return [layer.to(torch.int64).sort().values for layer in degrees]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .. import heads
+
+if TYPE_CHECKING:
+    from ..models import MADE
+
+    Model = TypeVar("Model", bound=MADE)
+
+__all__ = ["from_autoencoder"]
 
 # The activations, and what an argument of theirs must be.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
@@ -22,8 +33,74 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@torch.no_grad()
+def from_autoencoder(
+    kind: type[Model],
+    module: nn.Sequential,
+    event_shape: int | Sequence[int],
+    *,
+    degrees: str | Sequence[Tensor | Sequence[int]],
+    **arguments: Any,
+) -> Model:
+    """The model of class ``kind``, MADE or one derived from it, with the layers of module; see MADE.from_autoencoder.
+
+    The other arguments are those of the constructor.
+    """
+    found = _read(module)
+    linears, first = found.linears, found.linears[0].weight
+    hidden_features = [linear.out_features for linear in linears[:-1]]
+    model = kind(
+        event_shape,
+        hidden_features,
+        found.activation,
+        degrees=degrees,
+        **arguments,
+        device=first.device,
+        dtype=first.dtype,
+    )
+    if found.ends_with_sigmoid and not isinstance(model.head, heads.Bernoulli):
+        raise ValueError(f"MADE.from_autoencoder: a last Sigmoid needs head Bernoulli, got {model.head!r}")
+    for name, given, layer_features, of in (
+        ("first", linears[0].in_features, model.layers[0].in_features, "inputs"),
+        ("last", linears[-1].out_features, model.layers[-1].out_features, "outputs"),
+    ):
+        if given != layer_features:
+            raise ValueError(
+                f"MADE.from_autoencoder: the {name} layer must have {layer_features} {of} for {model.variables} "
+                f"variables with head {model.head!r}, got {given}"
+            )
+
+    every = torch.arange(model.variables)
+    stored = every if model._by_variable or model.order is None else model.order.cpu()
+    counts = [model.counts] * model.variables if isinstance(model.counts, int) else model.counts
+    places = [_columns_of(torch.tensor(model.head.inputs(model.variables)), stored)]
+    for index, units in enumerate(hidden_features):
+        place = torch.arange(units)
+        if not isinstance(degrees, str):
+            place = torch.as_tensor(degrees[index]).cpu().argsort(stable=True)
+        places.append(place)
+    places.append(_columns_of(torch.tensor(counts), stored))
+    for layer, linear, (below, own) in zip(model.layers, linears, itertools.pairwise(places), strict=True):
+        layer.weight.copy_(linear.weight[own.to(first.device)][:, below.to(first.device)])
+        layer.bias.zero_()
+        if linear.bias is not None:
+            layer.bias.copy_(linear.bias[own.to(first.device)])
+
+    changes = list(found.changes)
+    for index, layer in enumerate(model.layers):
+        seen = int(layer.mask.extents.sum())
+        changes.append(f"Of the {layer.weight.numel()} weights of layer {index}, {seen} have an effect.")
+    for index, own in enumerate(model.degrees):
+        again = "" if torch.equal(places[index + 1], torch.arange(len(own))) else ", and are sorted by them"
+        changes.append(f"The units of hidden layer {index} have degrees {int(own.min())} ... {int(own.max())}{again}.")
+    if found.ends_with_sigmoid:
+        changes.append("The last Sigmoid became the head, whose parameters are logits.")
+    model.changes = changes
+    return model
+
+
 @dataclass
-class Autoencoder:
+class _Autoencoder:
     """What was read: the layers, the activation between them, whether a Sigmoid ends them, and what was left out."""
 
     linears: list[nn.Linear] = field(default_factory=list)
@@ -32,11 +109,11 @@ class Autoencoder:
     changes: list[str] = field(default_factory=list)
 
 
-def read(module: nn.Module) -> Autoencoder:
+def _read(module: nn.Module) -> _Autoencoder:
     """Raises ValueError for anything but linear layers with the same activation between each two of them."""
     if not isinstance(module, nn.Sequential):
         raise _refused(f"module must be an nn.Sequential, got {type(module).__name__}")
-    found, between = Autoencoder(), []
+    found, between = _Autoencoder(), []
     for name, part in _flattened(module):
         if type(part) is nn.Linear:
             if found.linears:
@@ -77,7 +154,7 @@ def _flattened(module: nn.Sequential, prefix: str = "module") -> Iterator[tuple[
             yield own, part
 
 
-def _take_linear(found: Autoencoder, name: str, linear: nn.Linear) -> None:
+def _take_linear(found: _Autoencoder, name: str, linear: nn.Linear) -> None:
     weight = linear.weight
     if weight.dtype not in _DTYPES:
         raise _refused(f"{name} must be float32, float64, bfloat16 or float16, got {weight.dtype}")
@@ -98,7 +175,7 @@ def _take_linear(found: Autoencoder, name: str, linear: nn.Linear) -> None:
     found.linears.append(linear)
 
 
-def _take_activation(found: Autoencoder, between: list[tuple[str, nn.Module]], where: str) -> None:
+def _take_activation(found: _Autoencoder, between: list[tuple[str, nn.Module]], where: str) -> None:
     if len(between) != 1:
         raise _refused(f"there must be one activation {where}, got {len(between)}")
     name, part = between[0]
@@ -113,7 +190,7 @@ def _take_activation(found: Autoencoder, between: list[tuple[str, nn.Module]], w
     found.activation = activation
 
 
-def columns_of(counts: Tensor, order: Tensor) -> Tensor:
+def _columns_of(counts: Tensor, order: Tensor) -> Tensor:
     """The columns (or rows) of variables 0 ... D-1, which have ``counts`` of them each, in this order of variables."""
     starts = counts.cumsum(0) - counts
     return torch.cat([torch.arange(int(counts[v])) + starts[v] for v in order])

@@ -1,0 +1,27 @@
+"""The ops as functions: names, keyword arguments and documentation over the compiled library.
+
+Each call takes the fastest entry point: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
+plain-torch twin of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched, which is under
+``torch.func`` transforms and for tensors with a tangent of ``torch.autograd.forward_ad``; also under
+``AR_FAST_BACKEND=reference``. A twin says once that it runs.
+"""
+
+from ._call import call as call
+from ._call import transformed as transformed
+from .densities import head_log_prob, nade, nade_log_prob
+from .masked import masked_linear, masked_linear_grad_input
+from .sampling import MlpLayer as MlpLayer
+from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
+
+__all__ = [
+    "armlp_sample",
+    "fvsbn_sample",
+    "head_log_prob",
+    "masked_linear",
+    "masked_linear_grad_input",
+    "masked_mlp_sample",
+    "nade",
+    "nade_log_prob",
+    "nade_sample",
+    "offset_nade_sample",
+]

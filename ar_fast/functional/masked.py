@@ -1,0 +1,100 @@
+"""The ops of masked linear maps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..masks import Mask
+from ._call import call
+
+__all__ = ["masked_linear", "masked_linear_grad_input"]
+
+
+def masked_linear(
+    input: Tensor,
+    weight: Tensor,
+    mask: Mask,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    r"""A linear map with masked weights, and the activation behind it.
+
+    .. math:: y = f\big(x (W \odot M)^T + b\big)
+
+    Masked weights have no effect whatever they hold, NaN included, and get a gradient of exactly zero. Only the
+    unmasked part is computed, and nothing of the weight's size is written.
+
+    Args:
+        input: (..., I) in weight's dtype.
+        weight: (O, I), float32, float64, bfloat16 or float16.
+        mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
+        bias: (O), or None.
+        activation: f: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu", each with torch's
+            default arguments, in the same pass over the sums (on CUDA for more than 8 rows: the first and the last of
+            them); None is the identity.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``. On CUDA
+        float32 may be rounded to TF32 in products where torch's settings allow it to ``F.linear``.
+
+    Raises:
+        TypeError: if mask is not a Mask.
+        ValueError: if mask does not match weight.
+        RuntimeError: where a shape, dtype, device or name breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
+
+    Example:
+        >>> mask = Mask.from_degrees([1, 2, 3], [1, 2])
+        >>> masked_linear(torch.ones(1, 3), torch.ones(2, 3), mask)
+        tensor([[1., 2.]])
+    """
+    _check_mask("masked_linear", weight, mask)
+    return call("masked_linear", input, weight, bias, *mask.plan, algorithm, activation)
+
+
+def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *, algorithm: str = "auto") -> Tensor:
+    r"""The other way through a masked linear map: the gradient of :func:`masked_linear` by its input.
+
+    .. math:: dx = dy \, (W \odot M)
+
+    Also a masked linear map in its own right, for weights that are stored with a row per input: those of FVSBN are.
+    Differentiable any number of times, as :func:`masked_linear` is.
+
+    Args:
+        grad_output: (..., O) in weight's dtype.
+        weight: (O, I), float32, float64, bfloat16 or float16.
+        mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
+        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+
+    Returns:
+        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``, TF32 as
+        for :func:`masked_linear`.
+
+    Raises:
+        TypeError: if mask is not a Mask.
+        ValueError: if mask does not match weight.
+        RuntimeError: where a shape, dtype or device breaks a rule above.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015.
+
+    Example:
+        >>> mask = Mask.from_degrees([1, 2, 3], [1, 2])
+        >>> masked_linear_grad_input(torch.ones(1, 2), torch.ones(2, 3), mask)
+        tensor([[2., 1., 0.]])
+    """
+    _check_mask("masked_linear_grad_input", weight, mask)
+    return call("masked_linear_grad_input", grad_output, weight, *mask.plan, algorithm)
+
+
+def _check_mask(op: str, weight: Tensor, mask: Mask) -> None:
+    if not isinstance(mask, Mask):
+        raise TypeError(f"{op}: mask must be an ar_fast.Mask (Mask.from_dense makes one), got {type(mask).__name__}")
+    if tuple(weight.shape) != (mask.out_features, mask.in_features):
+        raise ValueError(
+            f"{op}: mask must match weight of shape {tuple(weight.shape)}, "
+            f"got a mask of shape ({mask.out_features}, {mask.in_features})"
+        )

@@ -1,0 +1,1 @@
+"""What is made of modules of other libraries, one file each."""
