@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ar_fast
-from ar_fast import _library
+from ar_fast import _library, heads
 
 MODULES = ["ar_fast"] + [
     module.name
@@ -23,7 +23,8 @@ def test_examples(name):
     if name == "ar_fast._info" and _library.backend == "reference":
         pytest.skip("its example is about the compiled backend")
     module = importlib.import_module(name)
-    result = doctest.testmod(module, extraglobs={"torch": torch})
+    names = {head: getattr(heads, head) for head in heads.__all__} if name.startswith("ar_fast.heads.") else {}
+    result = doctest.testmod(module, extraglobs={"torch": torch} | names)
     assert result.failed == 0
 
 
