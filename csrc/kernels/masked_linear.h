@@ -38,7 +38,7 @@ struct MaskedLinear {
   int64_t input_stride;
   const void* weight;              // [O, I] contiguous; for the gradient of weight: null
   const void* bias;                // [O] or null; forward only
-  MlpActivation activation;        // f; forward only
+  Activation activation;        // f; forward only
   const void* grad_output;         // [B, O]; null in forward
   int64_t grad_output_stride;
   void* output;                    // forward [B, O], grad_input [B, I], grad_weight [O, I]: contiguous, overwritten

@@ -48,7 +48,7 @@ struct MaskedMlpLayer {
 
 struct MaskedMlpSample {
   ScalarType storage;              // of the weights; compute type as in nade.h
-  MlpActivation activation;
+  Activation activation;
   int64_t batch;                   // B
   int64_t variables;               // D
   int64_t in_rows;                 // R_in

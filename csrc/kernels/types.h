@@ -14,14 +14,9 @@ namespace ar_fast {
 // How a tensor is stored. Arithmetic is in float for the first three and in double for the last.
 enum class ScalarType : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
 
+// Of hidden units, with torch's default arguments. The hidden layer of a NADE and of its relatives, whose kernels are
+// compiled for each activation, has sigmoid, tanh or relu; a layer of a masked network has any.
 enum class Activation : int32_t {
-  sigmoid = 0,
-  tanh = 1,
-  relu = 2,
-};
-
-// Of the layers of a masked network, with torch's default arguments.
-enum class MlpActivation : int32_t {
   none = 0,
   relu = 1,
   sigmoid = 2,

@@ -1,4 +1,4 @@
-// The activations of masked layers, by the names that the ops take.
+// Activations, by the names that the ops take.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,16 +10,19 @@
 
 namespace ar_fast {
 
-// Nothing is MlpActivation::none; raises where no activation has this name.
-MlpActivation parse_mlp_activation(const char* op, const std::optional<std::string_view>& name);
+// Of the hidden layer of a NADE and of its relatives; raises for what is not sigmoid, tanh or relu.
+Activation parse_activation(const char* op, std::string_view name);
+
+// Of a layer of a masked network: nothing is Activation::none; raises where no activation has this name.
+Activation parse_layer_activation(const char* op, const std::optional<std::string_view>& name);
 
 // f(z) by torch's own function, with its gradient; z itself where there is no activation.
-at::Tensor activate(MlpActivation activation, const at::Tensor& z);
+at::Tensor activate(Activation activation, const at::Tensor& z);
 
 // Whether f'(z) can be told from y = f(z).
-bool derivative_from_result(MlpActivation activation);
+bool derivative_from_result(Activation activation);
 
 // grad f'(z), from y = f(z); grad itself where there is no activation. Differentiable in both.
-at::Tensor activate_backward(MlpActivation activation, const at::Tensor& grad, const at::Tensor& y);
+at::Tensor activate_backward(Activation activation, const at::Tensor& grad, const at::Tensor& y);
 
 }  // namespace ar_fast

@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "nade.h"
+#include "activation.h"
 
 namespace ar_fast {
 

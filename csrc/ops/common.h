@@ -47,15 +47,6 @@ inline at::ScalarType compute_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-inline const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined() ? tensor->const_data_ptr() : nullptr;
-}
-
-template <typename T>
-const T* typed_or_null(const OptionalTensor& tensor) {
-  return static_cast<const T*>(data_or_null(tensor));
-}
-
 inline at::TensorOptions compute_options(const at::Tensor& weight) {
   return weight.options().dtype(compute_type(weight.scalar_type()));
 }

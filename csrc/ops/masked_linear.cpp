@@ -131,11 +131,11 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
       at::AutoDispatchBelowADInplaceOrView guard;
       y = call(a);
     }
-    const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+    const Activation f = parse_layer_activation(a.op, a.activation);
     // bias is not needed, nor y where nothing was applied to it.
     save(context, MaskedLinearGradInputArguments{a.input, a.weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
                                                  a.algorithm},
-         {f == MlpActivation::none ? at::Tensor() : y});
+         {f == Activation::none ? at::Tensor() : y});
     context->saved_data["bias"] = requires_grad(a.bias);
     context->saved_data["activation"] = static_cast<int64_t>(f);
     return y;
@@ -144,7 +144,7 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
     variable_list out(count_members<MaskedLinearArguments>());
     if (!grads[0].defined()) return out;
     const auto [kept, others] = saved<MaskedLinearGradInputArguments>(context);
-    const auto f = static_cast<MlpActivation>(context->saved_data["activation"].toInt());
+    const auto f = static_cast<Activation>(context->saved_data["activation"].toInt());
     const at::Tensor grad = activate_backward(f, grads[0], others[0]);
     const at::Tensor &input = kept.grad_output, &weight = kept.weight;
     if (context->needs_input_grad(0)) out[0] = grad_input(kept, grad, weight);
@@ -199,7 +199,7 @@ at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call(a);
   }
-  const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+  const Activation f = parse_layer_activation(a.op, a.activation);
   if (derivative_from_result(f)) return apply<MaskedLinearFunction>(a);
   MaskedLinearArguments linear = a;
   linear.activation = std::nullopt;
@@ -242,7 +242,7 @@ at::Tensor empty_rows(const at::Tensor& rows, const c10::SymInt& features) {
 }
 
 at::Tensor masked_linear_meta(const MaskedLinearArguments& a) {
-  parse_mlp_activation(a.op, a.activation);
+  parse_layer_activation(a.op, a.activation);
   check_masked_linear(a);
   return empty_rows(a.input, a.weight.sym_size(0));
 }

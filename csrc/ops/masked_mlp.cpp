@@ -166,7 +166,7 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
 
   MaskedMlpSample& sample = t.sample = MaskedMlpSample{};
   sample.storage = storage_type(type);
-  sample.activation = parse_mlp_activation(masked_mlp_name, a.activation);
+  sample.activation = parse_layer_activation(masked_mlp_name, a.activation);
   set_draws(sample, a);
   sample.variables = a.variables;
   sample.in_rows = a.weights[0].size(1);
@@ -207,7 +207,7 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(const MaskedMlpSampleArguments& a) {
-  parse_mlp_activation(masked_mlp_name, a.activation);
+  parse_layer_activation(masked_mlp_name, a.activation);
   check_masked_mlp_sample(a);
   return empty_samples(a);
 }

@@ -8,18 +8,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "activation.h"
 #include "autograd.h"
 
 namespace ar_fast {
 
 // ---------------------------------------------------------------- checks
-
-Activation parse_activation(const char* op, std::string_view name) {
-  if (name == "sigmoid") return Activation::sigmoid;
-  if (name == "tanh") return Activation::tanh;
-  if (name == "relu") return Activation::relu;
-  TORCH_CHECK(false, op, ": activation must be sigmoid, tanh or relu, got '", name, "'");
-}
 
 namespace {
 
@@ -491,17 +485,17 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   }
 };
 
+// Below autograd nade_log_prob is its forward without the parameters.
+at::Tensor nade_log_prob_below_autograd(const NadeLogProbArguments& a) {
+  return std::get<0>(call(forward_of(a, /*keep_parameters=*/false)));
+}
+
 at::Tensor nade_log_prob_autograd(const NadeLogProbArguments& a) {
   if (needs_graph(a.op, a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
     return apply<NadeLogProbFunction>(a);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call(a);
-}
-
-// Below autograd nade_log_prob is its forward without the parameters.
-at::Tensor nade_log_prob_below_autograd(const NadeLogProbArguments& a) {
-  return std::get<0>(call(forward_of(a, /*keep_parameters=*/false)));
+  return nade_log_prob_below_autograd(a);
 }
 
 // ---------------------------------------------------------------- autocast: float32, 16-bit storage stays

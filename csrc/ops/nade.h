@@ -84,8 +84,6 @@ struct NadeSampleArguments {
 
 // --- shared by the implementations
 
-Activation parse_activation(const char* op, std::string_view name);
-
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
   at::Tensor x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale;

@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "nade.h"
+#include "activation.h"
 
 namespace ar_fast {
 namespace {

@@ -48,9 +48,8 @@ AR_FAST_INLINE Vec<T> activated(Activation activation, const Vec<T>& a) {
   switch (activation) {
     case Activation::sigmoid: return activate<Activation::sigmoid, T>(a);
     case Activation::tanh: return activate<Activation::tanh, T>(a);
-    case Activation::relu: return activate<Activation::relu, T>(a);
+    default: return activate<Activation::relu, T>(a);
   }
-  return a;
 }
 
 // Some hidden units of a network: `Vectors` vectors, or if not Full the first `units` lanes of one.
@@ -212,21 +211,10 @@ class Sampler {
   Buffers<T> b_;
 };
 
-// Calls body.template operator()<S, T>() for the storage type.
-template <typename Body>
-void dispatch(ScalarType storage, const Body& body) {
-  switch (storage) {
-    case ScalarType::float32: return body.template operator()<float, float>();
-    case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
-    case ScalarType::float16: return body.template operator()<float16, float>();
-    case ScalarType::float64: return body.template operator()<double, double>();
-  }
-}
-
 }  // namespace
 
 void armlp_scratch(const ArmlpSample& sample, int64_t most_parameters, int64_t rows, int64_t* bytes) {
-  dispatch(sample.storage, [&]<typename S, typename T>() {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch scratch(nullptr);
     const Buffers<T> buffers(sample, most_parameters, rows, scratch);
     *bytes = scratch.bytes_taken();
@@ -235,7 +223,7 @@ void armlp_scratch(const ArmlpSample& sample, int64_t most_parameters, int64_t r
 
 void armlp_sample(const ArmlpSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end,
                   void* scratch_memory) {
-  dispatch(sample.storage, [&]<typename S, typename T>() {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch scratch(scratch_memory);
     Sampler<S, T>(sample, most_parameters, row_begin, row_end, scratch).run();
   });

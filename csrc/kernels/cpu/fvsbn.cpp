@@ -198,22 +198,11 @@ class Sampler {
   Buffers<T> b_;
 };
 
-// Calls body.template operator()<S, T>() for the storage type.
-template <typename Body>
-void dispatch(ScalarType storage, const Body& body) {
-  switch (storage) {
-    case ScalarType::float32: return body.template operator()<float, float>();
-    case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
-    case ScalarType::float16: return body.template operator()<float16, float>();
-    case ScalarType::float64: return body.template operator()<double, double>();
-  }
-}
-
 }  // namespace
 
 void fvsbn_layout(const FvsbnSample& sample, int64_t most_parameters, int64_t rows, FvsbnLayout* layout) {
   layout->block = block_positions;
-  dispatch(sample.storage, [&]<typename S, typename T>() {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch scratch(nullptr);
     const Buffers<T> buffers(rows, most_parameters, scratch);
     layout->bytes = scratch.bytes_taken();
@@ -222,7 +211,7 @@ void fvsbn_layout(const FvsbnSample& sample, int64_t most_parameters, int64_t ro
 
 void fvsbn_sample(const FvsbnSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end,
                   void* scratch_memory) {
-  dispatch(sample.storage, [&]<typename S, typename T>() {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch scratch(scratch_memory);
     Sampler<S, T>(sample, most_parameters, row_begin, row_end, scratch).run();
   });

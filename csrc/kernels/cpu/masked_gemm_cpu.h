@@ -25,7 +25,7 @@ struct MaskedGemm {
   bool unpacked;                   // y: nothing is copied, tiles are in the op's order; the plan is nested, storage is
                                    // compute. dX: the staircase lies in place and storage is compute
   const void* bias;                // [O] compute in the op's order, or null; y only
-  MlpActivation activation;        // y only
+  Activation activation;        // y only
   void* output;                    // y [B, O] or dX [B, I], compute, in the op's order; dW [O, I], see masked_gemm_dw
   void* scratch;                   // of this thread, masked_gemm_scratch bytes
   bool sorted;                     // lanes: the features of `tiles` are in sorted order, not in the op's

@@ -175,8 +175,8 @@ void for_each_run(const MaskPlan& plan, bool over_columns, int64_t unit, int64_t
 
 // f of the first vectors of each row of sums [rows][width].
 template <typename Compute>
-void activate_tile(MlpActivation activation, int vectors, int64_t rows, Compute* sums) {
-  if (activation == MlpActivation::none) return;
+void activate_tile(Activation activation, int vectors, int64_t rows, Compute* sums) {
+  if (activation == Activation::none) return;
   for (int64_t u = 0; u < rows; ++u) {
     for (int v = 0; v < vectors; ++v) {
       Compute* place = sums + u * tile_width<Compute>() + v * Vector<Compute>::size();

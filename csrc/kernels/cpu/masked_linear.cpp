@@ -156,7 +156,7 @@ void add_scaled(const Compute* weight, const Compute* factors, int64_t factor_st
 }
 
 template <typename Compute>
-void activate_in_place(MlpActivation activation, Compute* values, int64_t count) {
+void activate_in_place(Activation activation, Compute* values, int64_t count) {
   constexpr int lanes = Vector<Compute>::size();
   int64_t k = 0;
   for (; k + lanes <= count; k += lanes) {
@@ -189,7 +189,7 @@ void forward_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_en
       output[b * rows + row] = sums[0] + offset;
     }
   }
-  if (arguments.activation == MlpActivation::none) return;
+  if (arguments.activation == Activation::none) return;
   for (int64_t b = 0; b < arguments.batch; ++b) {
     activate_in_place(arguments.activation, output + b * rows + row_begin, row_end - row_begin);
   }

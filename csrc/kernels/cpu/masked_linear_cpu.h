@@ -24,7 +24,7 @@ struct MaskedRows {
   const void* input;               // [B, I] compute, contiguous
   const void* weight;              // [O, I] storage, contiguous
   const void* bias;                // [O] compute or null
-  MlpActivation activation;        // of masked_forward_rows
+  Activation activation;        // of masked_forward_rows
   const void* grad_output;         // [B, O] compute, contiguous
   void* output;                    // see each kernel; contiguous
   void* scratch;                   // see each kernel

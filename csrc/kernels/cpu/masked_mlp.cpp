@@ -429,20 +429,11 @@ void masked_mlp_layout(const MaskedMlpSample& sample, int64_t parts, MaskedMlpLa
 
 void masked_mlp_sample(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch,
                        const MaskedMlpTeam& team, int64_t* multiply_adds) {
-  switch (sample.storage) {
-    case ScalarType::float32:
-      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, nullptr, scratch);
-      return;
-    case ScalarType::float64:
-      *multiply_adds = run_group<double>(sample, row_begin, row_end, team, nullptr, scratch);
-      return;
-    case ScalarType::bfloat16:
-      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, &convert<bfloat16>, scratch);
-      return;
-    case ScalarType::float16:
-      *multiply_adds = run_group<float>(sample, row_begin, row_end, team, &convert<float16>, scratch);
-      return;
-  }
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
+    Convert<T> widen = nullptr;
+    if constexpr (!std::is_same_v<S, T>) widen = &convert<S>;
+    *multiply_adds = run_group<T>(sample, row_begin, row_end, team, widen, scratch);
+  });
 }
 
 }  // namespace ar_fast::CPU_CAPABILITY

@@ -363,20 +363,32 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Cha
   store_vectors(d, delta);
 }
 
+// What nade_backward_input works in.
+template <typename T>
+struct InputBuffers {
+  T *checkpoints, *delta;   // [chunks + 1, padded], [padded]
+  T *states, *activations;  // [max_positions, strip]
+  T *partial_x, *partial_scale;  // [max_positions, lanes]
+  StepBuffers<T> steps;
+
+  InputBuffers(const NadeModel& model, const NadeChunks& chunks, Scratch& scratch)
+      : checkpoints(scratch.take<T>((chunks.count + 1) * padded_hidden<T>(model))),
+        delta(scratch.take<T>(padded_hidden<T>(model))),
+        states(scratch.take<T>(chunks.max_positions * strip_width<T>())),
+        activations(scratch.take<T>(chunks.max_positions * strip_width<T>())),
+        partial_x(scratch.take<T>(chunks.max_positions * Vec<T>::size())),
+        partial_scale(scratch.take<T>(chunks.max_positions * Vec<T>::size())), steps(chunks, scratch) {}
+};
+
 template <typename S, typename T, Activation A>
 void backward_input(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                     const NadeChunks& chunks, int64_t row, void* scratch_memory) {
   constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
   const int64_t padded = padded_hidden<T>(model);
   Scratch scratch(scratch_memory);
-  T* checkpoints = scratch.take<T>((chunks.count + 1) * padded);
-  T* delta = scratch.take<T>(padded);
-  T* states = scratch.take<T>((chunks.max_positions + 1) * 2 * strip);
-  T* activations = states + chunks.max_positions * strip;
-  T* partial_x = scratch.take<T>(chunks.max_positions * 2 * width);
-  T* partial_scale = partial_x + chunks.max_positions * width;
-  auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* changes = scratch.take<Change<T>>(chunks.max_positions);
+  const auto [checkpoints, delta, states, activations, partial_x, partial_scale, steps] =
+      InputBuffers<T>(model, chunks, scratch);
+  const auto [positions, changes] = steps;
   const T* grad = static_cast<const T*>(output.grad_parameters) + row * model.out_rows;
   const auto units_at = [&](int64_t h0) { return model.hidden - h0 < strip ? model.hidden - h0 : strip; };
 
@@ -427,11 +439,21 @@ int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeCh
   return scratch.bytes_taken();
 }
 
+int64_t nade_backward_input_scratch_bytes(const NadeModel& model, const NadeChunks& chunks) {
+  Scratch scratch(nullptr);
+  if (model.storage == ScalarType::float64) {
+    const InputBuffers<double> buffers(model, chunks, scratch);
+  } else {
+    const InputBuffers<float> buffers(model, chunks, scratch);
+  }
+  return scratch.bytes_taken();
+}
+
 void nade_changes(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks, const NadeChanges& found,
                   int64_t row_begin, int64_t row_end, void* scratch) {
   const auto fill = [&]<typename T>() {
     Scratch arrays(scratch);
-    auto* positions = arrays.take<Position<T>>(chunks.max_positions);
+    Position<T>* const positions = StepBuffers<T>(chunks, arrays).positions;
     for (int64_t row = row_begin; row < row_end; ++row) found.begins[row * (chunks.count + 1)] = 0;
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;

@@ -222,8 +222,7 @@ void segment_states(const NadeModel& model, const NadeInput& input, const NadeCh
   const int64_t padded = padded_hidden<T>(model), h0 = strip_index * strip;
   const int64_t units = model.hidden - h0 < strip ? model.hidden - h0 : strip;
   Scratch scratch(scratch_memory);
-  auto* positions = scratch.take<Position<T>>(chunks.max_positions);
-  auto* changes = scratch.take<Change<T>>(chunks.max_positions);
+  const auto [positions, changes] = StepBuffers<T>(chunks, scratch);
   const auto state = [&](int64_t segment, int64_t row) {
     return static_cast<T*>(segments[segment].states) + row * padded + h0;
   };
@@ -265,21 +264,18 @@ void nade_segment_states(const NadeModel& model, const NadeInput& input, const N
 
 void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch, int64_t rows, NadeLayout* layout) {
   const auto fill = [&]<typename T>() {
-    const int64_t strip = strip_width<T>(), width = Vec<T>::size(), padded = padded_hidden<T>(model);
-    const int64_t steps = Scratch::bytes<Position<T>>(chunks.max_positions) +
-                          Scratch::bytes<Change<T>>(chunks.max_positions);
+    const int64_t strip = strip_width<T>(), padded = padded_hidden<T>(model);
     layout->strip = strip;
     layout->strips = padded / strip;
     layout->state_bytes = static_cast<int64_t>(sizeof(T)) * padded;
     layout->change_bytes = sizeof(Change<T>);
-    layout->steps_bytes = steps;
-    Scratch scratch(nullptr);
+    Scratch steps(nullptr), scratch(nullptr);
+    const StepBuffers<T> step_buffers(chunks, steps);
+    layout->steps_bytes = steps.bytes_taken();
     const ForwardBuffers<T> buffers(model, chunks, rows, scratch);
     layout->forward_bytes = scratch.bytes_taken();
     layout->backward_weights_bytes = nade_backward_weights_scratch_bytes(model, chunks, batch);
-    layout->backward_input_bytes = Scratch::bytes<T>((chunks.count + 1) * padded) + Scratch::bytes<T>(padded) +
-                                   Scratch::bytes<T>((chunks.max_positions + 1) * 2 * strip) +
-                                   Scratch::bytes<T>(chunks.max_positions * 2 * width) + steps;
+    layout->backward_input_bytes = nade_backward_input_scratch_bytes(model, chunks);
     layout->sample_bytes = nade_sample_scratch_bytes(model, chunks, rows);
   };
   if (model.storage == ScalarType::float64) {

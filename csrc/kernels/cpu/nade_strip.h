@@ -218,8 +218,20 @@ inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64
   for (int64_t j = units; j < width; ++j) state[j] = T(0);
 }
 
-// Scratch of one call of nade_backward_weights; in nade_backward.cpp.
+// A chunk's positions, and a row's changes in it.
+template <typename T>
+struct StepBuffers {
+  Position<T>* positions;   // [max_positions]
+  Change<T>* changes;       // [max_positions]
+
+  StepBuffers(const NadeChunks& chunks, Scratch& scratch)
+      : positions(scratch.take<Position<T>>(chunks.max_positions)),
+        changes(scratch.take<Change<T>>(chunks.max_positions)) {}
+};
+
+// Scratch of one call of nade_backward_weights, and of one of nade_backward_input; in nade_backward.cpp.
 int64_t nade_backward_weights_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t batch);
+int64_t nade_backward_input_scratch_bytes(const NadeModel& model, const NadeChunks& chunks);
 
 // Scratch of one call of nade_sample; in nade_sample.cpp.
 int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chunks, int64_t rows);
@@ -231,15 +243,10 @@ inline void dispatch_nade(const Model& model, const Body& body) {
     switch (model.activation) {
       case Activation::sigmoid: return body.template operator()<S, T, Activation::sigmoid>();
       case Activation::tanh: return body.template operator()<S, T, Activation::tanh>();
-      case Activation::relu: return body.template operator()<S, T, Activation::relu>();
+      default: return body.template operator()<S, T, Activation::relu>();
     }
   };
-  switch (model.storage) {
-    case ScalarType::float32: return with_activation.template operator()<float, float>();
-    case ScalarType::bfloat16: return with_activation.template operator()<bfloat16, float>();
-    case ScalarType::float16: return with_activation.template operator()<float16, float>();
-    case ScalarType::float64: return with_activation.template operator()<double, double>();
-  }
+  dispatch_storage(model.storage, with_activation);
 }
 
 }  // namespace ar_fast::CPU_CAPABILITY

@@ -377,19 +377,30 @@ AR_FAST_INLINE T softplus(T x) {
   return (x > T(0) ? x : T(0)) + std::log1p(std::exp(-std::abs(x)));
 }
 
+// Calls body.template operator()<S, T>() for the storage type S and its compute type T.
+template <typename Body>
+inline void dispatch_storage(ScalarType storage, const Body& body) {
+  switch (storage) {
+    case ScalarType::float32: return body.template operator()<float, float>();
+    case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
+    case ScalarType::float16: return body.template operator()<float16, float>();
+    case ScalarType::float64: return body.template operator()<double, double>();
+  }
+}
+
 template <typename T>
-AR_FAST_INLINE Vec<T> activate(MlpActivation activation, const Vec<T>& x) {
+AR_FAST_INLINE Vec<T> activate(Activation activation, const Vec<T>& x) {
   const Vec<T> none = zero<T>(), one(T(1));
   switch (activation) {
-    case MlpActivation::none: break;
-    case MlpActivation::relu: return at::vec::maximum(x, none);
-    case MlpActivation::sigmoid: return sigmoid<T>(x);
-    case MlpActivation::tanh: return x.tanh();
-    case MlpActivation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
-    case MlpActivation::softplus: return softplus<T>(x);
-    case MlpActivation::silu: return x * sigmoid<T>(x);
-    case MlpActivation::gelu: return Vec<T>(T(0.5)) * x * (one + (x * Vec<T>(T(0.7071067811865475244))).erf());
-    case MlpActivation::leaky_relu: return Vec<T>::blendv(x * Vec<T>(T(0.01)), x, x > none);
+    case Activation::none: break;
+    case Activation::relu: return at::vec::maximum(x, none);
+    case Activation::sigmoid: return sigmoid<T>(x);
+    case Activation::tanh: return x.tanh();
+    case Activation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
+    case Activation::softplus: return softplus<T>(x);
+    case Activation::silu: return x * sigmoid<T>(x);
+    case Activation::gelu: return Vec<T>(T(0.5)) * x * (one + (x * Vec<T>(T(0.7071067811865475244))).erf());
+    case Activation::leaky_relu: return Vec<T>::blendv(x * Vec<T>(T(0.01)), x, x > none);
   }
   return x;
 }

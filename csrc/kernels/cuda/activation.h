@@ -73,28 +73,28 @@ __device__ __forceinline__ T softplus(T x) {
 
 // Those that cost an instruction or two, and none: for an epilogue that is unrolled over all sums of a thread. Any
 // other is left out.
-__device__ __forceinline__ bool is_rectifier(MlpActivation activation) {
-  return activation == MlpActivation::none || activation == MlpActivation::relu ||
-         activation == MlpActivation::leaky_relu;
+__device__ __forceinline__ bool is_rectifier(Activation activation) {
+  return activation == Activation::none || activation == Activation::relu ||
+         activation == Activation::leaky_relu;
 }
 
 template <typename T>
-__device__ __forceinline__ T rectify(MlpActivation activation, T x) {
+__device__ __forceinline__ T rectify(Activation activation, T x) {
   if (x > T(0) || x != x) return x;
-  return activation == MlpActivation::relu ? T(0) : activation == MlpActivation::leaky_relu ? T(0.01) * x : x;
+  return activation == Activation::relu ? T(0) : activation == Activation::leaky_relu ? T(0.01) * x : x;
 }
 
 template <typename T>
-__device__ __forceinline__ T activate(MlpActivation activation, T x) {
+__device__ __forceinline__ T activate(Activation activation, T x) {
   switch (activation) {
-    case MlpActivation::none: return x;
-    case MlpActivation::relu: return x < T(0) ? T(0) : x;
-    case MlpActivation::sigmoid: return sigmoid(x);
-    case MlpActivation::tanh: return tanh_of(x);
-    case MlpActivation::elu: return x > T(0) ? x : expm1(x);
-    case MlpActivation::softplus: return softplus(x);
-    case MlpActivation::silu: return x * sigmoid(x);
-    case MlpActivation::gelu: return T(0.5) * x * (T(1) + erf(x * T(0.7071067811865475244)));
+    case Activation::none: return x;
+    case Activation::relu: return x < T(0) ? T(0) : x;
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::tanh: return tanh_of(x);
+    case Activation::elu: return x > T(0) ? x : expm1(x);
+    case Activation::softplus: return softplus(x);
+    case Activation::silu: return x * sigmoid(x);
+    case Activation::gelu: return T(0.5) * x * (T(1) + erf(x * T(0.7071067811865475244)));
     default: return x > T(0) ? x : T(0.01) * x;
   }
 }

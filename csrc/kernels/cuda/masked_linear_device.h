@@ -107,17 +107,6 @@ struct Operand {
   }
 };
 
-template <typename Body>
-cudaError_t dispatch_masked(ScalarType storage, const Body& body) {
-  switch (storage) {
-    case ScalarType::float32: return body(float{});
-    case ScalarType::float64: return body(double{});
-    case ScalarType::bfloat16: return body(bfloat16{});
-    case ScalarType::float16: return body(float16{});
-  }
-  return cudaErrorInvalidValue;
-}
-
 inline unsigned blocks_of(int64_t count, int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
 
 }  // namespace ar_fast::cuda

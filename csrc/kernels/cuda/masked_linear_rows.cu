@@ -17,7 +17,7 @@ struct RowsArguments {
   const S* input;                  // y: input; dX: grad_output
   int64_t input_stride;
   const S* bias;
-  MlpActivation activation;
+  Activation activation;
   S* output;
   int batch;
 };
@@ -124,7 +124,7 @@ namespace ar_fast {
 cudaError_t masked_linear_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
   using namespace cuda;
   if (m.batch == 0 || m.mask.out_features == 0) return cudaSuccess;
-  return dispatch_masked(m.storage, [&](auto type) {
+  return dispatch_storage(m.storage, [&](auto type) {
     using S = decltype(type);
     return launch({"masked_linear_rows", dim3(blocks_of(m.mask.out_features, kWarps), blocks_of(m.batch, kRows)),
                    kWarps * kWarpSize, 0, stream},
@@ -135,7 +135,7 @@ cudaError_t masked_linear_rows_cuda(const MaskedLinear& m, cudaStream_t stream) 
 cudaError_t masked_linear_grad_input_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
   using namespace cuda;
   if (m.batch == 0 || m.mask.in_features == 0) return cudaSuccess;
-  return dispatch_masked(m.storage, [&](auto type) {
+  return dispatch_storage(m.storage, [&](auto type) {
     using S = decltype(type);
     return launch({"masked_linear_grad_input_rows",
                    dim3(blocks_of(m.mask.in_features, kWarpSize * Vector<S>::size), blocks_of(m.batch, kRows)),

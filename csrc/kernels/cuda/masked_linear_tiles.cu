@@ -23,7 +23,7 @@ cudaError_t masked_linear_tiling_cuda(MaskedLinearProduct product, const MaskedL
   const int64_t large = static_cast<int64_t>(blocks_of(output_rows(product, m), 128)) *
                         blocks_of(output_columns(product, m), 128);
   if (!tiling.matrix || !sm80 || large < device.multiprocessors) return cudaSuccess;
-  return dispatch_masked(m.storage, [&](auto type) {
+  return dispatch_storage(m.storage, [&](auto type) {
     const TileOperands<decltype(type)> operands = operands_of<decltype(type)>(product, m);
     if (operands.a.aligned && operands.b.aligned) tiling.tile = 128;
     return cudaSuccess;

@@ -18,7 +18,7 @@ struct TileArguments {
   DeviceMask mask;
   Operand<S> a, b;
   const S* bias;
-  MlpActivation activation;
+  Activation activation;
   S* output;
   int batch;
   unsigned row_tiles, column_tiles;  // of the output

@@ -14,8 +14,6 @@ namespace {
 
 constexpr int kSamplesPerBlock = 4;
 constexpr int kUnitsTogether = 4;
-// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
-constexpr size_t kMostSharedBytes = 60 * 1024;
 
 // The sample of one warp. values: the columns, then each layer; parameters: those of one variable.
 template <typename S>
@@ -130,7 +128,7 @@ struct Places {
     const int64_t rows = sample.layers[sample.hidden_layers].units;
     places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.variables;
     places.in_shared = kSamplesPerBlock * places.bytes(sample.storage, places.features + places.parameters) <=
-                       static_cast<int64_t>(kMostSharedBytes);
+                       kMostSharedBytes;
     return places;
   }
   static int64_t bytes(ScalarType storage, int64_t count) { return count * (storage == ScalarType::float64 ? 8 : 4); }
@@ -179,13 +177,9 @@ int64_t masked_mlp_sample_cuda_scratch(const MaskedMlpSample& sample) {
 }
 
 cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream) {
-  switch (sample.storage) {
-    case ScalarType::float32: return cuda::run<float>(sample, scratch, stream);
-    case ScalarType::float64: return cuda::run<double>(sample, scratch, stream);
-    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, scratch, stream);
-    case ScalarType::float16: return cuda::run<float16>(sample, scratch, stream);
-  }
-  return cudaErrorInvalidValue;
+  return cuda::dispatch_storage(sample.storage, [&](auto storage) {
+    return cuda::run<decltype(storage)>(sample, scratch, stream);
+  });
 }
 
 }  // namespace ar_fast

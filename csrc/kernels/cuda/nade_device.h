@@ -143,22 +143,6 @@ template <typename S>
 cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
                         int64_t initial_stride, Compute<S>* states, cudaStream_t stream);
 
-// Calls body(S{}) for the storage type.
-template <typename Body>
-inline cudaError_t dispatch_storage(ScalarType storage, const Body& body) {
-  switch (storage) {
-    case ScalarType::float32:
-      return body(float{});
-    case ScalarType::float16:
-      return body(float16{});
-    case ScalarType::bfloat16:
-      return body(bfloat16{});
-    case ScalarType::float64:
-      return body(double{});
-  }
-  return cudaErrorInvalidValue;
-}
-
 // Cuts scratch into arrays aligned to 256 bytes. With a null base it only counts.
 class Scratch {
  public:

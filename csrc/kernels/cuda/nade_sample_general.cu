@@ -27,8 +27,6 @@ constexpr int kRows = 8;  // parameter rows that a warp takes together
 // Of those, rows whose loads are in flight together.
 template <typename S>
 constexpr int kLoads = sizeof(S) == 4 ? 8 : 4;
-// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
-constexpr int64_t kMostSharedBytes = 60 * 1024;
 
 template <typename T>
 struct GeneralSample {

@@ -16,8 +16,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
-constexpr int64_t kMostSharedBytes = 60 * 1024;
 
 // Threads that go along the hidden units: a power of two, and whole warps.
 int64_t unit_threads(int64_t hidden) {
@@ -194,13 +192,9 @@ OffsetNadeCut offset_nade_cuda_cut(const OffsetNadeSample& sample) {
 }
 
 cudaError_t offset_nade_sample_cuda(const OffsetNadeSample& sample, void* scratch, cudaStream_t stream) {
-  switch (sample.storage) {
-    case ScalarType::float32: return cuda::run<float>(sample, scratch, stream);
-    case ScalarType::float64: return cuda::run<double>(sample, scratch, stream);
-    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, scratch, stream);
-    case ScalarType::float16: return cuda::run<float16>(sample, scratch, stream);
-  }
-  return cudaErrorInvalidValue;
+  return cuda::dispatch_storage(sample.storage, [&](auto storage) {
+    return cuda::run<decltype(storage)>(sample, scratch, stream);
+  });
 }
 
 }  // namespace ar_fast

@@ -142,6 +142,22 @@ __device__ __forceinline__ void from_compute(float16& stored, float value) {
 #endif
 }
 
+// Calls body(S{}) for the storage type S.
+template <typename Body>
+inline cudaError_t dispatch_storage(ScalarType storage, const Body& body) {
+  switch (storage) {
+    case ScalarType::float32: return body(float{});
+    case ScalarType::float16: return body(float16{});
+    case ScalarType::bfloat16: return body(bfloat16{});
+    case ScalarType::float64: return body(double{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// What a sampler's block keeps in shared memory at most: two blocks of this much fit in an SM of sm_80 and later; sm_75
+// has 64 KiB.
+constexpr int64_t kMostSharedBytes = 60 * 1024;
+
 // ---- Vector accesses ------------------------------------------------------------------------------------------------
 
 // 128 bits of T. load_vector and store_vector need 16-byte alignment: take them only where the base pointer and the row

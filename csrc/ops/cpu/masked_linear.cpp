@@ -73,7 +73,7 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
 }
 
 at::Tensor masked_linear_cpu(const MaskedLinearArguments& a) {
-  const MlpActivation f = parse_mlp_activation(a.op, a.activation);
+  const Activation f = parse_layer_activation(a.op, a.activation);
   check_masked_linear(a);
   const HostMask mask(a.op, mask_of(a), a.weight.size(0), a.weight.size(1));
   const int64_t batch = count_rows(a.input);

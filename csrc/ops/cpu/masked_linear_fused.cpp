@@ -231,7 +231,7 @@ bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
 }  // namespace
 
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                         MlpActivation activation) {
+                         Activation activation) {
   const int64_t batch = x.size(0), in_features = mask.plan().in_features, out_features = mask.plan().out_features;
   const void* b = bias.defined() ? bias.const_data_ptr() : nullptr;
   at::Tensor y = empty({batch, out_features}, x.scalar_type());
@@ -281,7 +281,7 @@ at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at
   const bool sorts = mask.rows().defined() && out_features > in_place_features;
   const at::Tensor rows = sorts ? sort_features(dy, mask.rows()) : dy;
   const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
-                             rows.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, MlpActivation::none,
+                             rows.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, Activation::none,
                              dx.mutable_data_ptr(), nullptr, sorts};
   run_lanes(
       arguments, dy.scalar_type() == at::kDouble, in_features, out_features,
@@ -315,7 +315,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   const ScalarType compute = storage_type(x.scalar_type());
   const bool in_place = type == compute && mask.sorted();
   const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), false,
-                             nullptr, MlpActivation::none, nullptr, nullptr, false};
+                             nullptr, Activation::none, nullptr, nullptr, false};
   const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
   const std::vector<int64_t> begins =
       share_out(static_cast<int64_t>(bounds.size()) - 1, 1, false, batch, [&](int64_t p) {

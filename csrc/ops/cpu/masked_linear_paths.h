@@ -50,7 +50,7 @@ at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::T
 
 // Our own kernels: batches of a few rows stream the weight once, larger ones run a product of tiles.
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                         MlpActivation activation);
+                         Activation activation);
 at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 

@@ -93,7 +93,7 @@ void run_tiles(const char* op, MaskedLinearProduct product, const MaskedLinear& 
 
 at::Tensor masked_linear_cuda(const MaskedLinearArguments& a) {
   const char* op = a.op;
-  const MlpActivation f = parse_mlp_activation(op, a.activation);
+  const Activation f = parse_layer_activation(op, a.activation);
   check_masked_linear(a);
   const ContiguousMask mask(mask_of(a));
   if (a.algorithm == "dense") return activate(f, at::linear(a.input, select(mask, a.weight), a.bias));

@@ -15,8 +15,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
-// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
-constexpr int64_t kMostSharedBytes = 60 * 1024;
 
 // What a block works in: values by position, hidden units, parameters of one variable.
 template <typename T>

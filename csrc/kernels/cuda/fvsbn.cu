@@ -15,8 +15,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
-// Two blocks of this much fit in an SM of sm_80 and later; sm_75 has 64 KiB.
-constexpr int64_t kMostSharedBytes = 60 * 1024;
 
 template <typename S>
 class Sampler {
@@ -222,13 +220,9 @@ bool fvsbn_sample_in_shared_memory(const FvsbnSample& sample) {
 }
 
 cudaError_t fvsbn_sample_cuda(const FvsbnSample& sample, cudaStream_t stream) {
-  switch (sample.storage) {
-    case ScalarType::float32: return cuda::run<float>(sample, stream);
-    case ScalarType::float64: return cuda::run<double>(sample, stream);
-    case ScalarType::bfloat16: return cuda::run<bfloat16>(sample, stream);
-    case ScalarType::float16: return cuda::run<float16>(sample, stream);
-  }
-  return cudaErrorInvalidValue;
+  return cuda::dispatch_storage(sample.storage, [&](auto storage) {
+    return cuda::run<decltype(storage)>(sample, stream);
+  });
 }
 
 }  // namespace ar_fast
