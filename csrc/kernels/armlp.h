@@ -18,7 +18,7 @@
 // NeurIPS 1999.
 #pragma once
 
-#include "head.h"
+#include "draws.h"
 #include "types.h"
 
 namespace ar_fast {
@@ -26,11 +26,9 @@ namespace ar_fast {
 constexpr int64_t armlp_block = 8;
 
 struct ArmlpSample {
+  Draws draws;
   ScalarType storage;              // of the weights; compute type as in nade.h
   Activation activation;
-  Head head;
-  int64_t batch;                   // B
-  int64_t variables;               // D
   int64_t hidden;                  // H
   int64_t out_rows;                // R_out, parameters of all variables
   const void* in_weight;           // [block_starts[last], H] storage
@@ -42,16 +40,7 @@ struct ArmlpSample {
   const int64_t* offsets;          // [D + 1] first parameter of each position; null = R_out / D each
   const int64_t* in_offsets;  // [D + 1] first input row of each position, of per_variable; null elsewhere: as offsets
                               // for categorical, one row each otherwise
-  const int64_t* order;            // [D], order[p] = variable at position p; null = identity
-  int64_t start, stop;             // positions
-  uint64_t seed;
-  int64_t first_index;             // sample index of row 0, for the random counter
-  double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
-  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
   void* state;                     // [B, D] compute, by position: the values before start; those up to stop are written
-  void* values;                    // [B, stop - start] compute, by position, written
-  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
 };
 
 }  // namespace ar_fast

@@ -13,32 +13,21 @@
 // Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
 #pragma once
 
-#include "head.h"
+#include "draws.h"
 #include "types.h"
 
 namespace ar_fast {
 
 struct FvsbnSample {
+  Draws draws;
   ScalarType storage;              // of weight; compute type as in nade.h
-  Head head;
-  int64_t batch;                   // B
-  int64_t variables;               // D
   int64_t out_rows;                // R_out, parameters of all variables
   const void* weight;              // [R_in, R_out] storage. Masked ones are not read
   const int64_t* offsets;          // [D + 1] first parameter of each place; null = R_out / D each
   const int64_t* in_offsets;  // [D + 1] first weight row of each place, of per_variable; null elsewhere: as offsets
                               // for categorical, one row each otherwise
-  const int64_t* order;            // [D], order[p] = variable at position p; null = identity
-  int64_t start, stop;             // positions
-  uint64_t seed;
-  int64_t first_index;             // sample index of row 0, for the random counter
-  double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
-  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
   void* state;                     // [B, R_out] compute: the sums so far; bias at position 0. Updated. Those of a drawn
                                    // variable are final, and stay
-  void* values;                    // [B, stop - start] compute, by position, written
-  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
 };
 
 }  // namespace ar_fast

@@ -19,8 +19,7 @@
 // positions, ascending in each; by lanes of a warp on CUDA), so a row does not depend on batch, tile, threads and cuts.
 #pragma once
 
-#include "head.h"
-#include "philox.h"
+#include "draws.h"
 #include "types.h"
 
 namespace ar_fast {
@@ -47,27 +46,16 @@ struct MaskedMlpLayer {
 };
 
 struct MaskedMlpSample {
+  Draws draws;
   ScalarType storage;              // of the weights; compute type as in nade.h
   Activation activation;
-  int64_t batch;                   // B
-  int64_t variables;               // D
   int64_t in_rows;                 // R_in
   const int64_t* in_offsets;       // [D + 1] by position; null = R_in / D columns each
   const int64_t* out_offsets;      // [D + 1] by position; null = R_out / D rows each
-  Head head;
   int64_t features;                // R_in + units of all layers but the last
   int64_t hidden_layers;           // L; layers[L] is the last layer
   MaskedMlpLayer layers[masked_mlp_max_layers + 1];
-  int64_t start, stop;             // positions
-  uint64_t seed;
-  int64_t first_index;             // sample index of row 0
-  double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const int64_t* order;            // [D] variable at position p, or null; for the random counter, given and known
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
-  const uint8_t* known;            // [B, D] by variable; null if nothing is known
   void* state;                     // [B, features] compute: the columns, then what each layer but the last gives
-  void* values;                    // [B, stop - start] compute, by position, written
-  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
 };
 
 // Kernels on CUDA take it as an argument.
@@ -80,13 +68,13 @@ struct MaskedMlpRange {
 
 AR_FAST_HOST_DEVICE inline MaskedMlpRange masked_mlp_columns(const MaskedMlpSample& sample, int64_t position) {
   if (sample.in_offsets != nullptr) return {sample.in_offsets[position], sample.in_offsets[position + 1]};
-  const int64_t each = sample.in_rows / sample.variables;
+  const int64_t each = sample.in_rows / sample.draws.variables;
   return {position * each, (position + 1) * each};
 }
 
 AR_FAST_HOST_DEVICE inline MaskedMlpRange masked_mlp_parameters(const MaskedMlpSample& sample, int64_t position) {
   if (sample.out_offsets != nullptr) return {sample.out_offsets[position], sample.out_offsets[position + 1]};
-  const int64_t each = sample.layers[sample.hidden_layers].units / sample.variables;
+  const int64_t each = sample.layers[sample.hidden_layers].units / sample.draws.variables;
   return {position * each, (position + 1) * each};
 }
 

@@ -10,6 +10,7 @@
 // everything else that is real has the compute type: double for float64 storage, float otherwise.
 #pragma once
 
+#include "draws.h"
 #include "head.h"
 #include "types.h"
 
@@ -60,21 +61,12 @@ struct NadeBackward {
   void* grad_activation_scale;     // [B, D] compute: one row's share; the caller sums over B
 };
 
-// Draws positions start ... stop-1.
+// Draws positions draws.start ... draws.stop - 1. order, as in the model; head.kinds goes by variable.
 struct NadeSample {
-  Head head;
+  Draws draws;
   bool gathers;                    // every value gathers a row of in_weight; else it does so where its variable has
                                    // several, and scales the row of its variable where that has one
-  int64_t batch;                   // B
-  int64_t start, stop;             // positions in the order
-  uint64_t seed;
-  int64_t first_index;             // sample index of row 0, for the random counter
-  double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
-  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
   void* state;                     // [B, H] compute: the pre-activations a_start on entry, a_stop on return
-  void* values;                    // [B, stop - start] compute, by position, written
-  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
 };
 
 }  // namespace ar_fast

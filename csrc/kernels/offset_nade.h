@@ -19,16 +19,15 @@
 // compute type: double for float64 storage, float otherwise.
 #pragma once
 
-#include "head.h"
-#include "philox.h"
+#include "draws.h"
 #include "types.h"
 
 namespace ar_fast {
 
 struct OffsetNadeSample {
+  Draws draws;
   ScalarType storage;
   Activation activation;
-  Head head;
   bool gathers;                    // a value gathers its row of in_weight; else it scales the one row
   int64_t rows, columns, channels; // of the grid; D = rows columns C
   int64_t up, side;
@@ -41,18 +40,9 @@ struct OffsetNadeSample {
   int64_t in_bias_stride;          // 0 for [H], H for [B, H]
   const void* out_weight;          // [C K or D K, H] storage
   const void* out_bias;            // [C K or D K] compute
-  const int64_t* order;            // [D] variable at position p; null = identity. For out_weight, the random counter, given
-                                   // and known
-  int64_t batch;                   // B
-  int64_t start, stop;             // positions
-  uint64_t seed;
-  int64_t first_index;             // sample index of row 0, for the random counter
-  double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
-  const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
-  void* history;                   // [B, reach + stop - start] compute: the values at positions start - reach ... stop - 1;
-                                   // from position start on they are written
-  void* log_prob;                  // [B] double: sum over the drawn variables at temperature 1, written
+
+  // The values at positions start - reach ... start - 1, which a call can see, lie before draws.values. draws.order is
+  // also the order of the rows of out_weight where they are not shared.
 
   AR_FAST_HOST_DEVICE int64_t taps() const { return up * (2 * side + 1) + side; }
   // How many positions back a variable can see.

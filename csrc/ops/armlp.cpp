@@ -1,8 +1,5 @@
 #include "armlp.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <utility>
 
 #include "activation.h"
@@ -64,13 +61,7 @@ Head check_armlp_sample(const ArmlpSampleArguments& a) {
   check_head_rows(op, head, "out_weight", out_rows, variables, a.offsets);
   check_head_kinds(op, a.head_kinds, variables, "in_weight", a.in_weight);
   check_in_offsets(op, head, a.in_offsets, variables, "in_weight", a.in_weight);
-  if (a.order.has_value()) {
-    check_dim(op, "order", *a.order, 1, "(D)");
-    check_size(op, "order", *a.order, 0, variables, "entries, one per variable,");
-    check_dtype(op, "order", *a.order, at::kLong);
-    check_same_device(op, "order", *a.order, "in_weight", a.in_weight);
-  }
-  check_sample_arguments(a, variables, compute_type(a.in_weight.scalar_type()));
+  check_draws(draw_arguments(a), variables, compute_type(a.in_weight.scalar_type()), "in_weight", a.in_weight);
   return head;
 }
 
@@ -83,36 +74,25 @@ ArmlpSampleTensors prepare_armlp_sample(const ArmlpSampleArguments& a) {
   t.in_bias = a.in_bias.to(compute).contiguous();
   t.out_weight = a.out_weight.contiguous();
   t.out_bias = a.out_bias.to(compute).contiguous();
-  t.order = contiguous_or_undefined(a.order);
   t.offsets = contiguous_or_undefined(a.offsets);
   t.in_offsets = contiguous_or_undefined(a.in_offsets);
-  t.given = contiguous_or_undefined(a.given);
-  t.known = contiguous_or_undefined(a.known);
   t.next = a.state.clone(at::MemoryFormat::Contiguous);
-  t.values = at::empty({a.state.size(0), a.stop - a.start}, a.state.options());
-  t.log_prob = at::zeros({a.state.size(0)}, a.state.options().dtype(at::kDouble));
+  t.drawn = prepare_draws(draw_arguments(a), head, a.state.size(1));
   ArmlpSample& sample = t.sample;
+  sample.draws = t.drawn.draws;
   sample.storage = storage_type(a.in_weight.scalar_type());
   sample.activation = parse_activation(armlp_name, a.activation);
-  sample.head = with_kinds(head, a.head_kinds, t.head_kinds);
-  set_draws(sample, a);
-  sample.variables = a.state.size(1);
   sample.hidden = a.in_weight.size(1);
   sample.out_rows = a.out_weight.size(0);
   sample.in_weight = t.in_weight.const_data_ptr();
   sample.block_starts = t.block_starts.const_data_ptr<int64_t>();
   sample.in_bias = t.in_bias.const_data_ptr();
-  sample.in_bias_stride = a.in_bias.dim() == 3 ? sample.variables * sample.hidden : 0;
+  sample.in_bias_stride = a.in_bias.dim() == 3 ? sample.draws.variables * sample.hidden : 0;
   sample.out_weight = t.out_weight.const_data_ptr();
   sample.out_bias = t.out_bias.const_data_ptr();
-  sample.offsets = t.offsets.defined() ? t.offsets.const_data_ptr<int64_t>() : nullptr;
-  sample.in_offsets = t.in_offsets.defined() ? t.in_offsets.const_data_ptr<int64_t>() : nullptr;
-  sample.order = t.order.defined() ? t.order.const_data_ptr<int64_t>() : nullptr;
-  sample.given = t.given.defined() ? t.given.const_data_ptr() : nullptr;
-  sample.known = t.known.defined() ? static_cast<const uint8_t*>(t.known.const_data_ptr()) : nullptr;
+  sample.offsets = pointer_or_null<int64_t>(t.offsets);
+  sample.in_offsets = pointer_or_null<int64_t>(t.in_offsets);
   sample.state = t.next.mutable_data_ptr();
-  sample.values = t.values.mutable_data_ptr();
-  sample.log_prob = t.log_prob.mutable_data_ptr();
   return t;
 }
 
@@ -121,7 +101,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_meta(const ArmlpSampleArguments& a) {
   parse_activation(armlp_name, a.activation);
   check_armlp_sample(a);
-  return empty_samples(a);
+  return empty_samples(draw_arguments(a));
 }
 
 }  // namespace

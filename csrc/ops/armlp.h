@@ -16,6 +16,7 @@
 #include "../kernels/armlp.h"
 #include "arguments.h"
 #include "common.h"
+#include "draws.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -44,8 +45,8 @@ Head check_armlp_sample(const ArmlpSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct ArmlpSampleTensors {
-  at::Tensor in_weight, block_starts, in_bias, out_weight, out_bias, order, offsets, in_offsets, head_kinds, given,
-      known, next, values, log_prob;
+  at::Tensor in_weight, block_starts, in_bias, out_weight, out_bias, offsets, in_offsets, next;
+  DrawTensors drawn;
   ArmlpSample sample{};
 };
 

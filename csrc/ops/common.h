@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
@@ -10,7 +9,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "../kernels/types.h"
 
@@ -57,6 +55,11 @@ inline at::Tensor contiguous_or_undefined(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined() ? tensor->contiguous() : at::Tensor();
 }
 
+template <typename T>
+const T* pointer_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
 // The rules below use symbolic sizes, so that they also serve the fake (Meta) implementations under torch.compile.
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim, const char* shape) {
   TORCH_CHECK(tensor.dim() == dim, op, ": ", name, " must have shape ", shape, ", got ", tensor.sym_sizes());
@@ -98,48 +101,6 @@ inline void check_algorithm(const char* op, std::string_view algorithm, std::ini
     known += (known.empty() ? "" : ", ") + std::string(name);
   }
   TORCH_CHECK(false, op, ": algorithm must be one of ", known, ", got '", algorithm, "'");
-}
-
-// What every sampling op takes: given and known (B, D), positions, temperature. `type` is the compute type.
-template <typename Arguments>
-void check_sample_arguments(const Arguments& a, const c10::SymInt& variables, at::ScalarType type) {
-  const char* op = Arguments::op;
-  TORCH_CHECK(a.given.has_value() == a.known.has_value(), op, ": given and known come together, got only ",
-              a.given.has_value() ? "given" : "known");
-  if (a.given.has_value()) {
-    for (const auto& [name, tensor] : {std::pair{"given", *a.given}, std::pair{"known", *a.known}}) {
-      check_dim(op, name, tensor, 2, "(B, D)");
-      check_size(op, name, tensor, 0, a.state.sym_size(0), "rows, as state has,");
-      check_size(op, name, tensor, 1, variables, "variables");
-      check_same_device(op, name, tensor, "state", a.state);
-    }
-    check_dtype(op, "given", *a.given, type);
-    check_dtype(op, "known", *a.known, at::kBool);
-  }
-  TORCH_CHECK(0 <= a.start && a.start <= a.stop && variables >= a.stop, op,
-              ": positions must satisfy 0 <= start <= stop <= D = ", variables, ", got start = ", a.start, ", stop = ",
-              a.stop);
-  TORCH_CHECK(a.temperature > 0, op, ": temperature must be positive, got ", a.temperature);
-}
-
-// What every sampling op passes on to its kernel as it is.
-template <typename Sample, typename Arguments>
-void set_draws(Sample& sample, const Arguments& a) {
-  sample.batch = a.state.size(0);
-  sample.start = a.start;
-  sample.stop = a.stop;
-  sample.seed = static_cast<uint64_t>(a.seed);
-  sample.first_index = a.first_index;
-  sample.temperature = a.temperature;
-}
-
-// What every sampling op returns, for its fake implementation.
-template <typename Arguments>
-typename Arguments::Result empty_samples(const Arguments& a) {
-  const c10::SymInt batch = a.state.sym_size(0);
-  return {at::empty_symint({batch, a.stop - a.start}, a.state.options()),
-          at::empty_symint({batch}, a.state.options().dtype(at::kDouble)),
-          at::empty_symint(a.state.sym_sizes(), a.state.options())};
 }
 
 }  // namespace ar_fast

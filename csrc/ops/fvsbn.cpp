@@ -1,10 +1,6 @@
 #include "fvsbn.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <utility>
-
 
 namespace ar_fast {
 
@@ -37,13 +33,7 @@ Head check_fvsbn_sample(const FvsbnSampleArguments& a) {
   check_size(op, "state", a.state, 1, out_rows, "parameters, as weight has columns,");
   check_dtype(op, "state", a.state, compute_type(a.weight.scalar_type()));
   check_same_device(op, "state", a.state, "weight", a.weight);
-  if (a.order.has_value()) {
-    check_dim(op, "order", *a.order, 1, "(D)");
-    check_size(op, "order", *a.order, 0, count, "entries, one per variable,");
-    check_dtype(op, "order", *a.order, at::kLong);
-    check_same_device(op, "order", *a.order, "weight", a.weight);
-  }
-  check_sample_arguments(a, count, compute_type(a.weight.scalar_type()));
+  check_draws(draw_arguments(a), count, compute_type(a.weight.scalar_type()), "weight", a.weight);
   return head;
 }
 
@@ -51,28 +41,22 @@ FvsbnSampleTensors prepare_fvsbn_sample(const FvsbnSampleArguments& a) {
   const Head head = check_fvsbn_sample(a);
   FvsbnSampleTensors t;
   t.weight = a.weight.contiguous();
-  t.order = contiguous_or_undefined(a.order);
   t.offsets = contiguous_or_undefined(a.offsets);
   t.in_offsets = contiguous_or_undefined(a.in_offsets);
-  t.given = contiguous_or_undefined(a.given);
-  t.known = contiguous_or_undefined(a.known);
   t.next = a.state.clone(at::MemoryFormat::Contiguous);
-  t.values = at::empty({a.state.size(0), a.stop - a.start}, a.state.options());
-  t.log_prob = at::zeros({a.state.size(0)}, a.state.options().dtype(at::kDouble));
+  t.drawn = prepare_draws(draw_arguments(a), head, a.variables);
+  // By position, not by place.
+  if (a.head_kinds.has_value()) {
+    t.head_kinds = a.head_kinds->flip(0);
+    t.drawn.draws.head.kinds = t.head_kinds.const_data_ptr<int64_t>();
+  }
+  t.sample.draws = t.drawn.draws;
   t.sample.storage = storage_type(a.weight.scalar_type());
-  t.sample.head = with_kinds(head, a.head_kinds, t.head_kinds);
-  set_draws(t.sample, a);
-  t.sample.variables = a.variables;
   t.sample.out_rows = a.weight.size(1);
   t.sample.weight = t.weight.const_data_ptr();
-  t.sample.offsets = t.offsets.defined() ? t.offsets.const_data_ptr<int64_t>() : nullptr;
-  t.sample.in_offsets = t.in_offsets.defined() ? t.in_offsets.const_data_ptr<int64_t>() : nullptr;
-  t.sample.order = t.order.defined() ? t.order.const_data_ptr<int64_t>() : nullptr;
-  t.sample.given = t.given.defined() ? t.given.const_data_ptr() : nullptr;
-  t.sample.known = t.known.defined() ? static_cast<const uint8_t*>(t.known.const_data_ptr()) : nullptr;
+  t.sample.offsets = pointer_or_null<int64_t>(t.offsets);
+  t.sample.in_offsets = pointer_or_null<int64_t>(t.in_offsets);
   t.sample.state = t.next.mutable_data_ptr();
-  t.sample.values = t.values.mutable_data_ptr();
-  t.sample.log_prob = t.log_prob.mutable_data_ptr();
   return t;
 }
 
@@ -80,7 +64,7 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_meta(const FvsbnSampleArguments& a) {
   check_fvsbn_sample(a);
-  return empty_samples(a);
+  return empty_samples(draw_arguments(a));
 }
 
 }  // namespace

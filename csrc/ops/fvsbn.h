@@ -14,6 +14,7 @@
 #include "../kernels/fvsbn.h"
 #include "arguments.h"
 #include "common.h"
+#include "draws.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -43,7 +44,8 @@ Head check_fvsbn_sample(const FvsbnSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct FvsbnSampleTensors {
-  at::Tensor weight, order, offsets, in_offsets, head_kinds, given, known, next, values, log_prob;
+  at::Tensor weight, offsets, in_offsets, head_kinds, next;
+  DrawTensors drawn;
   FvsbnSample sample{};
 };
 

@@ -1,8 +1,5 @@
 #include "masked_mlp.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <utility>
 
 #include "activation.h"
@@ -143,13 +140,7 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   check_size(op, "state", a.state, 1, features, "columns, R_in + units of all layers but the last,");
   check_dtype(op, "state", a.state, compute);
   check_same_device(op, "state", a.state, "weights[0]", first);
-  if (a.order.has_value()) {
-    check_dim(op, "order", *a.order, 1, "(D)");
-    check_size(op, "order", *a.order, 0, a.variables, "entries, one per variable,");
-    check_dtype(op, "order", *a.order, at::kLong);
-    check_same_device(op, "order", *a.order, "weights[0]", first);
-  }
-  check_sample_arguments(a, a.variables, compute);
+  check_draws(draw_arguments(a), a.variables, compute, "weights[0]", first);
   return head;
 }
 
@@ -159,20 +150,16 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
   const auto keep = [&](const at::Tensor& tensor) { return t.kept.emplace_back(tensor.contiguous()).const_data_ptr(); };
   const auto keep_or_null = [&](const OptionalTensor& tensor) { return tensor.has_value() ? keep(*tensor) : nullptr; };
   const auto type = a.weights[0].scalar_type(), compute = compute_type(type);
-  const int64_t batch = a.state.size(0);
   t.state = a.state.clone(at::MemoryFormat::Contiguous);
-  t.values = at::empty({batch, a.stop - a.start}, a.state.options());
-  t.log_prob = at::zeros({batch}, a.state.options().dtype(at::kDouble));
+  t.drawn = prepare_draws(draw_arguments(a), head, a.variables);
 
   MaskedMlpSample& sample = t.sample = MaskedMlpSample{};
   sample.storage = storage_type(type);
   sample.activation = parse_layer_activation(masked_mlp_name, a.activation);
-  set_draws(sample, a);
-  sample.variables = a.variables;
+  sample.draws = t.drawn.draws;
   sample.in_rows = a.weights[0].size(1);
   sample.in_offsets = static_cast<const int64_t*>(keep_or_null(a.in_offsets));
   sample.out_offsets = static_cast<const int64_t*>(keep_or_null(a.out_offsets));
-  sample.head = with_kinds(head, a.head_kinds, t.kept.emplace_back());
   const std::vector<Step> steps = parse_program(a.program);
   sample.hidden_layers = static_cast<int64_t>(steps.size()) - 1;
   sample.features = sample.in_rows;
@@ -195,12 +182,7 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
     layer.offset = sample.features;
     sample.features += layer.units;
   }
-  sample.order = static_cast<const int64_t*>(keep_or_null(a.order));
-  sample.given = keep_or_null(a.given);
-  sample.known = static_cast<const uint8_t*>(keep_or_null(a.known));
   sample.state = t.state.mutable_data_ptr();
-  sample.values = t.values.mutable_data_ptr();
-  sample.log_prob = t.log_prob.mutable_data_ptr();
   return t;
 }
 
@@ -209,7 +191,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_meta(const MaskedMlpSampleArguments& a) {
   parse_layer_activation(masked_mlp_name, a.activation);
   check_masked_mlp_sample(a);
-  return empty_samples(a);
+  return empty_samples(draw_arguments(a));
 }
 
 }  // namespace

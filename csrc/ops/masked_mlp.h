@@ -19,6 +19,7 @@
 #include "../kernels/masked_mlp.h"
 #include "arguments.h"
 #include "common.h"
+#include "draws.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -51,7 +52,8 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a);
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct MaskedMlpTensors {
   std::vector<at::Tensor> kept;
-  at::Tensor state, values, log_prob;
+  at::Tensor state;
+  DrawTensors drawn;
   MaskedMlpSample sample;
 };
 

@@ -3,7 +3,6 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <utility>
@@ -131,7 +130,6 @@ Head check_nade_sample(const NadeSampleArguments& a) {
   check_size(op, "state", a.state, 1, hidden, "hidden units, as in_weight has,");
   check_dtype(op, "state", a.state, compute_type(a.in_weight.scalar_type()));
   check_same_device(op, "state", a.state, "in_weight", a.in_weight);
-  check_order(op, a.order, count, a.in_weight);
   check_offsets(op, "in_offsets", a.in_offsets, count, a.in_weight);
   check_offsets(op, "out_offsets", a.out_offsets, count, a.in_weight);
   check_rows(op, "in_weight", a.in_weight, "in_offsets", a.in_offsets, count);
@@ -149,7 +147,7 @@ Head check_nade_sample(const NadeSampleArguments& a) {
   if (a.activation_scale.has_value()) {
     check_vector(op, "activation_scale", *a.activation_scale, "(D)", count, "entries, one per variable,", a.in_weight);
   }
-  check_sample_arguments(a, count, compute_type(a.in_weight.scalar_type()));
+  check_draws(draw_arguments(a), count, compute_type(a.in_weight.scalar_type()), "in_weight", a.in_weight);
   return head;
 }
 
@@ -160,11 +158,6 @@ Head check_nade_sample(const NadeSampleArguments& a) {
 namespace {
 
 at::Tensor typed(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
-
-template <typename T>
-const T* pointer(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
-}
 
 // `variables` are x's or, in sampling, given. Not every op has x, in_bias and out_bias.
 template <typename Arguments>
@@ -187,10 +180,10 @@ NadeTensors prepare_nade(const char* op, const Arguments& a, int64_t variables) 
   t.model.out_rows = a.out_weight.size(0);
   t.model.in_weight = t.in_weight.const_data_ptr();
   t.model.out_weight = t.out_weight.const_data_ptr();
-  t.model.order = pointer<int64_t>(t.order);
-  t.model.in_offsets = pointer<int64_t>(t.in_offsets);
-  t.model.out_offsets = pointer<int64_t>(t.out_offsets);
-  t.model.activation_scale = pointer<void>(t.activation_scale);
+  t.model.order = pointer_or_null<int64_t>(t.order);
+  t.model.in_offsets = pointer_or_null<int64_t>(t.in_offsets);
+  t.model.out_offsets = pointer_or_null<int64_t>(t.out_offsets);
+  t.model.activation_scale = pointer_or_null<void>(t.activation_scale);
   if constexpr (requires { a.out_bias; }) {
     t.out_bias = typed(a.out_bias, type);
     t.model.out_bias = t.out_bias.const_data_ptr();
@@ -275,21 +268,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> NadeBackw
 NadeSampleTensors prepare_nade_sample(const NadeSampleArguments& a) {
   const Head head = check_nade_sample(a);
   NadeSampleTensors t{prepare_nade(NadeSampleArguments::op, a, a.variables)};
-  const int64_t batch = a.state.size(0);
-  t.given = contiguous_or_undefined(a.given);
-  t.known = contiguous_or_undefined(a.known);
   t.next = a.state.clone(at::MemoryFormat::Contiguous);
-  t.values = at::empty({batch, a.stop - a.start}, a.state.options());
-  t.log_prob = at::zeros({batch}, a.state.options().dtype(at::kDouble));
-  t.sample.head = with_kinds(head, a.head_kinds, t.head_kinds);
+  t.drawn = prepare_draws(draw_arguments(a), head, a.variables);
+  t.drawn.draws.kinds_by_variable = true;
+  t.sample.draws = t.drawn.draws;
   t.sample.gathers =
       head.kind != HeadKind::per_variable && (a.in_offsets.has_value() || a.in_weight.size(0) != a.variables);
-  set_draws(t.sample, a);
-  t.sample.given = pointer<void>(t.given);
-  t.sample.known = pointer<uint8_t>(t.known);
   t.sample.state = t.next.mutable_data_ptr();
-  t.sample.values = t.values.mutable_data_ptr();
-  t.sample.log_prob = t.log_prob.mutable_data_ptr<double>();
   return t;
 }
 
@@ -326,7 +311,7 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_meta(const NadeLogProbF
 NadeSampleArguments::Result nade_sample_meta(const NadeSampleArguments& a) {
   parse_activation(NadeSampleArguments::op, a.activation);
   check_nade_sample(a);
-  return empty_samples(a);
+  return empty_samples(draw_arguments(a));
 }
 
 // ---------------------------------------------------------------- gradients

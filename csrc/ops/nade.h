@@ -16,6 +16,7 @@
 #include "../kernels/nade.h"
 #include "arguments.h"
 #include "common.h"
+#include "draws.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -111,7 +112,8 @@ struct NadeBackwardTensors : NadeTensors {
 NadeBackwardTensors prepare_nade_backward(const NadeBackwardArguments& a);
 
 struct NadeSampleTensors : NadeTensors {
-  at::Tensor given, known, head_kinds, next, values, log_prob;
+  at::Tensor next;
+  DrawTensors drawn;
   NadeSample sample{};
 };
 

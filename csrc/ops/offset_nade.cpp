@@ -2,7 +2,6 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <utility>
 
@@ -68,36 +67,30 @@ Head check_offset_nade_sample(const OffsetNadeSampleArguments& a) {
   check_dtype(op, "state", a.state, compute);
   check_same_device(op, "state", a.state, "in_weight", a.in_weight);
   if (a.in_bias.dim() == 2) check_size(op, "in_bias", a.in_bias, 0, a.state.sym_size(0), "rows, as state has,");
-  if (a.order.has_value()) {
-    check_dim(op, "order", *a.order, 1, "(D)");
-    check_size(op, "order", *a.order, 0, variables, "entries, one per variable,");
-    check_dtype(op, "order", *a.order, at::kLong);
-    check_same_device(op, "order", *a.order, "in_weight", a.in_weight);
-  }
-  check_sample_arguments(a, variables, compute);
+  check_draws(draw_arguments(a), variables, compute, "in_weight", a.in_weight);
   return head;
 }
 
 OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a) {
   const Head head = check_offset_nade_sample(a);
   const auto compute = compute_type(a.in_weight.scalar_type());
-  const auto pointer = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
   OffsetNadeTensors t;
   t.in_weight = a.in_weight.contiguous();
   t.in_bias = a.in_bias.to(compute).contiguous();
   t.out_weight = a.out_weight.contiguous();
   t.out_bias = a.out_bias.to(compute).contiguous();
-  t.order = contiguous_or_undefined(a.order);
-  t.given = contiguous_or_undefined(a.given);
-  t.known = contiguous_or_undefined(a.known);
   t.history = at::cat({a.state, at::empty({a.state.size(0), a.stop - a.start}, a.state.options())}, 1);
-  t.log_prob = at::zeros({a.state.size(0)}, a.state.options().dtype(at::kDouble));
 
   OffsetNadeSample& sample = t.sample = sizes_of(a.grid, a.window);
-  const int64_t outputs = a.shared_output ? sample.channels : sample.rows * sample.columns * sample.channels;
+  const int64_t variables = sample.rows * sample.columns * sample.channels;
+  const int64_t outputs = a.shared_output ? sample.channels : variables;
+  t.drawn = prepare_draws(draw_arguments(a), head, variables);
+  // Values go where the next ones see them.
+  t.drawn.draws.values = static_cast<char*>(t.history.mutable_data_ptr()) + sample.reach() * t.history.itemsize();
+  t.drawn.draws.values_stride = t.history.size(1);
+  sample.draws = t.drawn.draws;
   sample.storage = storage_type(a.in_weight.scalar_type());
   sample.activation = parse_activation(offset_nade_name, a.activation);
-  sample.head = head;
   sample.gathers = head.kind == HeadKind::categorical;
   sample.hidden = a.in_weight.size(1);
   sample.parameters = a.out_weight.size(0) / outputs;
@@ -108,18 +101,12 @@ OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a)
   sample.in_bias_stride = a.in_bias.dim() == 2 ? sample.hidden : 0;
   sample.out_weight = t.out_weight.const_data_ptr();
   sample.out_bias = t.out_bias.const_data_ptr();
-  sample.order = static_cast<const int64_t*>(pointer(t.order));
-  set_draws(sample, a);
-  sample.given = pointer(t.given);
-  sample.known = static_cast<const uint8_t*>(pointer(t.known));
-  sample.history = t.history.mutable_data_ptr();
-  sample.log_prob = t.log_prob.mutable_data_ptr();
   return t;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> OffsetNadeTensors::result() const {
-  const int64_t count = sample.stop - sample.start, reach = sample.reach();
-  return {history.slice(1, reach).contiguous(), log_prob, history.slice(1, count).contiguous()};
+  const int64_t count = sample.draws.stop - sample.draws.start, reach = sample.reach();
+  return {history.slice(1, reach).contiguous(), drawn.log_prob, history.slice(1, count).contiguous()};
 }
 
 namespace {
@@ -127,7 +114,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_meta(const OffsetNadeSampleArguments& a) {
   parse_activation(offset_nade_name, a.activation);
   check_offset_nade_sample(a);
-  return empty_samples(a);
+  return empty_samples(draw_arguments(a));
 }
 
 }  // namespace

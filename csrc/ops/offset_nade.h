@@ -15,6 +15,7 @@
 #include "../kernels/offset_nade.h"
 #include "arguments.h"
 #include "common.h"
+#include "draws.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -44,7 +45,9 @@ Head check_offset_nade_sample(const OffsetNadeSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct OffsetNadeTensors {
-  at::Tensor in_weight, in_bias, out_weight, out_bias, order, given, known, history, log_prob;
+  at::Tensor in_weight, in_bias, out_weight, out_bias;
+  at::Tensor history;              // (B, reach + stop - start): the values from position start - reach on
+  DrawTensors drawn;
   OffsetNadeSample sample;
   // What the op returns, once the kernel has run.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> result() const;

@@ -2,8 +2,7 @@
 // All rows of a call pass through one network before the next, so that its weights stay in the cache.
 #include "armlp_cpu.h"
 
-#include "bernoulli_draws.h"
-#include "head_math.h"
+#include "draws.h"
 #include "scratch.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -31,7 +30,7 @@ struct Buffers {
   T *parameters, *weights;      // [most_parameters]
 
   Buffers(const ArmlpSample& sample, int64_t most_parameters, int64_t rows, Scratch& scratch) {
-    inputs = scratch.take<Input<T>>(rows * sample.variables);
+    inputs = scratch.take<Input<T>>(rows * sample.draws.variables);
     input_counts = scratch.take<int64_t>(rows);
     uniforms = scratch.take<double>(block_positions);
     thresholds = scratch.take<T>(rows * block_positions);
@@ -99,49 +98,46 @@ template <typename S, typename T>
 class Sampler {
  public:
   Sampler(const ArmlpSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end, Scratch& scratch)
-      : sample_(sample), row_begin_(row_begin), rows_(row_end - row_begin),
-        bernoulli_(sample.head.kind == HeadKind::bernoulli), gathers_(sample.head.kind == HeadKind::categorical),
+      : sample_(sample), draws_(sample.draws), row_begin_(row_begin), rows_(row_end - row_begin),
+        bernoulli_(draws_.head.kind == HeadKind::bernoulli), gathers_(draws_.head.kind == HeadKind::categorical),
         b_(sample, most_parameters, rows_, scratch) {}
 
   void run() {
-    double* log_prob = static_cast<double*>(sample_.log_prob) + row_begin_;
+    double* log_prob = draws_.log_prob + row_begin_;
     for (int64_t r = 0; r < rows_; ++r) {
       log_prob[r] = 0;
       b_.input_counts[r] = 0;
-      for (int64_t p = 0; p < sample_.start; ++p) add_input(r, p, state(r)[p]);
+      for (int64_t p = 0; p < draws_.start; ++p) add_input(r, p, state(r)[p]);
     }
-    for (int64_t start = sample_.start; start < sample_.stop; start += block_positions) {
-      const int64_t stop = std::min(start + block_positions, sample_.stop);
+    for (int64_t start = draws_.start; start < draws_.stop; start += block_positions) {
+      const int64_t stop = std::min(start + block_positions, draws_.stop);
       for (int64_t r = 0; bernoulli_ && r < rows_; ++r) {
-        philox_uniforms(sample_.seed, index(r), stop - start, [&](int64_t k) { return variable(start + k); },
-                        b_.uniforms);
-        bernoulli_thresholds(b_.uniforms, stop - start, static_cast<T>(sample_.temperature),
+        bernoulli_thresholds(draws_, row_begin_ + r, stop - start, [&](int64_t k) { return start + k; }, b_.uniforms,
                              b_.thresholds + r * block_positions);
       }
       for (int64_t p = start; p < stop; ++p) {
         for (int64_t r = 0; r < rows_; ++r) {
-          const bool known = is_known(r, p);
-          const T x = known ? given(r, p) : bernoulli_ ? draw_bernoulli(r, p, p - start) : draw(r, p, log_prob[r]);
+          const T* known = draws_.known_value<T>(row_begin_ + r, p);
+          const T x = known ? *known : bernoulli_ ? draw_bernoulli(r, p, p - start) : draw(r, p, log_prob[r]);
           state(r)[p] = x;
           add_input(r, p, x);
         }
       }
       for (int64_t r = 0; r < rows_; ++r) {
         const T* x = state(r) + start;
-        if (bernoulli_) bernoulli_log_prob(b_.logits + r * block_positions, x, stop - start, b_.terms);
-        T* out = static_cast<T*>(sample_.values) + (row_begin_ + r) * (sample_.stop - sample_.start) - sample_.start;
-        for (int64_t p = start; p < stop; ++p) {
-          out[p] = x[p - start];
-          if (bernoulli_ && !is_known(r, p)) log_prob[r] += static_cast<double>(b_.terms[p - start]);
+        if (bernoulli_) {
+          add_bernoulli_log_prob(draws_, row_begin_ + r, start, stop - start, b_.logits + r * block_positions, x,
+                                 b_.terms, log_prob[r]);
         }
+        T* out = draws_.values_of<T>(row_begin_ + r);
+        for (int64_t p = start; p < stop; ++p) out[p] = x[p - start];
       }
     }
   }
 
  private:
-  int64_t variable(int64_t position) const { return sample_.order ? sample_.order[position] : position; }
   int64_t first_parameter(int64_t position) const {
-    return sample_.offsets ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
+    return sample_.offsets ? sample_.offsets[position] : position * (sample_.out_rows / draws_.variables);
   }
   bool gathers(int64_t position) const {
     return gathers_ || (sample_.in_offsets && sample_.in_offsets[position + 1] - sample_.in_offsets[position] > 1);
@@ -149,18 +145,13 @@ class Sampler {
   int64_t first_input(int64_t position) const {
     return sample_.in_offsets ? sample_.in_offsets[position] : gathers_ ? first_parameter(position) : position;
   }
-  T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.variables; }
-  // Where given and known have the variable at a position.
-  int64_t at(int64_t r, int64_t position) const { return (row_begin_ + r) * sample_.variables + variable(position); }
-  bool is_known(int64_t r, int64_t position) const { return sample_.known && sample_.known[at(r, position)]; }
-  T given(int64_t r, int64_t position) const { return static_cast<const T*>(sample_.given)[at(r, position)]; }
-  uint64_t index(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_begin_ + r); }
+  T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * draws_.variables; }
 
   void add_input(int64_t r, int64_t position, T x) {
     const bool category = gathers(position);
     if (!category && x == T(0)) return;
     const int64_t first = first_input(position);
-    b_.inputs[r * sample_.variables + b_.input_counts[r]++] =
+    b_.inputs[r * draws_.variables + b_.input_counts[r]++] =
         category ? Input<T>{first + static_cast<int64_t>(x), T(1)} : Input<T>{first, x};
   }
 
@@ -168,11 +159,11 @@ class Sampler {
   void evaluate(int64_t r, int64_t p) {
     constexpr int64_t width = Vec<T>::size(), strip = strip_vectors * width;
     const int64_t block = p / armlp_block, hidden = sample_.hidden;
-    const int64_t stride = std::min(armlp_block, sample_.variables - block * armlp_block) * hidden;
+    const int64_t stride = std::min(armlp_block, draws_.variables - block * armlp_block) * hidden;
     const S* weight = static_cast<const S*>(sample_.in_weight) +
                       (sample_.block_starts[block] + p % armlp_block) * hidden;
     const T* bias = static_cast<const T*>(sample_.in_bias) + (row_begin_ + r) * sample_.in_bias_stride + p * hidden;
-    const Input<T>* inputs = b_.inputs + r * sample_.variables;
+    const Input<T>* inputs = b_.inputs + r * draws_.variables;
     int64_t u = 0;
     const auto units = [&]<int Vectors, bool Full>(int64_t count) {
       hidden_strip<Vectors, Full>(sample_.activation, weight + u, stride, bias + u, inputs, b_.input_counts[r], count,
@@ -198,14 +189,14 @@ class Sampler {
     evaluate(r, p);
     const int64_t first = first_parameter(p), count = first_parameter(p + 1) - first;
     for (int64_t k = 0; k < count; ++k) b_.parameters[k] = parameter(first + k);
-    const Head head = sample_.head.of(p);
-    const T x = head_draw_one(head, b_.parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
-                              static_cast<T>(sample_.temperature), b_.weights);
-    log_prob += static_cast<double>(head_log_prob_one(head, b_.parameters, count, x));
+    T own;
+    const T x = draw_value(draws_, row_begin_ + r, p, b_.parameters, count, b_.weights, own);
+    log_prob += static_cast<double>(own);
     return x;
   }
 
   const ArmlpSample& sample_;
+  const Draws& draws_;
   const int64_t row_begin_, rows_;
   const bool bernoulli_, gathers_;
   Buffers<T> b_;

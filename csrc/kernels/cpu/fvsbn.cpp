@@ -9,8 +9,7 @@
 // whose weights stay in the cache for all rows.
 #include "fvsbn_cpu.h"
 
-#include "bernoulli_draws.h"
-#include "head_math.h"
+#include "draws.h"
 #include "scratch.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -83,17 +82,17 @@ template <typename S, typename T>
 class Sampler {
  public:
   Sampler(const FvsbnSample& sample, int64_t most_parameters, int64_t row_begin, int64_t row_end, Scratch& scratch)
-      : sample_(sample), row_begin_(row_begin), rows_(row_end - row_begin),
-        gathers_(sample.head.kind == HeadKind::categorical), b_(rows_, most_parameters, scratch) {}
+      : sample_(sample), draws_(sample.draws), row_begin_(row_begin), rows_(row_end - row_begin),
+        gathers_(draws_.head.kind == HeadKind::categorical), b_(rows_, most_parameters, scratch) {}
 
   void run() {
-    double* log_prob = static_cast<double*>(sample_.log_prob) + row_begin_;
+    double* log_prob = draws_.log_prob + row_begin_;
     for (int64_t r = 0; r < rows_; ++r) log_prob[r] = 0;
-    for (int64_t start = sample_.start; start < sample_.stop; start += block_positions) {
-      const int64_t stop = std::min(start + block_positions, sample_.stop);
+    for (int64_t start = draws_.start; start < draws_.stop; start += block_positions) {
+      const int64_t stop = std::min(start + block_positions, draws_.stop);
       for (int64_t r = 0; r < rows_; ++r) {
         b_.push_counts[r] = 0;
-        sample_.head.kind == HeadKind::bernoulli ? draw_bernoulli(r, start, stop, log_prob[r])
+        draws_.head.kind == HeadKind::bernoulli ? draw_bernoulli(r, start, stop, log_prob[r])
                                                  : draw(r, start, stop, log_prob[r]);
       }
       push_further(first_column(place(stop - 1)));
@@ -101,10 +100,9 @@ class Sampler {
   }
 
  private:
-  int64_t place(int64_t position) const { return sample_.variables - 1 - position; }
-  int64_t variable(int64_t position) const { return sample_.order ? sample_.order[position] : position; }
+  int64_t place(int64_t position) const { return draws_.variables - 1 - position; }
   int64_t first_column(int64_t place) const {
-    return sample_.offsets ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
+    return sample_.offsets ? sample_.offsets[place] : place * (sample_.out_rows / draws_.variables);
   }
   bool gathers(int64_t place) const {
     return gathers_ || (sample_.in_offsets && sample_.in_offsets[place + 1] - sample_.in_offsets[place] > 1);
@@ -113,18 +111,7 @@ class Sampler {
     return sample_.in_offsets ? sample_.in_offsets[place] : gathers_ ? first_column(place) : place;
   }
   T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.out_rows; }
-  T* values(int64_t r) const {
-    return static_cast<T*>(sample_.values) + (row_begin_ + r) * (sample_.stop - sample_.start) - sample_.start;
-  }
-  // Where given and known have a variable of a row.
-  int64_t at(int64_t r, int64_t variable) const { return (row_begin_ + r) * sample_.variables + variable; }
-  bool is_known(int64_t r, int64_t position) const {
-    return sample_.known && sample_.known[at(r, variable(position))];
-  }
-  T given(int64_t r, int64_t position) const {
-    return static_cast<const T*>(sample_.given)[at(r, variable(position))];
-  }
-  uint64_t index(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_begin_ + r); }
+  T* values(int64_t r) const { return draws_.values_of<T>(row_begin_ + r); }
 
   // Into the columns [low, those of this place); what lies below low is left for push_further.
   void take(int64_t r, int64_t place, T x, int64_t low) {
@@ -142,15 +129,9 @@ class Sampler {
     for (int64_t p = start; p < stop; ++p) {
       const int64_t column = first_column(place(p)), count = first_column(place(p) + 1) - column;
       const T* parameters = state(r) + column;
-      T x;
-      if (is_known(r, p)) {
-        x = given(r, p);
-      } else {
-        const Head head = sample_.head.of(place(p));
-        x = head_draw_one(head, parameters, count, sample_.seed, index(r), static_cast<uint32_t>(variable(p)),
-                          static_cast<T>(sample_.temperature), b_.weights);
-        log_prob += static_cast<double>(head_log_prob_one(head, parameters, count, x));
-      }
+      T own;
+      const T x = draw_value(draws_, row_begin_ + r, p, parameters, count, b_.weights, own);
+      log_prob += static_cast<double>(own);
       values(r)[p] = x;
       take(r, place(p), x, low);
     }
@@ -160,19 +141,18 @@ class Sampler {
   // to the next.
   void draw_bernoulli(int64_t r, int64_t start, int64_t stop, double& log_prob) {
     const int64_t low = place(stop - 1), count = stop - start;
-    const auto position = [&](int64_t k) { return sample_.variables - 1 - low - k; };
-    philox_uniforms(sample_.seed, index(r), count, [&](int64_t k) { return variable(position(k)); }, b_.uniforms);
-    bernoulli_thresholds(b_.uniforms, count, static_cast<T>(sample_.temperature), b_.thresholds);
+    const auto position = [&](int64_t k) { return draws_.variables - 1 - low - k; };
+    bernoulli_thresholds(draws_, row_begin_ + r, count, position, b_.uniforms, b_.thresholds);
     T* const logits = state(r) + low;
     for (int64_t k = count - 1; k >= 0; --k) {
-      b_.x[k] = is_known(r, position(k)) ? given(r, position(k)) : b_.thresholds[k] < logits[k] ? T(1) : T(0);
+      b_.x[k] = bernoulli_value(draws_, row_begin_ + r, position(k), b_.thresholds[k], logits[k]);
       take(r, low + k, b_.x[k], low);
     }
     bernoulli_log_prob(logits, b_.x, count, b_.terms);
     T* const out = values(r);
     for (int64_t k = count - 1; k >= 0; --k) {
       out[position(k)] = b_.x[k];
-      if (!is_known(r, position(k))) log_prob += static_cast<double>(b_.terms[k]);
+      if (!draws_.is_known(row_begin_ + r, position(k))) log_prob += static_cast<double>(b_.terms[k]);
     }
   }
 
@@ -193,6 +173,7 @@ class Sampler {
   }
 
   const FvsbnSample& sample_;
+  const Draws& draws_;
   const int64_t row_begin_, rows_;
   const bool gathers_;
   Buffers<T> b_;

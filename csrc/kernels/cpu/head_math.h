@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "../head.h"
-#include "../philox.h"
 #include "vec_math.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -196,59 +195,6 @@ inline T head_backward_one(const Head& head, const T* parameters, int64_t rows, 
       return horizontal_sum(by_x);
     }
   }
-}
-
-// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole. weights: [count].
-template <typename T>
-inline int64_t draw_category(const T* logits, int64_t count, double uniform, T temperature, T* weights) {
-  Vec<T> largest(logits[0]);
-  for_lanes<T>(count, [&](int64_t k, int64_t n) {
-    largest = at::vec::maximum(largest, Vec<T>::set(Vec<T>(logits[0]), load_lanes(logits + k, n), n));
-  });
-  T maxima[Vec<T>::size()];
-  largest.store(maxima);
-  T maximum = maxima[0];
-  for (int i = 1; i < Vec<T>::size(); ++i) maximum = maxima[i] > maximum ? maxima[i] : maximum;
-  for_lanes<T>(count, [&](int64_t k, int64_t n) {
-    store_lanes<T>(((load_lanes(logits + k, n) - Vec<T>(maximum)) / Vec<T>(temperature)).exp(), weights + k, n);
-  });
-  double total = 0, sum = 0;
-  for (int64_t k = 0; k < count; ++k) total += static_cast<double>(weights[k]);
-  const double bound = uniform * total;
-  int64_t last = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    if (weights[k] > T(0)) last = k;
-    sum += static_cast<double>(weights[k]);
-    if (sum > bound) return k;
-  }
-  return last;  // rounding left the sum at the bound
-}
-
-// One draw; weights: [rows] scratch.
-template <typename T>
-inline T head_draw_one(const Head& head, const T* parameters, int64_t rows, uint64_t seed, uint64_t sample,
-                       uint32_t variable, T temperature, T* weights) {
-  const double uniform = philox_uniform(seed, sample, variable, 0);
-  if (head.kind == HeadKind::bernoulli) {
-    T probability[Vec<T>::size()];
-    sigmoid<T>(Vec<T>(parameters[0] / temperature)).store(probability);
-    return uniform < static_cast<double>(probability[0]) ? T(1) : T(0);
-  }
-  if (head.kind == HeadKind::categorical) {
-    return static_cast<T>(draw_category(parameters, rows, uniform, temperature, weights));
-  }
-  const Mixture<T> mixture(head, parameters, rows);
-  const int64_t k = draw_category(mixture.logits, mixture.count, uniform, temperature, weights);
-  const double mean = mixture.means[k], u1 = philox_uniform(seed, sample, variable, 1), t = temperature;
-  const double raw = mixture.log_scales[k], scale = std::exp(raw < head_minimum_log_scale ? head_minimum_log_scale : raw);
-  if (head.kind == HeadKind::gaussian_mixture) {
-    const double u2 = philox_uniform(seed, sample, variable, 2);
-    return static_cast<T>(mean + scale * std::sqrt(t) * std::sqrt(-2 * std::log(u1)) *
-                                     std::cos(6.283185307179586476925 * u2));
-  }
-  const double value = mean + scale * t * (std::log(u1) - std::log1p(-u1)), steps = static_cast<double>(head.levels - 1);
-  const double level = std::nearbyint((value + 1) / 2 * steps);
-  return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
 }
 
 }  // namespace ar_fast::CPU_CAPABILITY

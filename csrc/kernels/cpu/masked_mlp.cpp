@@ -1,7 +1,6 @@
 #include "masked_mlp_cpu.h"
 
-#include "bernoulli_draws.h"
-#include "head_math.h"
+#include "draws.h"
 #include "scratch.h"
 #include "transpose.h"
 
@@ -62,7 +61,7 @@ AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t beg
 // Of one variable.
 int64_t most_parameters(const MaskedMlpSample& sample) {
   int64_t most = 1;
-  for (int64_t p = 0; p < sample.variables; ++p) {
+  for (int64_t p = 0; p < sample.draws.variables; ++p) {
     const MaskedMlpRange rows = masked_mlp_parameters(sample, p);
     most = std::max(most, rows.end - rows.begin);
   }
@@ -77,7 +76,7 @@ struct Memory {
   T* logits;                       // [parameters of a block][width], the sums likewise
   T* values;                       // [block][width]
   int64_t bounds_stride;
-  T* bounds;                       // [block][bounds_stride] of Bernoulli variables: philox_bounds
+  T* bounds;                       // [block][bounds_stride] of Bernoulli variables: bernoulli_bounds
   T* parameters;                   // [width][most_parameters]
   T* weights;                      // [most_parameters] of the head's draw
   T* converted;                    // [parts][most_sums][widest] of 16-bit weights
@@ -125,17 +124,17 @@ class Group {
   // `convert` is null where the weights are stored as T.
   Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team,
         Convert<T> convert, void* scratch)
-      : sample_(sample), team_(team), convert_(convert), row_(row_begin), rows_(row_end - row_begin),
-        memory_(sample, width, team.parts, scratch) {}
+      : sample_(sample), draws_(sample.draws), team_(team), convert_(convert), row_(row_begin),
+        rows_(row_end - row_begin), memory_(sample, width, team.parts, scratch) {}
 
   int64_t run() {
-    if (sample_.start > 0) {
+    if (draws_.start > 0) {
       for (int64_t value = 0; value <= sample_.hidden_layers; ++value) {
-        move_state(value, 0, masked_mlp_known(sample_, value, sample_.start), true);
+        move_state(value, 0, masked_mlp_known(sample_, value, draws_.start), true);
       }
     }
-    for (first_ = sample_.start / memory_.block * memory_.block; first_ < sample_.stop; first_ += memory_.block) {
-      const int64_t begin = std::max(first_, sample_.start), end = std::min(first_ + memory_.block, sample_.stop);
+    for (first_ = draws_.start / memory_.block * memory_.block; first_ < draws_.stop; first_ += memory_.block) {
+      const int64_t begin = std::max(first_, draws_.start), end = std::min(first_ + memory_.block, draws_.stop);
       begin_block(begin, end);
       for (int64_t p = begin; p < end; ++p) {
         for (int64_t l = 0; l <= sample_.hidden_layers; ++l) finish(l, masked_mlp_units(sample_, l, p));
@@ -143,13 +142,13 @@ class Group {
       }
       end_block(begin, end);
     }
-    move_state(0, masked_mlp_columns(sample_, sample_.start).begin, masked_mlp_columns(sample_, sample_.stop - 1).end,
+    move_state(0, masked_mlp_columns(sample_, draws_.start).begin, masked_mlp_columns(sample_, draws_.stop - 1).end,
                false);
     for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
-      move_state(l + 1, masked_mlp_units(sample_, l, sample_.start).begin,
-                 masked_mlp_units(sample_, l, sample_.stop - 1).end, false);
+      move_state(l + 1, masked_mlp_units(sample_, l, draws_.start).begin,
+                 masked_mlp_units(sample_, l, draws_.stop - 1).end, false);
     }
-    for (int64_t r = 0; r < rows_; ++r) static_cast<double*>(sample_.log_prob)[row_ + r] = log_prob_[r];
+    for (int64_t r = 0; r < rows_; ++r) draws_.log_prob[row_ + r] = log_prob_[r];
     int64_t multiply_adds = 0;
     for (int64_t part = 0; part < team_.parts; ++part) multiply_adds += multiply_adds_[part];
     return multiply_adds;
@@ -265,8 +264,8 @@ class Group {
   }
 
   void begin_draws(int64_t begin, int64_t end) {
-    if (sample_.head.kind != HeadKind::bernoulli) return;
-    for (int64_t p = begin; p < end; ++p) philox_bounds(sample_.seed, number(0), width, variable(p), bounds(p));
+    if (draws_.head.kind != HeadKind::bernoulli) return;
+    for (int64_t p = begin; p < end; ++p) bernoulli_bounds(draws_, row_, width, p, bounds(p));
   }
 
   T* bounds(int64_t p) const { return memory_.bounds + (p - first_) * memory_.bounds_stride; }
@@ -291,19 +290,9 @@ class Group {
     }
   }
 
-  int64_t variable(int64_t p) const { return sample_.order == nullptr ? p : sample_.order[p]; }
-
-  uint64_t number(int64_t r) const { return static_cast<uint64_t>(sample_.first_index + row_ + r); }
-
-  // Where a row's value of a variable is known, its place in given; else null.
-  const T* known_value(int64_t r, int64_t variable) const {
-    const int64_t at = (row_ + r) * sample_.variables + variable;
-    return sample_.known == nullptr || sample_.known[at] == 0 ? nullptr : static_cast<const T*>(sample_.given) + at;
-  }
-
   void draw(int64_t p) {
     T* const value = memory_.values + (p - first_) * width;
-    if (sample_.head.kind == HeadKind::bernoulli) {
+    if (draws_.head.kind == HeadKind::bernoulli) {
       draw_bernoulli(p, value);
     } else {
       draw_head(p, value);
@@ -324,15 +313,15 @@ class Group {
   // One parameter each: the rows stay in lanes.
   void draw_bernoulli(int64_t p, T* value) {
     const T* const logits = output(sample_.hidden_layers) + p * width;
-    const Vec<T> temperature(static_cast<T>(sample_.temperature));
+    const Vec<T> temperature(static_cast<T>(draws_.temperature));
     AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) {
       const Vec<T> probability = sigmoid<T>(Vec<T>::loadu(logits + v * lanes) / temperature);
       one_where(probability > Vec<T>::loadu(bounds(p) + v * lanes)).store(value + v * lanes);
     }
-    if (sample_.known == nullptr) return;
+    if (draws_.known == nullptr) return;
     for (int64_t r = 0; r < rows_; ++r) {
-      if (const T* known = known_value(r, variable(p))) value[r] = *known;
+      if (const T* known = draws_.known_value<T>(row_ + r, p)) value[r] = *known;
     }
   }
 
@@ -345,25 +334,19 @@ class Group {
         value[r] = T(0);
         continue;
       }
-      if (const T* known = known_value(r, variable(p))) {
-        value[r] = *known;
-        continue;
-      }
       T* const own = memory_.parameters + r * memory_.most_parameters;
       for (int64_t j = 0; j < count; ++j) own[j] = lanes_of_rows[j * width + r];
-      value[r] = head_draw_one(sample_.head.of(p), own, count, sample_.seed, number(r),
-                               static_cast<uint32_t>(variable(p)), static_cast<T>(sample_.temperature),
-                               memory_.weights);
-      log_prob_[r] += static_cast<double>(head_log_prob_one(sample_.head.of(p), own, count, value[r]));
+      T log_prob;
+      value[r] = draw_value(draws_, row_ + r, p, own, count, memory_.weights, log_prob);
+      log_prob_[r] += static_cast<double>(log_prob);
     }
   }
 
   // What nobody waits for: the values in the caller's rows, and the log-probability of Bernoulli variables.
   void end_block(int64_t begin, int64_t end) {
-    const int64_t count = sample_.stop - sample_.start;
-    transpose(memory_.values + (begin - first_) * width, width,
-              static_cast<T*>(sample_.values) + row_ * count + begin - sample_.start, count, end - begin, rows_);
-    if (sample_.head.kind == HeadKind::bernoulli) add_log_prob(begin, end);
+    transpose(memory_.values + (begin - first_) * width, width, draws_.values_of<T>(row_) + begin,
+              draws_.values_stride, end - begin, rows_);
+    if (draws_.head.kind == HeadKind::bernoulli) add_log_prob(begin, end);
   }
 
   // log p(x) = x a - softplus(a) = x a - max(a, 0) - log(1 + exp(-|a|)), of a whole block with one logarithm: `excess`
@@ -379,8 +362,8 @@ class Group {
         (value * logit - at::vec::maximum(logit, zero<T>())).store(added + v * lanes);
         logit.abs().neg().exp().store(odds + v * lanes);
       }
-      for (int64_t r = 0; sample_.known != nullptr && r < rows_; ++r) {
-        if (known_value(r, variable(p)) != nullptr) added[r] = odds[r] = T(0);
+      for (int64_t r = 0; draws_.known != nullptr && r < rows_; ++r) {
+        if (draws_.is_known(row_ + r, p)) added[r] = odds[r] = T(0);
       }
       for (int64_t r = 0; r < width; ++r) {
         linear[r] += static_cast<double>(added[r]);
@@ -394,6 +377,7 @@ class Group {
   }
 
   const MaskedMlpSample& sample_;
+  const Draws& draws_;
   const MaskedMlpTeam team_;
   const Convert<T> convert_;
   const int64_t row_, rows_;

@@ -5,8 +5,7 @@
 // drawn with it.
 #include <array>
 
-#include "bernoulli_draws.h"
-#include "head_math.h"
+#include "draws.h"
 #include "nade_strip.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -150,17 +149,16 @@ class Sampler {
  public:
   Sampler(const NadeModel& model, const NadeSample& sample, const Steps<T>& steps, Buffers<T>& buffers,
           const WeightRows<W>& out, bool packed)
-      : model_(model), sample_(sample), steps_(steps), b_(buffers), out_(out), packed_(packed),
-        padded_(padded_hidden<T>(model)), bernoulli_(sample.head.kind == HeadKind::bernoulli) {}
+      : model_(model), sample_(sample), draws_(sample.draws), steps_(steps), b_(buffers), out_(out), packed_(packed),
+        padded_(padded_hidden<T>(model)), bernoulli_(sample.draws.head.kind == HeadKind::bernoulli) {}
 
   // `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
   template <int Rows>
   void chunk(int64_t base, int64_t first, int64_t start, int64_t count) {
+    start_ = start;
     if (bernoulli_) {
       for (int r = 0; r < Rows; ++r) {
-        philox_uniforms(sample_.seed, static_cast<uint64_t>(sample_.first_index + base + first + r), count,
-                        [&](int64_t p) { return b_.positions[p].variable; }, b_.uniforms);
-        bernoulli_thresholds(b_.uniforms, count, static_cast<T>(sample_.temperature),
+        bernoulli_thresholds(draws_, base + first + r, count, [&](int64_t p) { return start + p; }, b_.uniforms,
                              b_.thresholds + r * b_.chunk_stride);
       }
     }
@@ -179,13 +177,15 @@ class Sampler {
     for (int r = 0; r < Rows; ++r) {
       const T* values = b_.values + r * b_.chunk_stride;
       T* terms = b_.terms + r * b_.chunk_stride;
-      if (bernoulli_) bernoulli_log_prob(b_.logits + r * b_.chunk_stride, values, count, terms);
       double sum = 0;
-      for (int64_t p = 0; p < count; ++p) {
-        if (!is_known(base + first + r, p)) sum += static_cast<double>(terms[p]);
+      if (bernoulli_) {
+        add_bernoulli_log_prob(draws_, base + first + r, start, count, b_.logits + r * b_.chunk_stride, values, terms,
+                               sum);
+      } else {
+        for (int64_t p = 0; p < count; ++p) sum += static_cast<double>(terms[p]);
       }
       b_.rows[first + r].log_prob += sum;
-      T* out = static_cast<T*>(sample_.values) + (base + first + r) * (sample_.stop - sample_.start) + start - sample_.start;
+      T* out = draws_.values_of<T>(base + first + r) + start;
       for (int64_t p = 0; p < count; ++p) out[p] = values[p];
     }
   }
@@ -197,10 +197,6 @@ class Sampler {
   }
 
  private:
-  bool is_known(int64_t row, int64_t p) const {
-    return sample_.known && sample_.known[row * model_.variables + b_.positions[p].variable];
-  }
-
   void update(const Row<T>& row, int64_t r, T scale) {
     steps_.update(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
   }
@@ -225,15 +221,11 @@ class Sampler {
   }
 
   // A known value, or the draw of a Bernoulli variable.
-  T bernoulli_value(int64_t row, int slot, int64_t p, T logit) {
+  T judge(int64_t row, int slot, int64_t p, T logit) {
     b_.logits[slot * b_.chunk_stride + p] = logit;
-    const T x = is_known(row, p) ? given(row, p) : b_.thresholds[slot * b_.chunk_stride + p] < logit ? T(1) : T(0);
+    const T x = bernoulli_value(draws_, row, start_ + p, b_.thresholds[slot * b_.chunk_stride + p], logit);
     b_.values[slot * b_.chunk_stride + p] = x;
     return x;
-  }
-
-  T given(int64_t row, int64_t p) const {
-    return static_cast<const T*>(sample_.given)[row * model_.variables + b_.positions[p].variable];
   }
 
   template <int Rows>
@@ -247,7 +239,7 @@ class Sampler {
       T logits[Rows];
       dot<Rows, 1>(out_, {out_row}, h, padded_, logits);
       for (int r = 0; r < Rows; ++r) {
-        take(first + r, position, bernoulli_value(base + first + r, r, p, logits[r] + out_bias[0]));
+        take(first + r, position, judge(base + first + r, r, p, logits[r] + out_bias[0]));
       }
       return;
     }
@@ -266,18 +258,10 @@ class Sampler {
       dot<Rows, 1>(out_, {out_row + k}, h, padded_, sums);
       for (int r = 0; r < Rows; ++r) b_.parameters[r * position.out_rows + k] = sums[r] + out_bias[k];
     }
-    const Head head = sample_.head.of(position.variable);
     for (int r = 0; r < Rows; ++r) {
-      const T* parameters = b_.parameters + r * position.out_rows;
-      const int64_t row = base + first + r;
-      const T x = is_known(row, p) ? given(row, p)
-                                   : head_draw_one(head, parameters, position.out_rows, sample_.seed,
-                                                   static_cast<uint64_t>(sample_.first_index + row),
-                                                   static_cast<uint32_t>(position.variable),
-                                                   static_cast<T>(sample_.temperature), b_.weights);
+      const T x = draw_value(draws_, base + first + r, start_ + p, b_.parameters + r * position.out_rows,
+                             position.out_rows, b_.weights, b_.terms[r * b_.chunk_stride + p]);
       b_.values[r * b_.chunk_stride + p] = x;
-      b_.terms[r * b_.chunk_stride + p] =
-          is_known(row, p) ? T(0) : head_log_prob_one(head, parameters, position.out_rows, x);
       take(first + r, position, x);
     }
   }
@@ -291,7 +275,7 @@ class Sampler {
     T logits[Rows * 2];
     dot<Rows, 2>(out_, {row_of(*one), row_of(*two)}, b_.h + first * padded_, padded_, logits);
     for (int r = 0; r < Rows; ++r) {
-      const T x = bernoulli_value(base + first + r, r, p, logits[2 * r] + biases[0]);
+      const T x = judge(base + first + r, r, p, logits[2 * r] + biases[0]);
       if (x != T(0)) {
         take(first + r, *one, x);
         refresh(first + r, T(1));
@@ -299,7 +283,7 @@ class Sampler {
         dot<1, 1>(out_, {row_of(*two)}, b_.h + (first + r) * padded_, padded_, again);
         logits[2 * r + 1] = again[0];
       }
-      take(first + r, *two, bernoulli_value(base + first + r, r, p + 1, logits[2 * r + 1] + biases[1]));
+      take(first + r, *two, judge(base + first + r, r, p + 1, logits[2 * r + 1] + biases[1]));
     }
   }
 
@@ -317,7 +301,7 @@ class Sampler {
     T logits[positions_ahead];
     dot<1, positions_ahead>(out_, rows, b_.h + r * padded_, padded_, logits);
     for (int k = 0; k < positions_ahead; ++k, ++p) {
-      const T x = bernoulli_value(base + r, 0, p, logits[k] + out_bias(b_.positions[p]));
+      const T x = judge(base + r, 0, p, logits[k] + out_bias(b_.positions[p]));
       take(r, b_.positions[p], x);
       if (x != T(0)) return p + 1;
     }
@@ -326,12 +310,14 @@ class Sampler {
 
   const NadeModel& model_;
   const NadeSample& sample_;
+  const Draws& draws_;
   const Steps<T>& steps_;
   Buffers<T>& b_;
   const WeightRows<W> out_;
   const bool packed_;
   const int64_t padded_;
   const bool bernoulli_;
+  int64_t start_ = 0;   // of the chunk
 };
 
 template <bool Packed, typename W, typename T>
@@ -359,7 +345,7 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
   for (int64_t r = 0; r < count; ++r) {
     sampler.finish(r);
     for (int64_t j = 0; j < hidden; ++j) states[r * hidden + j] = buffers.a[r * padded + j];
-    static_cast<double*>(sample.log_prob)[row_begin + r] = buffers.rows[r].log_prob;
+    sample.draws.log_prob[row_begin + r] = buffers.rows[r].log_prob;
   }
 }
 

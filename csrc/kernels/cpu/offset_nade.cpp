@@ -3,7 +3,7 @@
 // taps, and their weights, lie side by side.
 #include <array>
 
-#include "head_math.h"
+#include "draws.h"
 #include "nade_strip.h"
 #include "offset_nade_cpu.h"
 
@@ -29,7 +29,7 @@ class OffsetSampler {
   using Activate = void (*)(const T* a, int64_t count, T* h);
 
   OffsetSampler(const OffsetNadeSample& sample, Activate activate, Scratch& scratch)
-      : s_(sample), activate_(activate),
+      : s_(sample), draws_(sample.draws), activate_(activate),
         padded_((sample.hidden + strip_width<T>() - 1) / strip_width<T>() * strip_width<T>()) {
     a_ = scratch.take<T>(padded_);
     h_ = scratch.take<T>(padded_);
@@ -39,31 +39,28 @@ class OffsetSampler {
   }
 
   void row(int64_t row) {
-    const int64_t count = s_.stop - s_.start, reach = s_.reach();
     // history[p] is the value at position p.
-    T* history = static_cast<T*>(s_.history) + row * (reach + count) + reach - s_.start;
+    T* history = draws_.values_of<T>(row);
     double log_prob = 0;
-    for (int64_t p = s_.start; p < s_.stop; ++p) {
-      const int64_t channel = p % s_.channels, variable = s_.order ? s_.order[p] : p;
-      if (channel == 0 || p == s_.start) {
+    for (int64_t p = draws_.start; p < draws_.stop; ++p) {
+      const int64_t channel = p % s_.channels, variable = draws_.variable(p);
+      if (channel == 0 || p == draws_.start) {
         neighbourhood(row, history, p - channel);
         for (int64_t s = 0; s < channel; ++s) add_center(s, history[p - channel + s]);
       } else {
         add_center(channel - 1, history[p - 1]);
       }
-      const int64_t at = row * s_.rows * s_.columns * s_.channels + variable;
-      if (s_.known && s_.known[at]) {
-        history[p] = static_cast<const T*>(s_.given)[at];
+      if (const T* known = draws_.known_value<T>(row, p)) {
+        history[p] = *known;
         continue;
       }
       activate_(a_, padded_, h_);
       output((s_.shared_output ? channel : variable) * s_.parameters);
-      history[p] = head_draw_one(s_.head, parameters_, s_.parameters, s_.seed,
-                                 static_cast<uint64_t>(s_.first_index + row), static_cast<uint32_t>(variable),
-                                 static_cast<T>(s_.temperature), weights_);
-      log_prob += static_cast<double>(head_log_prob_one(s_.head, parameters_, s_.parameters, history[p]));
+      T own;
+      history[p] = draw_value(draws_, row, p, parameters_, s_.parameters, weights_, own);
+      log_prob += static_cast<double>(own);
     }
-    static_cast<double*>(s_.log_prob)[row] = log_prob;
+    draws_.log_prob[row] = log_prob;
   }
 
  private:
@@ -162,6 +159,7 @@ class OffsetSampler {
   }
 
   const OffsetNadeSample& s_;
+  const Draws& draws_;
   const Activate activate_;
   const int64_t padded_;
   T *a_, *h_, *parameters_, *weights_;

@@ -7,7 +7,7 @@
 //
 // The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
 #include "armlp_cuda.h"
-#include "head_device.h"
+#include "draws_device.h"
 #include "nade_device.h"
 
 namespace ar_fast::cuda {
@@ -22,13 +22,13 @@ struct Memory {
   T *values, *hidden, *parameters;
 
   __device__ __forceinline__ Memory(const ArmlpSample& sample, T* base)
-      : values(base), hidden(base + sample.variables), parameters(hidden + sample.hidden) {}
+      : values(base), hidden(base + sample.draws.variables), parameters(hidden + sample.hidden) {}
 };
 
 int64_t memory_elements(const ArmlpSample& sample) {
   // Where variables differ, only the device knows the largest.
-  const int64_t most = sample.offsets != nullptr ? sample.out_rows : sample.out_rows / sample.variables;
-  return sample.variables + sample.hidden + most;
+  const int64_t most = sample.offsets != nullptr ? sample.out_rows : sample.out_rows / sample.draws.variables;
+  return sample.draws.variables + sample.hidden + most;
 }
 
 // Threads that share out hidden units; the others of the block take other inputs of the same units.
@@ -44,27 +44,21 @@ class Sampler {
   using T = Compute<S>;
 
   __device__ Sampler(const ArmlpSample& sample, int64_t row, const Memory<T>& memory, T (&shares)[kThreads])
-      : sample_(sample), row_(row), m_(memory), shares_(shares), lane_(lane_id()),
-        warp_(static_cast<int>(threadIdx.x) / kWarpSize), gathers_(sample.head.kind == HeadKind::categorical) {}
+      : sample_(sample), draws_(sample.draws), row_(row), m_(memory), shares_(shares), lane_(lane_id()),
+        warp_(static_cast<int>(threadIdx.x) / kWarpSize), gathers_(sample.draws.head.kind == HeadKind::categorical) {}
 
   __device__ void run() {
-    const int start = static_cast<int>(sample_.start), stop = static_cast<int>(sample_.stop);
-    T* const state = static_cast<T*>(sample_.state) + row_ * sample_.variables;
-    T* const out = static_cast<T*>(sample_.values) + row_ * (stop - start) - start;
+    const int start = static_cast<int>(draws_.start), stop = static_cast<int>(draws_.stop);
+    T* const state = static_cast<T*>(sample_.state) + row_ * draws_.variables;
+    T* const out = draws_.values_of<T>(row_);
     for (int p = static_cast<int>(threadIdx.x); p < start; p += kThreads) m_.values[p] = state[p];
-    HeadNoise ahead = {};
+    NoiseAhead noise;
     double log_prob = 0;
     for (int p = start; p < stop; ++p) {
-      const int own = variable(p), step = (p - start) % kWarpSize;
-      const int64_t at = row_ * sample_.variables + own;
-      const bool known = sample_.known != nullptr && sample_.known[at] != 0;
+      const bool known = draws_.is_known(row_, p);
       const int64_t first = first_parameter(p);
       const int count = static_cast<int>(first_parameter(p + 1) - first);
-      if (warp_ == 0 && step == 0) {
-        const int later = min(p + lane_, stop - 1);
-        ahead = head_noise(sample_.head.of(later), sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                           static_cast<uint32_t>(variable(later)));
-      }
+      if (warp_ == 0) noise.look(draws_, row_, p);
       __syncthreads();  // the values before p are there
       if (!known) {
         hidden_units(p);
@@ -73,11 +67,7 @@ class Sampler {
         __syncthreads();
       }
       if (warp_ == 0) {
-        const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
-                                __shfl_sync(kFullMask, ahead.deviate, step)};
-        const T x =
-            known ? static_cast<const T*>(sample_.given)[at]
-                  : head_draw_one(sample_.head.of(p), m_.parameters, count, here, static_cast<T>(sample_.temperature));
+        const T x = draw_value(draws_, row_, p, m_.parameters, count, noise.here());
         if (lane_ == 0) {
           m_.values[p] = x;
           state[p] = x;
@@ -85,19 +75,14 @@ class Sampler {
         }
       }
       __syncthreads();
-      if (warp_ == kWarps - 1 && !known) {
-        log_prob += static_cast<double>(head_log_prob_one(sample_.head.of(p), m_.parameters, count, m_.values[p]));
-      }
+      if (warp_ == kWarps - 1 && !known) log_prob += drawn_log_prob(draws_, p, m_.parameters, count, m_.values[p]);
     }
-    if (threadIdx.x == kThreads - 1) static_cast<double*>(sample_.log_prob)[row_] = log_prob;
+    if (threadIdx.x == kThreads - 1) draws_.log_prob[row_] = log_prob;
   }
 
  private:
-  __device__ __forceinline__ int variable(int position) const {
-    return sample_.order != nullptr ? static_cast<int>(sample_.order[position]) : position;
-  }
   __device__ __forceinline__ int64_t first_parameter(int position) const {
-    return sample_.offsets != nullptr ? sample_.offsets[position] : position * (sample_.out_rows / sample_.variables);
+    return sample_.offsets != nullptr ? sample_.offsets[position] : position * (sample_.out_rows / draws_.variables);
   }
 
   __device__ __forceinline__ bool gathers(int position) const {
@@ -112,7 +97,7 @@ class Sampler {
   __device__ __forceinline__ void hidden_units(int p) const {
     const int hidden = static_cast<int>(sample_.hidden), threads = unit_threads(hidden), shares = kThreads / threads;
     const int block = p / static_cast<int>(armlp_block), t = static_cast<int>(threadIdx.x);
-    const int64_t networks = min(armlp_block, sample_.variables - block * armlp_block);
+    const int64_t networks = min(armlp_block, draws_.variables - block * armlp_block);
     const S* const weight = static_cast<const S*>(sample_.in_weight) +
                             (sample_.block_starts[block] + p % armlp_block) * hidden;
     const T* const bias = static_cast<const T*>(sample_.in_bias) + row_ * sample_.in_bias_stride +
@@ -151,6 +136,7 @@ class Sampler {
   }
 
   const ArmlpSample& sample_;
+  const Draws& draws_;
   const int64_t row_;
   const Memory<T> m_;
   T (&shares_)[kThreads];
@@ -173,9 +159,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename S>
 cudaError_t run(const ArmlpSample& sample, void* scratch, cudaStream_t stream) {
   const ArmlpSampleCut cut = armlp_sample_cuda_cut(sample);
-  for (int64_t first = 0; first < sample.batch; first += cut.rows) {
+  for (int64_t first = 0; first < sample.draws.batch; first += cut.rows) {
     const cudaError_t error =
-        launch({"armlp_sample", static_cast<unsigned>(std::min(cut.rows, sample.batch - first)), kThreads,
+        launch({"armlp_sample", static_cast<unsigned>(std::min(cut.rows, sample.draws.batch - first)), kThreads,
                 static_cast<size_t>(cut.shared_bytes), stream},
                armlp_sample_kernel<S>, sample, first, cut.in_shared ? nullptr : static_cast<Compute<S>*>(scratch),
                memory_elements(sample));
@@ -191,8 +177,8 @@ namespace ar_fast {
 
 ArmlpSampleCut armlp_sample_cuda_cut(const ArmlpSample& sample) {
   const int64_t bytes = cuda::memory_elements(sample) * (sample.storage == ScalarType::float64 ? 8 : 4);
-  if (bytes <= cuda::kMostSharedBytes) return {true, sample.batch, bytes, 0};
-  const int64_t rows = std::min(sample.batch, std::max<int64_t>(1, cuda::kScratchBudget / bytes));
+  if (bytes <= cuda::kMostSharedBytes) return {true, sample.draws.batch, bytes, 0};
+  const int64_t rows = std::min(sample.draws.batch, std::max<int64_t>(1, cuda::kScratchBudget / bytes));
   return {false, rows, 0, rows * bytes};
 }
 

@@ -8,7 +8,7 @@
 //
 // Parameters lie in shared memory where they fit, else in the state tensor.
 #include "fvsbn_cuda.h"
-#include "head_device.h"
+#include "draws_device.h"
 
 namespace ar_fast::cuda {
 namespace {
@@ -23,52 +23,37 @@ class Sampler {
 
   // parameters [R_out]: those of the row.
   __device__ Sampler(const FvsbnSample& sample, int64_t row, T* parameters, bool aligned)
-      : sample_(sample), row_(row), parameters_(parameters), aligned_(aligned), lane_(lane_id()),
+      : sample_(sample), draws_(sample.draws), row_(row), parameters_(parameters), aligned_(aligned), lane_(lane_id()),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize) {}
 
   __device__ void run(double (&warp_sums)[kWarps], T& drawn) {
-    sample_.head.kind == HeadKind::bernoulli ? draw_bernoulli() : draw(drawn);
+    draws_.head.kind == HeadKind::bernoulli ? draw_bernoulli() : draw(drawn);
     __syncthreads();
-    const double sum = sample_.head.kind == HeadKind::bernoulli ? bernoulli_log_probs() : log_probs();
+    const double sum = draws_.head.kind == HeadKind::bernoulli ? bernoulli_log_probs() : log_probs();
     if (lane_ == 0) warp_sums[warp_] = sum;
     __syncthreads();
     if (threadIdx.x != 0) return;
     double total = 0;
     for (int w = 0; w < kWarps; ++w) total += warp_sums[w];
-    static_cast<double*>(sample_.log_prob)[row_] = total;
+    draws_.log_prob[row_] = total;
   }
 
  private:
   __device__ __forceinline__ int place(int position) const {
-    return static_cast<int>(sample_.variables) - 1 - position;
-  }
-  __device__ __forceinline__ int variable(int position) const {
-    return sample_.order != nullptr ? static_cast<int>(sample_.order[position]) : position;
+    return static_cast<int>(draws_.variables) - 1 - position;
   }
   __device__ __forceinline__ int64_t first_column(int place) const {
-    return sample_.offsets != nullptr ? sample_.offsets[place] : place * (sample_.out_rows / sample_.variables);
+    return sample_.offsets != nullptr ? sample_.offsets[place] : place * (sample_.out_rows / draws_.variables);
   }
   __device__ __forceinline__ bool gathers(int place) const {
-    return sample_.head.kind == HeadKind::categorical ||
+    return draws_.head.kind == HeadKind::categorical ||
            (sample_.in_offsets != nullptr && sample_.in_offsets[place + 1] - sample_.in_offsets[place] > 1);
   }
   __device__ __forceinline__ int64_t first_row(int place) const {
     if (sample_.in_offsets != nullptr) return sample_.in_offsets[place];
-    return sample_.head.kind == HeadKind::categorical ? first_column(place) : place;
+    return draws_.head.kind == HeadKind::categorical ? first_column(place) : place;
   }
-  __device__ __forceinline__ bool is_known(int variable) const {
-    return sample_.known != nullptr && sample_.known[row_ * sample_.variables + variable] != 0;
-  }
-  __device__ __forceinline__ T given(int variable) const {
-    return static_cast<const T*>(sample_.given)[row_ * sample_.variables + variable];
-  }
-  __device__ __forceinline__ T* value(int position) const {
-    return static_cast<T*>(sample_.values) + row_ * (sample_.stop - sample_.start) + position - sample_.start;
-  }
-  __device__ __forceinline__ HeadNoise noise(int position) const {
-    return head_noise(sample_.head.of(place(position)), sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                      static_cast<uint32_t>(variable(position)));
-  }
+  __device__ __forceinline__ T* value(int position) const { return draws_.values_of<T>(row_) + position; }
 
   // parameters[0, end) += x times a weight row, by the whole block.
   __device__ __forceinline__ void push(int64_t weight_row, T x, int64_t end) const {
@@ -88,21 +73,20 @@ class Sampler {
   }
 
   __device__ void draw_bernoulli() const {
-    const T temperature = static_cast<T>(sample_.temperature);
-    const int stop = static_cast<int>(sample_.stop);
-    for (int first = static_cast<int>(sample_.start); first < stop; first += kWarpSize) {
+    const T temperature = static_cast<T>(draws_.temperature);
+    const int stop = static_cast<int>(draws_.stop);
+    for (int first = static_cast<int>(draws_.start); first < stop; first += kWarpSize) {
       // Lane l has position first + l; all warps do the same.
       const int position = first + lane_;
       const bool inside = position < stop;
-      const int own = inside ? variable(position) : 0;
-      const bool known = inside && is_known(own);
-      const T taken = known ? given(own) : T(0);
-      const double uniform = noise(inside ? position : 0).uniform;
+      const T* const known = inside ? draws_.known_value<T>(row_, position) : nullptr;
+      const T taken = known != nullptr ? *known : T(0);
+      const double uniform = draw_uniform(draws_, row_, inside ? position : stop - 1, 0);
       T x = T(0);
       for (int done = 0; done < kWarpSize;) {
         if (inside && lane_ >= done) {
           const T logit = parameters_[place(position)];
-          x = known ? taken : uniform < static_cast<double>(sigmoid(logit / temperature)) ? T(1) : T(0);
+          x = known != nullptr ? taken : bernoulli_draw(uniform, logit, temperature);
         }
         const uint32_t changing = __ballot_sync(kFullMask, lane_ >= done && x != T(0));
         if (changing == 0) break;
@@ -118,23 +102,14 @@ class Sampler {
   }
 
   __device__ void draw(T& drawn) const {
-    const T temperature = static_cast<T>(sample_.temperature);
-    const int start = static_cast<int>(sample_.start), stop = static_cast<int>(sample_.stop);
-    HeadNoise ahead = {};
+    const int start = static_cast<int>(draws_.start), stop = static_cast<int>(draws_.stop);
+    NoiseAhead noise;
     for (int p = start; p < stop; ++p) {
-      const int step = (p - start) % kWarpSize, own = variable(p);
       const int64_t column = first_column(place(p));
       if (warp_ == 0) {
-        if (step == 0) ahead = noise(min(p + lane_, stop - 1));
-        const HeadNoise here = {__shfl_sync(kFullMask, ahead.uniform, step),
-                                __shfl_sync(kFullMask, ahead.deviate, step)};
-        T x = T(0);
-        if (is_known(own)) {
-          x = given(own);
-        } else {
-          const int rows = static_cast<int>(first_column(place(p) + 1) - column);
-          x = head_draw_one(sample_.head.of(place(p)), parameters_ + column, rows, here, temperature);
-        }
+        noise.look(draws_, row_, p);
+        const int rows = static_cast<int>(first_column(place(p) + 1) - column);
+        const T x = draw_value(draws_, row_, p, parameters_ + column, rows, noise.here());
         if (lane_ == 0) {
           drawn = x;
           *value(p) = x;
@@ -154,32 +129,35 @@ class Sampler {
   // The sums of a warp's share of the drawn variables, in every lane.
   __device__ double bernoulli_log_probs() const {
     double sum = 0;
-    for (int p = static_cast<int>(sample_.start + threadIdx.x); p < sample_.stop; p += kThreads) {
-      if (!is_known(variable(p))) sum += static_cast<double>(bernoulli_log_prob(parameters_[place(p)], *value(p)));
+    for (int p = static_cast<int>(draws_.start + threadIdx.x); p < draws_.stop; p += kThreads) {
+      if (!draws_.is_known(row_, p)) sum += static_cast<double>(bernoulli_log_prob(parameters_[place(p)], *value(p)));
     }
     return warp_sum(sum);
   }
 
   __device__ double log_probs() const {
     double sum = 0;
-    for (int p = static_cast<int>(sample_.start) + warp_; p < sample_.stop; p += kWarps) {
-      if (is_known(variable(p))) continue;
+    for (int p = static_cast<int>(draws_.start) + warp_; p < draws_.stop; p += kWarps) {
+      if (draws_.is_known(row_, p)) continue;
       const int64_t column = first_column(place(p));
       const int rows = static_cast<int>(first_column(place(p) + 1) - column);
-      sum += static_cast<double>(head_log_prob_one(sample_.head.of(place(p)), parameters_ + column, rows, *value(p)));
+      sum += drawn_log_prob(draws_, p, parameters_ + column, rows, *value(p));
     }
     return sum;
   }
 
   const FvsbnSample& sample_;
+  const Draws& draws_;
   const int64_t row_;
   T* const parameters_;
   const bool aligned_;
   const int lane_, warp_;
 };
 
+// A least number of blocks an SM lets the compiler take the registers that it needs (armlp.cu).
 template <typename S>
-__global__ void __launch_bounds__(kThreads) fvsbn_sample_kernel(FvsbnSample sample, bool in_shared, bool aligned) {
+__global__ void __launch_bounds__(kThreads, 1)
+    fvsbn_sample_kernel(FvsbnSample sample, bool in_shared, bool aligned) {
   using T = Compute<S>;
   AR_FAST_DYNAMIC_SHARED(T, shared);
   AR_FAST_SHARED(double, warp_sums, [kWarps]);
@@ -205,7 +183,7 @@ template <typename S>
 cudaError_t run(const FvsbnSample& sample, cudaStream_t stream) {
   const bool in_shared = fvsbn_sample_in_shared_memory(sample);
   const bool aligned = vectors_fit(static_cast<const S*>(sample.weight), sample.out_rows);
-  return launch({"fvsbn_sample", static_cast<unsigned>(sample.batch), kThreads,
+  return launch({"fvsbn_sample", static_cast<unsigned>(sample.draws.batch), kThreads,
                  in_shared ? static_cast<size_t>(state_bytes(sample)) : 0, stream},
                 fvsbn_sample_kernel<S>, sample, in_shared, aligned);
 }

@@ -5,7 +5,7 @@
 // inputs and one butterfly adds them up; four units that become computable together share the reads of their inputs.
 // The warps of a block walk the same weights at about the same time, so the cache serves all but the first. No barrier
 // of the block is needed. Activations live in shared memory where those of a block fit, otherwise in the state tensor.
-#include "head_device.h"
+#include "draws_device.h"
 #include "masked_mlp_cuda.h"
 #include "runtime.h"
 
@@ -22,12 +22,11 @@ class Sampler {
   using T = Compute<S>;
 
   __device__ Sampler(const MaskedMlpSample& sample, int64_t row, T* values, T* parameters)
-      : sample_(sample), row_(row), values_(values), parameters_(parameters), lane_(lane_id()) {}
+      : sample_(sample), draws_(sample.draws), row_(row), values_(values), parameters_(parameters), lane_(lane_id()) {}
 
   __device__ void run() {
-    const int64_t count = sample_.stop - sample_.start;
     double log_prob = 0;
-    for (int64_t p = sample_.start; p < sample_.stop; ++p) {
+    for (int64_t p = draws_.start; p < draws_.stop; ++p) {
       const MaskedMlpRange rows = masked_mlp_parameters(sample_, p), columns = masked_mlp_columns(sample_, p);
       for (int64_t l = 0; l < sample_.hidden_layers; ++l) {
         const MaskedMlpLayer& layer = sample_.layers[l];
@@ -40,10 +39,10 @@ class Sampler {
       for (int64_t c = columns.begin + lane_; c < columns.end; c += kWarpSize) {
         values_[c] = columns.end - columns.begin == 1 ? x : x == static_cast<T>(c - columns.begin) ? T(1) : T(0);
       }
-      if (lane_ == 0) static_cast<T*>(sample_.values)[row_ * count + p - sample_.start] = x;
+      if (lane_ == 0) draws_.values_of<T>(row_)[p] = x;
       __syncwarp();
     }
-    if (lane_ == 0) static_cast<double*>(sample_.log_prob)[row_] = log_prob;
+    if (lane_ == 0) draws_.log_prob[row_] = log_prob;
   }
 
  private:
@@ -98,18 +97,14 @@ class Sampler {
   }
 
   __device__ __forceinline__ T draw(int64_t p, int rows, double& log_prob) const {
-    const int64_t variable = sample_.order == nullptr ? p : sample_.order[p];
-    const int64_t at = row_ * sample_.variables + variable;
-    if (sample_.known != nullptr && sample_.known[at] != 0) return static_cast<const T*>(sample_.given)[at];
-    const Head head = sample_.head.of(p);
-    const HeadNoise noise = head_noise(head, sample_.seed, static_cast<uint64_t>(sample_.first_index + row_),
-                                       static_cast<uint32_t>(variable));
-    const T x = head_draw_one(head, parameters_, rows, noise, static_cast<T>(sample_.temperature));
-    log_prob += static_cast<double>(head_log_prob_one(head, parameters_, rows, x));
+    if (const T* known = draws_.known_value<T>(row_, p)) return *known;
+    const T x = draw_value(draws_, row_, p, parameters_, rows, draw_noise(draws_, row_, p));
+    log_prob += drawn_log_prob(draws_, p, parameters_, rows, x);
     return x;
   }
 
   const MaskedMlpSample& sample_;
+  const Draws& draws_;
   const int64_t row_;
   T* const values_;
   T* const parameters_;
@@ -126,7 +121,7 @@ struct Places {
     places.features = sample.features;
     // Where variables differ, only the device knows the largest.
     const int64_t rows = sample.layers[sample.hidden_layers].units;
-    places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.variables;
+    places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.draws.variables;
     places.in_shared = kSamplesPerBlock * places.bytes(sample.storage, places.features + places.parameters) <=
                        kMostSharedBytes;
     return places;
@@ -141,7 +136,7 @@ __global__ void __launch_bounds__(kSamplesPerBlock* kWarpSize)
   AR_FAST_DYNAMIC_SHARED(T, shared);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = lane_id();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kSamplesPerBlock + warp, features = places.features;
-  if (row >= sample.batch) return;  // a whole warp, and no barrier of the block follows
+  if (row >= sample.draws.batch) return;  // a whole warp, and no barrier of the block follows
   T* const state = static_cast<T*>(sample.state) + row * features;
   T* const values = places.in_shared ? shared + warp * (features + places.parameters) : state;
   T* const parameters = places.in_shared ? values + features : scratch + row * places.parameters;
@@ -160,7 +155,7 @@ template <typename S>
 cudaError_t run(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream) {
   const Places places = Places::of(sample);
   const int64_t shared = kSamplesPerBlock * Places::bytes(sample.storage, places.features + places.parameters);
-  const auto blocks = static_cast<unsigned>((sample.batch + kSamplesPerBlock - 1) / kSamplesPerBlock);
+  const auto blocks = static_cast<unsigned>((sample.draws.batch + kSamplesPerBlock - 1) / kSamplesPerBlock);
   return launch({"masked_mlp_sample", blocks, kSamplesPerBlock * kWarpSize,
                  places.in_shared ? static_cast<size_t>(shared) : 0, stream},
                 masked_mlp_sample_kernel<S>, sample, places, static_cast<Compute<S>*>(scratch));
@@ -173,7 +168,7 @@ namespace ar_fast {
 
 int64_t masked_mlp_sample_cuda_scratch(const MaskedMlpSample& sample) {
   const auto places = cuda::Places::of(sample);
-  return places.in_shared ? 0 : cuda::Places::bytes(sample.storage, sample.batch * places.parameters);
+  return places.in_shared ? 0 : cuda::Places::bytes(sample.storage, sample.draws.batch * places.parameters);
 }
 
 cudaError_t masked_mlp_sample_cuda(const MaskedMlpSample& sample, void* scratch, cudaStream_t stream) {

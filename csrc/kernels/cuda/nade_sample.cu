@@ -10,6 +10,7 @@
 // shuffles.
 //
 // The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
+#include "draws_device.h"
 #include "nade_cuda.h"
 #include "nade_sample_general.h"
 
@@ -27,19 +28,6 @@ constexpr int kVectors = sizeof(S) == 2 ? 2 : 4;
 template <typename S>
 constexpr int kUnitsPerWarp = kWarpSize * kVectors<S> * Vector<S>::size;
 
-template <typename T>
-struct SampleArguments {
-  int start, stop;
-  uint64_t seed;
-  int64_t first_index;
-  T temperature;
-  const T* given;
-  const uint8_t* known;
-  T* state;
-  T* values;
-  double* log_prob;
-};
-
 template <typename S>
 struct WeightRow {
   Vector<S> vectors[kVectors<S>];
@@ -55,16 +43,18 @@ struct WeightRow {
 
 template <typename S, bool many_warps>
 __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpSize, 1)
-    nade_sample_kernel(NadeArguments<S> arguments, SampleArguments<Compute<S>> sample) {
+    nade_sample_kernel(NadeArguments<S> arguments, Draws draws, Compute<S>* states) {
   using T = Compute<S>;
   constexpr int size = Vector<S>::size, units = kVectors<S> * size;
   AR_FAST_SHARED(T, warp_sums, [2][kMaxWarps<S>]);
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize, hidden = arguments.hidden;
-  const int64_t row = blockIdx.x, count = sample.stop - sample.start;
+  const int64_t row = blockIdx.x;
+  const int start = static_cast<int>(draws.start), stop = static_cast<int>(draws.stop);
+  const T temperature = static_cast<T>(draws.temperature);
   const int first_unit = warp * kUnitsPerWarp<S> + lane * size;
   const bool scaled = arguments.activation_scale != nullptr;
-  T* const state = sample.state + row * hidden;
+  T* const state = states + row * hidden;
 
   T a[units], h[units];
 #pragma unroll
@@ -75,27 +65,26 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   bool changed = true;
   double log_prob = 0;
   WeightRow<S> in, out;
-  const int first_variable = arguments.variable_at(sample.start);
+  const int first_variable = arguments.variable_at(start);
   out.load(arguments.out_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
 
-  for (int first = sample.start; first < sample.stop; first += kWarpSize) {
-    // Lane l looks up what position first + l needs.
-    const bool inside = first + lane < sample.stop;
+  for (int first = start; first < stop; first += kWarpSize) {
+    // Lane l looks up what position first + l needs, and keeps what comes of it: the logit in the place of out_bias,
+    // the value in that of the given one. That leaves registers to float64 with many warps.
+    const bool inside = first + lane < stop;
     const int lane_variable = inside ? arguments.variable_at(first + lane) : 0;
-    const T lane_bias = arguments.out_bias[lane_variable], lane_scale = arguments.scale(lane_variable);
-    const bool lane_known =
-        inside && sample.known != nullptr && sample.known[row * arguments.variables + lane_variable];
-    const T lane_given = lane_known ? sample.given[row * arguments.variables + lane_variable] : T(0);
-    const double lane_uniform = philox_uniform(sample.seed, static_cast<uint64_t>(sample.first_index + row),
-                                               static_cast<uint32_t>(lane_variable), 0);
-    T lane_value = T(0);
-    T lane_logit = T(0);
-    const int positions = min(kWarpSize, sample.stop - first);
+    const T lane_scale = arguments.scale(lane_variable);
+    T lane_logit = arguments.out_bias[lane_variable];
+    const T* const lane_known_value = inside ? draws.known_value<T>(row, first + lane) : nullptr;
+    const bool lane_known = lane_known_value != nullptr;
+    T lane_value = lane_known ? *lane_known_value : T(0);
+    const double lane_uniform = draw_uniform(draws, row, inside ? first + lane : stop - 1, 0);
+    const int positions = min(kWarpSize, stop - first);
     for (int p = 0; p < positions; ++p) {
       // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
       const int64_t this_row = static_cast<int64_t>(__shfl_sync(kFullMask, lane_variable, p)) * hidden;
       const int64_t next_row =
-          static_cast<int64_t>(arguments.variable_at(min(first + p + 1, sample.stop - 1))) * hidden;
+          static_cast<int64_t>(arguments.variable_at(min(first + p + 1, stop - 1))) * hidden;
       WeightRow<S> next_out;
       in.load(arguments.in_weight + this_row, first_unit, hidden, arguments.aligned);
       next_out.load(arguments.out_weight + next_row, first_unit, hidden, arguments.aligned);
@@ -114,10 +103,9 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         sum = sums[0];
         for (int w = 1; w < warps; ++w) sum += sums[w];
       }
-      const T logit = __shfl_sync(kFullMask, lane_bias, p) + sum;
-      const T draw = sigmoid(logit / sample.temperature);
-      T x = __shfl_sync(kFullMask, lane_uniform, p) < static_cast<double>(draw) ? T(1) : T(0);
-      if (__shfl_sync(kFullMask, static_cast<int>(lane_known), p)) x = __shfl_sync(kFullMask, lane_given, p);
+      const T logit = __shfl_sync(kFullMask, lane_logit, p) + sum;
+      T x = bernoulli_draw(__shfl_sync(kFullMask, lane_uniform, p), logit, temperature);
+      if (__shfl_sync(kFullMask, static_cast<int>(lane_known), p)) x = __shfl_sync(kFullMask, lane_value, p);
       if (lane == p) {
         lane_value = x;
         lane_logit = logit;
@@ -130,7 +118,7 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
       out = next_out;
     }
     if (warp == 0) {
-      if (inside) sample.values[row * count + first - sample.start + lane] = lane_value;
+      if (inside) draws.values_of<T>(row)[first + lane] = lane_value;
       const double logit = static_cast<double>(lane_logit);
       log_prob += warp_sum(inside && !lane_known ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
     }
@@ -140,7 +128,7 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     const int unit = first_unit + j / size * kWarpSize * size + j % size;
     if (unit < hidden) state[unit] = a[j];
   }
-  if (threadIdx.x == 0) sample.log_prob[row] = log_prob;
+  if (threadIdx.x == 0) draws.log_prob[row] = log_prob;
 }
 
 template <typename S>
@@ -151,8 +139,8 @@ int64_t warps_for(const NadeModel& model) {
 // 0 where the general kernel draws.
 template <typename S>
 int64_t plain_warps(const NadeModel& model, const NadeSample& request) {
-  const bool plain = request.head.kind == HeadKind::bernoulli && !request.gathers &&
-                     is_plain(model, NadeInput{request.batch, nullptr, nullptr});
+  const bool plain = request.draws.head.kind == HeadKind::bernoulli && !request.gathers &&
+                     is_plain(model, NadeInput{request.draws.batch, nullptr, nullptr});
   const int64_t warps = warps_for<S>(model);
   return plain && warps <= kMaxWarps<S> ? warps : 0;
 }
@@ -164,20 +152,11 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, void* scratc
   if (warps == 0) {
     return nade_sample_general<S>(model, request, GeneralSamplePlan::of(model, request), scratch, stream);
   }
-  const NadeArguments<S> arguments(model, NadeInput{request.batch, nullptr, nullptr});
-  const SampleArguments<T> sample = {static_cast<int>(request.start),
-                                     static_cast<int>(request.stop),
-                                     request.seed,
-                                     request.first_index,
-                                     static_cast<T>(request.temperature),
-                                     static_cast<const T*>(request.given),
-                                     request.known,
-                                     static_cast<T*>(request.state),
-                                     static_cast<T*>(request.values),
-                                     static_cast<double*>(request.log_prob)};
-  return launch({"nade_sample", static_cast<unsigned>(request.batch), static_cast<unsigned>(warps * kWarpSize), 0,
+  const NadeArguments<S> arguments(model, NadeInput{request.draws.batch, nullptr, nullptr});
+  return launch({"nade_sample", static_cast<unsigned>(request.draws.batch), static_cast<unsigned>(warps * kWarpSize), 0,
                  stream},
-                warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, sample);
+                warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, request.draws,
+                static_cast<T*>(request.state));
 }
 
 }  // namespace
@@ -191,7 +170,7 @@ NadeSampleCut nade_sample_cuda_cut(const NadeModel& model, const NadeSample& sam
     warps = cuda::plain_warps<decltype(storage)>(model, sample);
     return cudaSuccess;
   });
-  if (warps > 0) return {true, warps, 0, true, true, sample.batch, 0};
+  if (warps > 0) return {true, warps, 0, true, true, sample.draws.batch, 0};
   const auto plan = cuda::GeneralSamplePlan::of(model, sample);
   return {false, cuda::general_sample_warps, plan.shared_bytes, plan.units_shared, plan.parameters_shared, plan.rows,
           plan.scratch_bytes};

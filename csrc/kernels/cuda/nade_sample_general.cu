@@ -16,7 +16,7 @@
 // The reduction order is fixed by K and H alone, so a row does not depend on the batch it is drawn in.
 #include "nade_sample_general.h"
 
-#include "head_device.h"
+#include "draws_device.h"
 
 namespace ar_fast::cuda {
 namespace {
@@ -30,17 +30,10 @@ constexpr int kLoads = sizeof(S) == 4 ? 8 : 4;
 
 template <typename T>
 struct GeneralSample {
-  Head head;
+  Draws draws;
   bool gathers;
-  int start, stop;
-  uint64_t seed;
-  int64_t first_index;
-  T temperature;
-  const T* given;
-  const uint8_t* known;
+  int64_t first_row;  // of this launch; what lies in scratch is counted from it
   T* state;
-  T* values;
-  double* log_prob;
   int padded;
   int64_t most_rows;
   T* units;       // [rows, 2, padded]: state and activations; null = shared memory
@@ -65,9 +58,9 @@ struct SamplePosition {
     here.out_row = model.first_out_row(here.variable);
     here.rows = static_cast<int>(model.first_out_row(here.variable + 1) - here.out_row);
     here.scale = model.scale(here.variable);
-    const int64_t at = row * model.variables + here.variable;
-    here.known = sample.known != nullptr && sample.known[at] != 0;
-    here.given = here.known ? sample.given[at] : T(0);
+    const T* const known = sample.draws.template known_value<T>(row, p);
+    here.known = known != nullptr;
+    here.given = here.known ? *known : T(0);
     return here;
   }
 };
@@ -168,12 +161,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   AR_FAST_SHARED(T, drawn, [1]);
   const int t = static_cast<int>(threadIdx.x), lane = lane_id(), warp = t / kWarpSize;
   const int hidden = model.hidden, padded = sample.padded;
-  const int64_t row = blockIdx.x, count = sample.stop - sample.start;
-  const uint64_t index = static_cast<uint64_t>(sample.first_index + row);
+  const int64_t place = blockIdx.x, row = sample.first_row + place;
+  const Draws& draws = sample.draws;
+  const int start = static_cast<int>(draws.start), stop = static_cast<int>(draws.stop);
   const bool scaled = model.activation_scale != nullptr;
-  T* const buffers = sample.parameters == nullptr ? shared : sample.parameters + row * 2 * sample.most_rows;
+  T* const buffers = sample.parameters == nullptr ? shared : sample.parameters + place * 2 * sample.most_rows;
   T* const a = units_shared ? shared + (sample.parameters == nullptr ? 2 * sample.most_rows : 0)
-                            : sample.units + row * 2 * padded;
+                            : sample.units + place * 2 * padded;
   T* const h = a + padded;
   T* const state = sample.state + row * hidden;
 
@@ -213,16 +207,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   bool stale = true;  // h is not that of the state
   int turn = 0;       // which buffer the next parameters go to
   double log_prob = 0;
-  HeadNoise noise = {};
-  SamplePosition<T> next = SamplePosition<T>::of(model, sample, row, sample.start);
-  for (int p = sample.start; p < sample.stop; ++p) {
+  NoiseAhead noise;
+  SamplePosition<T> next = SamplePosition<T>::of(model, sample, row, start);
+  for (int p = start; p < stop; ++p) {
     const SamplePosition<T> here = next;
-    if (p + 1 < sample.stop) next = SamplePosition<T>::of(model, sample, row, p + 1);
-    const int step = (p - sample.start) % kWarpSize;
-    if (warp == 0 && step == 0) {
-      const int variable = model.variable_at(min(p + lane, sample.stop - 1));
-      noise = head_noise(sample.head.of(variable), sample.seed, index, static_cast<uint32_t>(variable));
-    }
+    if (p + 1 < stop) next = SamplePosition<T>::of(model, sample, row, p + 1);
+    if (warp == 0) noise.look(draws, row, p);
     if (here.known) {
       if (added != nullptr) advance(false, T(1));
     } else if (stale || scaled) {
@@ -240,18 +230,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();
       if (warp == 0) {
         add_segments(here.rows, parameters);
-        const HeadNoise own = {__shfl_sync(kFullMask, noise.uniform, step),
-                               __shfl_sync(kFullMask, noise.deviate, step)};
-        x = head_draw_one(sample.head.of(here.variable), parameters, here.rows, own, sample.temperature);
+        x = draw_value(draws, row, p, parameters, here.rows, noise.here());
         if (lane == 0) drawn[0] = x;
       }
       __syncthreads();
       x = drawn[0];
-      if (warp == kWarps - 1) {
-        log_prob += static_cast<double>(head_log_prob_one(sample.head.of(here.variable), parameters, here.rows, x));
-      }
+      if (warp == kWarps - 1) log_prob += drawn_log_prob(draws, p, parameters, here.rows, x);
     }
-    if (t == 0) sample.values[row * count + p - sample.start] = x;
+    if (t == 0) draws.values_of<T>(row)[p] = x;
     gathered = here.gathers;
     if (gathered) {
       added = in_row + static_cast<int64_t>(x) * hidden;
@@ -272,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (u + i < hidden) state[u + i] = own[i];
     }
   }
-  if (t == kThreads - 1) sample.log_prob[row] = log_prob;
+  if (t == kThreads - 1) draws.log_prob[row] = log_prob;
 }
 
 template <typename T>
@@ -296,7 +282,7 @@ GeneralSamplePlan GeneralSamplePlan::of(const NadeModel& model, const NadeSample
   plan.parameters_shared = (plan.units_shared ? units_bytes : 0) + parameters_bytes <= kMostSharedBytes;
   plan.shared_bytes = (plan.units_shared ? units_bytes : 0) + (plan.parameters_shared ? parameters_bytes : 0);
   const int64_t row_bytes = units_bytes + parameters_bytes - plan.shared_bytes;
-  plan.rows = std::min(sample.batch, std::max<int64_t>(1, kScratchBudget / std::max<int64_t>(1, row_bytes)));
+  plan.rows = std::min(sample.draws.batch, std::max<int64_t>(1, kScratchBudget / std::max<int64_t>(1, row_bytes)));
   Scratch scratch(nullptr);
   if (wide) {
     double *units, *parameters;
@@ -313,42 +299,19 @@ template <typename S>
 cudaError_t nade_sample_general(const NadeModel& model, const NadeSample& request, const GeneralSamplePlan& plan,
                                 void* memory, cudaStream_t stream) {
   using T = Compute<S>;
-  const int64_t variables = model.variables, count = request.stop - request.start;
-  const NadeArguments<S> arguments(model, NadeInput{request.batch, nullptr, nullptr});
+  const NadeArguments<S> arguments(model, NadeInput{request.draws.batch, nullptr, nullptr});
   const auto kernel =
       plan.units_shared ? nade_sample_general_kernel<S, true> : nade_sample_general_kernel<S, false>;
-  GeneralSample<T> sample = {request.head,
-                             request.gathers,
-                             static_cast<int>(request.start),
-                             static_cast<int>(request.stop),
-                             request.seed,
-                             request.first_index,
-                             static_cast<T>(request.temperature),
-                             static_cast<const T*>(request.given),
-                             request.known,
-                             static_cast<T*>(request.state),
-                             static_cast<T*>(request.values),
-                             static_cast<double*>(request.log_prob),
-                             static_cast<int>(plan.padded),
-                             plan.most_rows,
-                             nullptr,
-                             nullptr};
+  GeneralSample<T> sample = {request.draws, request.gathers, 0, static_cast<T*>(request.state),
+                             static_cast<int>(plan.padded), plan.most_rows, nullptr, nullptr};
   Scratch scratch(memory);
   cut_scratch(plan, scratch, &sample.units, &sample.parameters);
-  for (int64_t first = 0; first < request.batch; first += plan.rows) {
-    const int64_t rows = std::min(plan.rows, request.batch - first);
+  for (; sample.first_row < request.draws.batch; sample.first_row += plan.rows) {
+    const int64_t rows = std::min(plan.rows, request.draws.batch - sample.first_row);
     const cudaError_t error = launch({"nade_sample_general", static_cast<unsigned>(rows), kThreads,
                                       static_cast<size_t>(plan.shared_bytes), stream},
                                      kernel, arguments, sample);
     if (error != cudaSuccess) return error;
-    sample.first_index += rows;
-    if (sample.known != nullptr) {
-      sample.given += rows * variables;
-      sample.known += rows * variables;
-    }
-    sample.state += rows * model.hidden;
-    sample.values += rows * count;
-    sample.log_prob += rows;
   }
   return cudaSuccess;
 }

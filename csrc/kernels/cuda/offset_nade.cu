@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "head_device.h"
+#include "draws_device.h"
 
 namespace ar_fast::cuda {
 namespace {
@@ -32,6 +32,7 @@ class OffsetSampler {
   // units: pre-activations, activations and `segments` partial sums, H each; then the parameters.
   __device__ OffsetSampler(const OffsetNadeSample& sample, int64_t row, int segments, T* memory)
       : s_(sample),
+        draws_(sample.draws),
         row_(row),
         hidden_(static_cast<int>(sample.hidden)),
         channels_(static_cast<int>(sample.channels)),
@@ -44,41 +45,35 @@ class OffsetSampler {
         parameters_(partial_ + static_cast<int64_t>(segments) * hidden_) {}
 
   __device__ void run() {
-    const int64_t count = s_.stop - s_.start, reach = s_.reach();
     // history[p] is the value at position p.
-    T* const history = static_cast<T*>(s_.history) + row_ * (reach + count) + reach - s_.start;
-    const int64_t variables = s_.rows * s_.columns * s_.channels;
-    const uint64_t index = static_cast<uint64_t>(s_.first_index + row_);
+    T* const history = draws_.values_of<T>(row_);
     double log_prob = 0;
-    for (int64_t p = s_.start; p < s_.stop; ++p) {
+    for (int64_t p = draws_.start; p < draws_.stop; ++p) {
       const int channel = static_cast<int>(p % channels_);
-      const int64_t variable = s_.order != nullptr ? s_.order[p] : p, at = row_ * variables + variable;
-      const bool known = s_.known != nullptr && s_.known[at] != 0;
-      if (channel == 0 || p == s_.start) {
+      const T* const known = draws_.known_value<T>(row_, p);
+      if (channel == 0 || p == draws_.start) {
         neighbourhood(history, p - channel);
         for (int s = 0; s < channel; ++s) add_center(s, history[p - channel + s]);
       } else {
         add_center(channel - 1, history[p - 1]);
       }
-      T x;
-      if (known) {
-        x = static_cast<const T*>(s_.given)[at];
-        if (thread_ == 0) history[p] = x;
+      if (known != nullptr) {
+        if (thread_ == 0) history[p] = *known;
       } else {
         activations();
         __syncthreads();
-        output((s_.shared_output ? channel : variable) * s_.parameters);
+        output((s_.shared_output ? channel : draws_.variable(p)) * s_.parameters);
         __syncthreads();
         if (thread_ < kWarpSize) {
-          const HeadNoise noise = head_noise(s_.head, s_.seed, index, static_cast<uint32_t>(variable));
-          x = head_draw_one(s_.head, parameters_, parameters_count_, noise, static_cast<T>(s_.temperature));
-          log_prob += static_cast<double>(head_log_prob_one(s_.head, parameters_, parameters_count_, x));
+          const DrawNoise noise = draw_noise(draws_, row_, p);
+          const T x = draw_value(draws_, row_, p, parameters_, parameters_count_, noise);
+          log_prob += drawn_log_prob(draws_, p, parameters_, parameters_count_, x);
           if (thread_ == 0) history[p] = x;
         }
       }
       __syncthreads();
     }
-    if (thread_ == 0) static_cast<double*>(s_.log_prob)[row_] = log_prob;
+    if (thread_ == 0) draws_.log_prob[row_] = log_prob;
   }
 
  private:
@@ -148,6 +143,7 @@ class OffsetSampler {
   }
 
   const OffsetNadeSample& s_;
+  const Draws& draws_;
   const int64_t row_;
   const int hidden_, channels_, parameters_count_, segments_, thread_;
   T *const a_, *const h_, *const partial_, *const parameters_;
@@ -171,7 +167,7 @@ int64_t reals_of(const OffsetNadeSample& sample, int64_t segments) {
 template <typename S>
 cudaError_t run(const OffsetNadeSample& sample, void* scratch, cudaStream_t stream) {
   const OffsetNadeCut cut = offset_nade_cuda_cut(sample);
-  return launch({"offset_nade_sample", static_cast<unsigned>(sample.batch), kThreads,
+  return launch({"offset_nade_sample", static_cast<unsigned>(sample.draws.batch), kThreads,
                  static_cast<size_t>(cut.shared_bytes), stream},
                 offset_nade_sample_kernel<S>, sample, static_cast<int>(cut.segments), reals_of(sample, cut.segments),
                 cut.shared_bytes > 0 ? nullptr : static_cast<Compute<S>*>(scratch));
@@ -187,7 +183,7 @@ OffsetNadeCut offset_nade_cuda_cut(const OffsetNadeSample& sample) {
   cut.segments = cuda::kThreads / cuda::unit_threads(sample.hidden);
   const int64_t bytes = cuda::reals_of(sample, cut.segments) * (sample.storage == ScalarType::float64 ? 8 : 4);
   cut.shared_bytes = bytes <= cuda::kMostSharedBytes ? bytes : 0;
-  cut.scratch_bytes = cut.shared_bytes > 0 ? 0 : bytes * sample.batch;
+  cut.scratch_bytes = cut.shared_bytes > 0 ? 0 : bytes * sample.draws.batch;
   return cut;
 }
 

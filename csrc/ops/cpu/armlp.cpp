@@ -11,19 +11,19 @@ namespace ar_fast {
 namespace {
 
 int64_t first_parameter(const ArmlpSample& sample, int64_t position) {
-  return sample.offsets ? sample.offsets[position] : position * (sample.out_rows / sample.variables);
+  return sample.offsets ? sample.offsets[position] : position * (sample.out_rows / sample.draws.variables);
 }
 
 // On the CPU values can be looked at without a synchronisation, so what would be read out of place raises.
 void check_block_starts(const ArmlpSample& sample, int64_t rows) {
-  const bool gathers = sample.head.kind == HeadKind::categorical;
+  const bool gathers = sample.draws.head.kind == HeadKind::categorical;
   const int64_t* starts = sample.block_starts;
-  const int64_t blocks = (sample.variables + armlp_block - 1) / armlp_block;
+  const int64_t blocks = (sample.draws.variables + armlp_block - 1) / armlp_block;
   TORCH_CHECK(starts[0] == 0, armlp_name, ": block_starts must be 0 at block 0, got ", starts[0]);
   TORCH_CHECK(starts[blocks] == rows, armlp_name, ": in_weight must have ", starts[blocks], " rows for ",
-              sample.variables, " networks, got ", rows);
-  for (int64_t block = sample.start / armlp_block; block * armlp_block < sample.stop; ++block) {
-    const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.variables);
+              sample.draws.variables, " networks, got ", rows);
+  for (int64_t block = sample.draws.start / armlp_block; block * armlp_block < sample.draws.stop; ++block) {
+    const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.draws.variables);
     const int64_t rows_before = sample.in_offsets ? sample.in_offsets[end - 1]
                                 : gathers         ? first_parameter(sample, end - 1)
                                                   : end - 1;
@@ -34,21 +34,17 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   }
 }
 
-// What is given, or in the state already, has an input row.
+// What is in the state already has an input row.
 template <typename T>
-void check_categories(const ArmlpSample& sample) {
-  for (int64_t p = 0; p < sample.stop; ++p) {
-    if (sample.head.of(p).kind != HeadKind::categorical) continue;
-    const int64_t variable = sample.order ? sample.order[p] : p;
+void check_armlp_state(const ArmlpSample& sample) {
+  const Draws& draws = sample.draws;
+  for (int64_t p = 0; p < draws.start; ++p) {
+    if (draws.head_at(p).kind != HeadKind::categorical) continue;
     const int64_t count = first_parameter(sample, p + 1) - first_parameter(sample, p);
-    for (int64_t row = 0; row < sample.batch; ++row) {
-      const int64_t at = row * sample.variables;
-      const bool drawn = p < sample.start, given = !drawn && sample.known && sample.known[at + variable];
-      if (!drawn && !given) continue;
-      const T value = drawn ? static_cast<const T*>(sample.state)[at + p]
-                            : static_cast<const T*>(sample.given)[at + variable];
-      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), armlp_name, ": ", drawn ? "state" : "given",
-                  " must lie in [0, ", count, ") for variable ", variable, ", got ", value);
+    for (int64_t row = 0; row < draws.batch; ++row) {
+      const T value = static_cast<const T*>(sample.state)[row * draws.variables + p];
+      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), armlp_name, ": state must lie in [0, ", count,
+                  ") for variable ", draws.variable(p), ", got ", value);
     }
   }
 }
@@ -56,36 +52,41 @@ void check_categories(const ArmlpSample& sample) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampleArguments& a) {
   const auto t = prepare_armlp_sample(a);
   const ArmlpSample& sample = t.sample;
-  check_order_values(armlp_name, sample.order, sample.variables, a.start, a.stop);
+  check_order_values(armlp_name, sample.draws);
   // Every network reads the inputs of all positions before it, and its block has rows as far as the block's last one.
   const Entries entries{0, a.stop == a.start ? a.start
                                              : std::min((a.stop - 1) / armlp_block * armlp_block + armlp_block,
-                                                        sample.variables)};
-  check_offset_values(armlp_name, "offsets", sample.offsets, sample.variables, sample.out_rows, entries);
-  check_head_values(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, entries);
+                                                        sample.draws.variables)};
+  check_offset_values(armlp_name, "offsets", sample.offsets, sample.draws.variables, sample.out_rows, entries);
+  check_head_values(armlp_name, sample.draws.head, sample.draws.variables, sample.out_rows, sample.offsets, entries);
   if (sample.in_offsets) {
-    check_input_rows(armlp_name, sample.head, sample.variables, sample.out_rows, sample.offsets, sample.in_offsets,
-                     sample.in_offsets[sample.variables], entries);
+    check_input_rows(armlp_name, sample.draws.head, sample.draws.variables, sample.out_rows, sample.offsets,
+                     sample.in_offsets, sample.in_offsets[sample.draws.variables], entries);
   }
   check_block_starts(sample, a.in_weight.size(0));
-  sample.storage == ScalarType::float64 ? check_categories<double>(sample) : check_categories<float>(sample);
-  if (sample.batch > 0 && a.stop > a.start) {
+  sample.storage == ScalarType::float64 ? check_armlp_state<double>(sample)
+                                        : check_armlp_state<float>(sample);
+  check_given_categories(armlp_name, sample.draws, sample.storage, [&](int64_t p) {
+    const bool category = sample.draws.head_at(p).kind == HeadKind::categorical;
+    return category ? first_parameter(sample, p + 1) - first_parameter(sample, p) : 0;
+  });
+  if (sample.draws.batch > 0 && a.stop > a.start) {
     int64_t most_parameters = 0;
     for (int64_t p = a.start; p < a.stop; ++p) {
       most_parameters = std::max(most_parameters, first_parameter(sample, p + 1) - first_parameter(sample, p));
     }
-    const int64_t slice = rows_per_slice(sample.batch);
+    const int64_t slice = rows_per_slice(sample.draws.batch);
     int64_t bytes = 0;
     AR_FAST_CPU_KERNEL(armlp_scratch)(sample, most_parameters, slice, &bytes);
-    explain(armlp_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.batch, " rows, positions ",
-            a.start, " to ", a.stop, ", ", (sample.batch + slice - 1) / slice, " row groups on ", at::get_num_threads(),
-            " threads");
+    explain(armlp_name, " on the CPU: ", isa_name(), ", non-zero inputs gathered, ", sample.draws.batch,
+            " rows, positions ", a.start, " to ", a.stop, ", ", (sample.draws.batch + slice - 1) / slice,
+            " row groups on ", at::get_num_threads(), " threads");
     const auto kernel = AR_FAST_CPU_KERNEL(armlp_sample);
-    in_slices(sample.batch, slice, bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    in_slices(sample.draws.batch, slice, bytes, [&](int64_t begin, int64_t end, void* scratch) {
       kernel(sample, most_parameters, begin, end, scratch);
     });
   }
-  return {t.values, t.log_prob, t.next};
+  return {t.drawn.values, t.drawn.log_prob, t.next};
 }
 
 }  // namespace

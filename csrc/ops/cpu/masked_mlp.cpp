@@ -41,10 +41,11 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpTerm& term, int
 // a block of positions, those before them that may be in the first one's block.
 void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   const int64_t out_rows = sample.layers[sample.hidden_layers].units;
-  check_order_values(masked_mlp_name, sample.order, sample.variables, sample.start, sample.stop);
-  check_offset_values(masked_mlp_name, "in_offsets", sample.in_offsets, sample.variables, sample.in_rows, entries);
-  check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.variables, out_rows, entries);
-  check_head_values(masked_mlp_name, sample.head, sample.variables, out_rows, sample.out_offsets, entries);
+  check_order_values(masked_mlp_name, sample.draws);
+  check_offset_values(masked_mlp_name, "in_offsets", sample.in_offsets, sample.draws.variables, sample.in_rows,
+                      entries);
+  check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.draws.variables, out_rows, entries);
+  check_head_values(masked_mlp_name, sample.draws.head, sample.draws.variables, out_rows, sample.out_offsets, entries);
   if (entries.begin == entries.end) return;
   // Terms are counted as in weights and extents.
   for (int64_t l = 0, term = 0; l <= sample.hidden_layers; term += sample.layers[l++].terms) {
@@ -78,9 +79,9 @@ void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
 
 // A category has a column of its own, or its variable has one column, which takes its number.
 void check_categories(const MaskedMlpSample& sample) {
-  if (sample.head.kind != HeadKind::categorical && sample.head.kind != HeadKind::per_variable) return;
-  for (int64_t p = sample.start; p < sample.stop; ++p) {
-    const bool category = sample.head.of(p).kind == HeadKind::categorical;
+  if (sample.draws.head.kind != HeadKind::categorical && sample.draws.head.kind != HeadKind::per_variable) return;
+  for (int64_t p = sample.draws.start; p < sample.draws.stop; ++p) {
+    const bool category = sample.draws.head_at(p).kind == HeadKind::categorical;
     const MaskedMlpRange columns = masked_mlp_columns(sample, p), rows = masked_mlp_parameters(sample, p);
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
     TORCH_CHECK(own == 1 || category, masked_mlp_name,
@@ -100,7 +101,7 @@ int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
     const MaskedMlpLayer& layer = sample.layers[l];
     for (int64_t t = 0; t < layer.terms; ++t) weights += layer.units * masked_mlp_width(sample, layer.term[t].source);
   }
-  return 2 * groups <= threads && weights / sample.variables > 16 * 1024 ? threads : 1;
+  return 2 * groups <= threads && weights / sample.draws.variables > 16 * 1024 ? threads : 1;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const MaskedMlpSampleArguments& a) {
@@ -108,13 +109,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const Maske
   const MaskedMlpSample& sample = t.sample;
   check_schedule(sample, {std::max<int64_t>(0, a.start - most_block_positions), a.stop});
   check_categories(sample);
-  if (sample.batch > 0 && a.stop > a.start) {
+  if (sample.draws.batch > 0 && a.stop > a.start) {
     MaskedMlpLayout layout{};
     AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, 1, &layout);
     // As many groups as threads while a group has a full vector; a row's result is the same in any group.
-    const int64_t threads = at::get_num_threads(), share = (sample.batch + threads - 1) / threads;
+    const int64_t threads = at::get_num_threads(), share = (sample.draws.batch + threads - 1) / threads;
     const int64_t rows = std::min(layout.most_rows, (share + layout.lanes - 1) / layout.lanes * layout.lanes);
-    const int64_t groups = (sample.batch + rows - 1) / rows;
+    const int64_t groups = (sample.draws.batch + rows - 1) / rows;
     const MaskedMlpTeam team{team_parts(sample, groups), [](int64_t parts, auto body, void* context) {
                                at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
                                  for (int64_t part = begin; part < end; ++part) body(context, part);
@@ -127,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const Maske
       const at::Tensor scratch = at::empty({layout.bytes}, at::TensorOptions(at::kByte));
       int64_t multiply_adds = 0;
       for (int64_t group = begin; group < end; ++group) {
-        kernel(sample, group * rows, std::min(sample.batch, (group + 1) * rows), scratch.mutable_data_ptr(), team,
+        kernel(sample, group * rows, std::min(sample.draws.batch, (group + 1) * rows), scratch.mutable_data_ptr(), team,
                &multiply_adds);
       }
       if (begin == 0) first_group_multiply_adds = multiply_adds;
@@ -142,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const Maske
             team.parts, " ways, positions ", a.start, " to ", a.stop, ", ", first_group_multiply_adds,
             " multiply-adds per row, on ", at::get_num_threads(), " threads");
   }
-  return {t.values, t.log_prob, t.state};
+  return {t.drawn.values, t.drawn.log_prob, t.state};
 }
 
 }  // namespace

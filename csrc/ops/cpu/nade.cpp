@@ -108,11 +108,11 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
   const NadeModel& m = t.model;
   const auto variable_at = [&](int64_t position) { return m.order ? m.order[position] : position; };
   const bool may_lack = m.out_offsets != nullptr || m.out_rows < m.variables;
-  for (int64_t p = t.sample.start; may_lack && p < t.sample.stop; ++p) {
+  for (int64_t p = t.sample.draws.start; may_lack && p < t.sample.draws.stop; ++p) {
     const int64_t i = variable_at(p);
     if (rows_of(m.out_offsets, m.out_rows, m.variables, i) > 0) continue;
-    for (int64_t row = 0; row < t.sample.batch; ++row) {
-      TORCH_CHECK(t.sample.known && t.sample.known[row * m.variables + i], op,
+    for (int64_t row = 0; row < t.sample.draws.batch; ++row) {
+      TORCH_CHECK(t.sample.draws.is_known(row, p), op,
                   ": a variable without rows of out_weight must be known, got variable ", i, " unknown in row ", row);
     }
   }
@@ -120,31 +120,19 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
   const auto gathers = [&](int64_t i) {
     return t.sample.gathers || rows_of(m.in_offsets, m.in_rows, m.variables, i) > 1;
   };
-  for (int64_t p = t.sample.start; p < t.sample.stop; ++p) {
+  for (int64_t p = t.sample.draws.start; p < t.sample.draws.stop; ++p) {
     const int64_t i = variable_at(p), count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
-    const HeadKind kind = t.sample.head.of(i).kind;
+    const HeadKind kind = t.sample.draws.head_at(p).kind;
     TORCH_CHECK(!gathers(i) || kind == HeadKind::bernoulli || kind == HeadKind::categorical, op,
                 ": in_weight must have one row for a variable of a mixture head, got ", count, " for variable ", i);
     TORCH_CHECK(!gathers(i) || kind != HeadKind::bernoulli || count >= 2, op,
                 ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", count, " for variable ",
                 i);
   }
-  if (!t.known.defined()) return;
-  const auto check = [&]<typename T>(const T* given) {
-    for (int64_t row = 0; row < t.sample.batch; ++row) {
-      for (int64_t p = t.sample.start; p < t.sample.stop; ++p) {
-        const int64_t i = variable_at(p), at = row * m.variables + i;
-        const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
-        TORCH_CHECK(!t.sample.known[at] || !gathers(i) || (given[at] >= T(0) && given[at] < static_cast<T>(count)), op,
-                    ": given must lie in [0, ", count, ") for variable ", i, ", got ", given[at]);
-      }
-    }
-  };
-  if (m.storage == ScalarType::float64) {
-    check(static_cast<const double*>(t.sample.given));
-  } else {
-    check(static_cast<const float*>(t.sample.given));
-  }
+  check_given_categories(op, t.sample.draws, m.storage, [&](int64_t p) {
+    const int64_t i = variable_at(p);
+    return gathers(i) ? rows_of(m.in_offsets, m.in_rows, m.variables, i) : 0;
+  });
 }
 
 NadeLayout layout_of(const NadeModel& model, const NadeChunks& chunks, int64_t batch, int64_t rows) {
@@ -308,11 +296,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(const NadeSampleA
   const char* op = NadeSampleArguments::op;
   const auto t = prepare_nade_sample(a);
   const Entries drawn =
-      check_structure(op, t.model, a.start, a.stop, t.sample.head.kind == HeadKind::bernoulli ? 1 : 0);
-  check_head_values(op, t.sample.head, a.variables, t.model.out_rows, t.model.out_offsets, drawn);
-  check_gathered_categories(op, t.model, t.sample.head, true, drawn);
+      check_structure(op, t.model, a.start, a.stop, t.sample.draws.head.kind == HeadKind::bernoulli ? 1 : 0);
+  check_head_values(op, t.sample.draws.head, a.variables, t.model.out_rows, t.model.out_offsets, drawn);
+  check_gathered_categories(op, t.model, t.sample.draws.head, true, drawn);
   check_drawn(op, t);
-  const int64_t batch = t.sample.batch;
+  const int64_t batch = t.sample.draws.batch;
   if (batch > 0 && a.stop > a.start) {
     const Chunks chunks = cut(t.model, rows_per_chunk, a.start, a.stop);
     const int64_t slice = rows_per_slice(batch);
@@ -325,7 +313,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cpu(const NadeSampleA
       kernel(t.model, t.sample, chunks.view, begin, end, scratch);
     });
   }
-  return {t.values, t.log_prob, t.next};
+  return {t.drawn.values, t.drawn.log_prob, t.next};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // whole order.
 #pragma once
 
-#include "../../kernels/head.h"
+#include "../../kernels/draws.h"
 #include "../common.h"
 
 namespace ar_fast {
@@ -25,6 +25,26 @@ void check_offset_values(const char* op, const char* name, const int64_t* offset
 
 // Of positions [start, stop): a variable each; from position 0 on also that the whole order is a permutation.
 void check_order_values(const char* op, const int64_t* order, int64_t variables, int64_t start, int64_t stop);
+inline void check_order_values(const char* op, const Draws& draws) {
+  check_order_values(op, draws.order, draws.variables, draws.start, draws.stop);
+}
+
+// What is given at a position is one of its count_at(position) categories; 0: any value may be.
+template <typename CountAt>
+void check_given_categories(const char* op, const Draws& draws, ScalarType storage, const CountAt& count_at) {
+  if (draws.known == nullptr) return;
+  const auto check = [&]<typename T>() {
+    for (int64_t p = draws.start; p < draws.stop; ++p) {
+      const int64_t count = count_at(p);
+      for (int64_t row = 0; count > 0 && row < draws.batch; ++row) {
+        const T* given = draws.known_value<T>(row, p);
+        TORCH_CHECK(given == nullptr || (*given >= T(0) && *given < static_cast<T>(count)), op,
+                    ": given must lie in [0, ", count, ") for variable ", draws.variable(p), ", got ", *given);
+      }
+    }
+  };
+  storage == ScalarType::float64 ? check.template operator()<double>() : check.template operator()<float>();
+}
 
 // head.kinds, where there are any, name heads; each variable has parameters as its head wants them. offsets have been
 // checked.

@@ -14,15 +14,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cuda_op(const FvsbnS
   const c10::DeviceGuard guard(a.weight.device());
   const auto t = prepare_fvsbn_sample(a);
   constexpr int64_t limit = int64_t{1} << 30;
-  TORCH_CHECK(t.sample.batch < limit && a.variables < limit, op,
-              ": the CUDA kernel takes fewer than 2^30 rows and variables, got ", t.sample.batch, " and ", a.variables);
-  if (t.sample.batch > 0 && a.stop > a.start) {
+  TORCH_CHECK(t.sample.draws.batch < limit && a.variables < limit, op,
+              ": the CUDA kernel takes fewer than 2^30 rows and variables, got ", t.sample.draws.batch, " and ",
+              a.variables);
+  if (t.sample.draws.batch > 0 && a.stop > a.start) {
     explain(op, " on CUDA: a block per sample, values pushed, parameters in ",
-            fvsbn_sample_in_shared_memory(t.sample) ? "shared" : "global", " memory, ", t.sample.batch,
+            fvsbn_sample_in_shared_memory(t.sample) ? "shared" : "global", " memory, ", t.sample.draws.batch,
             " rows, positions ", a.start, " to ", a.stop);
     check_launch(op, fvsbn_sample_cuda(t.sample, current_stream(a.weight)));
   }
-  return {t.values, t.log_prob, t.next};
+  return {t.drawn.values, t.drawn.log_prob, t.next};
 }
 
 }  // namespace

@@ -18,13 +18,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(const M
               ": the CUDA kernel takes fewer than 2^30 rows and units, got state of shape ", a.state.sizes());
   const c10::DeviceGuard guard(a.state.device());
   const MaskedMlpTensors t = prepare_masked_mlp(a);
-  if (t.sample.batch > 0 && a.stop > a.start) {
-    explain(op, " on CUDA: a warp per sample, ", t.sample.batch, " rows, positions ", a.start, " to ", a.stop);
+  if (t.sample.draws.batch > 0 && a.stop > a.start) {
+    explain(op, " on CUDA: a warp per sample, ", t.sample.draws.batch, " rows, positions ", a.start, " to ", a.stop);
     const at::Tensor scratch =
         at::empty({masked_mlp_sample_cuda_scratch(t.sample)}, a.state.options().dtype(at::kByte));
     check_launch(op, masked_mlp_sample_cuda(t.sample, scratch.mutable_data_ptr(), current_stream(a.state)));
   }
-  return {t.values, t.log_prob, t.state};
+  return {t.drawn.values, t.drawn.log_prob, t.state};
 }
 
 }  // namespace

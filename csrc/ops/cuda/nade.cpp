@@ -20,7 +20,8 @@ void check_limits(const char* op, const NadeModel& model, int64_t batch) {
 
 // A drawn category gathers its row of in_weight: where the counts of rows are known here, there must be one for each.
 void check_gathered_rows(const char* op, const NadeModel& model, const NadeSample& sample) {
-  if (!sample.gathers || sample.head.kind != HeadKind::categorical || model.in_offsets || model.out_offsets) return;
+  if (!sample.gathers || sample.draws.head.kind != HeadKind::categorical) return;
+  if (model.in_offsets || model.out_offsets) return;
   TORCH_CHECK(model.in_rows == model.out_rows, op,
               ": in_weight and out_weight must have as many rows for a categorical variable, got ", model.in_rows,
               " and ", model.out_rows, " for ", model.variables, " variables");
@@ -75,20 +76,20 @@ NadeBackwardArguments::Result nade_backward_cuda_op(const NadeBackwardArguments&
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nade_sample_cuda_op(const NadeSampleArguments& a) {
   const char* op = NadeSampleArguments::op;
   const auto t = prepare_nade_sample(a);
-  check_limits(op, t.model, t.sample.batch);
+  check_limits(op, t.model, t.sample.draws.batch);
   check_gathered_rows(op, t.model, t.sample);
-  if (t.sample.batch > 0 && a.stop > a.start) {
+  if (t.sample.draws.batch > 0 && a.stop > a.start) {
     const NadeSampleCut cut = nade_sample_cuda_cut(t.model, t.sample);
     explain(op, " on CUDA: kernel ", cut.registers ? "nade_sample" : "nade_sample_general", ", a block of ", cut.warps,
             " warps per sample, state in ",
             cut.registers ? "registers" : cut.units_shared ? "shared memory" : "global memory", ", parameters in ",
             cut.registers ? "registers" : cut.parameters_shared ? "shared memory" : "global memory", ", ",
-            t.sample.batch, " rows, ", cut.rows, " at a time, positions ", a.start, " to ", a.stop);
+            t.sample.draws.batch, " rows, ", cut.rows, " at a time, positions ", a.start, " to ", a.stop);
     const c10::DeviceGuard guard(a.in_weight.device());
     const at::Tensor scratch = empty_scratch(cut.scratch_bytes, a.in_weight);
     check_launch(op, nade_sample_cuda(t.model, t.sample, scratch.mutable_data_ptr(), current_stream(a.in_weight)));
   }
-  return {t.values, t.log_prob, t.next};
+  return {t.drawn.values, t.drawn.log_prob, t.next};
 }
 
 }  // namespace

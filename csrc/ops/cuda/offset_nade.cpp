@@ -17,14 +17,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cuda_op(const 
   const OffsetNadeTensors t = prepare_offset_nade_sample(a);
   const OffsetNadeSample& sample = t.sample;
   constexpr int64_t limit = int64_t{1} << 30;
-  TORCH_CHECK(sample.batch < limit && sample.hidden < limit && sample.parameters < limit && sample.channels < limit, op,
-              ": the CUDA kernel takes fewer than 2^30 rows, hidden units, parameters and channels, got ", sample.batch,
-              ", ", sample.hidden, ", ", sample.parameters, " and ", sample.channels);
-  if (sample.batch > 0 && a.stop > a.start) {
+  TORCH_CHECK(sample.draws.batch < limit && sample.hidden < limit && sample.parameters < limit &&
+                  sample.channels < limit,
+              op, ": the CUDA kernel takes fewer than 2^30 rows, hidden units, parameters and channels, got ",
+              sample.draws.batch, ", ", sample.hidden, ", ", sample.parameters, " and ", sample.channels);
+  if (sample.draws.batch > 0 && a.stop > a.start) {
     const OffsetNadeCut cut = offset_nade_cuda_cut(sample);
     explain(op, " on CUDA: a block per sample, ", cut.segments, " threads per hidden unit, units in ",
-            cut.shared_bytes > 0 ? "shared memory" : "global memory", ", ", sample.batch, " rows, positions ", a.start,
-            " to ", a.stop);
+            cut.shared_bytes > 0 ? "shared memory" : "global memory", ", ", sample.draws.batch, " rows, positions ",
+            a.start, " to ", a.stop);
     const at::Tensor scratch = at::empty({cut.scratch_bytes}, a.state.options().dtype(at::kByte));
     check_launch(op, offset_nade_sample_cuda(sample, scratch.mutable_data_ptr(), current_stream(a.state)));
   }

@@ -1,0 +1,239 @@
+// What happens at a position once its parameters are known (kernels/draws.h): one variable of any head, or many
+// Bernoulli variables of one row or of one position, whose random numbers are had in vectors.
+#pragma once
+
+#include "../draws.h"
+#include "head_math.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+
+// --- uniform numbers: philox_uniform for slot 0, a lane each
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int philox_lanes = 8;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int philox_lanes = 4;
+#else
+constexpr int philox_lanes = 2;
+#endif
+constexpr int philox_vectors = 2;   // whose chains overlap
+constexpr int64_t philox_turn = philox_vectors * philox_lanes;
+constexpr uint64_t philox_word = 0xFFFFFFFFull;
+
+// Each lane holds a word in its lower half; what is in the upper half does not matter.
+using Words = uint64_t __attribute__((vector_size(philox_lanes * sizeof(uint64_t))));
+using Uniforms = double __attribute__((vector_size(philox_lanes * sizeof(double))));
+
+AR_FAST_INLINE Words multiply_words(const Words& a, uint64_t b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return reinterpret_cast<Words>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
+#elif defined(CPU_CAPABILITY_AVX2)
+  return reinterpret_cast<Words>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), _mm256_set1_epi64x(b)));
+#else
+  return (a & philox_word) * b;
+#endif
+}
+
+// write(v, uniforms) for every vector v of a turn, whose counters make(v) sets: two words of the sample, one of the
+// variable.
+template <typename Make, typename Write>
+AR_FAST_INLINE void philox_of_turn(uint64_t seed, const Make& make, const Write& write) {
+  Words c0[philox_vectors], c1[philox_vectors], c2[philox_vectors], c3[philox_vectors];
+  AR_FAST_UNROLL
+  for (int v = 0; v < philox_vectors; ++v) {
+    make(v, c0[v], c1[v], c2[v]);
+    c3[v] = Words{};
+  }
+  uint64_t key0 = seed & philox_word, key1 = seed >> 32;
+  for (int round = 0; round < 10; ++round) {
+    AR_FAST_UNROLL
+    for (int v = 0; v < philox_vectors; ++v) {
+      const Words product0 = multiply_words(c0[v], 0xD2511F53ull), product1 = multiply_words(c2[v], 0xCD9E8D57ull);
+      c0[v] = (product1 >> 32) ^ c1[v] ^ key0;
+      c1[v] = product1;
+      c2[v] = (product0 >> 32) ^ c3[v] ^ key1;
+      c3[v] = product0;
+    }
+    key0 = (key0 + 0x9E3779B9u) & philox_word;
+    key1 = (key1 + 0xBB67AE85u) & philox_word;
+  }
+  // 52 bits below the exponent of 2^52 make a double without a conversion, and its sum with 1/2 is exact.
+  constexpr uint64_t lower = (1ull << 52) - 1, exponent = 1075ull << 52;
+  AR_FAST_UNROLL
+  for (int v = 0; v < philox_vectors; ++v) {
+    const Words bits = ((c0[v] << 20) & lower) | ((c1[v] & philox_word) >> 12) | exponent;
+    write(v, (reinterpret_cast<Uniforms>(bits) - (4503599627370496.0 - 0.5)) * (1.0 / 4503599627370496.0));
+  }
+}
+
+// Of one row, at the positions position_at(0 ... count - 1). `out` has room for whole turns.
+template <typename PositionAt>
+inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
+                            double* out) {
+  const uint64_t sample = draws.index(row);
+  for (int64_t k = 0; k < count; k += philox_turn) {
+    philox_of_turn(
+        draws.seed,
+        [&](int v, Words& sample_low, Words& sample_high, Words& variable) {
+          sample_low = Words{} + sample;
+          sample_high = Words{} + (sample >> 32);
+          for (int i = 0; i < philox_lanes; ++i) {
+            const int64_t here = k + v * philox_lanes + i;
+            variable[i] = static_cast<uint32_t>(draws.variable(position_at(here < count ? here : k)));
+          }
+        },
+        [&](int v, const Uniforms& uniforms) {
+          __builtin_memcpy(out + k + v * philox_lanes, &uniforms, sizeof(uniforms));
+        });
+  }
+}
+
+// The greatest numbers of type T that are not above the uniform ones: their first 24 digits for float, whose conversion
+// is exact.
+AR_FAST_INLINE void store_below(const Uniforms& uniforms, float* out) {
+  using Floats = float __attribute__((vector_size(philox_lanes * sizeof(float))));
+  constexpr uint64_t digits = ~((1ull << 29) - 1);
+  const Words cut = reinterpret_cast<Words>(uniforms) & digits;
+  const Floats below = __builtin_convertvector(reinterpret_cast<Uniforms>(cut), Floats);
+  __builtin_memcpy(out, &below, sizeof(below));
+}
+
+AR_FAST_INLINE void store_below(const Uniforms& uniforms, double* out) {
+  __builtin_memcpy(out, &uniforms, sizeof(uniforms));
+}
+
+// At one position, of the rows row ... row + count - 1: a Bernoulli variable is 1 iff its probability, of type T, is
+// above its uniform number, which is iff it is above the bound. `out` has room for whole turns.
+template <typename T>
+inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int64_t position, T* out) {
+  const uint64_t first = draws.index(row);
+  const auto variable = static_cast<uint32_t>(draws.variable(position));
+  Words ascending;
+  for (int i = 0; i < philox_lanes; ++i) ascending[i] = i;
+  for (int64_t r = 0; r < count; r += philox_turn) {
+    philox_of_turn(
+        draws.seed,
+        [&](int v, Words& sample_low, Words& sample_high, Words& of_variable) {
+          sample_low = ascending + (first + r + v * philox_lanes);
+          sample_high = sample_low >> 32;
+          of_variable = Words{} + variable;
+        },
+        [&](int v, const Uniforms& uniforms) { store_below(uniforms, out + r + v * philox_lanes); });
+  }
+}
+
+// --- many Bernoulli variables of a row
+
+// T log(u / (1 - u)): a Bernoulli variable is 1 iff this is below its logit. Off the chain from logit to logit, where
+// the sigmoid of the logit would be on it. At the positions position_at(0 ... count - 1); `count` is rounded up to a
+// turn and to a vector, and both arrays have room.
+template <typename T, typename PositionAt>
+inline void bernoulli_thresholds(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
+                                 double* uniform, T* threshold) {
+  constexpr int64_t width = Vec<T>::size();
+  const T temperature = static_cast<T>(draws.temperature);
+  philox_uniforms(draws, row, count, position_at, uniform);
+  for (int64_t p = 0; p < count; p += width) {
+    T smaller[width], sign[width];
+    for (int64_t i = 0; i < width; ++i) {
+      const double u = p + i < count ? uniform[p + i] : 0.5;
+      smaller[i] = static_cast<T>(u < 0.5 ? u : 1 - u);
+      sign[i] = u < 0.5 ? temperature : -temperature;
+    }
+    const Vec<T> s = Vec<T>::loadu(smaller);
+    (Vec<T>::loadu(sign) * (s.log() - s.neg().log1p())).store(threshold + p);
+  }
+}
+
+// The value of a row at a position: the known one, or 1 iff the logit is above the threshold.
+template <typename T>
+AR_FAST_INLINE T bernoulli_value(const Draws& draws, int64_t row, int64_t position, T threshold, T logit) {
+  if (const T* known = draws.known_value<T>(row, position)) return *known;
+  return threshold < logit ? T(1) : T(0);
+}
+
+// Adds log p of what was drawn at `count` positions from `first`; terms: [count] scratch.
+template <typename T>
+inline void add_bernoulli_log_prob(const Draws& draws, int64_t row, int64_t first, int64_t count, const T* logits,
+                                   const T* x, T* terms, double& log_prob) {
+  bernoulli_log_prob(logits, x, count, terms);
+  for (int64_t k = 0; k < count; ++k) {
+    if (!draws.is_known(row, first + k)) log_prob += static_cast<double>(terms[k]);
+  }
+}
+
+// --- one variable of any head
+
+// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole. weights: [count].
+template <typename T>
+inline int64_t draw_category(const T* logits, int64_t count, double uniform, T temperature, T* weights) {
+  Vec<T> largest(logits[0]);
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    largest = at::vec::maximum(largest, Vec<T>::set(Vec<T>(logits[0]), load_lanes(logits + k, n), n));
+  });
+  T maxima[Vec<T>::size()];
+  largest.store(maxima);
+  T maximum = maxima[0];
+  for (int i = 1; i < Vec<T>::size(); ++i) maximum = maxima[i] > maximum ? maxima[i] : maximum;
+  for_lanes<T>(count, [&](int64_t k, int64_t n) {
+    store_lanes<T>(((load_lanes(logits + k, n) - Vec<T>(maximum)) / Vec<T>(temperature)).exp(), weights + k, n);
+  });
+  double total = 0, sum = 0;
+  for (int64_t k = 0; k < count; ++k) total += static_cast<double>(weights[k]);
+  const double bound = uniform * total;
+  int64_t last = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    if (weights[k] > T(0)) last = k;
+    sum += static_cast<double>(weights[k]);
+    if (sum > bound) return k;
+  }
+  return last;  // rounding left the sum at the bound
+}
+
+// A draw from the parameters of a variable, of which there are `rows`; weights: [rows] scratch.
+template <typename T>
+inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t position, const T* parameters,
+                   int64_t rows, T* weights) {
+  const T temperature = static_cast<T>(draws.temperature);
+  const auto noise = [&](uint32_t slot) {
+    return philox_uniform(draws.seed, draws.index(row), static_cast<uint32_t>(draws.variable(position)), slot);
+  };
+  const double uniform = noise(0);
+  if (head.kind == HeadKind::bernoulli) {
+    T probability[Vec<T>::size()];
+    sigmoid<T>(Vec<T>(parameters[0] / temperature)).store(probability);
+    return uniform < static_cast<double>(probability[0]) ? T(1) : T(0);
+  }
+  if (head.kind == HeadKind::categorical) {
+    return static_cast<T>(draw_category(parameters, rows, uniform, temperature, weights));
+  }
+  const Mixture<T> mixture(head, parameters, rows);
+  const int64_t k = draw_category(mixture.logits, mixture.count, uniform, temperature, weights);
+  const double mean = mixture.means[k], u1 = noise(1), t = temperature;
+  const double raw = mixture.log_scales[k];
+  const double scale = std::exp(raw < head_minimum_log_scale ? head_minimum_log_scale : raw);
+  if (head.kind == HeadKind::gaussian_mixture) {
+    const double u2 = noise(2);
+    return static_cast<T>(mean + scale * std::sqrt(t) * std::sqrt(-2 * std::log(u1)) *
+                                     std::cos(6.283185307179586476925 * u2));
+  }
+  const double value = mean + scale * t * (std::log(u1) - std::log1p(-u1));
+  const double steps = static_cast<double>(head.levels - 1);
+  const double level = std::nearbyint((value + 1) / 2 * steps);
+  return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
+}
+
+// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn, whose
+// log p is written, 0 for a known one. weights: [rows] scratch.
+template <typename T>
+inline T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters, int64_t rows, T* weights,
+                    T& log_prob) {
+  log_prob = T(0);
+  if (const T* known = draws.known_value<T>(row, position)) return *known;
+  const Head head = draws.head_at(position);
+  const T x = draw_from(draws, head, row, position, parameters, rows, weights);
+  log_prob = head_log_prob_one(head, parameters, rows, x);
+  return x;
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

@@ -1,0 +1,120 @@
+// What happens at a position once its parameters are known (kernels/draws.h), by one warp. Every lane of the warp
+// calls, with the same arguments, and gets the same result.
+#pragma once
+
+#include "../draws.h"
+#include "head_device.h"
+
+namespace ar_fast::cuda {
+
+// The uniform number of a slot, of a row at a position; the lanes may ask for different ones.
+__device__ __forceinline__ double draw_uniform(const Draws& draws, int64_t row, int64_t position, uint32_t slot) {
+  return philox_uniform(draws.seed, draws.index(row), static_cast<uint32_t>(draws.variable(position)), slot);
+}
+
+// What a draw takes from the random generator alone, so that it can be had before the parameters are: the uniform
+// number of slot 0, and the normal or logistic number of the further slots.
+struct DrawNoise {
+  double uniform, deviate;
+};
+
+// Of a row at a position; the lanes may ask for different ones.
+__device__ __forceinline__ DrawNoise draw_noise(const Draws& draws, int64_t row, int64_t position) {
+  const HeadKind kind = draws.head_at(position).kind;
+  DrawNoise noise = {draw_uniform(draws, row, position, 0), 0};
+  if (kind == HeadKind::bernoulli || kind == HeadKind::categorical) return noise;
+  const double uniform = draw_uniform(draws, row, position, 1);
+  if (kind == HeadKind::gaussian_mixture) {
+    noise.deviate = sqrt(-2 * log(uniform)) * cos_pi(2 * draw_uniform(draws, row, position, 2));
+  } else {
+    noise.deviate = log(uniform) - log1p(-uniform);
+  }
+  return noise;
+}
+
+// The noise of a row, 32 positions at a time: lane l has that of the l-th.
+class NoiseAhead {
+ public:
+  // Before `at` of the same position; finds that of all 32 where the first of them is reached.
+  __device__ __forceinline__ void look(const Draws& draws, int64_t row, int position) {
+    step_ = (position - static_cast<int>(draws.start)) % kWarpSize;
+    if (step_ == 0) ahead_ = draw_noise(draws, row, min(position + lane_id(), static_cast<int>(draws.stop) - 1));
+  }
+  // Of the position looked at last.
+  __device__ __forceinline__ DrawNoise here() const {
+    return {__shfl_sync(kFullMask, ahead_.uniform, step_), __shfl_sync(kFullMask, ahead_.deviate, step_)};
+  }
+
+ private:
+  DrawNoise ahead_ = {};
+  int step_ = 0;
+};
+
+// Whether a Bernoulli variable is 1.
+template <typename T>
+__device__ __forceinline__ T bernoulli_draw(double uniform, T logit, T temperature) {
+  return uniform < static_cast<double>(sigmoid(logit / temperature)) ? T(1) : T(0);
+}
+
+// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole.
+template <typename T>
+__device__ __forceinline__ int draw_category(const T* logits, int count, double uniform, T temperature) {
+  T largest = logits[0];
+  for (int k = lane_id(); k < count; k += kWarpSize) largest = logits[k] > largest ? logits[k] : largest;
+  largest = warp_max(largest);
+  const auto weight = [&](int k) {
+    return k < count ? static_cast<double>(exp((logits[k] - largest) / temperature)) : 0.0;
+  };
+  double total = 0, below = 0;
+  for (int k = lane_id(); k < count; k += kWarpSize) total += weight(k);
+  const double bound = uniform * warp_sum(total);
+  int last = 0;
+  for (int first = 0; first < count; first += kWarpSize) {
+    const double own = weight(first + lane_id()), sum = below + warp_running_sum(own);
+    const uint32_t exceeding = __ballot_sync(kFullMask, first + lane_id() < count && sum > bound);
+    if (exceeding != 0) return first + __ffs(static_cast<int>(exceeding)) - 1;
+    const uint32_t positive = __ballot_sync(kFullMask, own > 0);
+    if (positive != 0) last = first + kWarpSize - 1 - __clz(static_cast<int>(positive));
+    below = __shfl_sync(kFullMask, sum, kWarpSize - 1);
+  }
+  return last;  // rounding left the sum at the bound
+}
+
+// A draw from the parameters of a variable.
+template <typename T>
+__device__ __forceinline__ T draw_from(const Head& head, const T* parameters, int rows, const DrawNoise& noise,
+                                       T temperature) {
+  if (head.kind == HeadKind::bernoulli) {
+    return bernoulli_draw(noise.uniform, parameters[0], temperature);
+  }
+  if (head.kind == HeadKind::categorical) {
+    return static_cast<T>(draw_category(parameters, rows, noise.uniform, temperature));
+  }
+  const Mixture<T> mixture(head, parameters, rows);
+  const int k = draw_category(mixture.logits, mixture.count, noise.uniform, temperature);
+  const double mean = static_cast<double>(mixture.mean(k)), raw = static_cast<double>(mixture.log_scale(k));
+  const double scale = exp(raw), t = static_cast<double>(temperature);
+  if (head.kind == HeadKind::gaussian_mixture) return static_cast<T>(mean + scale * sqrt(t) * noise.deviate);
+  const double steps = static_cast<double>(head.levels - 1);
+  const double level = rint((mean + scale * t * noise.deviate + 1) / 2 * steps);
+  return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
+}
+
+// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn.
+template <typename T>
+__device__ __forceinline__ T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters,
+                                        int rows, const DrawNoise& noise) {
+  const T* const known = draws.known_value<T>(row, position);
+  return known != nullptr ? *known
+                          : draw_from(draws.head_at(position), parameters, rows, noise,
+                                      static_cast<T>(draws.temperature));
+}
+
+// log p of the value that was drawn at a position.
+template <typename T>
+__device__ __forceinline__ double drawn_log_prob(const Draws& draws, int64_t position, const T* parameters, int rows,
+                                                 T x) {
+  return static_cast<double>(head_log_prob_one(draws.head_at(position), parameters, rows, x));
+}
+
+}  // namespace ar_fast::cuda

@@ -1,0 +1,70 @@
+#include "draws.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <utility>
+
+#include "head.h"
+
+namespace ar_fast {
+
+void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::ScalarType type, const char* weight_name,
+                 const at::Tensor& weight) {
+  if (a.order.has_value()) {
+    check_dim(a.op, "order", *a.order, 1, "(D)");
+    check_size(a.op, "order", *a.order, 0, variables, "entries, one per variable,");
+    check_dtype(a.op, "order", *a.order, at::kLong);
+    check_same_device(a.op, "order", *a.order, weight_name, weight);
+  }
+  TORCH_CHECK(a.given.has_value() == a.known.has_value(), a.op, ": given and known come together, got only ",
+              a.given.has_value() ? "given" : "known");
+  if (a.given.has_value()) {
+    for (const auto& [name, tensor] : {std::pair{"given", *a.given}, std::pair{"known", *a.known}}) {
+      check_dim(a.op, name, tensor, 2, "(B, D)");
+      check_size(a.op, name, tensor, 0, a.state.sym_size(0), "rows, as state has,");
+      check_size(a.op, name, tensor, 1, variables, "variables");
+      check_same_device(a.op, name, tensor, "state", a.state);
+    }
+    check_dtype(a.op, "given", *a.given, type);
+    check_dtype(a.op, "known", *a.known, at::kBool);
+  }
+  TORCH_CHECK(0 <= a.start && a.start <= a.stop && variables >= a.stop, a.op,
+              ": positions must satisfy 0 <= start <= stop <= D = ", variables, ", got start = ", a.start, ", stop = ",
+              a.stop);
+  TORCH_CHECK(a.temperature > 0, a.op, ": temperature must be positive, got ", a.temperature);
+}
+
+DrawTensors prepare_draws(const DrawArguments& a, const Head& head, int64_t variables) {
+  const int64_t batch = a.state.size(0), count = a.stop - a.start;
+  DrawTensors t;
+  t.order = contiguous_or_undefined(a.order);
+  t.given = contiguous_or_undefined(a.given);
+  t.known = contiguous_or_undefined(a.known);
+  t.values = at::empty({batch, count}, a.state.options());
+  t.log_prob = at::zeros({batch}, a.state.options().dtype(at::kDouble));
+  t.draws.head = with_kinds(head, a.head_kinds, t.head_kinds);
+  t.draws.batch = batch;
+  t.draws.variables = variables;
+  t.draws.order = pointer_or_null<int64_t>(t.order);
+  t.draws.start = a.start;
+  t.draws.stop = a.stop;
+  t.draws.seed = static_cast<uint64_t>(a.seed);
+  t.draws.first_index = a.first_index;
+  t.draws.temperature = a.temperature;
+  t.draws.given = pointer_or_null<void>(t.given);
+  t.draws.known = pointer_or_null<uint8_t>(t.known);
+  t.draws.values = t.values.mutable_data_ptr();
+  t.draws.values_stride = count;
+  t.draws.log_prob = t.log_prob.mutable_data_ptr<double>();
+  return t;
+}
+
+SampleResult empty_samples(const DrawArguments& a) {
+  const c10::SymInt batch = a.state.sym_size(0);
+  return {at::empty_symint({batch, a.stop - a.start}, a.state.options()),
+          at::empty_symint({batch}, a.state.options().dtype(at::kDouble)),
+          at::empty_symint(a.state.sym_sizes(), a.state.options())};
+}
+
+}  // namespace ar_fast
