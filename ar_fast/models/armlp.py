@@ -95,6 +95,7 @@ class ARMLP(AutoregressiveModel):
         if activation not in ACTIVATIONS:
             names = ", ".join(ACTIVATIONS)
             raise ValueError(f"ARMLP: activation must be one of {names}, got {activation!r}")
+        self._list_order()
         self.hidden_features = hidden_features = int(hidden_features)
         self.activation = activation
         self._gathers = isinstance(self.head, heads.Categorical)
@@ -141,8 +142,17 @@ class ARMLP(AutoregressiveModel):
     def _list_by_position(self, counts: int | list[int]) -> list[int]:
         if isinstance(counts, int):
             return [counts] * self.variables
-        order = range(self.variables) if self._order is None else self._order.tolist()
-        return [counts[variable] for variable in order]
+        return [counts[variable] for variable in self._orders[0]]
+
+    def _take_order(self, order: Tensor | Sequence[int] | None) -> None:
+        super()._take_order(order)
+        self._list_order()
+
+    def _list_order(self) -> None:
+        # As lists: what torch.compile reads from a tensor is a number that it does not know.
+        order = torch.arange(self.variables, device="cpu") if self._order is None else self._order
+        #: The variable at each position, and the position of each variable.
+        self._orders = order.tolist(), order.argsort().tolist()
 
     def _counts_by_position(self) -> list[int]:
         return self._list_by_position(self.counts)
@@ -224,8 +234,9 @@ class ARMLP(AutoregressiveModel):
         sums = bias + inputs[:, :full] @ matrix[:full]
         if rows > full:
             # Input row r of the block's own variables is seen by the networks after its position.
-            position = torch.arange(begin, end - 1).repeat_interleave(torch.tensor(input_rows[begin:end]).diff())
-            seen = (position[:, None] < torch.arange(begin, end)).repeat_interleave(hidden, 1).to(weight.device)
+            places = [p for p in range(begin, end - 1) for _ in range(input_rows[p + 1] - input_rows[p])]
+            position = torch.tensor(places, device="cpu")
+            seen = (position[:, None] < torch.arange(begin, end, device="cpu")).repeat_interleave(hidden, 1).to(weight.device)
             sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
         units = ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
         counts = [offsets[p + 1] - offsets[p] for p in range(begin, end)]
@@ -245,8 +256,7 @@ class ARMLP(AutoregressiveModel):
         if isinstance(self.counts, int):
             return self._by_variable(parameters.unflatten(1, (self.variables, -1))).flatten(1)
         own = parameters.split(self._counts_by_position(), 1)
-        positions = range(self.variables) if self._order is None else self._order.argsort().tolist()
-        return torch.cat([own[position] for position in positions], 1)
+        return torch.cat([own[position] for position in self._orders[1]], 1)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         offsets, x = self._offset_list(), self._by_position(x, 1)

@@ -453,7 +453,10 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const NadeLogProbArguments a{members...};
     at::AutoDispatchBelowADInplaceOrView guard;
-    const bool keep = a.x.sym_size(0) * parameter_bytes(a.out_weight) <= kept_bytes;
+    // Those of a compiled batch of any size are kept: a comparison would compile the sizes on either side for themselves,
+    // and the loop over the rows of a part each size.
+    const std::optional<int64_t> batch = a.x.sym_size(0).maybe_as_int();
+    const bool keep = !batch.has_value() || *batch * parameter_bytes(a.out_weight) <= kept_bytes;
     auto [log_prob, parameters] = call(forward_of(a, keep));
     save_nade(context, a, {keep ? parameters : at::Tensor()});
     return log_prob;
