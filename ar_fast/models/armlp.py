@@ -236,7 +236,11 @@ class ARMLP(AutoregressiveModel):
             # Input row r of the block's own variables is seen by the networks after its position.
             places = [p for p in range(begin, end - 1) for _ in range(input_rows[p + 1] - input_rows[p])]
             position = torch.tensor(places, device="cpu")
-            seen = (position[:, None] < torch.arange(begin, end, device="cpu")).repeat_interleave(hidden, 1).to(weight.device)
+            seen = (
+                (position[:, None] < torch.arange(begin, end, device="cpu"))
+                .repeat_interleave(hidden, 1)
+                .to(weight.device)
+            )
             sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
         units = ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
         counts = [offsets[p + 1] - offsets[p] for p in range(begin, end)]
