@@ -318,6 +318,57 @@ void copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
   }
 }
 
+template <typename Compute>
+bool has_nan(const Compute* values, int64_t count) {
+  using Vec = Vector<Compute>;
+  constexpr int lanes = Vec::size();
+  // 0 x is NaN for what is not finite: one multiply-add a vector, and a second look where it says so.
+  Vec total[4] = {Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0))};
+  const Vec zero(Compute(0));
+  int64_t k = 0;
+  for (; k + 4 * lanes <= count; k += 4 * lanes) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) total[u] = at::vec::fmadd(Vec::loadu(values + k + u * lanes), zero, total[u]);
+  }
+  for (; k < count; k += lanes) {
+    total[0] = at::vec::fmadd(Vec::loadu(values + k, std::min<int64_t>(lanes, count - k)), zero, total[0]);
+  }
+  const Compute sum = horizontal_sum<Compute>((total[0] + total[1]) + (total[2] + total[3]));
+  return !(sum == Compute(0));
+}
+
+template <typename Storage>
+void mend_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
+  using Compute = typename ComputeOf<Storage>::type;
+  const MaskPlan& plan = arguments.plan;
+  const bool forward = arguments.grad_output == nullptr;
+  const int64_t features = forward ? plan.out_features : plan.in_features;
+  const int64_t steps = forward ? plan.in_features : plan.out_features;
+  const auto* operand = static_cast<const Compute*>(forward ? arguments.input : arguments.grad_output);
+  const auto* weight = static_cast<const Storage*>(arguments.weight);
+  const auto* bias = static_cast<const Compute*>(arguments.bias);
+  auto* output = static_cast<Compute*>(arguments.output);
+  const auto allowed = [&](int64_t row, int64_t column) {
+    if (plan.dense != nullptr) return plan.dense[row * plan.in_features + column] != 0;
+    return (arguments.rank == nullptr ? column : arguments.rank[column]) < plan.extents[row];
+  };
+  for (int64_t b = row_begin; b < row_end; ++b) {
+    Compute* const values = output + b * features;
+    if (!has_nan(values, features)) continue;
+    for (int64_t f = 0; f < features; ++f) {
+      if (values[f] == values[f]) continue;
+      Compute sum = bias == nullptr ? Compute(0) : bias[f];
+      for (int64_t s = 0; s < steps; ++s) {
+        const int64_t row = forward ? f : s, column = forward ? s : f;
+        if (!allowed(row, column)) continue;
+        sum += static_cast<Compute>(weight[row * plan.in_features + column]) * operand[b * steps + s];
+      }
+      if (forward && arguments.activation != MlpActivation::none) activate_in_place(arguments.activation, &sum, 1);
+      values[f] = sum;
+    }
+  }
+}
+
 template <typename Storage>
 void clear(const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weight) {
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -349,6 +400,10 @@ void masked_clear(ScalarType storage, const MaskPlan& plan, int64_t row_begin, i
 
 void masked_copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
   with_storage(arguments.storage, [&](auto type) { copy_rows<decltype(type)>(arguments, row_begin, row_end); });
+}
+
+void masked_mend_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
+  with_storage(arguments.storage, [&](auto type) { mend_rows<decltype(type)>(arguments, row_begin, row_end); });
 }
 
 void masked_forward_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {

@@ -72,6 +72,26 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
   return at::where(mask.to_dense(), weight, at::zeros({}, weight.options()));
 }
 
+// A masked weight never sees the other operand, NaN included; a product with zero in its place does.
+void mend(const HostMask& mask, const at::Tensor& input, const at::Tensor& grad_output, const at::Tensor& weight,
+          const at::Tensor& bias, MlpActivation activation, const at::Tensor& output) {
+  const auto data = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
+  MaskedRows arguments{};
+  arguments.storage = storage_type(weight.scalar_type());
+  arguments.plan = mask.plan();
+  arguments.rank = mask.rank();
+  arguments.batch = output.size(0);
+  arguments.input = data(input);
+  arguments.weight = weight.const_data_ptr();
+  arguments.bias = data(bias);
+  arguments.activation = activation;
+  arguments.grad_output = data(grad_output);
+  arguments.output = output.mutable_data_ptr();
+  parallel(output.numel() > 32 * parallel_work, output.size(0), [&](int64_t begin, int64_t end) {
+    AR_FAST_CPU_KERNEL(masked_mend_rows)(arguments, begin, end);
+  });
+}
+
 at::Tensor masked_linear_cpu(const MaskedLinearArguments& a) {
   const Activation f = parse_layer_activation(a.op, a.activation);
   check_masked_linear(a);
@@ -80,16 +100,19 @@ at::Tensor masked_linear_cpu(const MaskedLinearArguments& a) {
   const Path path =
       copies(a.algorithm, mask, batch) ? Path::copied : choose(a.algorithm, a.weight.scalar_type(), batch);
   explain_path(a.op, path, mask, batch);
-  if (path == Path::dense) return activate(f, at::linear(a.input, dense_weight(mask, a.weight), a.bias));
   const at::Tensor x = as_matrix(a.input);
   at::Tensor b = or_undefined(a.bias);
   if (b.defined()) b = b.to(x.scalar_type()).contiguous();
   const at::Tensor w = a.weight.contiguous();
-  if (path == Path::fused) return as_rows(fused_forward(mask, x, w, b, f), a.input);
   const auto sums = path == Path::copied     ? copied_forward
                     : path == Path::bfloat16 ? bfloat16_forward
                                              : panels_forward;
-  return as_rows(activate(f, sums(mask, x, w, b)), a.input);
+  const at::Tensor y = path == Path::fused ? fused_forward(mask, x, w, b, f)
+                       : path == Path::dense
+                           ? as_matrix(activate(f, at::linear(a.input, dense_weight(mask, a.weight), a.bias)))
+                           : activate(f, sums(mask, x, w, b));
+  mend(mask, x, {}, w, b, f, y);
+  return as_rows(y, a.input);
 }
 
 at::Tensor masked_linear_grad_input_cpu(const MaskedLinearGradInputArguments& a) {
@@ -97,12 +120,14 @@ at::Tensor masked_linear_grad_input_cpu(const MaskedLinearGradInputArguments& a)
   const HostMask mask(a.op, mask_of(a), a.weight.size(0), a.weight.size(1));
   const Path path = choose(a.algorithm, a.weight.scalar_type(), count_rows(a.grad_output));
   explain_path(a.op, path, mask, count_rows(a.grad_output));
-  const at::Tensor dy = as_matrix(a.grad_output);
-  if (path == Path::dense) return as_rows(at::mm(dy, dense_weight(mask, a.weight).to(dy.scalar_type())), a.grad_output);
+  const at::Tensor dy = as_matrix(a.grad_output), w = a.weight.contiguous();
   const auto grad_input = path == Path::fused      ? fused_grad_input
                           : path == Path::bfloat16 ? bfloat16_grad_input
                                                    : panels_grad_input;
-  return as_rows(grad_input(mask, dy, a.weight.contiguous()), a.grad_output);
+  const at::Tensor dx = path == Path::dense ? at::mm(dy, dense_weight(mask, w).to(dy.scalar_type()))
+                                            : grad_input(mask, dy, w);
+  mend(mask, {}, dy, w, {}, MlpActivation::none, dx);
+  return as_rows(dx, a.grad_output);
 }
 
 at::Tensor masked_linear_grad_weight_cpu(const MaskedLinearGradWeightArguments& a) {
