@@ -75,12 +75,17 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_r
     if (c >= mask.in_features || !mask.tile_used(r, c)) continue;
     const Vector<S> weight = arguments.weight.template fetch<true>(mask, r, c);
     const int feature = mask.row(r);
+    bool allowed[size];            // a masked weight does not see a gradient, which may be NaN
+#pragma unroll
+    for (int i = 0; i < size; ++i) allowed[i] = c + i < mask.in_features && mask.allows(r, c + i);
 #pragma unroll
     for (int b = 0; b < kRows; ++b) {
       if (b < rows) {
         const T grad = to_compute(arguments.input[(first + b) * arguments.input_stride + feature]);
 #pragma unroll
-        for (int i = 0; i < size; ++i) sums[b][i] = fma(grad, to_compute(weight.values[i]), sums[b][i]);
+        for (int i = 0; i < size; ++i) {
+          if (allowed[i]) sums[b][i] = fma(grad, to_compute(weight.values[i]), sums[b][i]);
+        }
       }
     }
   }

@@ -77,6 +77,21 @@ __device__ __forceinline__ void activate_stored(const TileArguments<S>& argument
   });
 }
 
+// The sum at (r, c) of y or dX, in the places of the tiles, of nothing but the weights that the mask allows.
+template <Product product, typename S>
+__device__ __noinline__ Compute<S> allowed_sum(const TileArguments<S>& arguments, int r, int c) {
+  const DeviceMask& mask = arguments.mask;
+  const S* const other = arguments.a.row_data(r);
+  Compute<S> sum = 0;
+  for (int s = 0; s < arguments.a.columns; ++s) {
+    const int weight_row = product == Product::y ? c : s, weight_column = product == Product::y ? s : c;
+    if (!mask.allows(weight_row, weight_column)) continue;
+    const S weight = arguments.b.row_data(weight_row)[mask.column(weight_column)];
+    sum = fma(to_compute(weight), to_compute(other[product == Product::y ? mask.column(s) : mask.row(s)]), sum);
+  }
+  return sum;
+}
+
 // One of the output's tiles. A block's place in the grid is a place in the order of work: the tiles with the longest
 // sums come first, so that short ones fill the end.
 template <typename Scheme, Product product>
@@ -146,8 +161,12 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
     }
   }
 
-  // What is stored of a sum, in the output's own column.
-  const auto finished = [&](int output_column, Compute<S> sum) {
+  // What is stored of the sum at (r, c), in the output's own column. A masked weight is a zero in its tile, whose product
+  // with what is not finite is NaN: such a sum is made again, of the weights that the mask allows.
+  const auto finished = [&](int r, int c, int output_column, Compute<S> sum) {
+    if constexpr (masked) {
+      if (sum != sum) sum = allowed_sum<product>(arguments, r, c);
+    }
     if (product == Product::y) {
       if (arguments.bias != nullptr) sum += to_compute(arguments.bias[output_column]);
       sum = rectify(arguments.activation, sum);
@@ -161,8 +180,8 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
     S* const output = arguments.output + static_cast<int64_t>(row) * columns + column;
     accumulator.for_each([&](int r, int c, const auto& sums) {
       if constexpr (Accumulator::together == 2) {
-        store_pair(output + static_cast<int64_t>(r) * columns + c, finished(column + c, sums[0]),
-                   finished(column + c + 1, sums[1]));
+        store_pair(output + static_cast<int64_t>(r) * columns + c, finished(row + r, column + c, column + c, sums[0]),
+                   finished(row + r, column + c + 1, column + c + 1, sums[1]));
       }
     });
   } else {
@@ -176,7 +195,7 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
         if (c + i >= columns) return;
         const int output_column = product == Product::y ? mask.row(c + i) : mask.column(c + i);
         const bool allowed = !steps.cut || mask.allows(r, c + i);
-        arguments.output[output_row * columns + output_column] = finished(output_column, allowed ? sums[i] : 0);
+        arguments.output[output_row * columns + output_column] = finished(r, c + i, output_column, allowed ? sums[i] : 0);
       }
     });
   }
