@@ -363,7 +363,7 @@ void mend_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
         if (!allowed(row, column)) continue;
         sum += static_cast<Compute>(weight[row * plan.in_features + column]) * operand[b * steps + s];
       }
-      if (forward && arguments.activation != MlpActivation::none) activate_in_place(arguments.activation, &sum, 1);
+      if (forward && arguments.activation != Activation::none) activate_in_place(arguments.activation, &sum, 1);
       values[f] = sum;
     }
   }

@@ -74,7 +74,7 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
 
 // A masked weight never sees the other operand, NaN included; a product with zero in its place does.
 void mend(const HostMask& mask, const at::Tensor& input, const at::Tensor& grad_output, const at::Tensor& weight,
-          const at::Tensor& bias, MlpActivation activation, const at::Tensor& output) {
+          const at::Tensor& bias, Activation activation, const at::Tensor& output) {
   const auto data = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
   MaskedRows arguments{};
   arguments.storage = storage_type(weight.scalar_type());
@@ -126,7 +126,7 @@ at::Tensor masked_linear_grad_input_cpu(const MaskedLinearGradInputArguments& a)
                                                    : panels_grad_input;
   const at::Tensor dx = path == Path::dense ? at::mm(dy, dense_weight(mask, w).to(dy.scalar_type()))
                                             : grad_input(mask, dy, w);
-  mend(mask, {}, dy, w, {}, MlpActivation::none, dx);
+  mend(mask, {}, dy, w, {}, Activation::none, dx);
   return as_rows(dx, a.grad_output);
 }
 
