@@ -1,6 +1,4 @@
 // The scheduler of the emulation: which fiber runs next, what each one waits for, and what is wrong when none can run.
-#include "cuda_emulation.h"
-
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -8,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "cuda_emulation.h"
 #include "fiber.h"
 
 namespace ar_fast::emulation {

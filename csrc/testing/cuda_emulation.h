@@ -27,6 +27,8 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+// Headers of the library say __attribute__((__noinline__)): they are included before this one.
+#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 
 struct uint3 {
