@@ -309,7 +309,8 @@ def arguments_of(name, monkeypatch):
     optional = {argument: value for argument, value in optional.items() if argument in taken}
     if "head_kinds" in taken:
         optional["head"] = "per_variable"
-    monkeypatch.setattr(functional, "call", lambda name, *arguments: got.extend(arguments))
+    for module in (functional.densities, functional.masked, functional.sampling):
+        monkeypatch.setattr(module, "call", lambda name, *arguments: got.extend(arguments))
     getattr(functional, name)(**GOOD[name]() | optional)
     monkeypatch.undo()
     return got
