@@ -60,6 +60,21 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_rows_kernel(
   }
 }
 
+// A masked weight is a zero, whose product with what is not finite is NaN. So a gradient that is NaN is computed again,
+// from the weights that the mask allows.
+template <typename S>
+__device__ __forceinline__ Compute<S> allowed_sum(const RowsArguments<S>& arguments, int row, int column) {
+  const DeviceMask& mask = arguments.mask;
+  Compute<S> sum = 0;
+#pragma unroll 1
+  for (int r = 0; r < mask.out_features; ++r) {
+    if (!mask.allows(r, column)) continue;
+    const S weight = arguments.weight.row_data(r)[mask.column(column)];
+    sum = fma(to_compute(arguments.input[row * arguments.input_stride + mask.row(r)]), to_compute(weight), sum);
+  }
+  return sum;
+}
+
 // A block owns the columns of 32 vectors; its warps take the rows in turn and are added up in their order.
 template <typename S>
 __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_rows_kernel(RowsArguments<S> arguments) {
@@ -75,17 +90,12 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_r
     if (c >= mask.in_features || !mask.tile_used(r, c)) continue;
     const Vector<S> weight = arguments.weight.template fetch<true>(mask, r, c);
     const int feature = mask.row(r);
-    bool allowed[size];            // a masked weight does not see a gradient, which may be NaN
-#pragma unroll
-    for (int i = 0; i < size; ++i) allowed[i] = c + i < mask.in_features && mask.allows(r, c + i);
 #pragma unroll
     for (int b = 0; b < kRows; ++b) {
       if (b < rows) {
         const T grad = to_compute(arguments.input[(first + b) * arguments.input_stride + feature]);
 #pragma unroll
-        for (int i = 0; i < size; ++i) {
-          if (allowed[i]) sums[b][i] = fma(grad, to_compute(weight.values[i]), sums[b][i]);
-        }
+        for (int i = 0; i < size; ++i) sums[b][i] = fma(grad, to_compute(weight.values[i]), sums[b][i]);
       }
     }
   }
@@ -100,6 +110,7 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_r
 #pragma unroll
       for (int w = 1; w < kWarps; ++w) sum += partial[w][i];
       if (block_column + i < mask.in_features) {
+        if (sum != sum) sum = allowed_sum(arguments, first + b, block_column + i);
         const int64_t row = static_cast<int64_t>(first + b) * mask.in_features;
         from_compute(arguments.output[row + mask.column(block_column + i)], sum);
       }

@@ -77,19 +77,37 @@ __device__ __forceinline__ void activate_stored(const TileArguments<S>& argument
   });
 }
 
-// The sum at (r, c) of y or dX, in the places of the tiles, of nothing but the weights that the mask allows.
-template <Product product, typename S>
-__device__ __noinline__ Compute<S> allowed_sum(const TileArguments<S>& arguments, int r, int c) {
+// A masked weight is a zero in its tile, whose product with what is not finite is NaN. So what is NaN of the elements of
+// y or dX that the thread stored is computed again, from the weights that the mask allows.
+template <typename Accumulator, Product product, typename S>
+__device__ __forceinline__ void recompute_stored(const TileArguments<S>& arguments, int row, int column, int rows,
+                                                 int columns) {
   const DeviceMask& mask = arguments.mask;
-  const S* const other = arguments.a.row_data(r);
-  Compute<S> sum = 0;
-  for (int s = 0; s < arguments.a.columns; ++s) {
-    const int weight_row = product == Product::y ? c : s, weight_column = product == Product::y ? s : c;
-    if (!mask.allows(weight_row, weight_column)) continue;
-    const S weight = arguments.b.row_data(weight_row)[mask.column(weight_column)];
-    sum = fma(to_compute(weight), to_compute(other[product == Product::y ? mask.column(s) : mask.row(s)]), sum);
-  }
-  return sum;
+  Accumulator::for_each_place([&](int r, int c) {
+    r += row;
+    c += column;
+    if (r >= rows) return;
+    const S* const other = arguments.a.row_data(r);
+#pragma unroll 1
+    for (int i = c; i < min(c + Accumulator::together, columns); ++i) {
+      const int output_column = product == Product::y ? mask.row(i) : mask.column(i);
+      S& stored = arguments.output[static_cast<int64_t>(r) * columns + output_column];
+      if (to_compute(stored) == to_compute(stored)) continue;
+      Compute<S> sum = 0;
+#pragma unroll 1
+      for (int s = 0; s < arguments.a.columns; ++s) {
+        const int weight_row = product == Product::y ? i : s, weight_column = product == Product::y ? s : i;
+        if (!mask.allows(weight_row, weight_column)) continue;
+        const S weight = arguments.b.row_data(weight_row)[mask.column(weight_column)];
+        sum = fma(to_compute(weight), to_compute(other[product == Product::y ? mask.column(s) : mask.row(s)]), sum);
+      }
+      if (product == Product::y) {
+        if (arguments.bias != nullptr) sum += to_compute(arguments.bias[output_column]);
+        sum = rectify(arguments.activation, sum);
+      }
+      from_compute(stored, sum);
+    }
+  });
 }
 
 // One of the output's tiles. A block's place in the grid is a place in the order of work: the tiles with the longest
@@ -161,12 +179,10 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
     }
   }
 
-  // What is stored of the sum at (r, c), in the output's own column. A masked weight is a zero in its tile, whose product
-  // with what is not finite is NaN: such a sum is made again, of the weights that the mask allows.
-  const auto finished = [&](int r, int c, int output_column, Compute<S> sum) {
-    if constexpr (masked) {
-      if (sum != sum) sum = allowed_sum<product>(arguments, r, c);
-    }
+  // What is stored of a sum, in the output's own column.
+  bool not_a_number = false;
+  const auto finished = [&](int output_column, Compute<S> sum) {
+    not_a_number |= sum != sum;
     if (product == Product::y) {
       if (arguments.bias != nullptr) sum += to_compute(arguments.bias[output_column]);
       sum = rectify(arguments.activation, sum);
@@ -180,8 +196,8 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
     S* const output = arguments.output + static_cast<int64_t>(row) * columns + column;
     accumulator.for_each([&](int r, int c, const auto& sums) {
       if constexpr (Accumulator::together == 2) {
-        store_pair(output + static_cast<int64_t>(r) * columns + c, finished(row + r, column + c, column + c, sums[0]),
-                   finished(row + r, column + c + 1, column + c + 1, sums[1]));
+        store_pair(output + static_cast<int64_t>(r) * columns + c, finished(column + c, sums[0]),
+                   finished(column + c + 1, sums[1]));
       }
     });
   } else {
@@ -195,9 +211,12 @@ __device__ __forceinline__ void make_tile(const TileArguments<typename Scheme::S
         if (c + i >= columns) return;
         const int output_column = product == Product::y ? mask.row(c + i) : mask.column(c + i);
         const bool allowed = !steps.cut || mask.allows(r, c + i);
-        arguments.output[output_row * columns + output_column] = finished(r, c + i, output_column, allowed ? sums[i] : 0);
+        arguments.output[output_row * columns + output_column] = finished(output_column, allowed ? sums[i] : 0);
       }
     });
+  }
+  if constexpr (masked) {
+    if (not_a_number) recompute_stored<Accumulator, product>(arguments, row, column, rows, columns);
   }
   if (product == Product::y && !is_rectifier(arguments.activation)) {
     activate_stored<Accumulator>(arguments, row, column, rows, columns);
