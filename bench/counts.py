@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import ar_fast
 from ar_fast import _library
 
 from . import calls
@@ -93,7 +94,7 @@ def environment() -> dict[str, str]:
     """What a count depends on beside ar_fast's sources. Valgrind shows the same CPU to every program."""
     wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     return {
-        "compiler": str(_library.info()["compiler"]),
+        "compiler": str(ar_fast.info()["compiler"]),
         "instruction_set": "AVX2" if wide else "DEFAULT",
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -54,7 +54,7 @@ def devices(config) -> list[str]:
     missing = {}
     if not torch.cuda.is_available():
         missing["cuda"] = "there is no GPU here: torch.cuda.is_available() is False"
-    elif not _library.info()["cuda_built"]:
+    elif _library.record.get("cuda") != "ON":
         missing["cuda"] = "ar_fast was built without CUDA: build it with AR_FAST_CUDA=1"
     chosen = config.getoption("--device")
     for name in chosen or ():
