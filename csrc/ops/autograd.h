@@ -31,9 +31,16 @@ template <typename... Tensors>
 bool needs_graph(const char* op, const Tensors&... tensors) {
   if (at::GradMode::is_enabled() && (requires_grad(tensors) || ...)) return true;
   TORCH_CHECK(!(has_tangent(tensors) || ...), op,
-              ": tensors must have no tangent of forward-mode differentiation but in ar_fast.functional, which knows it, "
-              "got one that has");
+              ": tensors must have no tangent of forward-mode differentiation but in ar_fast.functional, which knows "
+              "it, got one that has");
   return false;
+}
+
+// The op itself, from its autograd function or where nothing is recorded.
+template <typename Arguments>
+typename Arguments::Result call_below_autograd(const Arguments& arguments) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call(arguments);
 }
 
 inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {

@@ -171,8 +171,7 @@ struct HeadLogProbFunction : torch::autograd::Function<HeadLogProbFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const HeadLogProbArguments a{members...};
     save(context, a);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(a);
+    return call_below_autograd(a);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto [a, others] = saved<HeadLogProbArguments>(context);
@@ -190,8 +189,7 @@ struct HeadLogProbFunction : torch::autograd::Function<HeadLogProbFunction> {
 
 at::Tensor head_log_prob_autograd(const HeadLogProbArguments& a) {
   if (needs_graph(a.op, a.parameters, a.x)) return apply<HeadLogProbFunction>(a);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(a);
+  return call_below_autograd(a);
 }
 
 // ---------------------------------------------------------------- autocast: float32, whatever made the parameters

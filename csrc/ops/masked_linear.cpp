@@ -126,11 +126,7 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
   template <typename... Members>
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const MaskedLinearArguments a{members...};
-    at::Tensor y;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      y = call(a);
-    }
+    const at::Tensor y = call_below_autograd(a);
     const Activation f = parse_layer_activation(a.op, a.activation);
     // bias is not needed, nor y where nothing was applied to it.
     save(context, MaskedLinearGradInputArguments{a.input, a.weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
@@ -162,8 +158,7 @@ struct GradInputFunction : torch::autograd::Function<GradInputFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const MaskedLinearGradInputArguments a{members...};
     save(context, a);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(a);
+    return call_below_autograd(a);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list out(count_members<MaskedLinearGradInputArguments>());
@@ -181,8 +176,7 @@ struct GradWeightFunction : torch::autograd::Function<GradWeightFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const MaskedLinearGradWeightArguments a{members...};
     save(context, a);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(a);
+    return call_below_autograd(a);
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     variable_list out(count_members<MaskedLinearGradWeightArguments>());
@@ -195,10 +189,7 @@ struct GradWeightFunction : torch::autograd::Function<GradWeightFunction> {
 };
 
 at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
-  if (!needs_graph(a.op, a.input, a.weight, a.bias)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(a);
-  }
+  if (!needs_graph(a.op, a.input, a.weight, a.bias)) return call_below_autograd(a);
   const Activation f = parse_layer_activation(a.op, a.activation);
   if (derivative_from_result(f)) return apply<MaskedLinearFunction>(a);
   MaskedLinearArguments linear = a;
@@ -208,14 +199,12 @@ at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
 
 at::Tensor masked_linear_grad_input_autograd(const MaskedLinearGradInputArguments& a) {
   if (needs_graph(a.op, a.grad_output, a.weight)) return apply<GradInputFunction>(a);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(a);
+  return call_below_autograd(a);
 }
 
 at::Tensor masked_linear_grad_weight_autograd(const MaskedLinearGradWeightArguments& a) {
   if (needs_graph(a.op, a.grad_output, a.input)) return apply<GradWeightFunction>(a);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(a);
+  return call_below_autograd(a);
 }
 
 // Autocast follows F.linear: operands in the autocast type.

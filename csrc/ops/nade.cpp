@@ -379,8 +379,7 @@ struct NadeFunction : torch::autograd::Function<NadeFunction> {
     NadeArguments kept = a;
     kept.out_bias = at::Tensor();
     save_nade(context, kept, {});
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(a);
+    return call_below_autograd(a);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto [a, others] = saved<NadeArguments>(context);
@@ -392,8 +391,7 @@ at::Tensor nade_autograd(const NadeArguments& a) {
   if (needs_graph(a.op, a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
     return apply<NadeFunction>(a);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(a);
+  return call_below_autograd(a);
 }
 
 // Gradients of the log-likelihood of the rows a.x, given their parameters.
@@ -453,8 +451,8 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const NadeLogProbArguments a{members...};
     at::AutoDispatchBelowADInplaceOrView guard;
-    // Those of a compiled batch of any size are kept: a comparison would compile the sizes on either side for themselves,
-    // and the loop over the rows of a part each size.
+    // Those of a compiled batch of any size are kept: a comparison would compile the sizes on either side for
+    // themselves, and the loop over the rows of a part each size.
     const std::optional<int64_t> batch = a.x.sym_size(0).maybe_as_int();
     const bool keep = !batch.has_value() || *batch * parameter_bytes(a.out_weight) <= kept_bytes;
     auto [log_prob, parameters] = call(forward_of(a, keep));
