@@ -105,6 +105,11 @@ def door(name: str) -> Callable[..., Any] | None:
     return getattr(getattr(torch.ops, _namespace), name)
 
 
+def runs_cuda(device: torch.device) -> bool:
+    """Whether ops on this device run the CUDA kernels: on a GPU, and where the tests emulate one."""
+    return device.type == "cuda" or not _eager_doors
+
+
 @contextlib.contextmanager
 def use(namespace: str) -> Iterator[None]:
     """Within the block every op comes from ``torch.ops.<namespace>`` (the tests run the emulated CUDA ops this way)."""

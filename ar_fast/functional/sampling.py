@@ -238,6 +238,7 @@ def masked_mlp_sample(
     stop: int | None = None,
     temperature: float = 1.0,
     algorithm: str = "auto",
+    by_input: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Draws the variables at positions start ... stop-1 of a MADE, in one pass.
 
@@ -251,6 +252,11 @@ def masked_mlp_sample(
     with several by a one in the column of its category. Each unit is computed once, when the last variable it sees is
     known, so the arithmetic in all is that of one masked forward pass. The draws are those of :func:`nade_sample`.
 
+    Without hidden layers the network is a linear model for every variable, an FVSBN. Its one weight may then be stored
+    ``by_input``, so that a drawn value is added to the parameters after it from contiguous weights, and a zero costs
+    nothing: that is the faster way to draw few rows, or mostly zeros. It draws the same samples on the CPU, and is
+    not implemented on CUDA, where the model :class:`ar_fast.models.FVSBN` draws through an op of its own.
+
     Args:
         state: (B, R_in + units of all layers but the last) in the compute dtype: the columns of v_0, then the layers'
             values. Zeros at position 0; later what the call up to there returned. Not modified.
@@ -258,6 +264,7 @@ def masked_mlp_sample(
             v_0 and the units of the last layer by position, other units by ascending degree.
         biases: one for each layer, (units), or (B, units) in the compute dtype, or (0) for none.
         extents: one for each term, (units) int32: how many units of the value it reads a unit sees, never decreasing.
+            None at all ``by_input``: a unit sees the columns of all positions before its own.
         unit_ends: one for each layer but the last, (D) int32: how many of its units are computable once the first p
             variables are known.
         program: an :class:`MlpLayer` for each layer; None is a plain stack of as many as there are weights.
@@ -279,6 +286,10 @@ def masked_mlp_sample(
         stop: the position after the last; None is D.
         temperature: > 0, changes the draw and leaves log_prob alone.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+        by_input: the one weight is (R_in, R_out), from the last position to the first; a variable's own rows, and its
+            own columns, ascend. What is masked, the columns from a row's own variable on, has no effect. With a
+            categorical head a variable has a row for each category, also where that is one. An input that is zero is
+            left out: weights that are not finite have no effect then.
 
     Returns:
         values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
@@ -302,12 +313,12 @@ def masked_mlp_sample(
     if variables is None:
         sizes = [len(offsets) - 1 for offsets in (in_offsets, out_offsets) if offsets is not None]
         sizes += [len(tensor) for tensor in (order, *unit_ends) if tensor is not None]
-        variables = (sizes or [weights[0].shape[1]])[0]
+        variables = (sizes or [weights[0].shape[0 if by_input else 1]])[0]
     layers = list(weights), list(biases), list(extents), list(unit_ends)
     numbers = [number for layer in program for number in layer.numbers()]
     structure = order, in_offsets, out_offsets, given, known, variables, activation
     draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
-    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm)
+    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm, by_input)
 
 
 def fvsbn_sample(
@@ -330,7 +341,10 @@ def fvsbn_sample(
     temperature: float = 1.0,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Draws the variables at positions start ... stop-1 of a fully visible belief network: a linear model each.
+    r"""Draws the variables at positions start ... stop-1 of a fully visible belief network, on CUDA.
+
+    On the CPU :func:`masked_mlp_sample` with ``by_input=True`` draws the same, and there this op has no kernel; the
+    reference has one for any device.
 
     .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_p), \quad \theta_p = b_p + \sum_{j < p} x_{\mathrm{order}[j]}
         W_{jp}, \quad i = \mathrm{order}[p]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import functional, heads
+from .. import _library, functional, heads
+from .._structure import starts
 from ..masks import Mask
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -32,8 +33,9 @@ class FVSBN(AutoregressiveModel):
     up to its diagonal, for each value that is not zero.
 
     Weights are stored by place, and place q is position D - 1 - q, the last variable first: row q of weight, of which
-    the part before column q has an effect, is what a value at place q is pushed into when it is drawn, contiguous; and
-    the mask is a staircase in place, whose other half no product touches. What is masked has no effect, whatever it is.
+    the part before column q has an effect, is what a value at place q adds to the parameters of the variables after it
+    when it is drawn, contiguous; and the mask is a staircase in place, whose other half no product touches. What is
+    masked has no effect, whatever it is.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
@@ -219,11 +221,50 @@ class FVSBN(AutoregressiveModel):
     # Sampling.
 
     def _sampler(self, request: Request) -> Sampler:
+        return self._cuda_sampler() if _library.runs_cuda(self.device) else self._cpu_sampler()
+
+    def _row_bias(self, rows: Rows) -> Tensor:
+        """(R_out) by place, or with a context (B, R_out)."""
+        bias = self.bias.to(self.compute_dtype)
+        if rows.context is None:
+            return bias
+        return add_context(bias, rows.context.to(self.dtype), self.context_weight)
+
+    def _cpu_sampler(self) -> Sampler:
+        """A masked perceptron without hidden layers; what it takes goes by position, except its weight."""
+        columns = len(self.weight)
+
         def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
-            bias = self.bias.to(self.compute_dtype)
-            if rows.context is not None:
-                bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
-            return bias.expand(rows.count, -1).contiguous(), {}
+            state = torch.zeros(rows.count, columns, dtype=self.compute_dtype, device=self.device)
+            return state, {"biases": [self._by_position(self._row_bias(rows))]}
+
+        counts = self._counts
+        if counts is not None and self.order is not None:
+            counts = counts[self.order]
+        offsets = None if counts is None else starts(counts)
+        step = functools.partial(
+            functional.masked_mlp_sample,
+            weights=[self.weight],
+            extents=[],
+            unit_ends=[],
+            by_input=True,
+            variables=self.variables,
+            order=self.order,
+            in_offsets=offsets if self._gathers else self._input_offsets(self.order),
+            out_offsets=offsets,
+            **self._head_arguments(self.order),
+        )
+        return Sampler(columns, begin, step)
+
+    def _by_position(self, parameters: Tensor) -> Tensor:
+        """(..., R_out) by place -> by position."""
+        if isinstance(self.counts, int):
+            return parameters.unflatten(-1, (self.variables, -1)).flip(-2).flatten(-2)
+        return torch.cat(parameters.split(self._sizes_by_place, -1)[::-1], -1)
+
+    def _cuda_sampler(self) -> Sampler:
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            return self._row_bias(rows).expand(rows.count, -1).contiguous(), {}
 
         step = functools.partial(
             functional.fvsbn_sample,

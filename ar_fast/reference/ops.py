@@ -365,6 +365,21 @@ def armlp_sample(
     return state[:, start:stop].clone(), log_prob, state
 
 
+def _by_unit(
+    weight: Tensor, in_offsets: Tensor | None, out_offsets: Tensor | None, variables: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A weight by input, (R_in, R_out) from the last position to the first, by unit and position; and the extents."""
+    columns, rows = (
+        torch.tensor(bounds_of(offsets, variables, size))
+        for offsets, size in zip((in_offsets, out_offsets), weight.shape, strict=True)
+    )
+    for dimension, ends in enumerate((columns, rows)):
+        index = torch.cat([torch.arange(ends[-1] - ends[p + 1], ends[-1] - ends[p]) for p in range(variables)])
+        weight = weight.index_select(dimension, index.to(weight.device))
+    extents = columns[:-1].repeat_interleave(rows.diff())
+    return [weight.T], [extents.to(weight.device, torch.int32)]
+
+
 def masked_mlp_sample(
     state: Tensor,
     weights: list[Tensor],
@@ -388,14 +403,17 @@ def masked_mlp_sample(
     stop: int,
     temperature: float,
     algorithm: str = "auto",
+    by_input: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1 of a MADE, each hidden unit computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)
+    if by_input:
+        weights, extents = _by_unit(weights[0], in_offsets, out_offsets, variables)
     if order is None:
         order = torch.arange(variables, device=state.device)
     steps = [program[i : i + 4] for i in range(0, len(program), 4)]
     terms = iter(
-        weight.to(dtype) * (torch.arange(weight.shape[1], device=weight.device) < extent[:, None])
+        weight.to(dtype).masked_fill(torch.arange(weight.shape[1], device=weight.device) >= extent[:, None], 0.0)
         for weight, extent in zip(weights, extents, strict=True)
     )
     # Of each layer the values it reads, and their weights; of each value its width.
@@ -429,6 +447,7 @@ def masked_mlp_sample(
         values.append(value)
         count = columns[p + 1] - columns[p]
         one_hot = value[:, None] == torch.arange(count, device=value.device)
-        layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if count == 1 else one_hot.to(dtype)
+        scales = count == 1 and not (by_input and head == "categorical")
+        layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if scales else one_hot.to(dtype)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, torch.cat(layers, 1)

@@ -1,4 +1,4 @@
-// FVSBN: the contract of its sampling kernels, CPU and CUDA. One linear model per variable:
+// FVSBN: the contract of its sampling kernel on CUDA. One linear model per variable:
 //
 //   parameters of the variable at position p = bias + sum over positions j < p of the input at j times its weights
 //
@@ -6,8 +6,8 @@
 // place q reaches the parameters of places 0 ... q - 1, which are the first ones of its weight row: the mask is a
 // staircase in place, and what a drawn value is pushed into is contiguous and begins at the row's first element.
 //
-// A real value scales the one weight row of its variable, a category gathers its row; with a per_variable head it is the
-// number of a variable's rows that tells. Each parameter adds up its inputs in the order of positions with one fused
+// A real value scales the one weight row of its variable, a category gathers its row; with a per_variable head it is
+// the number of a variable's rows that tells. Each parameter adds up its inputs in the order of positions with one fused
 // multiply-add each, zeros left out (exact): the sum does not depend on batch, threads, tiles, or where a call was cut.
 //
 // Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.

@@ -15,8 +15,18 @@
 // when the first p variables are known, so each unit is computed exactly once.
 // Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; the schedule is ours.
 //
+// A network without hidden layers, whose last layer has one term, all the columns before a unit's position, may have its
+// weight by input instead: [R_in, R_out], from the last position to the first. A variable's rows, and its columns, are
+// together and ascend: the column c of a variable is row R_in - in_offsets[p + 1] + c, and its parameter j is column
+// R_out - out_offsets[p + 1] + j of every row. So what a drawn value adds to the parameters of all the positions after
+// its own is the beginning of a row. With a categorical head a category has a column of its own, also the only one of
+// its variable. extents are null. Only the CPU draws from such a weight.
+//
 // The order of a sum over inputs is fixed by the program, the extents and the positions alone (on the CPU by blocks of
 // positions, ascending in each; by lanes of a warp on CUDA), so a row does not depend on batch, tile, threads and cuts.
+// With a weight by input a sum leaves out the inputs that are zero. As long as weights are finite that changes no bit
+// but the sign of a zero; one that is not finite has no effect on the rows whose input is zero, where by unit it makes
+// NaN of them.
 #pragma once
 
 #include "draws.h"
@@ -28,7 +38,7 @@ constexpr int masked_mlp_max_layers = 32;
 constexpr int masked_mlp_max_terms = 2;
 
 struct MaskedMlpTerm {
-  const void* weight;              // [units, units of the value read] storage, contiguous
+  const void* weight;              // [units, units of the value read] storage, contiguous; by_input: as above
   const int32_t* extents;          // [units] how many of them a unit sees
   int32_t source;                  // the value read
 };
@@ -49,6 +59,7 @@ struct MaskedMlpSample {
   Draws draws;
   ScalarType storage;              // of the weights; compute type as in nade.h
   Activation activation;
+  bool by_input;                   // how the weight is stored
   int64_t in_rows;                 // R_in
   const int64_t* in_offsets;       // [D + 1] by position; null = R_in / D columns each
   const int64_t* out_offsets;      // [D + 1] by position; null = R_out / D rows each

@@ -67,8 +67,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_meta(const FvsbnSamp
   return empty_samples(draw_arguments(a));
 }
 
+#if !defined(AR_FAST_EMULATE_CUDA)
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fvsbn_sample_cpu(const FvsbnSampleArguments& a) {
+  check_fvsbn_sample(a);
+  TORCH_CHECK(false, fvsbn_name,
+              ": tensors must be on CUDA, got them on the CPU, where masked_mlp_sample draws the same with "
+              "by_input=True");
+}
+#endif
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, Meta, m) { implement<fvsbn_sample_meta>(m); }
+#if !defined(AR_FAST_EMULATE_CUDA)
+TORCH_LIBRARY_IMPL(AR_FAST_LIBRARY, CPU, m) { implement<fvsbn_sample_cpu>(m); }
+#endif
 
 }  // namespace ar_fast

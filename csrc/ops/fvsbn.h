@@ -1,10 +1,10 @@
-// FVSBN sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage by
-// place (place q is position D - 1 - q) are in kernels/fvsbn.h. Evaluation is masked_linear_grad_input.
+// FVSBN sampling on CUDA; on the CPU masked_mlp_sample draws from the same weight, by_input. The arithmetic and the
+// storage by place (place q is position D - 1 - q) are in kernels/fvsbn.h. Evaluation is masked_linear_grad_input.
 //
 // Shapes: state (B, R_out); weight (R_in, R_out), R_in = R_out for a categorical head and D otherwise; order (D) int64;
 // offsets (D + 1) int64, the first parameter of each place, or none where each has R_out / D; given and known (B, D) by
-// variable. For a per_variable head R_in is any, in_offsets (D + 1) int64 has the first row of each place, and head_kinds
-// (D, 2) int64 goes by place.
+// variable. For a per_variable head R_in is any, in_offsets (D + 1) int64 has the first row of each place, and
+// head_kinds (D, 2) int64 goes by place.
 // Types: weight float32, float64, bfloat16 or float16; state, given, values have the compute type.
 #pragma once
 
@@ -36,8 +36,6 @@ struct FvsbnSampleArguments {
 };
 
 constexpr const char* fvsbn_name = FvsbnSampleArguments::op;
-
-// --- shared by the implementations
 
 // Structure only: shapes, dtypes, devices. Never synchronises.
 Head check_fvsbn_sample(const FvsbnSampleArguments& a);

@@ -48,34 +48,47 @@ bool no_bias(const at::Tensor& bias) { return bias.dim() == 1 && bias.sym_size(0
 
 Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   const char* op = masked_mlp_name;
-  check_algorithm(op, a.algorithm, {"auto", "lanes"});
+  check_algorithm(op, a.algorithm, {"auto", "lanes", "push"});
+  TORCH_CHECK(a.algorithm == "auto" || (a.algorithm == "push") == a.by_input, op,
+              ": algorithm must be 'push' for a weight by input and 'lanes' for any other, or 'auto', got '",
+              a.algorithm, "' for by_input = ", a.by_input ? "True" : "False");
   const Head head = parse_head(op, a.head, a.levels, a.head_kinds);
   const std::vector<Step> steps = parse_program(a.program);
   size_t terms = 0;
   for (const Step& step : steps) terms += static_cast<size_t>(step.terms());
   TORCH_CHECK(a.weights.size() == terms, op, ": weights must hold one tensor per term of program, ", terms, ", got ",
               a.weights.size());
-  TORCH_CHECK(a.extents.size() == terms, op, ": extents must hold as many tensors as weights, ", terms, ", got ",
-              a.extents.size());
+  if (a.by_input) {
+    TORCH_CHECK(a.program == at::IntArrayRef({0, -1, -1, 0}), op,
+                ": by_input needs a program of one layer, [0, -1, -1, 0], got ", a.program);
+    TORCH_CHECK(a.extents.empty(), op, ": extents must be empty for a weight by input, got ", a.extents.size(),
+                " tensors");
+  } else {
+    TORCH_CHECK(a.extents.size() == terms, op, ": extents must hold as many tensors as weights, ", terms, ", got ",
+                a.extents.size());
+  }
   TORCH_CHECK(a.biases.size() == steps.size(), op, ": biases must hold one tensor per layer, ", steps.size(), ", got ",
               a.biases.size());
   TORCH_CHECK(a.unit_ends.size() + 1 == steps.size(), op, ": unit_ends must hold one tensor per layer but the last, ",
               steps.size() - 1, ", got ", a.unit_ends.size());
   for (size_t t = 0; t < terms; ++t) {
-    check_dim(op, element("weights", t).c_str(), a.weights[t], 2, "(units, inputs)");
+    check_dim(op, element("weights", t).c_str(), a.weights[t], 2, a.by_input ? "(R_in, R_out)" : "(units, inputs)");
   }
   const at::Tensor& first = a.weights[0];
   check_floating(op, "weights[0]", first);
   const auto type = first.scalar_type(), compute = compute_type(type);
   TORCH_CHECK(a.variables > 0, op, ": variables must be positive, got ", a.variables);
   check_dim(op, "state", a.state, 2, "(B, R_in + units of all layers but the last)");
-  const c10::SymInt in_rows = first.sym_size(1);
+  // Dimensions of a weight.
+  const int64_t inputs = a.by_input ? 0 : 1, outputs = 1 - inputs;
+  const c10::SymInt in_rows = first.sym_size(inputs);
   // Of the values: the columns, then each layer.
   std::vector<c10::SymInt> widths{in_rows};
   c10::SymInt features = 0;
   for (size_t l = 0, t = 0; l < steps.size(); t += static_cast<size_t>(steps[l++].terms())) {
     features = features + widths[l];
-    widths.push_back(steps[l].terms() > 0 ? a.weights[t].sym_size(0) : widths[static_cast<size_t>(steps[l].add)]);
+    widths.push_back(steps[l].terms() > 0 ? a.weights[t].sym_size(outputs)
+                                          : widths[static_cast<size_t>(steps[l].add)]);
   }
   const c10::SymInt out_rows = widths.back();
   for (const auto& [name, offsets, rows, of] :
@@ -105,6 +118,7 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
       const std::string weight = element("weights", t), extent = element("extents", t);
       check_same_dtype(op, weight.c_str(), a.weights[t], "weights[0]", first);
       check_same_device(op, weight.c_str(), a.weights[t], "weights[0]", first);
+      if (a.by_input) continue;
       check_size(op, weight.c_str(), a.weights[t], 0, units, "rows, one per unit of its layer,");
       check_size(op, weight.c_str(), a.weights[t], 1, widths[static_cast<size_t>(steps[l].sources[k])],
                  "columns, one per unit of the value it reads,");
@@ -157,7 +171,9 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
   sample.storage = storage_type(type);
   sample.activation = parse_layer_activation(masked_mlp_name, a.activation);
   sample.draws = t.drawn.draws;
-  sample.in_rows = a.weights[0].size(1);
+  sample.by_input = a.by_input;
+  const int64_t inputs = a.by_input ? 0 : 1, outputs = 1 - inputs;
+  sample.in_rows = a.weights[0].size(inputs);
   sample.in_offsets = static_cast<const int64_t*>(keep_or_null(a.in_offsets));
   sample.out_offsets = static_cast<const int64_t*>(keep_or_null(a.out_offsets));
   const std::vector<Step> steps = parse_program(a.program);
@@ -167,14 +183,15 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
   for (size_t l = 0; l < steps.size(); ++l) {
     const Step& step = steps[l];
     MaskedMlpLayer& layer = sample.layers[l];
-    layer.units = step.terms() > 0 ? a.weights[t_weight].size(0) : masked_mlp_width(sample, step.add);
+    layer.units = step.terms() > 0 ? a.weights[t_weight].size(outputs) : masked_mlp_width(sample, step.add);
     layer.bias = no_bias(a.biases[l]) ? nullptr : keep(a.biases[l].to(compute));
     layer.bias_stride = a.biases[l].dim() == 2 ? layer.units : 0;
     layer.terms = static_cast<int32_t>(step.terms());
     layer.add = static_cast<int32_t>(step.add);
     layer.activated = step.activated;
     for (int64_t k = 0; k < step.terms(); ++k, ++t_weight) {
-      layer.term[k] = {keep(a.weights[t_weight]), static_cast<const int32_t*>(keep(a.extents[t_weight])),
+      layer.term[k] = {keep(a.weights[t_weight]),
+                       a.by_input ? nullptr : static_cast<const int32_t*>(keep(a.extents[t_weight])),
                        static_cast<int32_t>(step.sources[k])};
     }
     if (l + 1 == steps.size()) continue;

@@ -1,13 +1,14 @@
-// One-pass sampling of a masked perceptron (MADE): the entry point, and what the CPU and the CUDA implementations share.
-// The schedule is in kernels/masked_mlp.h.
+// One-pass sampling of a masked perceptron (MADE): the entry point, and what the CPU and the CUDA implementations
+// share. The schedule is in kernels/masked_mlp.h.
 //
 // Shapes: state (B, features), features = R_in + units of all layers but the last. The program has 4 numbers for each
 // layer: the values that its first and its second term read, the value added, each -1 for none, and 1 if it is
 // activated, else 0. weights, (units, units of the value read), and extents, (units) int32: one for each term of the
-// program, in its order. biases: one for each layer, (units) or (B, units), or (0) for none. unit_ends: one (D) int32 for
-// each layer but the last. order (D) int64; in_offsets and out_offsets (D + 1) int64 by position, and so
+// program, in its order. biases: one for each layer, (units) or (B, units), or (0) for none. unit_ends: one (D) int32
+// for each layer but the last. order (D) int64; in_offsets and out_offsets (D + 1) int64 by position, and so
 // head_kinds (D, 2) of a per_variable head; given and known (B, D) by variable. Columns of weights and units of the
-// last layer are by position.
+// last layer are by position. by_input: one layer, of one term; its weight is (R_in, R_out), from the last position to
+// the first, and extents are empty.
 // Types: the weights share one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
 // bias has the weights' type or the compute type.
 #pragma once
@@ -40,6 +41,7 @@ struct MaskedMlpSampleArguments {
   int64_t seed, first_index, start, stop;
   double temperature;
   std::string_view algorithm;
+  bool by_input;
 };
 
 constexpr const char* masked_mlp_name = MaskedMlpSampleArguments::op;

@@ -269,6 +269,8 @@ def test_bad_calls(implementation, name, changes, message):
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_calls(implementation, name):
+    if name == "fvsbn_sample" and _library.door(name) is not None:
+        pytest.skip("its kernel is for CUDA only")
     getattr(functional, name)(**GOOD[name]())
 
 

@@ -1,4 +1,5 @@
-"""The op fvsbn_sample: equal to its twin draw by draw, and bit for bit independent of how the work is cut."""
+"""Linear models drawn from a weight by input, by masked_mlp_sample on the CPU and by fvsbn_sample on CUDA: equal to the
+twin draw by draw, and bit for bit independent of how the work is cut."""
 
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from conftest import available_isas, isa, pairs
 from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
-from ar_fast import functional, reference
+from ar_fast import _library, functional, reference
 
 FIXED_SEED = 0
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -80,23 +81,56 @@ def fvsbn_case(
     )
 
 
+def runs_cuda(case):
+    return _library.runs_cuda(case.weight.device)
+
+
+def by_position(case):
+    """What masked_mlp_sample takes of a case: by position, where the case has it by place."""
+    out_offsets = None if case.offsets is None else offsets_of(case.counts.flip(0)).to(case.weight.device)
+    in_offsets = out_offsets if case.head == "categorical" else None
+    if case.in_offsets is not None:
+        in_offsets = offsets_of(case.in_offsets.diff().flip(0))
+    kinds = None if case.head_kinds is None else case.head_kinds.flip(0)
+    bias = torch.cat(case.bias.split(case.counts.tolist())[::-1])
+    structure = {"variables": case.variables, "order": case.order, "head": case.head, "levels": case.levels}
+    return [case.weight], [bias], structure | {
+        "in_offsets": in_offsets, "out_offsets": out_offsets, "head_kinds": kinds, "by_input": True,
+    }  # fmt: skip
+
+
 def sample(case, batch, *, state=None, **options):
+    options = {"seed": 11, **options}
+    if not runs_cuda(case):
+        weights, biases, structure = by_position(case)
+        if state is None:
+            state = torch.zeros(batch, len(case.weight), dtype=case.bias.dtype)
+        return functional.masked_mlp_sample(state, weights, biases, [], [], **structure, **options)
     if state is None:
         state = case.bias.expand(batch, -1)
     return functional.fvsbn_sample(
         state, case.weight, variables=case.variables, order=case.order, offsets=case.offsets, head=case.head,
-        levels=case.levels, head_kinds=case.head_kinds, in_offsets=case.in_offsets, **{"seed": 11, **options},
+        levels=case.levels, head_kinds=case.head_kinds, in_offsets=case.in_offsets, **options,
     )  # fmt: skip
 
 
 def twin(case, batch, **options):
     options = {
-        "given": None, "known": None, "variables": case.variables, "head": case.head, "levels": case.levels,
-        "head_kinds": case.head_kinds, "in_offsets": case.in_offsets, "seed": 11,
-        "first_index": 0, "start": 0, "stop": case.variables, "temperature": 1.0, **options,
+        "given": None, "known": None, "seed": 11, "first_index": 0, "start": 0, "stop": case.variables,
+        "temperature": 1.0, **options,
     }  # fmt: skip
     if options["given"] is not None:
         options["given"] = options["given"].double()
+    if not runs_cuda(case):
+        (weight,), (bias,), structure = by_position(case)
+        state, program = torch.zeros(batch, len(weight), dtype=torch.float64), [0, -1, -1, 0]
+        return reference.masked_mlp_sample(
+            state, [weight.double()], [bias.double()], [], [], program, activation="relu", **structure, **options
+        )
+    options |= {
+        "variables": case.variables, "head": case.head, "levels": case.levels,
+        "head_kinds": case.head_kinds, "in_offsets": case.in_offsets,
+    }  # fmt: skip
     state = case.bias.double().expand(batch, -1)
     return reference.fvsbn_sample(state, case.weight.double(), case.order, case.offsets, **options)
 
@@ -225,8 +259,46 @@ def test_a_strided_weight(device):
         assert torch.equal(a, b)
 
 
+def test_samples_equal_those_of_a_weight_by_unit(device):
+    """The sums are the same, so the draws and the state are, and log_prob up to how it is added up."""
+    case = fvsbn_case(111, device=device)
+    if runs_cuda(case):
+        pytest.skip("fvsbn_sample is another op")
+    by_unit = case.weight.flip(0, 1).T.contiguous()
+    _, biases, structure = by_position(case)
+    extents = torch.arange(111, dtype=torch.int32)
+    got = sample(case, 21)
+    want = functional.masked_mlp_sample(
+        torch.zeros(21, 111), [by_unit], biases, [extents], [], **structure | {"by_input": False}, seed=11
+    )
+    assert torch.equal(got[0], want[0]) and torch.equal(got[2], want[2])
+    torch.testing.assert_close(got[1], want[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_has_no_effect_through_a_zero(device, value):
+    case = fvsbn_case(9, device=device, ordered=False)
+    known = torch.ones(2, 9, dtype=torch.bool, device=device)
+    known[:, -1] = False
+    given = torch.zeros(2, 9, device=device)
+    given[1, 3] = 1
+    clean = sample(case, 2, given=given, known=known)
+    case.weight[9 - 1 - 3, 0] = value  # from position 3 to the last one
+    log_prob = sample(case, 2, given=given, known=known)[1]
+    assert log_prob[0] == clean[1][0]
+    assert log_prob[1] != clean[1][1]
+
+
 def test_opcheck(device, ops):
     case = fvsbn_case(5, device=device)
+    if not runs_cuda(case):
+        weights, biases, _ = by_position(case)
+        lists = [weights[0].nan_to_num()], biases, [], [], [0, -1, -1, 0]
+        structure = case.order, None, None, None, None, 5, "relu", "bernoulli", 0, None
+        torch.library.opcheck(
+            ops.masked_mlp_sample.default, (torch.zeros(3, 5), *lists, *structure, 3, 0, 0, 5, 1.0, "auto", True)
+        )
+        return
     state = case.bias.expand(3, -1).contiguous()
     torch.library.opcheck(
         ops.fvsbn_sample.default,
@@ -257,24 +329,54 @@ def test_opcheck(device, ops):
     }.items(),
 )  # fmt: skip
 def test_bad_input(device, message, options):
+    """The checks come first on the CPU too, where the op then says what draws instead."""
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
     arguments = {"state": torch.zeros(2, 8, device=device), "weight": torch.zeros(8, 8, device=device), "seed": 1}
     with pytest.raises(RuntimeError, match=f"fvsbn_sample: {message}"):
         functional.fvsbn_sample(**{**arguments, "variables": 8, **options})
 
 
+def test_the_cpu_is_told_what_draws_there():
+    with pytest.raises(RuntimeError, match=r"fvsbn_sample: tensors must be on CUDA, .* masked_mlp_sample"):
+        functional.fvsbn_sample(torch.zeros(1, 3), torch.zeros(3, 3), seed=1)
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     {
         "order must be a permutation": {"order": torch.tensor([0, 0, 1])},
-        "offsets must run from 0 to 6, got 0 to 5": {"offsets": torch.tensor([0, 2, 4, 5]), "head": "categorical"},
+        "out_offsets must run from 0 to 6, got 0 to 5": {
+            "out_offsets": torch.tensor([0, 2, 4, 5]), "head": "categorical",
+        },
+        "a variable must have one column .*, or one for each of 3 categories, got 1": {
+            "in_offsets": torch.tensor([0, 2, 3, 6]), "out_offsets": torch.tensor([0, 2, 5, 6]), "head": "categorical",
+        },
         r"given must lie in \[0, 2\) for variable 1, got 2": {
             "head": "categorical", "given": torch.tensor([[0.0, 2.0, 9.0]]),
             "known": torch.tensor([[True, True, False]]),
         },
+        r"by_input needs a program of one layer, .* got \[0, -1, -1, 1\]": {"program": [functional.MlpLayer((0,))]},
+        "extents must be empty for a weight by input, got 1 tensors": {"extents": [torch.arange(3, dtype=torch.int32)]},
+        r"weights\[0\] must have shape \(R_in, R_out\), got \[3\]": {"weights": [torch.zeros(3)], "variables": 3},
+        "algorithm must be 'push' for a weight by input": {"algorithm": "lanes"},
     }.items(),
 )  # fmt: skip
 def test_bad_values_on_the_cpu(message, options):
     rows = 6 if "head" in options else 3
-    with pytest.raises(RuntimeError, match=f"fvsbn_sample: {message}"):
-        functional.fvsbn_sample(torch.zeros(1, rows), torch.zeros(rows, rows), seed=1, **{"variables": 3, **options})
+    arguments = {
+        "state": torch.zeros(1, rows), "weights": [torch.zeros(rows, rows)], "biases": [torch.zeros(rows)],
+        "extents": [], "unit_ends": [], "by_input": True, "variables": 3, "seed": 1,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=f"masked_mlp_sample: {message}"):
+        functional.masked_mlp_sample(**arguments | options)
+
+
+@pytest.mark.skipif(not _library._has_ops, reason="nothing was compiled")
+def test_the_emulated_op_takes_no_weight_by_input(device, ops):
+    if not _library.runs_cuda(device):
+        pytest.skip("the CPU does")
+    case = fvsbn_case(3, device=device)
+    with pytest.raises(RuntimeError, match="masked_mlp_sample: by_input must be False on CUDA, where fvsbn_sample"):
+        functional.masked_mlp_sample(
+            torch.zeros(1, 3, device=device), [case.weight], [case.bias], [], [], by_input=True, seed=1
+        )

@@ -65,8 +65,6 @@ BAD_LATER = {
     "nade out_offsets": ("nade_sample", {"out_offsets": [0, 1, 2, 3, 5, 4, 6]}, "out_offsets must ascend"),
     "nade out_offsets outside": ("nade_sample", {"out_offsets": [0, 1, 2, 3, 4, 99, 6]}, "out_offsets must"),
     "nade in_offsets outside": ("nade_sample", {"in_offsets": [0, 1, 2, 3, -7, 5, 6]}, "in_offsets must"),
-    "fvsbn order": ("fvsbn_sample", {"order": [0, 1, 2, 3, -1, 5]}, "order must be a permutation"),
-    "fvsbn offsets": ("fvsbn_sample", {"offsets": [0, -2, 2, 3, 4, 5, 6]}, "offsets must"),
     "armlp order": ("armlp_sample", {"order": [0, 1, 2, 3, 6, 5]}, "order must be a permutation"),
     "armlp offsets": ("armlp_sample", {"offsets": [0, 1, 2, 3, 4, 9, 6]}, "offsets must"),
     "masked_mlp order": ("masked_mlp_sample", {"order": [0, 1, 2, 3, 6, 5]}, "order must be a permutation"),
@@ -90,7 +88,6 @@ def test_structure_is_checked_at_the_positions_of_a_call(op, change, message):
     sees = torch.arange(1, 6, dtype=torch.int32) if sees is None else sees
     arguments = {
         "nade_sample": (torch.zeros(1, 2), six, six, torch.zeros(6)),
-        "fvsbn_sample": (torch.zeros(1, 6), torch.zeros(6, 6)),
         "armlp_sample": (torch.zeros(1, 6), torch.zeros(30, 2), torch.tensor([0, 30]), six, six, torch.zeros(6)),
         "masked_mlp_sample": (
             torch.zeros(1, 11),

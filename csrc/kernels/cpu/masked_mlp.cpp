@@ -175,14 +175,6 @@ class Group {
     }
   }
 
-  // Elements [begin, end) of the weight row that starts at element `first`, in the compute type and at their places.
-  const T* weight_row(const void* weight, int64_t first, int64_t begin, int64_t end, int64_t slot) {
-    if (convert_ == nullptr) return static_cast<const T*>(weight) + first;
-    T* out = memory_.converted + slot * memory_.widest;
-    convert_(static_cast<const uint16_t*>(weight) + first, begin, end, out);
-    return out;
-  }
-
   void write_bias(const MaskedMlpLayer& layer, int64_t unit, T* out) const {
     if (layer.bias == nullptr || layer.bias_stride == 0) {
       const Vec<T> bias(layer.bias == nullptr ? T(0) : static_cast<const T*>(layer.bias)[unit]);
@@ -199,11 +191,23 @@ class Group {
                                T* out) {
     const int64_t inputs = masked_mlp_width(sample_, term.source);
     const T* weight[Units];
-    int64_t ends[Units];
+    int64_t ends[Units], multiply_adds = 0;
     for (int u = 0; u < Units; ++u) {
       ends[u] = std::max(begin, std::min<int64_t>(term.extents[unit + u], end));
-      weight[u] = weight_row(term.weight, (unit + u) * inputs, begin, ends[u], part * most_sums + u);
-      multiply_adds_[part] += ends[u] - begin;
+      multiply_adds += ends[u] - begin;
+    }
+    multiply_adds_[part] += multiply_adds;
+    if (convert_ == nullptr) {
+      const T* const first = static_cast<const T*>(term.weight) + unit * inputs;
+      for (int u = 0; u < Units; ++u) weight[u] = first + u * inputs;
+    } else {
+      // In the compute type, elements at their places.
+      T* const converted = memory_.converted + part * most_sums * memory_.widest;
+      for (int u = 0; u < Units; ++u) {
+        convert_(static_cast<const uint16_t*>(term.weight) + (unit + u) * inputs, begin, ends[u],
+                 converted + u * memory_.widest);
+        weight[u] = converted + u * memory_.widest;
+      }
     }
     const T* const below = value(term.source);
     T* const sums = out + unit * width;

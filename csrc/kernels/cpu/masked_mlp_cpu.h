@@ -1,4 +1,5 @@
-// One-pass sampling of a masked perceptron on the CPU: rows are lanes, weights are broadcast.
+// One-pass sampling of a masked perceptron on the CPU. Rows are lanes, weights are broadcast; from a weight by input each
+// drawn value is pushed into the parameters of the positions after it.
 #pragma once
 
 #include "../masked_mlp.h"
@@ -27,5 +28,16 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_layout, const MaskedMlpSample&, int64_t pa
 // multiply_adds receives those done for each row.
 AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_sample, const MaskedMlpSample&, int64_t row_begin, int64_t row_end, void* scratch,
                            const MaskedMlpTeam& team, int64_t* multiply_adds)
+
+struct MaskedMlpPushLayout {
+  int64_t block;                   // positions that are drawn before their values are pushed further
+  int64_t bytes;                   // scratch of one call of masked_mlp_push for `rows` rows
+};
+
+// Of a sample whose weight is by input.
+AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_push_layout, const MaskedMlpSample&, int64_t rows, MaskedMlpPushLayout*)
+
+// Rows [row_begin, row_end). A row's arithmetic does not depend on any other row.
+AR_FAST_DECLARE_CPU_KERNEL(masked_mlp_push, const MaskedMlpSample&, int64_t row_begin, int64_t row_end, void* scratch)
 
 }  // namespace ar_fast

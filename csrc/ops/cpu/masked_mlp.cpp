@@ -1,4 +1,4 @@
-// masked_mlp_sample on the CPU: groups of rows on torch's threads.
+// masked_mlp_sample on the CPU: groups or slices of rows on torch's threads.
 #include "../masked_mlp.h"
 
 #include <ATen/Parallel.h>
@@ -9,6 +9,7 @@
 #include "../../kernels/cpu/masked_mlp_cpu.h"
 #include "../explain.h"
 #include "isa.h"
+#include "slices.h"
 #include "values.h"
 
 namespace ar_fast {
@@ -37,8 +38,9 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpTerm& term, int
 }
 
 // On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises, and
-// what would read or write outside a tensor. The entries are positions: those of the call and, since kernels go on within
-// a block of positions, those before them that may be in the first one's block.
+// what would read or write outside a tensor. The entries are positions: those of the call and, since kernels go on
+// within a block of positions, those before them that may be in the first one's block; from a weight by input, all
+// before.
 void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   const int64_t out_rows = sample.layers[sample.hidden_layers].units;
   check_order_values(masked_mlp_name, sample.draws);
@@ -46,7 +48,7 @@ void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
                       entries);
   check_offset_values(masked_mlp_name, "out_offsets", sample.out_offsets, sample.draws.variables, out_rows, entries);
   check_head_values(masked_mlp_name, sample.draws.head, sample.draws.variables, out_rows, sample.out_offsets, entries);
-  if (entries.begin == entries.end) return;
+  if (entries.begin == entries.end || sample.by_input) return;
   // Terms are counted as in weights and extents.
   for (int64_t l = 0, term = 0; l <= sample.hidden_layers; term += sample.layers[l++].terms) {
     const MaskedMlpLayer& layer = sample.layers[l];
@@ -56,8 +58,8 @@ void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
                 first, " at position ", entries.begin - 1);
     for (int64_t p = entries.begin; l < sample.hidden_layers && p < entries.end; ++p) {
       const int64_t end = masked_mlp_units(sample, l, p).end;
-      TORCH_CHECK(end >= before && end <= layer.units, masked_mlp_name, ": unit_ends[", l, "] must ascend within 0 ... ",
-                  layer.units, ", got ", end, " after ", before, " at position ", p);
+      TORCH_CHECK(end >= before && end <= layer.units, masked_mlp_name, ": unit_ends[", l,
+                  "] must ascend within 0 ... ", layer.units, ", got ", end, " after ", before, " at position ", p);
       before = end;
     }
     const int64_t last = masked_mlp_units(sample, l, entries.end - 1).end;
@@ -77,7 +79,8 @@ void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   }
 }
 
-// A category has a column of its own, or its variable has one column, which takes its number.
+// A category has a column of its own, or its variable has one column, which takes its number. By input with a
+// categorical head it is the former.
 void check_categories(const MaskedMlpSample& sample) {
   if (sample.draws.head.kind != HeadKind::categorical && sample.draws.head.kind != HeadKind::per_variable) return;
   for (int64_t p = sample.draws.start; p < sample.draws.stop; ++p) {
@@ -86,7 +89,8 @@ void check_categories(const MaskedMlpSample& sample) {
     const int64_t own = columns.end - columns.begin, count = rows.end - rows.begin;
     TORCH_CHECK(own == 1 || category, masked_mlp_name,
                 ": a variable that is no category must have one column of weights[0], got ", own, " at position ", p);
-    TORCH_CHECK(own == 1 || own == count, masked_mlp_name,
+    const bool one_hot = sample.by_input && sample.draws.head.kind == HeadKind::categorical;
+    TORCH_CHECK((own == 1 && !one_hot) || own == count, masked_mlp_name,
                 ": a variable must have one column of weights[0], or one for each of ", count, " categories, got ", own,
                 " at position ", p);
   }
@@ -104,12 +108,32 @@ int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
   return 2 * groups <= threads && weights / sample.draws.variables > 16 * 1024 ? threads : 1;
 }
 
+// From a weight by input.
+void draw_by_input(const MaskedMlpSample& sample) {
+  const Draws& draws = sample.draws;
+  const int64_t slice = rows_per_slice(draws.batch);
+  MaskedMlpPushLayout layout{};
+  AR_FAST_CPU_KERNEL(masked_mlp_push_layout)(sample, slice, &layout);
+  explain(masked_mlp_name, " on the CPU: ", isa_name(), ", values pushed past blocks of ", layout.block, " positions, ",
+          draws.batch, " rows, positions ", draws.start, " to ", draws.stop, ", ", (draws.batch + slice - 1) / slice,
+          " row groups on ", at::get_num_threads(), " threads");
+  const auto kernel = AR_FAST_CPU_KERNEL(masked_mlp_push);
+  in_slices(draws.batch, slice, layout.bytes,
+            [&](int64_t begin, int64_t end, void* scratch) { kernel(sample, begin, end, scratch); });
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const MaskedMlpSampleArguments& a) {
   const MaskedMlpTensors t = prepare_masked_mlp(a);
   const MaskedMlpSample& sample = t.sample;
-  check_schedule(sample, {std::max<int64_t>(0, a.start - most_block_positions), a.stop});
+  check_schedule(sample, {a.by_input ? 0 : std::max<int64_t>(0, a.start - most_block_positions), a.stop});
   check_categories(sample);
-  if (sample.draws.batch > 0 && a.stop > a.start) {
+  if (a.by_input) {
+    check_given_categories(masked_mlp_name, sample.draws, sample.storage, [&](int64_t p) {
+      const MaskedMlpRange own = masked_mlp_parameters(sample, p);
+      return sample.draws.head_at(p).kind == HeadKind::categorical ? own.end - own.begin : 0;
+    });
+    if (sample.draws.batch > 0 && a.stop > a.start) draw_by_input(sample);
+  } else if (sample.draws.batch > 0 && a.stop > a.start) {
     MaskedMlpLayout layout{};
     AR_FAST_CPU_KERNEL(masked_mlp_layout)(sample, 1, &layout);
     // As many groups as threads while a group has a full vector; a row's result is the same in any group.

@@ -13,6 +13,7 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(const MaskedMlpSampleArguments& a) {
   const char* op = masked_mlp_name;
+  TORCH_CHECK(!a.by_input, op, ": by_input must be False on CUDA, where fvsbn_sample takes such a weight, got True");
   constexpr int64_t limit = int64_t{1} << 30;
   TORCH_CHECK(a.state.size(0) < limit && a.state.size(1) < limit, op,
               ": the CUDA kernel takes fewer than 2^30 rows and units, got state of shape ", a.state.sizes());
