@@ -175,7 +175,10 @@ class MaskedLinear(Structured, nn.Linear):
     _kept: Kept | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight
+        # From their dict where they are parameters: two calls of Module.__getattr__ are a twentieth of a small layer.
+        weight = self._parameters.get("weight")
+        if weight is None:
+            weight = self.weight
         if weight.device != self._derived_on:
             self._follow(weight.device)
         if self._kept is not None and not (
@@ -208,12 +211,15 @@ class MaskedLinear(Structured, nn.Linear):
         return output if places is None else output.index_select(-1, places)
 
     def _forward(self, input: Tensor, weight: Tensor) -> Tensor:
+        bias = self._parameters.get("bias")
+        if bias is None:
+            bias = self.bias
         # As functional.masked_linear, whose check of the mask against the weight was made in __init__.
         return functional.call(
             "masked_linear",
             input,
             weight,
-            self.bias,
+            bias,
             self.mask_extents,
             self.mask_rows,
             self.mask_columns,

@@ -119,8 +119,8 @@ def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> 
         while request.rows and not part.done:
             start = part.position
             part.advance(sampler.positions or _CHUNK_POSITIONS)
-            drawn((part.position - start) * len(part._values))
-        parts.append((part._values, part._log_prob))
+            drawn((part.position - start) * part._rows)
+        parts.append(part._so_far())
     if len(parts) == 1:
         return parts[0]
     values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -169,8 +169,9 @@ class Sampling:
             "known": self._known,
             **arguments,
         }
-        self._values = torch.zeros(count, model.variables, dtype=model.compute_dtype, device=model.device)
-        self._log_prob = torch.zeros(count, dtype=torch.float64, device=model.device)
+        self._rows = count
+        # What is drawn so far, from the first step on.
+        self._drawn: tuple[Tensor, Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -181,12 +182,20 @@ class Sampling:
     def samples(self) -> Tensor:
         """The events, (*batch, *event_shape), zeros where they are not drawn yet; dtype as ``sample`` returns."""
         model = self._request.model
-        return model.head.decode(self._values).reshape(self._request.batch + model.event_shape)
+        return model.head.decode(self._so_far()[0]).reshape(self._request.batch + model.event_shape)
 
     @property
     def log_prob(self) -> Tensor:
         """Nats of the variables drawn so far at temperature 1, (*batch), in the compute dtype."""
-        return self._log_prob.to(self._request.model.compute_dtype).reshape(self._request.batch)
+        return self._so_far()[1].to(self._request.model.compute_dtype).reshape(self._request.batch)
+
+    def _so_far(self) -> tuple[Tensor, Tensor]:
+        """values (rows, D) by variable, zeros where they are not drawn yet, and log_prob (rows) in float64."""
+        if self._drawn is not None:
+            return self._drawn
+        model = self._request.model
+        values = torch.zeros(self._rows, model.variables, dtype=model.compute_dtype, device=model.device)
+        return values, torch.zeros(self._rows, dtype=torch.float64, device=model.device)
 
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
@@ -203,9 +212,15 @@ class Sampling:
                 known = self._known[:, drawn]
                 values, log_scale = torch.where(known, self._given[:, drawn], values), log_scale.masked_fill(known, 0.0)
             log_prob = log_prob - log_scale.sum(-1)
-        if self._order is None:
-            self._values[:, drawn] = values
+        if self._drawn is not None or self._order is not None or stop < variables:
+            so_far, log_prob_so_far = self._so_far()
+            if self._order is None:
+                so_far[:, drawn] = values
+            else:
+                so_far.index_copy_(1, drawn, values)
+            values, log_prob = so_far, log_prob_so_far + log_prob
         else:
-            self._values.index_copy_(1, drawn, values)
+            # All at once, in order: what a step returned is all there is. It may be a part of a larger tensor.
+            values = values.contiguous()
         # From here on nothing can fail: an interrupted call leaves the sampling where it was.
-        self._log_prob, self._state, self.position = self._log_prob + log_prob, state, stop
+        self._drawn, self._state, self.position = (values, log_prob), state, stop
