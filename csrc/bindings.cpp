@@ -48,5 +48,6 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
-  m.def("set_isa", &ar_fast::set_isa, py::arg("name"), "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
+  m.def("set_isa", &ar_fast::set_isa, py::arg("name"),
+        "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");
 }

@@ -11,8 +11,8 @@ namespace {
 void check_bias(const char* name, const at::Tensor& bias, const at::Tensor& in_weight) {
   const auto type = in_weight.scalar_type();
   TORCH_CHECK(bias.scalar_type() == type || bias.scalar_type() == compute_type(type), armlp_name, ": ", name,
-              " must have the dtype of in_weight, ", dtype_name(type), ", or ", dtype_name(compute_type(type)), ", got ",
-              dtype_name(bias.scalar_type()));
+              " must have the dtype of in_weight, ", dtype_name(type), ", or ", dtype_name(compute_type(type)),
+              ", got ", dtype_name(bias.scalar_type()));
   check_same_device(armlp_name, name, bias, "in_weight", in_weight);
 }
 

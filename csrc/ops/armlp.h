@@ -1,13 +1,13 @@
-// ARMLP sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage in
-// blocks of networks are in kernels/armlp.h.
+// ARMLP sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage
+// in blocks of networks are in kernels/armlp.h.
 //
 // Shapes: state (B, D) by position; in_weight (rows, H); block_starts (ceil(D / 8) + 1) int64; in_bias (D, H) or
-// (B, D, H); out_weight (R_out, H); out_bias (R_out); order (D) int64; offsets (D + 1) int64, the first parameter of each
-// position, or none where each has R_out / D; given and known (B, D) by variable.
-// For a per_variable head in_offsets (D + 1) int64 has the first input row of each position, and head_kinds (D, 2) int64
-// goes by position.
-// Types: the weights share one of float32, float64, bfloat16, float16; a bias has the weights' type or the compute type;
-// state, given, values have the compute type.
+// (B, D, H); out_weight (R_out, H); out_bias (R_out); order (D) int64; offsets (D + 1) int64, the first parameter of
+// each position, or none where each has R_out / D; given and known (B, D) by variable.
+// For a per_variable head in_offsets (D + 1) int64 has the first input row of each position, and head_kinds (D, 2)
+// int64 goes by position.
+// Types: the weights share one of float32, float64, bfloat16, float16; a bias has the weights' type or the compute
+// type; state, given, values have the compute type.
 #pragma once
 
 #include <string_view>

@@ -1,4 +1,5 @@
-// Checks and conversions that every op's entry point shares. Each error names the argument, the rule and what was given.
+// Checks and conversions that every op's entry point shares. Each error names the argument, the rule and what was
+// given.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,8 +1,8 @@
 // The NADE ops: their entry points, and what the CPU and the CUDA implementations share. The arithmetic is in
 // kernels/nade.h.
 //
-// Shapes: x (B, D); in_weight (R_in, H); in_bias (H) or (B, H); out_weight (R_out, H); out_bias (R_out); order (D) int64;
-// in_offsets, out_offsets (D + 1) int64; activation_scale (D).
+// Shapes: x (B, D); in_weight (R_in, H); in_bias (H) or (B, H); out_weight (R_out, H); out_bias (R_out); order (D)
+// int64; in_offsets, out_offsets (D + 1) int64; activation_scale (D).
 // Types: the weights, biases and activation_scale share one of float32, float64, bfloat16, float16; parameters,
 // log_prob and sampled values have the compute type, float32 (float64 for float64). x is bool, integer, or floating of
 // the weights' or the compute type. Where R_in = D, x scales the row of its variable; else x is an integer category in

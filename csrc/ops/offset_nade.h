@@ -2,11 +2,11 @@
 // share. The arithmetic is in kernels/offset_nade.h.
 //
 // Shapes: grid = (rows, columns, C), D = rows columns C; window = (up, side), T = up (2 side + 1) + side taps; state
-// (B, reach), the values at the last reach = (up columns + side) C + C - 1 positions; in_weight ((T C + C - 1) V, H) with
-// V = K for a categorical head, else 1; in_bias (H) or (B, H); out_weight (C K, H), or (D K, H) unless shared_output;
-// out_bias; order (D) int64; given and known (B, D) by variable.
-// Types: the weights and out_bias share one of float32, float64, bfloat16, float16; in_bias has that or the compute type;
-// state, given and values have the compute type.
+// (B, reach), the values at the last reach = (up columns + side) C + C - 1 positions; in_weight ((T C + C - 1) V, H)
+// with V = K for a categorical head, else 1; in_bias (H) or (B, H); out_weight (C K, H), or (D K, H) unless
+// shared_output; out_bias; order (D) int64; given and known (B, D) by variable.
+// Types: the weights and out_bias share one of float32, float64, bfloat16, float16; in_bias has that or the compute
+// type; state, given and values have the compute type.
 #pragma once
 
 #include <string_view>

@@ -143,9 +143,10 @@ NadeLayout layout_of(const NadeModel& model, const NadeChunks& chunks, int64_t b
 
 void explain_nade(const char* kernel, const NadeModel& model, const NadeChunks& chunks, const NadeLayout& layout,
                   const char* slices, int64_t count, bool odds) {
-  explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", states as ", odds ? "odds" : "pre-activations", ", ", chunks.count, " chunks of at most ",
-          chunks.max_positions, " positions, ", layout.strips, " strips of ", layout.strip, " hidden units (H = ",
-          model.hidden, "), ", count, " ", slices, " on ", at::get_num_threads(), " threads");
+  explain("nade on the CPU: kernel ", kernel, ", ", isa_name(), ", states as ", odds ? "odds" : "pre-activations", ", ",
+          chunks.count, " chunks of at most ", chunks.max_positions, " positions, ", layout.strips, " strips of ",
+          layout.strip, " hidden units (H = ", model.hidden, "), ", count, " ", slices, " on ", at::get_num_threads(),
+          " threads");
 }
 
 // Fewer rows than threads: the variables are shared out too, in segments that start from states found beforehand.
@@ -223,8 +224,8 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
   }
   const auto kernel = AR_FAST_CPU_KERNEL(nade_forward);
   in_slices(count * slices, 1, layout.forward_bytes, [&](int64_t task, int64_t, void* scratch) {
-    const int64_t begin = task % slices * slice;
-    kernel(t.model, input, output, chunks.view, segments[task / slices], begin, std::min(batch, begin + slice), scratch);
+    const int64_t begin = task % slices * slice, end = std::min(batch, begin + slice);
+    kernel(t.model, input, output, chunks.view, segments[task / slices], begin, end, scratch);
   });
   if (!output.log_prob) return;
   if (t.model.storage == ScalarType::float64) {

@@ -40,7 +40,8 @@ void check_categories(const char* op, const Head& head, int64_t variables, int64
     const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
     for (int64_t row = 0; row < batch; ++row) {
       const T value = x[row * variables + i];
-      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count) && value == static_cast<T>(static_cast<int64_t>(value)),
+      const bool in_range = value >= T(0) && value < static_cast<T>(count);
+      TORCH_CHECK(in_range && value == static_cast<T>(static_cast<int64_t>(value)),
                   op, ": x must lie in [0, ", count, ") for variable ", i, ", got ", value, " in row ", row);
     }
   }

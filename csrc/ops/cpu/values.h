@@ -10,8 +10,8 @@
 
 namespace ar_fast {
 
-// The entries of offsets, kinds and the like that a call reads: order[k] of the k in a range, which have been checked, or
-// the k themselves where order is null.
+// The entries of offsets, kinds and the like that a call reads: order[k] of the k in a range, which have been checked,
+// or the k themselves where order is null.
 struct Entries {
   int64_t begin, end;
   const int64_t* order = nullptr;
