@@ -26,21 +26,35 @@ struct Push {
   T x;
 };
 
+// Where what belongs to a position begins; `each` is had once, since a division takes longer than all else at a zero.
+class Starts {
+ public:
+  Starts(const int64_t* offsets, int64_t rows, int64_t variables)
+      : offsets_(offsets), each_(offsets == nullptr ? rows / variables : 0) {}
+  int64_t operator[](int64_t position) const { return offsets_ ? offsets_[position] : position * each_; }
+  int64_t count(int64_t position) const { return offsets_ ? offsets_[position + 1] - offsets_[position] : each_; }
+  int64_t most(int64_t begin, int64_t end) const {
+    int64_t most = each_;
+    for (int64_t p = begin; offsets_ && p < end; ++p) most = std::max(most, count(p));
+    return most;
+  }
+
+ private:
+  const int64_t* offsets_;
+  int64_t each_;
+};
+
 // The parameters of the positions of a call, in the order in which a row of weight has them.
 struct Window {
-  int64_t begin, end;      // columns of weight
+  Starts parameters;
+  int64_t begin, end;       // columns of weight
   int64_t most_parameters;  // of one variable
 
-  explicit Window(const MaskedMlpSample& sample) {
-    const int64_t start = sample.draws.start, stop = sample.draws.stop, out_rows = sample.layers[0].units;
-    begin = out_rows - masked_mlp_parameters(sample, stop - 1).end;
-    end = out_rows - masked_mlp_parameters(sample, start).begin;
-    most_parameters = 1;
-    for (int64_t p = start; p < stop; ++p) {
-      const MaskedMlpRange own = masked_mlp_parameters(sample, p);
-      most_parameters = std::max(most_parameters, own.end - own.begin);
-    }
-  }
+  explicit Window(const MaskedMlpSample& sample)
+      : parameters(sample.out_offsets, sample.layers[0].units, sample.draws.variables),
+        begin(sample.layers[0].units - parameters[sample.draws.stop]),
+        end(sample.layers[0].units - parameters[sample.draws.start]),
+        most_parameters(parameters.most(sample.draws.start, sample.draws.stop)) {}
 };
 
 template <typename T>
@@ -101,6 +115,7 @@ class Pusher {
  public:
   Pusher(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, void* scratch_memory)
       : sample_(sample), draws_(sample.draws), row_begin_(row_begin), rows_(row_end - row_begin), window_(sample),
+        parameters_(window_.parameters), columns_(sample.in_offsets, sample.in_rows, draws_.variables),
         width_(window_.end - window_.begin), out_rows_(sample.layers[0].units), scratch_(scratch_memory),
         memory_(window_, rows_, scratch_) {}
 
@@ -131,8 +146,9 @@ class Pusher {
  private:
   // Where the parameters of a position begin among the sums. Those of later positions are before them.
   int64_t first_sum(int64_t position) const {
-    return out_rows_ - masked_mlp_parameters(sample_, position).end - window_.begin;
+    return out_rows_ - parameters_[position + 1] - window_.begin;
   }
+  int64_t first_weight_row(int64_t position) const { return sample_.in_rows - columns_[position + 1]; }
   T* sums(int64_t r) const { return memory_.sums + r * width_; }
   T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * sample_.in_rows; }
   const S* weight(int64_t row) const {
@@ -148,61 +164,56 @@ class Pusher {
     }
     const T* const bias = static_cast<const T*>(layer.bias) + (row_begin_ + r) * layer.bias_stride;
     for (int64_t p = draws_.start; p < draws_.stop; ++p) {
-      const MaskedMlpRange own = masked_mlp_parameters(sample_, p);
-      std::copy(bias + own.begin, bias + own.end, out + first_sum(p));
+      const T* const own = bias + parameters_[p];
+      T* const to = out + first_sum(p);
+      for (int64_t k = 0; k < parameters_.count(p); ++k) to[k] = own[k];
     }
   }
 
-  void keep(int64_t r, Push<T> push) const {
+  void keep(int64_t r, const Push<T>& push) const {
     memory_.pushes[r * block_positions + memory_.push_counts[r]++] = push;
   }
 
   // What was drawn before this call.
   void take_state(int64_t r, int64_t position) const {
-    const MaskedMlpRange columns = masked_mlp_columns(sample_, position);
-    const T* const x = state(r) + columns.begin;
-    for (int64_t c = 0; c < columns.end - columns.begin; ++c) {
+    const T* const x = state(r) + columns_[position];
+    for (int64_t c = 0; c < columns_.count(position); ++c) {
       if (x[c] == T(0)) continue;
       // A state that this op returned has one category for each variable; any other is taken as well.
       if (memory_.push_counts[r] == block_positions) push_row(r, width_);
-      keep(r, {sample_.in_rows - columns.end + c, x[c]});
+      keep(r, {first_weight_row(position) + c, x[c]});
     }
   }
 
-  // What was drawn, into the state and the sums [low, those of this position); what lies below low is left for
-  // push_further.
-  void take(int64_t r, int64_t position, T x, int64_t low) const {
-    const MaskedMlpRange columns = masked_mlp_columns(sample_, position);
-    const int64_t count = columns.end - columns.begin;
-    const bool category = count > 1 || draws_.head.kind == HeadKind::categorical;
-    T* const own = state(r) + columns.begin;
-    if (category) {
-      std::fill(own, own + count, T(0));
-      own[static_cast<int64_t>(x)] = T(1);
-    } else {
-      own[0] = x;
-      if (x == T(0)) return;
-    }
-    const Push<T> drawn{sample_.in_rows - columns.end + (category ? static_cast<int64_t>(x) : 0), category ? T(1) : x};
+  // A drawn value into the sums [low, end); what lies below low is left for push_further.
+  void take(int64_t r, const Push<T>& drawn, int64_t low, int64_t end) const {
     keep(r, drawn);
-    push(weight(drawn.weight_row) + window_.begin + low, drawn.x, sums(r) + low, first_sum(position) - low);
+    push(weight(drawn.weight_row) + window_.begin + low, drawn.x, sums(r) + low, end - low);
   }
 
   void draw(int64_t r, int64_t start, int64_t stop, double& log_prob) const {
     const int64_t low = first_sum(stop - 1);
     T* const values = draws_.values_of<T>(row_begin_ + r);
     for (int64_t p = start; p < stop; ++p) {
-      const MaskedMlpRange own = masked_mlp_parameters(sample_, p);
       T own_log_prob;
-      values[p] = draw_value(draws_, row_begin_ + r, p, sums(r) + first_sum(p), own.end - own.begin, memory_.weights,
+      values[p] = draw_value(draws_, row_begin_ + r, p, sums(r) + first_sum(p), parameters_.count(p), memory_.weights,
                              own_log_prob);
       log_prob += static_cast<double>(own_log_prob);
-      take(r, p, values[p], low);
+      T* const own = state(r) + columns_[p];
+      if (columns_.count(p) == 1 && draws_.head.kind != HeadKind::categorical) {
+        own[0] = values[p];
+        if (values[p] != T(0)) take(r, {first_weight_row(p), values[p]}, low, first_sum(p));
+      } else {
+        const auto category = static_cast<int64_t>(values[p]);
+        std::fill(own, own + columns_.count(p), T(0));
+        own[category] = T(1);
+        take(r, {first_weight_row(p) + category, T(1)}, low, first_sum(p));
+      }
     }
   }
 
-  // A parameter each. The logits of a block are gone through from the last to the first, from one whose value is not
-  // zero to the next.
+  // A parameter and a column each. The logits of a block are gone through from the last to the first, from one whose
+  // value is not zero to the next.
   void draw_bernoulli(int64_t r, int64_t start, int64_t stop, double& log_prob) const {
     const int64_t low = first_sum(stop - 1), count = stop - start;
     const auto position = [&](int64_t k) { return stop - 1 - k; };
@@ -210,12 +221,13 @@ class Pusher {
     T* const logits = sums(r) + low;
     for (int64_t k = count - 1; k >= 0; --k) {
       memory_.x[k] = bernoulli_value(draws_, row_begin_ + r, position(k), memory_.thresholds[k], logits[k]);
-      take(r, position(k), memory_.x[k], low);
+      if (memory_.x[k] != T(0)) take(r, {sample_.in_rows - 1 - position(k), memory_.x[k]}, low, low + k);
     }
     bernoulli_log_prob(logits, memory_.x, count, memory_.terms);
     T* const values = draws_.values_of<T>(row_begin_ + r);
+    T* const own = state(r);
     for (int64_t k = count - 1; k >= 0; --k) {
-      values[position(k)] = memory_.x[k];
+      values[position(k)] = own[position(k)] = memory_.x[k];
       if (!draws_.is_known(row_begin_ + r, position(k))) log_prob += static_cast<double>(memory_.terms[k]);
     }
   }
@@ -249,6 +261,7 @@ class Pusher {
   const Draws& draws_;
   const int64_t row_begin_, rows_;
   const Window window_;
+  const Starts parameters_, columns_;
   const int64_t width_, out_rows_;
   Scratch scratch_;
   const Memory<T> memory_;
