@@ -85,7 +85,8 @@ def starts(counts: Tensor) -> Tensor:
 
 
 def version_of(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor._version
+    """How often a tensor was modified in place; None where that is not counted, as under ``torch.inference_mode``."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def nearly(given: Tensor, own: Tensor | None) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._structure import version_of
+
 __all__ = ["frozen"]
 
 
@@ -15,9 +17,9 @@ class Kept:
     """One thing that was made of some tensors, until one of them changes."""
 
     def __init__(self) -> None:
-        self._made_of: list[tuple[Tensor, int, int]] = []
+        self._made_of: list[tuple[Tensor, int | None, int]] = []
         self._value: Any = None
-        self._closed = False
+        self.closed = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         # A deep copy of a frozen module, or one that was pickled, is not frozen: no scope ends for it.
@@ -25,23 +27,19 @@ class Kept:
 
     def close(self) -> None:
         """From now on nothing is kept, by shallow copies of the module either."""
-        self._made_of, self._value, self._closed = [], None, True
+        self._made_of, self._value, self.closed = [], None, True
 
     def get(self, tensors: Iterable[Tensor | None], make: Callable[[], Any]) -> Any:
         """What ``make`` makes of the tensors, or made last time if they are still the same ones, unchanged."""
-        if self._closed:
+        if self.closed:
             return make()
-        now = [(tensor, _version(tensor), tensor.data_ptr()) for tensor in tensors if tensor is not None]
+        now = [(tensor, version_of(tensor), tensor.data_ptr()) for tensor in tensors if tensor is not None]
         if len(now) != len(self._made_of) or any(
             old is not new or old_rest != new_rest
             for (old, *old_rest), (new, *new_rest) in zip(self._made_of, now, strict=True)
         ):
             self._value, self._made_of = make(), now
         return self._value
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextlib.contextmanager
@@ -68,7 +66,10 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         >>> bool((x == y).all())
         True
     """
-    own = [part for part in module.modules() if hasattr(type(part), "_kept") and part._kept is None]
+    # A shallow copy that was made in another scope has that scope's, closed.
+    own = [
+        part for part in module.modules() if hasattr(type(part), "_kept") and (part._kept is None or part._kept.closed)
+    ]
     for part in own:
         part._kept = Kept()
     try:

@@ -25,7 +25,7 @@ def masked_linear(
 
     Masked weights have no effect whatever they hold, NaN included, and get a gradient of exactly zero. Nor do they see
     their input: a NaN or infinity in it reaches the outputs whose mask allows it and no others, at every batch size
-    (docs/masks.md). Only the unmasked part is computed, and nothing of the weight's size is written.
+    (docs/masks.md says where not). Only the unmasked part is computed, and nothing of the weight's size is written.
 
     Args:
         input: (..., I) in weight's dtype.

@@ -54,10 +54,14 @@ class Standardization(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # Models that were saved before there was a standardisation have none.
-        if not any(prefix + name in state_dict for name in self._buffers):
+        # Models that were saved before there was a standardisation have none, which is what this one is, unless it was
+        # set: then its keys are missing, as any others, and it stays.
+        if not any(prefix + name in state_dict for name in self._buffers) and self._changes_nothing():
             state_dict = state_dict | self.none(prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _changes_nothing(self) -> bool:
+        return self.shift.is_meta or (not bool(self.shift.any()) and bool((self.scale == 1).all()))
 
     def none(self, prefix: str) -> dict[str, Tensor]:
         """The state of one that changes nothing."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import functional, heads
 from .._integers import integers
-from .._structure import starts
+from .._structure import starts, version_of
 from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
@@ -28,6 +28,8 @@ __all__ = ["DeepNADE"]
 
 # With more than one hidden layer the hidden units of many positions are computed at a time, about this many numbers.
 _BLOCK_ELEMENTS = 2**22
+# A compiled batch, which may have any size, is cut into as many blocks of positions as one of this many rows.
+_COMPILED_ROWS = 128
 # And with more than one, positions are drawn by a loop in Python, about this many between two signs of progress.
 _LAYERED_POSITIONS = 64
 
@@ -211,7 +213,7 @@ class DeepNADE(AutoregressiveModel):
         if present is not None:
             seen, predicted = seen & present, predicted & present
 
-        hidden = self._hidden(self._pre_activation(rows, seen, self._in_bias(context)))
+        hidden = self._hidden(self._pre_activation(rows, seen, self._in_bias(context)), self._layers())
         parameters = F.linear(hidden, self._compute(self.out_weight), self._compute(self.out_bias))
         terms = in_data_units(self.standardization, self._terms(parameters.to(self.compute_dtype), rows), True)
         terms = terms.masked_fill(~predicted, 0.0)
@@ -377,12 +379,16 @@ class DeepNADE(AutoregressiveModel):
         added = weight + mask.index_select(0, self.row_variable)
         return added.new_zeros(len(added) + self.variables, added.shape[1]).index_copy(0, rows, added)
 
-    def _hidden(self, pre_activation: Tensor) -> Tensor:
-        """The last hidden layer from the pre-activations of the first."""
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each hidden layer after the first, in the compute dtype."""
+        return [(self._compute(layer.weight), self._compute(layer.bias)) for layer in self.layers]
+
+    def _hidden(self, pre_activation: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The last hidden layer from the pre-activations of the first; ``layers`` are those of ``_layers``."""
         activation = ACTIVATIONS[self.activation]
         hidden = activation(pre_activation)
-        for layer in self.layers:
-            hidden = activation(F.linear(hidden, self._compute(layer.weight), self._compute(layer.bias)))
+        for weight, bias in layers:
+            hidden = activation(F.linear(hidden, weight, bias))
         return hidden
 
     def _deep_parameters(self, x: Tensor, bias: Tensor, observed: Tensor | None) -> Tensor:
@@ -396,15 +402,25 @@ class DeepNADE(AutoregressiveModel):
             (self.row_variable, self.row_index), weight
         )
         state = bias.expand(x.shape[0], -1)
-        # Not len(x), which would compile each size of the batch for itself.
-        positions = max(1, _BLOCK_ELEMENTS // (max(1, x.shape[0]) * max(self.hidden_features)))
+        rows = _COMPILED_ROWS if torch.compiler.is_compiling() else max(1, x.shape[0])
+        positions = max(1, _BLOCK_ELEMENTS // (rows * max(self.hidden_features)))
+        # Read once: under torch.func.functional_call the model has its own parameters again when a block is computed
+        # again, in the backward pass.
+        layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
+        read = [x, *inputs, *itertools.chain(*layers)]
+        versions = _versions(read)
 
         def block(state: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            added = self._added(x.index_select(1, index), index)
+            if _versions(read) != versions:
+                raise RuntimeError(
+                    "DeepNADE: x and parameters must stay as they are until the backward pass, got one that was "
+                    "modified in place since log_prob or forward"
+                )
+            added = self._added(x.index_select(1, index), index, *inputs)
             if observed is not None:
                 added = added * observed.index_select(1, index).unsqueeze(-1)
             after = state.unsqueeze(1) + added.cumsum(1)
-            hidden = self._hidden(torch.cat([state.unsqueeze(1), after[:, :-1]], 1))
+            hidden = self._hidden(torch.cat([state.unsqueeze(1), after[:, :-1]], 1), layers)
             parameters = torch.bmm(hidden.transpose(0, 1), weight.index_select(0, index).transpose(1, 2))
             return parameters.transpose(0, 1), after[:, -1]
 
@@ -452,7 +468,7 @@ class DeepNADE(AutoregressiveModel):
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         variable = self._variable(position)
         rows = slice(int(self.out_offsets[variable]), int(self.out_offsets[variable + 1]))
-        hidden = self._hidden(tensors[0])
+        hidden = self._hidden(tensors[0], self._layers())
         return F.linear(hidden, self._compute(self.out_weight[rows]), self._compute(self.out_bias[rows]))
 
     # Sampling. The known variables enter the state first, wherever they are in the order, so that every other variable
@@ -537,8 +553,7 @@ class DeepNADE(AutoregressiveModel):
     def _layered_draws(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """More hidden layers: all of them for every position, each layer as a NADE of one variable without inputs,
         whose rounding does not depend on the batch."""
-        layers = [(self._compute(layer.weight), self._compute(layer.bias)) for layer in self.layers]
-        inputs = self._compute(self.in_weight), self._compute(self.mask_weight)
+        layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
         out_weight = self._compute(self.out_weight)
         # The last layer's op draws; what it would add to its state, by any weight, is not used.
         last = functools.partial(
@@ -578,6 +593,13 @@ class DeepNADE(AutoregressiveModel):
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())
+
+
+def _versions(tensors: list[Tensor]) -> list[int | None] | None:
+    """How often each was modified in place; None while compiling, where a graph has no such writes."""
+    if torch.compiler.is_compiling():
+        return None
+    return [version_of(tensor) for tensor in tensors]
 
 
 def _weight(left: Tensor, variables: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..freezing import Kept
 from ..interop import sequential
 from ..networks import MaskedNetwork, check_degrees, check_hidden_features, even_degrees, gathered, sharing
 from ._context import add_context
+from ._ranks import check_agreement
 from .base import AutoregressiveModel
 from .ensemble import Ensemble
 from .sampling import Request, Rows, Sampler
@@ -298,10 +299,17 @@ class MADE(MaskedNetwork, AutoregressiveModel):
     def next_mask(self) -> Self:
         """Takes the next set of masks, after the last one the first. Returns the model.
 
-        It counts, and draws nothing: under DistributedDataParallel all ranks that call it in every step use the same
-        set. Ranks in different sets (by ``use_mask``) train on the mean of the gradients of those sets.
+        It counts, and draws nothing: ranks of ``torch.distributed`` that call it in every step use the same set. Where
+        they do not, as after a ``use_mask`` in one rank alone, the rank that comes later raises, here or when it
+        trains (not within a compiled function), before any rank waits for another.
+
+        Raises:
+            RuntimeError: if another rank is in another set.
         """
-        return self.use_mask((self.mask_index + 1) % self.n_masks)
+        self.use_mask((self.mask_index + 1) % self.n_masks)
+        self._turn += 1
+        check_agreement(self, "mask_index", self._turn, self.mask_index)
+        return self
 
     def with_mask(self, index: int) -> Self:
         """The model with set ``index`` of the masks and the same parameters: training either trains both.
@@ -324,6 +332,9 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             torch.Size([3])
         """
         return Ensemble([self.with_mask(index) for index in range(self.n_masks)])
+
+    #: How often the set of masks was the next one.
+    _turn = 0
 
     #: What :func:`ar_fast.frozen` keeps: the sorted model.
     _kept: Kept | None = None
@@ -480,6 +491,8 @@ class MADE(MaskedNetwork, AutoregressiveModel):
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
+        if self._by_variable and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            check_agreement(self, "mask_index", self._turn, self.mask_index)
         return self._outputs(self._columns(x), context).to(self.compute_dtype)
 
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:

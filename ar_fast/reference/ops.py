@@ -251,9 +251,34 @@ def masked_linear(
 ) -> Tensor:
     """f(input (weight * mask)^T + bias). See ``functional.masked_linear``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
-    # where, not a product: a masked NaN must have no effect.
-    sums = F.linear(input, torch.where(mask, weight, 0.0), bias)
+    sums = _masked_product(input, weight, mask, bias)
     return sums if activation is None else MLP_ACTIVATIONS[activation](sums)
+
+
+def _masked_product(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input (..., I), weight and mask (O, I), bias (O) -> (..., O). A masked weight has no effect and does not see its
+    input, NaN or infinity included."""
+    # where, not a product: 0 NaN is NaN.
+    allowed = torch.where(mask, weight, 0.0)
+    sums = F.linear(input, allowed, bias)
+    if _all_finite(input):
+        return sums
+    # The definition. It takes O times the memory of input.
+    seen = (torch.where(mask, input.unsqueeze(-2), 0.0) * allowed).sum(-1, dtype=compute_dtype(weight.dtype))
+    return (seen if bias is None else seen + bias).to(sums.dtype)
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; said also of those that cannot be looked at: while compiling, on the meta device,
+    and under vmap."""
+    if torch.compiler.is_compiling():
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor.is_meta or bool(tensor.isfinite().all())
 
 
 def masked_linear_grad_input(
@@ -268,7 +293,7 @@ def masked_linear_grad_input(
 ) -> Tensor:
     """grad_output (weight * mask). See ``functional.masked_linear_grad_input``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
-    return grad_output @ torch.where(mask, weight, 0.0)
+    return _masked_product(grad_output, weight.T, mask.T)
 
 
 def fvsbn_sample(
@@ -413,7 +438,7 @@ def masked_mlp_sample(
         order = torch.arange(variables, device=state.device)
     steps = [program[i : i + 4] for i in range(0, len(program), 4)]
     terms = iter(
-        weight.to(dtype).masked_fill(torch.arange(weight.shape[1], device=weight.device) >= extent[:, None], 0.0)
+        torch.where(torch.arange(weight.shape[1], device=weight.device) < extent[:, None], weight.to(dtype), 0.0)
         for weight, extent in zip(weights, extents, strict=True)
     )
     # Of each layer the values it reads, and their weights; of each value its width.

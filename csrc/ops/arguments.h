@@ -15,8 +15,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
 #include <c10/util/MaybeOwned.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -122,6 +124,17 @@ class Borrowed {
   Arguments arguments_;
 };
 
+// Whether a tensor among an op's arguments has a tangent of forward-mode differentiation.
+inline bool has_tangent(const at::Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
+inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor.has_value() && has_tangent(*tensor); }
+inline bool has_tangent(at::TensorList tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) { return has_tangent(tensor); });
+}
+template <typename Other>
+bool has_tangent(const Other&) {
+  return false;
+}
+
 template <typename Arguments, typename Members = decltype(members(std::declval<const Arguments&>()))>
 struct Op;
 
@@ -135,8 +148,12 @@ struct Op<Arguments, std::tuple<const T&...>> {
   }
   static Result call_from_python(FromPython<T>... values) { return dispatched().call(values...); }
 
+  // Every implementation is called here. None knows what to do with a tangent, and would drop it.
   template <Result (*function)(const Arguments&)>
   static Result run(Flat<T>... values) {
+    TORCH_CHECK(!(has_tangent(values) || ...), Arguments::op,
+                ": tensors must have no tangent of forward-mode differentiation but in ar_fast.functional, which knows "
+                "it, got one that has");
     const Borrowed<Arguments> arguments(values...);
     return function(*arguments);
   }

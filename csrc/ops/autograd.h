@@ -21,19 +21,10 @@ inline bool requires_grad(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() && requires_grad(*tensor);
 }
 
-// Whether a tensor has a tangent of forward-mode differentiation, which a kernel would drop.
-inline bool has_tangent(const at::Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
-inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor.has_value() && has_tangent(*tensor); }
-
-// True where an autograd node has to be recorded; otherwise the op goes straight to its kernel. A node raises by itself
-// where it is given a tangent.
+// True where an autograd node has to be recorded; otherwise the op goes straight to its kernel.
 template <typename... Tensors>
-bool needs_graph(const char* op, const Tensors&... tensors) {
-  if (at::GradMode::is_enabled() && (requires_grad(tensors) || ...)) return true;
-  TORCH_CHECK(!(has_tangent(tensors) || ...), op,
-              ": tensors must have no tangent of forward-mode differentiation but in ar_fast.functional, which knows "
-              "it, got one that has");
-  return false;
+bool needs_graph(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
 // The op itself, from its autograd function or where nothing is recorded.

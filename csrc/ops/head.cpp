@@ -188,7 +188,7 @@ struct HeadLogProbFunction : torch::autograd::Function<HeadLogProbFunction> {
 };
 
 at::Tensor head_log_prob_autograd(const HeadLogProbArguments& a) {
-  if (needs_graph(a.op, a.parameters, a.x)) return apply<HeadLogProbFunction>(a);
+  if (needs_graph(a.parameters, a.x)) return apply<HeadLogProbFunction>(a);
   return call_below_autograd(a);
 }
 

@@ -189,7 +189,7 @@ struct GradWeightFunction : torch::autograd::Function<GradWeightFunction> {
 };
 
 at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
-  if (!needs_graph(a.op, a.input, a.weight, a.bias)) return call_below_autograd(a);
+  if (!needs_graph(a.input, a.weight, a.bias)) return call_below_autograd(a);
   const Activation f = parse_layer_activation(a.op, a.activation);
   if (derivative_from_result(f)) return apply<MaskedLinearFunction>(a);
   MaskedLinearArguments linear = a;
@@ -198,12 +198,12 @@ at::Tensor masked_linear_autograd(const MaskedLinearArguments& a) {
 }
 
 at::Tensor masked_linear_grad_input_autograd(const MaskedLinearGradInputArguments& a) {
-  if (needs_graph(a.op, a.grad_output, a.weight)) return apply<GradInputFunction>(a);
+  if (needs_graph(a.grad_output, a.weight)) return apply<GradInputFunction>(a);
   return call_below_autograd(a);
 }
 
 at::Tensor masked_linear_grad_weight_autograd(const MaskedLinearGradWeightArguments& a) {
-  if (needs_graph(a.op, a.grad_output, a.input)) return apply<GradWeightFunction>(a);
+  if (needs_graph(a.grad_output, a.input)) return apply<GradWeightFunction>(a);
   return call_below_autograd(a);
 }
 

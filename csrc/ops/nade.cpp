@@ -388,7 +388,7 @@ struct NadeFunction : torch::autograd::Function<NadeFunction> {
 };
 
 at::Tensor nade_autograd(const NadeArguments& a) {
-  if (needs_graph(a.op, a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
+  if (needs_graph(a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
     return apply<NadeFunction>(a);
   }
   return call_below_autograd(a);
@@ -477,7 +477,7 @@ at::Tensor nade_log_prob_below_autograd(const NadeLogProbArguments& a) {
 }
 
 at::Tensor nade_log_prob_autograd(const NadeLogProbArguments& a) {
-  if (needs_graph(a.op, a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
+  if (needs_graph(a.x, a.in_weight, a.in_bias, a.out_weight, a.out_bias, a.activation_scale)) {
     return apply<NadeLogProbFunction>(a);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

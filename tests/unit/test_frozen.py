@@ -169,6 +169,11 @@ def test_a_copy_made_in_the_scope_does_not_stay_frozen(copied):
         other.weight.data.fill_(1.0)
         expected = torch.nn.functional.linear(x, layer.mask.to_dense().float(), other.bias)
         torch.testing.assert_close(other(x), expected)
+    # It can be frozen in a scope of its own.
+    with ar_fast.frozen(other), torch.no_grad():
+        other(x)
+        assert other._kept is not None and other._kept._made_of
+    assert other._kept is None
 
 
 def test_copies_of_a_frozen_model_draw_what_the_model_draws():

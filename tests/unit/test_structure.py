@@ -293,6 +293,45 @@ def test_a_standardisation_is_what_its_buffers_hold(device, kind, head):
     fresh = build(kind, head, dtype=torch.float64, device=device)
     fresh.load_state_dict(other.state_dict())
     check(other, fresh, head)
+    # A state_dict without one: a model that has set its own says so and keeps it.
+    parameters, model = dict(other.named_parameters()), make(kind, head, device=device)
+    decisive = {name: tensor for name, tensor in model.state_dict().items() if name not in dict(model.named_buffers())}
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with pytest.raises(RuntimeError, match=r"Missing key.*standardization.scale|Missing key.*standardization.shift"):
+        model.load_state_dict(decisive | parameters)
+    result = model.load_state_dict(decisive | parameters, strict=False)
+    assert result.missing_keys == ["standardization.shift", "standardization.scale"]
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+@pytest.mark.parametrize(("kind", "head"), CASES)
+def test_functional_call_differentiates_the_given_parameters(device, monkeypatch, kind, head):
+    """Also what is computed again in the backward pass is of those, and not of the model's own."""
+    monkeypatch.setattr(models.deep_nade, "_BLOCK_ELEMENTS", 1)
+    model, other = make(kind, head, device=device), make(kind, head, seed=2, device=device)
+    x, context = data(head, device=device)
+    given = {f"model.{name}": tensor.detach().clone().requires_grad_() for name, tensor in other.named_parameters()}
+    buffers = {f"model.{name}": tensor for name, tensor in other.named_buffers()}
+    value = functional_call(LogProb(model), given | buffers, (x, context))
+    want = other.log_prob(x, context)
+    torch.testing.assert_close(value, want)
+    value.sum().backward()
+    want.sum().backward()
+    for name, parameter in other.named_parameters():
+        torch.testing.assert_close(given[f"model.{name}"].grad, parameter.grad)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "head"), CASES)
+def test_a_backward_pass_after_a_step_is_refused(device, monkeypatch, kind, head):
+    monkeypatch.setattr(models.deep_nade, "_BLOCK_ELEMENTS", 1)
+    model = make(kind, head, device=device)
+    loss = model.log_prob(*data(head, device=device)).sum()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    with pytest.raises(RuntimeError, match=r"modified (by an )?in ?place"):
+        loss.backward()
 
 
 # Files of before.

@@ -306,8 +306,12 @@ def test_models_saved_before_there_was_one_load(tmp_path):
     x = torch.randn(4, 3)
     assert torch.equal(models.load(tmp_path).log_prob(x), model.log_prob(x))
     other = models.RNADE(3, 5).standardize(mean=torch.ones(3), std=torch.ones(3))
+    before = other.log_prob(x)
+    with pytest.raises(RuntimeError, match=r"Missing key.*standardization.shift"):
+        other.load_state_dict(tensors)
+    other = models.RNADE(3, 5).standardize(mean=torch.zeros(3), std=torch.ones(3))
     other.load_state_dict(tensors)
-    assert torch.equal(other.log_prob(x), model.log_prob(x))
+    assert torch.equal(other.log_prob(x), model.log_prob(x)) and not torch.equal(before, model.log_prob(x))
 
 
 def test_the_mean_to_start_from_is_in_the_datas_units():

@@ -1,5 +1,9 @@
 """Two processes under DistributedDataParallel, over gloo."""
 
+import copy
+import re
+from functools import partial
+
 import torch
 import torch.multiprocessing
 from torch import distributed
@@ -57,12 +61,32 @@ def run(rank, address, results):
         gradients.append(gradient(model).tolist())
     results.put((rank, "counted", gradients))
 
-    # Sets of their own: no collective has a size that depends on the set.
-    model.use_mask(rank).zero_grad()
+    # One rank alone looks at another set, and goes back: the other one sees nothing of it.
+    if rank == 0:
+        with torch.no_grad():
+            index = model.mask_index
+            model.use_mask((index + 1) % 4).log_prob(events(rank))
+            model.use_mask(index)
+    model.next_mask().zero_grad()
     parallel(events(rank)).backward()
-    results.put((rank, "apart", gradient(model).tolist()))
+    results.put((rank, "after a look", gradient(model).tolist()))
+
+    # Sets of their own, by use_mask and then by next_mask, each in a model and in a copy of it, which are compared apart.
+    for name, apart in (("use_mask", model), ("next_mask", copy.deepcopy(model))):
+        apart.use_mask(rank)
+        results.put((rank, name, error_of(apart.next_mask if name == "next_mask" else partial(apart.log_prob, events(0)))))
+    members = model.ensemble()
+    results.put((rank, "ensemble", error_of(partial(members.log_prob, events(0)))))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def error_of(call):
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def test_two_ranks(tmp_path):
@@ -72,7 +96,7 @@ def test_two_ranks(tmp_path):
     for worker in workers:
         worker.start()
     results = {}
-    for _ in range(6):
+    for _ in range(12):
         rank, name, value = queue.get(timeout=300)
         results[name, rank] = value
     for worker in workers:
@@ -87,8 +111,17 @@ def test_two_ranks(tmp_path):
         Loss(model)(events(rank)).backward()
         return gradient(model)
 
-    counted = torch.stack([(single(index, 0) + single(index, 1)) / 2 for index in (1, 2, 3)])
-    apart = (single(0, 0) + single(1, 1)) / 2
+    counted = torch.stack([(single(index, 0) + single(index, 1)) / 2 for index in (1, 2, 3, 0)])
     for rank in range(2):
-        torch.testing.assert_close(torch.tensor(results["counted", rank], dtype=torch.float64), counted)
-        torch.testing.assert_close(torch.tensor(results["apart", rank], dtype=torch.float64), apart)
+        got = [*results["counted", rank], results["after a look", rank]]
+        torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), counted)
+        assert results["ensemble", rank] == ""
+    # The rank that comes later says so, and none waits.
+    for name, turns in (("use_mask", 4), ("next_mask", 5)):
+        first, later = sorted(results[name, rank] for rank in range(2))
+        assert first == ""
+        assert re.fullmatch(
+            r"MADE: mask_index must be the same in all ranks, got \d in rank \d and \d in rank \d, "
+            f"after {turns} calls of next_mask",
+            later,
+        )
