@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -69,7 +70,7 @@ def random(event_shape: int | Sequence[int], seed: int) -> Tensor:
         >>> sorted(random(4, seed=1).tolist())
         [0, 1, 2, 3]
     """
-    return torch.randperm(math.prod(_shape(event_shape)), generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(math.prod(_shape(event_shape)), generator=torch.Generator().manual_seed(operator.index(seed)))
 
 
 def check(order: Tensor | Sequence[int], variables: int | None = None) -> Tensor:

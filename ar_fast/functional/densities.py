@@ -91,7 +91,9 @@ def nade_log_prob(
     .. math:: \log p(x) = \sum_i \log p_{\mathrm{head}}(x_i; \theta_i)
 
     with the parameters :math:`\theta` of :func:`nade` and the head of :func:`head_log_prob`. Where a gradient is wanted
-    and the parameters of the batch exceed 64 MiB they are not kept but computed again, some rows at a time.
+    and the parameters of the batch exceed 64 MiB they are not kept but computed again, some rows at a time. Under
+    torch.compile that is decided where the size of the batch is known; those of a batch of any size (``dynamic``) are
+    kept, B R_out numbers.
 
     Args:
         x: (B, D), values as the head wants them; dtypes and in_weight rows as in :func:`nade`.

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 
 def _description(model: AutoregressiveModel) -> dict[str, Any]:
-    return {
+    description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "ar_fast_version": __version__,
@@ -31,6 +31,8 @@ def _description(model: AutoregressiveModel) -> dict[str, Any]:
         "order": "identity" if model.order is None else "permutation",
         "config": model.config(),
     }
+    fingerprint = model._structure_fingerprint()
+    return description if fingerprint is None else description | {"structure": fingerprint}
 
 
 def save(model: AutoregressiveModel, directory: Path) -> None:
@@ -128,6 +130,14 @@ def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
         _check_equal(key, own[key], given.get(key), directory)
     for key in sorted(own["config"].keys() | given["config"].keys()):
         _check_equal(key, own["config"].get(key), given["config"].get(key), directory)
+    if "structure" in given:
+        _check_equal("structure", own.get("structure"), given["structure"], directory)
+    elif "structure" in own and model.context_features:
+        raise ValueError(
+            f"load: config.json must have the fingerprint of the degrees of a {type(model).__name__} with a context, "
+            f"'structure', since they were others once, got none in {directory}: where those of the weights are known, "
+            "make the model with them and give it the tensors by load_state_dict"
+        )
     tensors, targets = _read_tensors(directory), model.state_dict()
     if model.standardization is not None and "standardization.shift" not in tensors:
         # Saved before there was one.

@@ -108,7 +108,7 @@ class ARMLP(AutoregressiveModel):
             "out_bias": (out_rows,),
         }
         if context_features:
-            shapes["context_weight"] = (units, context_features)
+            shapes["context_weight"] = (units, self.context_features)
         _check_memory(sum(map(math.prod, shapes.values())), in_rows, hidden_features, device, dtype)
         self.context_weight = None
         for name, shape in shapes.items():

@@ -574,6 +574,10 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         _files.load(self, Path(directory))
         return self
 
+    def _structure_fingerprint(self) -> str | None:
+        """What of the structure is neither saved as a tensor nor said in full by ``config``: files are compared by it."""
+        return None
+
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
         """Raises ValueError where buffers, which have the shapes of the model's own, hold what they must not."""
         if "order" in tensors:

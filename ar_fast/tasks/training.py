@@ -6,6 +6,7 @@ Enough for the demo and for ``ar_fast.compare``; a model is a torch.nn.Module, a
 from __future__ import annotations
 
 import copy
+import operator
 import time
 from dataclasses import dataclass, field
 
@@ -41,6 +42,11 @@ class Settings:
     shift: int = 0
     patience: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Those of numpy are neither seeds nor JSON.
+        for name in ("epochs", "batch_size", "shift", "patience", "seed"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
 
 
 @dataclass

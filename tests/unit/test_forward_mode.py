@@ -164,30 +164,44 @@ def test_a_tangent_of_one_of_several_arguments(device):
         torch.testing.assert_close(tangent(function, [value], [step]).flatten(), want)
 
 
+OPS = sorted(
+    name.removeprefix("ar_fast::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("ar_fast::")
+)
+
+
+def argument(kind):
+    """A value of a schema's type, of no use but as an argument."""
+    values = {"Tensor": lambda: torch.ones(2, 2), "int": lambda: 1, "float": lambda: 1.0, "bool": lambda: False,
+              "str": lambda: "", "List[Tensor]": lambda: [torch.ones(2, 2)], "List[int]": lambda: [1]}  # fmt: skip
+    return None if kind.startswith("Optional") else values[kind]()
+
+
 @pytest.mark.skipif(_library.backend == "reference", reason="there are no compiled ops")
 @pytest.mark.parametrize("trained", [False, True])
-def test_compiled_ops_refuse_a_tangent(ops, trained):
-    """Called directly, past the twins of ar_fast.functional, they would drop it."""
-    x, weight, bias = torch.rand(4, 3), torch.randn(3, 2), torch.randn(2)
-    nade = weight, bias, torch.randn(3, 2), torch.randn(3), None, None, None, None, "sigmoid"
-    plan = torch.arange(3, dtype=torch.int32), None, None, None, None, "auto"
-    calls = {
-        "nade": lambda x: (x, *nade, "auto"),
-        "nade_log_prob": lambda x: (x, *nade, "bernoulli", 0, None, False, "auto"),
-        "head_log_prob": lambda x: (x, torch.ones(4, 3), None, "bernoulli", 0, None),
-        "masked_linear": lambda x: (x, torch.randn(3, 3), None, *plan, None),
-        "masked_linear_grad_input": lambda x: (x, torch.randn(3, 3), *plan),
-        "masked_linear_grad_weight": lambda x: (x, torch.randn(4, 3), *plan),
-    }
-    for name, arguments in calls.items():
-        doors = [getattr(ops, name)]
-        if ops is torch.ops.ar_fast and hasattr(_library._C, name):
-            doors.append(getattr(_library._C, name))
+@pytest.mark.parametrize("name", OPS)
+def test_compiled_ops_refuse_a_tangent(ops, name, trained):
+    """Each op, those of samples and of gradients too, in each of its tensors: called directly, past the twins of
+    ar_fast.functional, it would drop it."""
+    op = getattr(ops, name)
+    doors = [op]
+    if ops is torch.ops.ar_fast and hasattr(_library._C, name):
+        doors.append(getattr(_library._C, name))
+    kinds = [str(one.type) for one in op.default._schema.arguments]
+    for index, kind in enumerate(kinds):
+        if "Tensor" not in kind:
+            continue
         for door in doors:
+            arguments = [argument(one) for one in kinds]
             with forward_ad.dual_level():
-                dual = forward_ad.make_dual(x.clone().requires_grad_(trained), torch.ones_like(x))
+                tensor = torch.ones(2, 2, requires_grad=trained)
+                dual = forward_ad.make_dual(tensor, torch.ones(2, 2))
+                arguments[index] = [dual] if kind.startswith("List") else dual
                 with pytest.raises(RuntimeError, match=f"{name}: tensors must have no tangent"):
-                    door(*arguments(dual))
+                    door(*arguments)
+
+
+def test_there_are_ops():
+    assert {"nade_sample", "nade_backward", "head_log_prob_backward", "masked_linear_grad_weight"} <= set(OPS)
 
 
 def test_no_tensor_is_looked_at_outside_of_a_dual_level(monkeypatch):

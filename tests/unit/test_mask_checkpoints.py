@@ -1,6 +1,7 @@
 """What a checkpoint says of the mask that its weights were trained with."""
 
 import copy
+import json
 import io
 import re
 
@@ -136,3 +137,27 @@ def test_a_model_of_other_masks_does_not_load():
     copied = copy.deepcopy(several)
     copied.load_state_dict(several.use_mask(2).state_dict())
     assert copied.mask_index == 2
+
+
+@pytest.mark.parametrize("arguments", [{}, {"degrees": "random"}, {"degrees": "random", "n_masks": 3, "n_orders": 2}])
+@pytest.mark.parametrize("context_features", [0, 2])
+def test_a_directory_says_by_which_degrees_its_weights_were_trained(tmp_path, monkeypatch, arguments, context_features):
+    """safetensors keeps no metadata, and "even" and "random" once gave others in models with a context."""
+    model = models.MADE(5, [12], context_features=context_features, **arguments)
+    model.save(tmp_path)
+    assert torch.equal(models.load(tmp_path).layers[0].weight, model.layers[0].weight)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    own = models.MADE._degrees_of
+    monkeypatch.setattr(models.MADE, "_degrees_of", lambda self, index: [layer.clamp(min=3) for layer in own(self, index)])
+    for load in (models.load, models.MADE(5, [12], context_features=context_features, **arguments).load):
+        with pytest.raises(ValueError, match=rf"load: structure must be '[0-9a-f]+' .* got '{config['structure']}'"):
+            load(tmp_path)
+    monkeypatch.undo()
+    del config["structure"]
+    path.write_text(json.dumps(config))
+    if context_features:
+        with pytest.raises(ValueError, match="config.json must have the fingerprint of the degrees of a MADE"):
+            models.load(tmp_path)
+    else:
+        models.load(tmp_path)

@@ -1,10 +1,16 @@
 """A masked weight never sees its input: a NaN passes where the mask lets it, at every batch size and on every path."""
 
+import warnings
+from functools import partial
+
 import pytest
 import torch
 from masked_cases import KINDS, make_mask
+from structure_cases import CASES, VARIABLES, data, make
+from torch.autograd import forward_ad
 
 import ar_fast
+from ar_fast import functional, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
