@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 from typing_extensions import Self
 
-__all__ = ["Structured", "building", "first_parameter", "follow_loaded", "nearly", "starts", "version_of"]
+__all__ = ["Structured", "building", "first_parameter", "follow_loaded", "nearly", "starts", "unmodified", "version_of"]
 
 
 @contextlib.contextmanager
@@ -87,6 +87,20 @@ def starts(counts: Tensor) -> Tensor:
 def version_of(tensor: Tensor | None) -> int | None:
     """How often a tensor was modified in place; None where that is not counted, as under ``torch.inference_mode``."""
     return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def unmodified(what: str, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Raises, when it is called, where one of the tensors was written in place since: for what a backward pass computes
+    again. Not while compiling, where a graph has no such writes."""
+    if torch.compiler.is_compiling():
+        return lambda: None
+    versions = [version_of(tensor) for tensor in tensors]
+
+    def check() -> None:
+        if [version_of(tensor) for tensor in tensors] != versions:
+            raise RuntimeError(f"{what} must stay as they are until the backward pass, got one modified in place since")
+
+    return check
 
 
 def nearly(given: Tensor, own: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -31,8 +32,10 @@ def _description(model: AutoregressiveModel) -> dict[str, Any]:
         "order": "identity" if model.order is None else "permutation",
         "config": model.config(),
     }
-    fingerprint = model._structure_fingerprint()
-    return description if fingerprint is None else description | {"structure": fingerprint}
+    structure = model._structure()
+    if structure is not None:
+        description["structure"] = hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
+    return description
 
 
 def save(model: AutoregressiveModel, directory: Path) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import functional, heads
 from .._vocabulary import ACTIVATIONS
+from ..masks import Mask
 from ._context import add_context
 from .base import AutoregressiveModel
 from .sampling import Request, Rows, Sampler
@@ -24,6 +25,8 @@ __all__ = ["ARMLP"]
 
 #: Networks whose weights make one matrix; armlp_block in csrc/kernels/armlp.h.
 BLOCK = 8
+# What a nested plan of a Mask consists of.
+_PLAN = "extents", "rows", "columns"
 
 
 class ARMLP(AutoregressiveModel):
@@ -144,9 +147,26 @@ class ARMLP(AutoregressiveModel):
             return [counts] * self.variables
         return [counts[variable] for variable in self._orders[0]]
 
-    def _take_order(self, order: Tensor | Sequence[int] | None) -> None:
-        super()._take_order(order)
+    def _derive(self) -> dict[str, Tensor | None]:
+        """The plans of the masks within blocks; blocks of the same numbers of inputs share theirs."""
         self._list_order()
+        rows, plans = self._input_list(), {}
+        #: Of each block the number of its plan, None where its networks see nothing of the block itself.
+        self._plan_of: list[int | None] = []
+        derived = super()._derive()
+        for begin, end in self._blocks():
+            counts = tuple(rows[p + 1] - rows[p] for p in range(begin, end - 1))
+            index = plans.setdefault((end - begin, counts), len(plans)) if counts else None
+            self._plan_of.append(index)
+            if index is not None and f"block_extents_{index}" not in derived:
+                # An input row of a position is seen by the networks after it.
+                place = torch.arange(end - begin)
+                mask = Mask.from_degrees(
+                    -place.repeat_interleave(self.hidden_features),
+                    -1 - place[:-1].repeat_interleave(torch.tensor(counts)),
+                )
+                derived |= zip((f"block_{name}_{index}" for name in _PLAN), mask.plan[:3], strict=True)
+        return derived
 
     def _list_order(self) -> None:
         # As lists: what torch.compile reads from a tensor is a number that it does not know.
@@ -210,13 +230,13 @@ class ARMLP(AutoregressiveModel):
         biases = in_bias.split([(end - begin) * self.hidden_features for begin, end in blocks], -1)
         sizes = [offsets[end] - offsets[begin] for begin, end in blocks]
         out_weights, out_biases = self.out_weight.split(sizes), self.out_bias.split(sizes)
-        own = zip(weights, biases, out_weights, out_biases, blocks, strict=True)
-        return torch.cat([self._block(inputs, *arguments, offsets, rows) for arguments in own], 1).to(
-            self.compute_dtype
-        )
+        own = zip(self._plan_of, weights, biases, out_weights, out_biases, blocks, strict=True)
+        parameters = [self._block(plan, inputs, *arguments, offsets, rows) for plan, *arguments in own]
+        return torch.cat(parameters, 1).to(self.compute_dtype)
 
     def _block(
         self,
+        plan: int | None,
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -232,16 +252,9 @@ class ARMLP(AutoregressiveModel):
         full, rows = input_rows[begin], input_rows[end - 1]
         matrix = weight.reshape(rows, networks * hidden)
         sums = bias + inputs[:, :full] @ matrix[:full]
-        if rows > full:
-            # Input row r of the block's own variables is seen by the networks after its position.
-            places = [p for p in range(begin, end - 1) for _ in range(input_rows[p + 1] - input_rows[p])]
-            position = torch.tensor(places, device="cpu")
-            seen = (
-                (position[:, None] < torch.arange(begin, end, device="cpu"))
-                .repeat_interleave(hidden, 1)
-                .to(weight.device)
-            )
-            sums = sums + inputs[:, full:rows] @ torch.where(seen, matrix[full:], 0.0)
+        if plan is not None:
+            mask = Mask(rows - full, networks * hidden, *(getattr(self, f"block_{name}_{plan}") for name in _PLAN))
+            sums = sums + functional.masked_linear_grad_input(inputs[:, full:rows], matrix[full:], mask)
         units = ACTIVATIONS[self.activation](sums).unflatten(1, (networks, hidden))
         counts = [offsets[p + 1] - offsets[p] for p in range(begin, end)]
         if len(set(counts)) == 1:

@@ -574,9 +574,8 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         _files.load(self, Path(directory))
         return self
 
-    def _structure_fingerprint(self) -> str | None:
-        """What of the structure is neither saved as a tensor nor said in full by ``config``: files are compared by it."""
-        return None
+    def _structure(self) -> list[Any] | None:
+        """Of the structure what is no tensor of a file and not said in full by ``config``; files hold a fingerprint."""
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
         """Raises ValueError where buffers, which have the shapes of the model's own, hold what they must not."""

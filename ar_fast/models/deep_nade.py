@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import functional, heads
 from .._integers import integers
-from .._structure import starts, version_of
+from .._structure import starts, unmodified
 from .._vocabulary import ACTIVATIONS
 from . import _inputs
 from ._context import add_context
@@ -407,15 +407,10 @@ class DeepNADE(AutoregressiveModel):
         # Read once: under torch.func.functional_call the model has its own parameters again when a block is computed
         # again, in the backward pass.
         layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
-        read = [x, *inputs, *itertools.chain(*layers)]
-        versions = _versions(read)
+        check_unmodified = unmodified("DeepNADE: x and parameters", [x, *inputs, *itertools.chain(*layers)])
 
         def block(state: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            if _versions(read) != versions:
-                raise RuntimeError(
-                    "DeepNADE: x and parameters must stay as they are until the backward pass, got one that was "
-                    "modified in place since log_prob or forward"
-                )
+            check_unmodified()
             added = self._added(x.index_select(1, index), index, *inputs)
             if observed is not None:
                 added = added * observed.index_select(1, index).unsqueeze(-1)
@@ -593,13 +588,6 @@ class DeepNADE(AutoregressiveModel):
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())
-
-
-def _versions(tensors: list[Tensor]) -> list[int | None] | None:
-    """How often each was modified in place; None while compiling, where a graph has no such writes."""
-    if torch.compiler.is_compiling():
-        return None
-    return [version_of(tensor) for tensor in tensors]
 
 
 def _weight(left: Tensor, variables: Tensor) -> Tensor:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -302,8 +300,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         """Takes the next set of masks, after the last one the first. Returns the model.
 
         It counts, and draws nothing: ranks of ``torch.distributed`` that call it in every step use the same set. Where
-        they do not, as after a ``use_mask`` in one rank alone, the rank that comes later raises, here or when it
-        trains (not within a compiled function), before any rank waits for another.
+        they do not, the rank that comes later raises, here or when it trains (eagerly), before any waits for another.
 
         Raises:
             RuntimeError: if another rank is in another set.
@@ -445,11 +442,10 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         with building():
             return torch.stack([orderings.check(order, self.variables).cpu() for order in given])
 
-    def _structure_fingerprint(self) -> str:
-        """Of the degrees of all sets of masks: "even" and "random" could mean others in another version."""
+    def _structure(self) -> list[Any]:
+        """The degrees of all sets of masks: "even" and "random" could mean others in another version."""
         with building():
-            degrees = [[layer.tolist() for layer in self._degrees_of(index)] for index in range(self.n_masks)]
-        return hashlib.sha256(json.dumps(degrees).encode()).hexdigest()[:16]
+            return [[layer.tolist() for layer in self._degrees_of(index)] for index in range(self.n_masks)]
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
         super()._check_loaded(tensors)

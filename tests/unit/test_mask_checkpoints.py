@@ -1,8 +1,8 @@
 """What a checkpoint says of the mask that its weights were trained with."""
 
 import copy
-import json
 import io
+import json
 import re
 
 import pytest
@@ -149,7 +149,9 @@ def test_a_directory_says_by_which_degrees_its_weights_were_trained(tmp_path, mo
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     own = models.MADE._degrees_of
-    monkeypatch.setattr(models.MADE, "_degrees_of", lambda self, index: [layer.clamp(min=3) for layer in own(self, index)])
+    monkeypatch.setattr(
+        models.MADE, "_degrees_of", lambda self, index: [part.clamp(min=3) for part in own(self, index)]
+    )
     for load in (models.load, models.MADE(5, [12], context_features=context_features, **arguments).load):
         with pytest.raises(ValueError, match=rf"load: structure must be '[0-9a-f]+' .* got '{config['structure']}'"):
             load(tmp_path)
@@ -157,7 +159,7 @@ def test_a_directory_says_by_which_degrees_its_weights_were_trained(tmp_path, mo
     del config["structure"]
     path.write_text(json.dumps(config))
     if context_features:
-        with pytest.raises(ValueError, match="config.json must have the fingerprint of the degrees of a MADE"):
+        with pytest.raises(ValueError, match=r"config\.json must have the fingerprint of the degrees of a MADE"):
             models.load(tmp_path)
     else:
         models.load(tmp_path)

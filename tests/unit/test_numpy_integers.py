@@ -21,7 +21,12 @@ HEADS = {
     "GaussianMixture": lambda i: heads.GaussianMixture(i(2)),
     "LogisticMixture": lambda i: heads.LogisticMixture(i(2), i(5)),
     "PerVariable": lambda i: heads.PerVariable(
-        [heads.Categorical(i(3)), heads.LogisticMixture(i(1), levels=i(5)), heads.GaussianMixture(i(2)), heads.Bernoulli()]
+        [
+            heads.Categorical(i(3)),
+            heads.LogisticMixture(i(1), levels=i(5)),
+            heads.GaussianMixture(i(2)),
+            heads.Bernoulli(),
+        ]
     ),
 }
 MODELS = {

@@ -71,10 +71,10 @@ def run(rank, address, results):
     parallel(events(rank)).backward()
     results.put((rank, "after a look", gradient(model).tolist()))
 
-    # Sets of their own, by use_mask and then by next_mask, each in a model and in a copy of it, which are compared apart.
-    for name, apart in (("use_mask", model), ("next_mask", copy.deepcopy(model))):
-        apart.use_mask(rank)
-        results.put((rank, name, error_of(apart.next_mask if name == "next_mask" else partial(apart.log_prob, events(0)))))
+    # Sets of their own, seen in training and by next_mask, of a model and of a copy of it, which are compared apart.
+    copied = copy.deepcopy(model).use_mask(rank)
+    results.put((rank, "use_mask", error_of(partial(model.use_mask(rank).log_prob, events(0)))))
+    results.put((rank, "next_mask", error_of(copied.next_mask)))
     members = model.ensemble()
     results.put((rank, "ensemble", error_of(partial(members.log_prob, events(0)))))
     distributed.barrier()
