@@ -32,7 +32,7 @@ def _description(model: AutoregressiveModel) -> dict[str, Any]:
         "order": "identity" if model.order is None else "permutation",
         "config": model.config(),
     }
-    structure = model._structure()
+    structure = model._unsaved_structure()
     if structure is not None:
         description["structure"] = hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
     return description

@@ -30,11 +30,13 @@ def check_agreement(model: nn.Module, name: str, turn: int, value: int) -> None:
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
-    if _said.get(model) == (turn, value):
+    store = distributed.distributed_c10d._get_default_store()
+    # A group over MPI has no store.
+    if store is None or _said.get(model) == (turn, value):
         return
     if model not in _number_of:
         _number_of[model] = next(_numbers)
-    store, key = distributed.distributed_c10d._get_default_store(), f"ar_fast/{_number_of[model]}/{name}/"
+    key = f"ar_fast/{_number_of[model]}/{name}/"
     own = f"{value} in rank {distributed.get_rank()}"
     first = store.compare_set(f"{key}{turn}", "", own).decode()
     if first.split()[0] != str(value):

@@ -574,7 +574,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         _files.load(self, Path(directory))
         return self
 
-    def _structure(self) -> list[Any] | None:
+    def _unsaved_structure(self) -> list[Any] | None:
         """Of the structure what is no tensor of a file and not said in full by ``config``; files hold a fingerprint."""
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:

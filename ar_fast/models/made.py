@@ -442,7 +442,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         with building():
             return torch.stack([orderings.check(order, self.variables).cpu() for order in given])
 
-    def _structure(self) -> list[Any]:
+    def _unsaved_structure(self) -> list[Any]:
         """The degrees of all sets of masks: "even" and "random" could mean others in another version."""
         with building():
             return [[layer.tolist() for layer in self._degrees_of(index)] for index in range(self.n_masks)]
