@@ -38,6 +38,7 @@ TWINS = {
         "nade_log_prob",
         "nade_sample",
         "offset_nade_sample",
+        "rnn_sample",
     )
 }
 
@@ -74,6 +75,15 @@ TENSORS = {
     "tiles": ("int32", "_ _"),
     "dense": ("bool", "O I"),
     "unit_ends": ("int32", "D"),
+    "cell_state": ("compute", "L B H"),
+    "last": ("compute", "B"),
+    "finished": ("bool", "B"),
+    "limits": ("int64", "B"),
+    "in_table": ("weight or compute", "_ G*H"),
+    "in_weights": ("weight", "G*H H"),
+    "in_biases": ("weight or compute", "G*H"),
+    "recurrent_weights": ("weight", "G*H H"),
+    "recurrent_biases": ("weight or compute", "G*H"),
 }
 # Where an op has another rule for a name.
 _OWN = {
@@ -87,6 +97,11 @@ _OWN = {
     "masked_linear_grad_input": {"extents": ("int32", "O")},
     "nade_sample": {"state": ("compute", "B H")},
     "offset_nade_sample": {"in_bias": ("weight or compute", "H", "B H")},
+    "rnn_sample": {
+        "state": ("compute", "L B H"),
+        "in_bias": ("weight or compute", "G*H", "B G*H"),
+        "out_bias": ("weight or compute", "R_out"),
+    },
 }
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DTYPES = {"int64": (torch.int64,), "int32": (torch.int32,), "bool": (torch.bool,)}

@@ -13,6 +13,7 @@
 #include "ops/masked_mlp.h"
 #include "ops/nade.h"
 #include "ops/offset_nade.h"
+#include "ops/rnn.h"
 
 namespace py = pybind11;
 
@@ -47,6 +48,7 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::MaskedLinearArguments>(m);
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
+  def<ar_fast::RnnSampleArguments>(m);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"),
         "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");

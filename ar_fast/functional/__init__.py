@@ -11,7 +11,8 @@ from ._call import transformed as transformed
 from .densities import head_log_prob, nade, nade_log_prob
 from .masked import masked_linear, masked_linear_grad_input
 from .sampling import MlpLayer as MlpLayer
-from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
+from .sampling import RnnSample as RnnSample
+from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample, rnn_sample
 
 __all__ = [
     "armlp_sample",
@@ -24,4 +25,5 @@ __all__ = [
     "nade_log_prob",
     "nade_sample",
     "offset_nade_sample",
+    "rnn_sample",
 ]

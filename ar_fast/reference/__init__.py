@@ -5,7 +5,7 @@ models load the state_dict of ``ar_fast.models`` and can be read as the definiti
 run under ``torch.func`` transforms and under ``AR_FAST_BACKEND=reference``.
 """
 
-from .draws import head_draw, philox_uniform
+from .draws import head_draw, likeliest, philox_uniform
 from .heads import (
     HEADS,
     LARGEST_DISTANCE,
@@ -36,9 +36,11 @@ from .ops import (
     offset_nade_sample,
     offset_taps,
 )
+from .rnn import GATES, rnn_cell, rnn_sample
 
 __all__ = [
     "ACTIVATIONS",
+    "GATES",
     "HEADS",
     "LARGEST_DISTANCE",
     "MINIMUM_LOG_SCALE",
@@ -58,6 +60,7 @@ __all__ = [
     "head_draw",
     "head_log_prob",
     "head_of",
+    "likeliest",
     "logistic_mixture_log_prob",
     "mask_from_plan",
     "masked_linear",
@@ -71,4 +74,6 @@ __all__ = [
     "offset_nade_sample",
     "offset_taps",
     "philox_uniform",
+    "rnn_cell",
+    "rnn_sample",
 ]

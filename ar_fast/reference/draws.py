@@ -34,14 +34,42 @@ def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | i
     return (((c0 << 20) | (c1 >> 12)).double() + 0.5) * 2.0**-52
 
 
-def _draw_category(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def likeliest(logits: Tensor, weights: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Which categories a draw may choose: a bool for each, by the greatest logits, of equal ones the first.
+
+    top_k > 0 keeps so many. Of those, top_p < 1 keeps the fewest whose share of their weights reaches it, one at least.
+    """
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    sorted_weights = weights.gather(-1, order)
+    if top_k > 0:
+        sorted_weights = sorted_weights * (torch.arange(logits.shape[-1], device=logits.device) < top_k)
+    before = sorted_weights.cumsum(-1) - sorted_weights
+    kept = before < top_p * sorted_weights.sum(-1, keepdim=True) if top_p < 1 else torch.ones_like(before).bool()
+    kept[..., 0] = True
+    if top_k > 0:
+        kept[..., top_k:] = False
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def _draw_category(logits: Tensor, uniform: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """The first category whose running sum of probabilities exceeds the uniform number."""
-    weights = (logits / temperature - logits.amax(-1, keepdim=True) / temperature).exp().double().cumsum(-1)
+    weights = (logits / temperature - logits.amax(-1, keepdim=True) / temperature).exp().double()
+    if top_k > 0 or top_p < 1:
+        weights = weights * likeliest(logits, weights, top_k, top_p)
+    weights = weights.cumsum(-1)
     return (weights > uniform.unsqueeze(-1) * weights[..., -1:]).int().argmax(-1)
 
 
 def head_draw(
-    parameters: Tensor, seed: int, sample: Tensor, variable: Tensor, head: str, levels: int, temperature: float
+    parameters: Tensor,
+    seed: int,
+    sample: Tensor,
+    variable: Tensor,
+    head: str,
+    levels: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """One draw of a variable from parameters (..., K), by the uniform numbers of its counters; csrc/kernels/head.h."""
     slots = {"bernoulli": 1, "categorical": 1, "logistic_mixture": 2, "gaussian_mixture": 3}[head]
@@ -50,7 +78,7 @@ def head_draw(
     if head == "bernoulli":
         return (uniform[0] < torch.sigmoid(parameters.squeeze(-1) / temperature).double()).to(parameters.dtype)
     if head == "categorical":
-        return _draw_category(parameters, uniform[0], temperature).to(parameters.dtype)
+        return _draw_category(parameters, uniform[0], temperature, top_k, top_p).to(parameters.dtype)
     logits, means, log_scales = mixture_parameters(parameters)
     component = _draw_category(logits, uniform[0], temperature).unsqueeze(-1)
     mean = means.gather(-1, component).squeeze(-1).double()
@@ -73,12 +101,20 @@ def draw(
     known: Tensor | None,
     head: str = "bernoulli",
     levels: int = 0,
+    *,
+    first_variable: int = 0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """One variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known."""
+    """One variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known.
+
+    ``first_variable`` is the number that the random counter gives variable 0.
+    """
     if parameters.shape[-1] == 0 and given is not None:  # a variable without parameters is known
         return given.index_select(1, variable.view(1))[:, 0], parameters.new_zeros(len(parameters), dtype=torch.float64)
     sample = torch.arange(parameters.shape[0], device=parameters.device) + first_index
-    value = head_draw(parameters, seed, sample, variable, head, levels, temperature)
+    counter = variable + first_variable
+    value = head_draw(parameters, seed, sample, counter, head, levels, temperature, top_k, top_p)
     if given is None or known is None:
         return value, log_prob_of(parameters, value, head, levels).double()
     is_known = known.index_select(1, variable.view(1))[:, 0].bool()

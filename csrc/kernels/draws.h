@@ -3,8 +3,13 @@
 // drawn is added up. Here is what that needs, by row of the batch and by position; cpu/draws.h and cuda/draws_device.h
 // do it.
 //
-// The random numbers of a draw are Philox's (philox.h) at (first_index + row, variable, slot), so that a value depends
-// on no other row, nor on where a call is cut.
+// The random numbers of a draw are Philox's (philox.h) at (first_index + row, first_variable + variable, slot), so that
+// a value depends on no other row, nor on where a call is cut.
+//
+// A categorical variable may be drawn from its likeliest categories only. They are ordered by their logits, of equal ones
+// the first category first. top_k > 0 keeps so many. Of those, top_p < 1 keeps the fewest whose share of the kept
+// probability at the temperature reaches it, and one at least. log p is that of the whole distribution.
+// Source: Holtzman, Buys, Du, Forbes, Choi, "The curious case of neural text degeneration", ICLR 2020.
 #pragma once
 
 #include "head.h"
@@ -22,6 +27,9 @@ struct Draws {
   int64_t start, stop;             // the positions to draw
   uint64_t seed;
   int64_t first_index;             // sample index of row 0, for the random counter
+  int64_t first_variable;          // the number of variable 0, for the random counter
+  int64_t top_k;                   // 0 = all; else at least 1
+  double top_p;                    // 1 = all; else in (0, 1)
   double temperature;              // > 0; changes the draw as head.h says, not log_prob
   const void* given;               // [B, D] compute, by variable; null if nothing is known
   const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
@@ -34,7 +42,11 @@ struct Draws {
     return head.kinds == nullptr ? head : head.of(kinds_by_variable ? variable(position) : position);
   }
   // Of the random counter.
+  AR_FAST_HOST_DEVICE uint32_t counter(int64_t position) const {
+    return static_cast<uint32_t>(first_variable + variable(position));
+  }
   AR_FAST_HOST_DEVICE uint64_t index(int64_t row) const { return static_cast<uint64_t>(first_index + row); }
+  AR_FAST_HOST_DEVICE bool truncates() const { return top_k > 0 || top_p < 1; }
   AR_FAST_HOST_DEVICE bool is_known(int64_t row, int64_t position) const {
     return known != nullptr && known[row * variables + variable(position)] != 0;
   }

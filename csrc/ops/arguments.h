@@ -72,8 +72,9 @@ auto members(Arguments& arguments) {
   AR_FAST_MEMBERS(22, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v)
   AR_FAST_MEMBERS(23, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w)
   AR_FAST_MEMBERS(24, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x)
+  AR_FAST_MEMBERS(30, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z, aa, bb, cc, dd)
 #undef AR_FAST_MEMBERS
-  static_assert(count >= 6 && count <= 24, "add a line for a struct of so many members");
+  static_assert((count >= 6 && count <= 24) || count == 30, "add a line for a struct of so many members");
 }
 
 // A member as the dispatcher passes it, and as Python does.

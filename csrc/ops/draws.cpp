@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <string>
 #include <utility>
 
 #include "head.h"
@@ -22,9 +23,10 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
   if (a.given.has_value()) {
     for (const auto& [name, tensor] : {std::pair{"given", *a.given}, std::pair{"known", *a.known}}) {
       check_dim(a.op, name, tensor, 2, "(B, D)");
-      check_size(a.op, name, tensor, 0, a.state.sym_size(0), "rows, as state has,");
+      const std::string rows = std::string("rows, as ") + a.state_name + " has,";
+      check_size(a.op, name, tensor, 0, a.state.sym_size(0), rows.c_str());
       check_size(a.op, name, tensor, 1, variables, "variables");
-      check_same_device(a.op, name, tensor, "state", a.state);
+      check_same_device(a.op, name, tensor, a.state_name, a.state);
     }
     check_dtype(a.op, "given", *a.given, type);
     check_dtype(a.op, "known", *a.known, at::kBool);
@@ -33,6 +35,15 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
               ": positions must satisfy 0 <= start <= stop <= D = ", variables, ", got start = ", a.start, ", stop = ",
               a.stop);
   TORCH_CHECK(a.temperature > 0, a.op, ": temperature must be positive, got ", a.temperature);
+}
+
+void check_truncation(const DrawArguments& a, const Head& head, const c10::SymInt& categories) {
+  const bool categorical = head.kind == HeadKind::categorical;
+  TORCH_CHECK(categorical || (a.top_k == 0 && a.top_p == 1), a.op,
+              ": top_k and top_p must be 0 and 1 but for a categorical head, got ", a.top_k, " and ", a.top_p);
+  TORCH_CHECK(a.top_k >= 0 && (!categorical || categories >= a.top_k), a.op,
+              ": top_k must be 0 for all categories, or 1 ... K = ", categories, ", got ", a.top_k);
+  TORCH_CHECK(a.top_p > 0 && a.top_p <= 1, a.op, ": top_p must lie in (0, 1], got ", a.top_p);
 }
 
 DrawTensors prepare_draws(const DrawArguments& a, const Head& head, int64_t variables) {
@@ -51,6 +62,9 @@ DrawTensors prepare_draws(const DrawArguments& a, const Head& head, int64_t vari
   t.draws.stop = a.stop;
   t.draws.seed = static_cast<uint64_t>(a.seed);
   t.draws.first_index = a.first_index;
+  t.draws.first_variable = a.first_position;
+  t.draws.top_k = a.top_k;
+  t.draws.top_p = a.top_p;
   t.draws.temperature = a.temperature;
   t.draws.given = pointer_or_null<void>(t.given);
   t.draws.known = pointer_or_null<uint8_t>(t.known);

@@ -7,6 +7,7 @@
 //   str head, int levels, Tensor? head_kinds
 //   int seed, first_index, start, stop, float temperature
 //
+// and perhaps int first_position, int top_k, float top_p;
 // and returns values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the state after them.
 #pragma once
 
@@ -26,6 +27,9 @@ struct DrawArguments {
   const OptionalTensor &order, &given, &known, &head_kinds;
   int64_t seed, first_index, start, stop;
   double temperature;
+  int64_t first_position = 0, top_k = 0;
+  double top_p = 1;
+  const char* state_name = "state";
 };
 
 template <typename Arguments>
@@ -36,6 +40,9 @@ DrawArguments draw_arguments(const Arguments& a) {
   return {Arguments::op, a.state, a.order, a.given, a.known, *head_kinds, a.seed, a.first_index, a.start, a.stop,
           a.temperature};
 }
+
+// Of an op whose draws may be truncated: `categories` is how many a variable has, if it has a categorical head.
+void check_truncation(const DrawArguments& a, const Head& head, const c10::SymInt& categories);
 
 // Structure only. `type` is the compute type; `weight` is what order is to be beside.
 void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::ScalarType type, const char* weight_name,

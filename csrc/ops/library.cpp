@@ -64,4 +64,12 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "fvsbn_sample(Tensor state, Tensor weight, Tensor? order, Tensor? offsets, Tensor? in_offsets, Tensor? given, "
       "Tensor? known, int variables, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, "
       "int stop, float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "rnn_sample(Tensor state, Tensor? cell_state, Tensor last, Tensor? finished, Tensor in_table, Tensor in_bias, "
+      "Tensor[] in_weights, Tensor[] in_biases, Tensor[] recurrent_weights, Tensor[] recurrent_biases, "
+      "Tensor out_weight, Tensor out_bias, Tensor? order, Tensor? given, Tensor? known, Tensor? limits, int variables, "
+      "str cell, str head, int levels, int seed, int first_index, int first_position, int start, int stop, "
+      "float temperature, int top_k, float top_p, int stop_token, str algorithm='auto')"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

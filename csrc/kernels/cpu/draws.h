@@ -79,7 +79,7 @@ inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, cons
           sample_high = Words{} + (sample >> 32);
           for (int i = 0; i < philox_lanes; ++i) {
             const int64_t here = k + v * philox_lanes + i;
-            variable[i] = static_cast<uint32_t>(draws.variable(position_at(here < count ? here : k)));
+            variable[i] = draws.counter(position_at(here < count ? here : k));
           }
         },
         [&](int v, const Uniforms& uniforms) {
@@ -107,7 +107,7 @@ AR_FAST_INLINE void store_below(const Uniforms& uniforms, double* out) {
 template <typename T>
 inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int64_t position, T* out) {
   const uint64_t first = draws.index(row);
-  const auto variable = static_cast<uint32_t>(draws.variable(position));
+  const uint32_t variable = draws.counter(position);
   Words ascending;
   for (int i = 0; i < philox_lanes; ++i) ascending[i] = i;
   for (int64_t r = 0; r < count; r += philox_turn) {
@@ -164,9 +164,9 @@ inline void add_bernoulli_log_prob(const Draws& draws, int64_t row, int64_t firs
 
 // --- one variable of any head
 
-// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole. weights: [count].
+// weights[k] = exp((l_k - the greatest l) / temperature)
 template <typename T>
-inline int64_t draw_category(const T* logits, int64_t count, double uniform, T temperature, T* weights) {
+inline void category_weights(const T* logits, int64_t count, T temperature, T* weights) {
   Vec<T> largest(logits[0]);
   for_lanes<T>(count, [&](int64_t k, int64_t n) {
     largest = at::vec::maximum(largest, Vec<T>::set(Vec<T>(logits[0]), load_lanes(logits + k, n), n));
@@ -178,6 +178,68 @@ inline int64_t draw_category(const T* logits, int64_t count, double uniform, T t
   for_lanes<T>(count, [&](int64_t k, int64_t n) {
     store_lanes<T>(((load_lanes(logits + k, n) - Vec<T>(maximum)) / Vec<T>(temperature)).exp(), weights + k, n);
   });
+}
+
+// Categories from the likeliest on, by a heap.
+template <typename T>
+class LikeliestFirst {
+ public:
+  // categories: [count] scratch. Those not yet taken lie before left(), those that are from the end backwards.
+  LikeliestFirst(const T* logits, int64_t count, int32_t* categories)
+      : logits_(logits), categories_(categories), count_(count), left_(count) {
+    for (int64_t k = 0; k < count; ++k) categories_[k] = static_cast<int32_t>(k);
+    for (int64_t k = count / 2 - 1; k >= 0; --k) sink(k);
+  }
+  // The i-th likeliest; ask in ascending order.
+  int32_t operator[](int64_t i) {
+    if (count_ - left_ <= i) {
+      const int32_t next = categories_[0];
+      categories_[0] = categories_[--left_];
+      sink(0);
+      categories_[left_] = next;
+    }
+    return categories_[count_ - 1 - i];
+  }
+
+ private:
+  bool before(int32_t a, int32_t b) const { return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b); }
+  void sink(int64_t k) {
+    const int32_t own = categories_[k];
+    for (int64_t child = 2 * k + 1; child < left_; k = child, child = 2 * k + 1) {
+      child += child + 1 < left_ && before(categories_[child + 1], categories_[child]);
+      if (!before(categories_[child], own)) break;
+      categories_[k] = categories_[child];
+      categories_[child] = own;
+    }
+  }
+
+  const T* logits_;
+  int32_t* categories_;
+  const int64_t count_;
+  int64_t left_;
+};
+
+// Sets the weights to 0 that top_k and top_p leave out (kernels/draws.h). categories: [count] scratch.
+template <typename T>
+inline void truncate_weights(const Draws& draws, const T* logits, int64_t count, T* weights, int32_t* categories) {
+  LikeliestFirst<T> likeliest(logits, count, categories);
+  const int64_t most = draws.top_k > 0 ? draws.top_k : count;
+  int64_t kept = most;
+  if (draws.top_p < 1) {
+    double total = 0, sum = 0;
+    for (int64_t i = 0; i < most; ++i) total += static_cast<double>(weights[draws.top_k > 0 ? likeliest[i] : i]);
+    for (kept = 0; kept < most && (kept == 0 || sum < draws.top_p * total); ++kept) {
+      sum += static_cast<double>(weights[likeliest[kept]]);
+    }
+  } else {
+    for (int64_t i = 0; i < most; ++i) likeliest[i];
+  }
+  for (int64_t i = 0; i < count - kept; ++i) weights[categories[i]] = T(0);
+}
+
+// The first k whose running sum of weights exceeds the share `uniform` of the whole.
+template <typename T>
+inline int64_t choose_category(const T* weights, int64_t count, double uniform) {
   double total = 0, sum = 0;
   for (int64_t k = 0; k < count; ++k) total += static_cast<double>(weights[k]);
   const double bound = uniform * total;
@@ -190,13 +252,13 @@ inline int64_t draw_category(const T* logits, int64_t count, double uniform, T t
   return last;  // rounding left the sum at the bound
 }
 
-// A draw from the parameters of a variable, of which there are `rows`; weights: [rows] scratch.
+// A draw from the parameters of a variable, of which there are `rows`; weights: scratch, as draw_value has it.
 template <typename T>
 inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t position, const T* parameters,
                    int64_t rows, T* weights) {
   const T temperature = static_cast<T>(draws.temperature);
   const auto noise = [&](uint32_t slot) {
-    return philox_uniform(draws.seed, draws.index(row), static_cast<uint32_t>(draws.variable(position)), slot);
+    return philox_uniform(draws.seed, draws.index(row), draws.counter(position), slot);
   };
   const double uniform = noise(0);
   if (head.kind == HeadKind::bernoulli) {
@@ -205,10 +267,15 @@ inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t po
     return uniform < static_cast<double>(probability[0]) ? T(1) : T(0);
   }
   if (head.kind == HeadKind::categorical) {
-    return static_cast<T>(draw_category(parameters, rows, uniform, temperature, weights));
+    category_weights(parameters, rows, temperature, weights);
+    if (draws.truncates()) {
+      truncate_weights(draws, parameters, rows, weights, reinterpret_cast<int32_t*>(weights + rows));
+    }
+    return static_cast<T>(choose_category(weights, rows, uniform));
   }
   const Mixture<T> mixture(head, parameters, rows);
-  const int64_t k = draw_category(mixture.logits, mixture.count, uniform, temperature, weights);
+  category_weights(mixture.logits, mixture.count, temperature, weights);
+  const int64_t k = choose_category(weights, mixture.count, uniform);
   const double mean = mixture.means[k], u1 = noise(1), t = temperature;
   const double raw = mixture.log_scales[k];
   const double scale = std::exp(raw < head_minimum_log_scale ? head_minimum_log_scale : raw);
@@ -224,7 +291,7 @@ inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t po
 }
 
 // The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn, whose
-// log p is written, 0 for a known one. weights: [rows] scratch.
+// log p is written, 0 for a known one. weights: [rows] scratch, [2 rows] where draws are truncated.
 template <typename T>
 inline T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters, int64_t rows, T* weights,
                     T& log_prob) {

@@ -161,6 +161,20 @@ void horizontal_sums(const T* vectors, int64_t count, T* sums) {
   for (; k < count; ++k) sums[k] = horizontal_sum(Vec<T>::loadu(vectors + k * width));
 }
 
+#if defined(CPU_CAPABILITY_AVX2)
+// horizontal_sum of each of four vectors, by transposition.
+AR_FAST_INLINE __m128 horizontal_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const auto four = [](__m256 v) __attribute__((always_inline)) {
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  };
+  const auto two = [](__m128 v, __m128 w) __attribute__((always_inline)) {
+    return _mm_add_ps(_mm_movelh_ps(v, w), _mm_movehl_ps(w, v));
+  };
+  const __m128 ab = two(four(a), four(b)), cd = two(four(c), four(d));
+  return _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xDD));
+}
+#endif
+
 // horizontal_sum of each of some vectors in registers.
 template <typename T, size_t N>
 AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
@@ -177,6 +191,15 @@ AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
     const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(one, one, 0x88), _mm512_shuffle_ps(one, one, 0xDD));
     const __m512i places = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 1, 8, 9, 4, 5, 12, 13);
     _mm256_storeu_ps(sums, _mm512_castps512_ps256(_mm512_permutexvar_ps(places, all)));
+    return;
+  }
+#endif
+#if defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, float>) {
+    unroll<N / 4>([&](auto i) {
+      _mm_storeu_ps(sums + 4 * i, horizontal_sums(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]));
+    });
+    unroll<N % 4>([&](auto i) { sums[N / 4 * 4 + i] = horizontal_sum(v[N / 4 * 4 + i]); });
     return;
   }
 #endif

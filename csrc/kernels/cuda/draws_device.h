@@ -9,7 +9,7 @@ namespace ar_fast::cuda {
 
 // The uniform number of a slot, of a row at a position; the lanes may ask for different ones.
 __device__ __forceinline__ double draw_uniform(const Draws& draws, int64_t row, int64_t position, uint32_t slot) {
-  return philox_uniform(draws.seed, draws.index(row), static_cast<uint32_t>(draws.variable(position)), slot);
+  return philox_uniform(draws.seed, draws.index(row), draws.counter(position), slot);
 }
 
 // What a draw takes from the random generator alone, so that it can be had before the parameters are: the uniform

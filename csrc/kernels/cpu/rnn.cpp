@@ -1,0 +1,332 @@
+// Sampling of recurrent models: a team of threads goes through the positions, each with its own units of every layer,
+// and waits after each layer, after the parameters, and after the draws.
+//
+// The weights are read as they lie. They are the traffic: each is read once a position from beyond the first cache, for
+// all rows of the batch. A product keeps the sums of a few units with a few rows in registers, 12 chains that hide the
+// latency of a multiply-add; lane j of a sum goes through the inputs j, j + lanes, ... in ascending order, and the lanes
+// are added at the end, in the same way for every blocking. So nothing is packed, and a call for one position costs
+// what a position of a long run does.
+#include "rnn_cpu.h"
+
+#include "draws.h"
+#include "scratch.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+constexpr int most_rows = 4;           // of the batch, in registers
+constexpr int64_t unit_block = 48;     // whose pre-activations are kept until the gates are applied
+constexpr int64_t unit_group = 12;     // whose weights stay in the first cache while several blocks of rows pass
+constexpr int64_t row_group = 64;      // whose states stay in the second cache while the weights pass
+
+// How many units go with so many rows.
+constexpr int units_with(int rows) { return rows == 1 ? 8 : 12 / rows; }
+
+// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit.
+template <int Rows, int Units, typename S, typename T>
+AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* sums) {
+  constexpr int64_t width = Vec<T>::size();
+  auto sum = vectors<Rows * Units>([](auto) { return zero<T>(); });
+  const auto add = [&](int64_t k, const auto& load_weight) __attribute__((always_inline)) {
+    if constexpr (Rows < Units) {
+      const auto value = vectors<Rows>([&](auto r) { return Vec<T>::loadu(x[r] + k); });
+      unroll<Units>([&](auto u) {
+        const Vec<T> w = load_weight(weight + u * hidden + k);
+        unroll<Rows>([&](auto r) { sum[r * Units + u] = at::vec::fmadd(value[r], w, sum[r * Units + u]); });
+      });
+    } else {
+      const auto w = vectors<Units>([&](auto u) { return load_weight(weight + u * hidden + k); });
+      unroll<Rows>([&](auto r) {
+        const Vec<T> value = Vec<T>::loadu(x[r] + k);
+        unroll<Units>([&](auto u) { sum[r * Units + u] = at::vec::fmadd(value, w[u], sum[r * Units + u]); });
+      });
+    }
+  };
+  int64_t k = 0;
+  for (; k + width <= hidden; k += width) add(k, [](const S* data) __attribute__((always_inline)) { return load(data); });
+  if (k < hidden) {
+    const int64_t rest = hidden - k;
+    add(k, [rest](const S* data) __attribute__((always_inline)) -> Vec<T> { return load_partial(data, rest); });
+  }
+  sum_across(sum, sums);
+}
+
+// out[r * out_stride + u] = bias[u] + the product of row u of a weight with x[r].
+template <typename S, typename T>
+class Product {
+ public:
+  Product(const S* weight, const T* bias, int64_t hidden, T* out, int64_t out_stride)
+      : weight_(weight), bias_(bias), hidden_(hidden), out_(out), out_stride_(out_stride) {}
+
+  void run(int64_t units, const T* const* x, int64_t rows) const {
+    const int64_t blocks = (rows + most_rows - 1) / most_rows;
+    const int64_t group = blocks > 1 ? unit_group : units;
+    for (int64_t u = 0; u < units; u += group) {
+      const int64_t end = u + group < units ? u + group : units;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = rows * b / blocks;
+        switch (rows * (b + 1) / blocks - first) {
+          case 1: block<1>(u, end, x, first); break;
+          case 2: block<2>(u, end, x, first); break;
+          case 3: block<3>(u, end, x, first); break;
+          default: block<4>(u, end, x, first);
+        }
+      }
+    }
+  }
+
+ private:
+  template <int Rows>
+  void block(int64_t u, int64_t end, const T* const* x, int64_t first) const {
+    constexpr int units = units_with(Rows);
+    for (; u + units <= end; u += units) write<Rows, units>(u, x, first);
+    for (; u < end; ++u) write<Rows, 1>(u, x, first);
+  }
+
+  template <int Rows, int Units>
+  AR_FAST_INLINE void write(int64_t u, const T* const* x, int64_t first) const {
+    T sums[Rows * Units];
+    dots<Rows, Units>(weight_ + u * hidden_, x + first, hidden_, sums);
+    for (int r = 0; r < Rows; ++r) {
+      for (int i = 0; i < Units; ++i) out_[(first + r) * out_stride_ + u + i] = bias_[u + i] + sums[r * Units + i];
+    }
+  }
+
+  const S* weight_;
+  const T* bias_;
+  const int64_t hidden_;
+  T* out_;
+  const int64_t out_stride_;
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+template <typename S, typename T>
+class RnnSampler {
+ public:
+  RnnSampler(const RnnSample& sample, const RnnTeam& team, Scratch& shared, Scratch& own)
+      : s_(sample), draws_(sample.draws), team_(team), hidden_(sample.hidden), gates_(sample.gates()),
+        padded_((sample.hidden + Vec<T>::size() - 1) / Vec<T>::size() * Vec<T>::size()),
+        group_(sample.draws.batch < row_group ? sample.draws.batch : row_group) {
+    states_[0] = shared.take<T>(sample.layers * draws_.batch * padded_);
+    states_[1] = shared.take<T>(sample.layers * draws_.batch * padded_);
+    parameters_ = shared.take<T>(draws_.batch * sample.parameters);
+    running_ = own.take<int64_t>(draws_.batch);
+    drawing_ = own.take<int64_t>(draws_.batch);
+    x_ = own.take<const T*>(draws_.batch);
+    from_state_ = own.take<T>(group_ * gates_ * unit_block);
+    from_input_ = own.take<T>(group_ * gates_ * unit_block);
+    weights_ = own.take<T>(2 * sample.parameters);
+  }
+
+  void run() {
+    begin();
+    int64_t p = draws_.start;
+    for (; p < draws_.stop && find_rows(p); ++p, now_ ^= 1) {
+      for (int64_t l = 0; l < s_.layers; ++l) {
+        layer(l, p);
+        wait();
+      }
+      if (drawing_count_ > 0) {
+        parameters();
+        wait();
+      }
+      draw(p);
+      wait();
+    }
+    // Rows that became finished have stored their states.
+    if (p == draws_.stop) find_rows(p);
+    const Range rows = share(running_count_, 1);
+    for (int64_t i = rows.begin; i < rows.end; ++i) store_state(running_[i], states_[now_]);
+  }
+
+ private:
+  void wait() const {
+    if (team_.parts > 1) team_.wait();
+  }
+
+  // This part's share of `count`, in units of `step`.
+  Range share(int64_t count, int64_t step) const {
+    const int64_t steps = (count + step - 1) / step;
+    const int64_t begin = steps * team_.part / team_.parts * step, end = steps * (team_.part + 1) / team_.parts * step;
+    return {begin, end < count ? end : count};
+  }
+
+  T* state(T* states, int64_t layer, int64_t row) const { return states + (layer * draws_.batch + row) * padded_; }
+
+  void begin() {
+    const Range rows = share(draws_.batch, 1);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      draws_.log_prob[row] = 0;
+      for (int64_t l = 0; l < s_.layers; ++l) {
+        T* const to = state(states_[0], l, row);
+        const T* const from = static_cast<const T*>(s_.state) + (l * draws_.batch + row) * hidden_;
+        for (int64_t j = 0; j < hidden_; ++j) to[j] = from[j];
+        for (int64_t j = hidden_; j < padded_; ++j) to[j] = state(states_[1], l, row)[j] = T(0);
+      }
+    }
+    wait();
+  }
+
+  void store_state(int64_t row, T* states) const {
+    for (int64_t l = 0; l < s_.layers; ++l) {
+      const T* const from = state(states, l, row);
+      T* const to = static_cast<T*>(s_.state) + (l * draws_.batch + row) * hidden_;
+      for (int64_t j = 0; j < hidden_; ++j) to[j] = from[j];
+    }
+  }
+
+  // The rows that are not finished, and those of them that draw at a position; false where there are none.
+  bool find_rows(int64_t p) {
+    running_count_ = drawing_count_ = 0;
+    for (int64_t row = 0; row < draws_.batch; ++row) {
+      if (s_.finished[row]) continue;
+      running_[running_count_++] = row;
+      if (p < draws_.stop && !draws_.is_known(row, p)) drawing_[drawing_count_++] = row;
+    }
+    return running_count_ > 0;
+  }
+
+  void layer(int64_t l, int64_t p) {
+    const RnnLayer& own = s_.layer[l];
+    const Range units = share(hidden_, 16);
+    const int64_t stride = gates_ * unit_block;
+    for (int64_t first = 0; first < running_count_; first += group_) {
+      const int64_t rows = running_count_ - first < group_ ? running_count_ - first : group_;
+      for (int64_t u = units.begin; u < units.end; u += unit_block) {
+        const int64_t count = units.end - u < unit_block ? units.end - u : unit_block;
+        products(own.recurrent_weight, own.recurrent_bias, states_[now_], l, u, count, first, rows, from_state_);
+        if (l > 0) products(own.in_weight, own.in_bias, states_[now_ ^ 1], l - 1, u, count, first, rows, from_input_);
+        for (int64_t i = 0; i < rows; ++i) {
+          const int64_t row = running_[first + i];
+          if (l == 0) input(row, p, u, count, from_input_ + i * stride);
+          apply_gates(l, row, u, count, from_input_ + i * stride, from_state_ + i * stride);
+        }
+      }
+    }
+  }
+
+  // out[i][gate][unit] of `rows` running rows from `first` on, by the states of a layer.
+  void products(const void* weight, const void* bias, T* states, int64_t of_layer, int64_t u, int64_t count,
+                int64_t first, int64_t rows, T* out) {
+    for (int64_t i = 0; i < rows; ++i) x_[i] = state(states, of_layer, running_[first + i]);
+    for (int64_t g = 0; g < gates_; ++g) {
+      const int64_t at = g * hidden_ + u;
+      Product<S, T>(static_cast<const S*>(weight) + at * hidden_, static_cast<const T*>(bias) + at, hidden_,
+                    out + g * unit_block, gates_ * unit_block)
+          .run(count, x_, rows);
+    }
+  }
+
+  // U x + c
+  void input(int64_t row, int64_t p, int64_t u, int64_t count, T* out) const {
+    const T* const bias = static_cast<const T*>(s_.in_bias) + row * s_.in_bias_stride;
+    const T value = static_cast<const T*>(s_.last)[row];
+    const bool none = s_.begins && p == draws_.start;
+    const int64_t entry = none || !s_.gathers ? 0 : static_cast<int64_t>(value);
+    const T* const table = static_cast<const T*>(s_.in_table) + entry * gates_ * hidden_;
+    const Vec<T> factor(none ? T(0) : s_.gathers ? T(1) : value);
+    for (int64_t g = 0; g < gates_; ++g) {
+      for_lanes<T>(count, [&](int64_t j, int64_t n) {
+        const int64_t at = g * hidden_ + u + j;
+        const Vec<T> c = load_lanes(bias + at, n);
+        (none ? c : at::vec::fmadd(factor, load_lanes(table + at, n), c)).store(out + g * unit_block + j);
+      });
+    }
+  }
+
+  // The next state of units u ... u + count - 1 of a row, from a and s by gate.
+  void apply_gates(int64_t l, int64_t row, int64_t u, int64_t count, const T* a, const T* s) const {
+    T* const next = state(states_[now_ ^ 1], l, row) + u;
+    const T* const before = state(states_[now_], l, row) + u;
+    const auto sum = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
+      return Vec<T>::loadu(a + g * unit_block + j) + Vec<T>::loadu(s + g * unit_block + j);
+    };
+    if (s_.cell == RnnCell::gru) {
+      for_lanes<T>(count, [&](int64_t j, int64_t n) {
+        const Vec<T> r = sigmoid<T>(sum(0, j)), z = sigmoid<T>(sum(1, j));
+        const Vec<T> state_part = Vec<T>::loadu(s + 2 * unit_block + j);
+        const Vec<T> fresh = tanh_of<T>(at::vec::fmadd(r, state_part, Vec<T>::loadu(a + 2 * unit_block + j)));
+        store_lanes<T>(at::vec::fmadd(z, load_lanes(before + j, n) - fresh, fresh), next + j, n);
+      });
+    } else if (s_.cell == RnnCell::lstm) {
+      T* const cell = static_cast<T*>(s_.cell_state) + (l * draws_.batch + row) * hidden_ + u;
+      for_lanes<T>(count, [&](int64_t j, int64_t n) {
+        const Vec<T> i = sigmoid<T>(sum(0, j)), f = sigmoid<T>(sum(1, j)), g = tanh_of<T>(sum(2, j));
+        const Vec<T> o = sigmoid<T>(sum(3, j)), kept = f * load_lanes(cell + j, n);
+        const Vec<T> now = at::vec::fmadd(i, g, kept);
+        store_lanes<T>(now, cell + j, n);
+        store_lanes<T>(o * tanh_of<T>(now), next + j, n);
+      });
+    } else if (s_.cell == RnnCell::rnn) {
+      for_lanes<T>(count, [&](int64_t j, int64_t n) { store_lanes<T>(tanh_of<T>(sum(0, j)), next + j, n); });
+    } else {
+      for_lanes<T>(count, [&](int64_t j, int64_t n) {
+        store_lanes<T>(at::vec::maximum(sum(0, j), zero<T>()), next + j, n);
+      });
+    }
+  }
+
+  // Of the drawing rows, in their order.
+  void parameters() {
+    const Range rows = share(s_.parameters, 4);
+    for (int64_t i = 0; i < drawing_count_; ++i) x_[i] = state(states_[now_ ^ 1], s_.layers - 1, drawing_[i]);
+    Product<S, T>(static_cast<const S*>(s_.out_weight) + rows.begin * hidden_,
+                  static_cast<const T*>(s_.out_bias) + rows.begin, hidden_, parameters_ + rows.begin, s_.parameters)
+        .run(rows.end - rows.begin, x_, drawing_count_);
+  }
+
+  void draw(int64_t p) {
+    const Range rows = share(running_count_, 1);
+    int64_t drawing = 0;
+    for (int64_t i = 0; i < rows.end; ++i) {
+      const int64_t row = running_[i];
+      const T* const own = parameters_ + drawing * s_.parameters;
+      drawing += drawing < drawing_count_ && drawing_[drawing] == row;
+      if (i < rows.begin) continue;
+      T log_prob;
+      const T value = draw_value(draws_, row, p, own, s_.parameters, weights_, log_prob);
+      draws_.log_prob[row] += static_cast<double>(log_prob);
+      draws_.values_of<T>(row)[p] = static_cast<T*>(s_.last)[row] = value;
+      if (s_.finishes(row, p, value)) {
+        s_.finished[row] = 1;
+        store_state(row, states_[now_ ^ 1]);
+      }
+    }
+  }
+
+  const RnnSample& s_;
+  const Draws& draws_;
+  const RnnTeam& team_;
+  const int64_t hidden_, gates_, padded_, group_;
+  T* states_[2];                   // [L, B, padded] each: before and after a position, in turns
+  int now_ = 0;                    // which is before
+  T* parameters_;                  // [drawing rows, K]
+  int64_t *running_, *drawing_;    // rows
+  int64_t running_count_ = 0, drawing_count_ = 0;
+  const T** x_;
+  T *from_state_, *from_input_;    // [row_group, G, unit_block]
+  T* weights_;
+};
+
+}  // namespace
+
+void rnn_layout(const RnnSample& sample, RnnLayout* layout) {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
+    Scratch shared(nullptr), own(nullptr);
+    const RnnTeam team{1, 0, nullptr};
+    const RnnSampler<S, T> sampler(sample, team, shared, own);
+    *layout = {shared.bytes_taken(), own.bytes_taken()};
+  });
+}
+
+void rnn_sample(const RnnSample& sample, const RnnTeam& team, void* shared_memory, void* own_memory) {
+  dispatch_storage(sample.storage, [&]<typename S, typename T>() {
+    Scratch shared(shared_memory), own(own_memory);
+    RnnSampler<S, T>(sample, team, shared, own).run();
+  });
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

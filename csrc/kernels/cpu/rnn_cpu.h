@@ -1,0 +1,25 @@
+// Sampling of recurrent models on the CPU: what kernels/cpu/rnn.cpp offers to the ops floor.
+#pragma once
+
+#include "../rnn.h"
+#include "dispatch.h"
+
+namespace ar_fast {
+
+// The threads that go through the positions together, each with its share of the hidden units.
+struct RnnTeam {
+  int64_t parts, part;
+  void (*wait)();                  // until all parts are here; not called where there is one
+};
+
+struct RnnLayout {
+  int64_t shared_bytes;            // of the team
+  int64_t own_bytes;               // of each part
+};
+
+AR_FAST_DECLARE_CPU_KERNEL(rnn_layout, const RnnSample&, RnnLayout* layout)
+
+// One part of a team. The scratch is aligned to 64.
+AR_FAST_DECLARE_CPU_KERNEL(rnn_sample, const RnnSample&, const RnnTeam& team, void* shared, void* own)
+
+}  // namespace ar_fast
