@@ -12,11 +12,11 @@ import torch
 import ar_fast
 from ar_fast.tasks._timing import interleave
 
-from . import fvsbn, made, masked_linear, nade
+from . import fvsbn, made, masked_linear, nade, rnn
 from .cases import OURS, Case, Contender
 from .settings import Settings
 
-SUITES = {"nade": nade, "masked_linear": masked_linear, "made": made, "fvsbn": fvsbn}
+SUITES = {"nade": nade, "masked_linear": masked_linear, "made": made, "fvsbn": fvsbn, "rnn": rnn}
 
 
 @dataclass

@@ -589,7 +589,8 @@ def rnn_sample(
         top_p: < 1 draws from the fewest of them whose probability at this temperature reaches top_p, the likeliest
             first and one at least.
         stop_token: a row that draws this category is finished; -1 is none.
-        algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
+        algorithm: "auto"; on CUDA also "block", whose blocks of threads have rows of their own, or "grid", whose blocks
+            share out the units; see ``ar_fast.explain``.
 
     Returns:
         values, log_prob, state, cell_state, last and finished, an :class:`RnnSample`. A row that is finished keeps its

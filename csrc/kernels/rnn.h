@@ -12,12 +12,12 @@
 //   rnn        next state tanh(a + s); rnn_relu: max(a + s, 0)
 //   parameters = V h + out_bias, h of the last layer
 //
-// Gates lie as r, z, n and i, f, g, o. A row that is finished keeps all that it has and gets `stop_token` (0 where there
-// is none) as values; it becomes so by drawing stop_token, or where it has `limits` positions. The parameters are needed
-// only where a row draws: neither finished nor known.
+// Gates lie as r, z, n and i, f, g, o. A row that is finished keeps all that it has, and its values stay as they are
+// when a kernel begins; it becomes so by drawing stop_token, or where it has `limits` positions. The parameters are
+// needed only where a row draws: neither finished nor known.
 //
-// Every product is summed over the units in ascending order, whatever the batch, the threads, and where a call is cut: a
-// row's values, state and log p are the same bits in any of them.
+// Every product is summed in an order that H alone fixes, whatever the batch, the threads, and where a call is cut: a
+// row's values and state are the same bits in any of them.
 //
 // Sources: Elman, "Finding structure in time", Cognitive Science 1990; Hochreiter and Schmidhuber, "Long short-term
 // memory", Neural Computation 1997; Cho et al., EMNLP 2014, with the gates of cuDNN and torch.nn.

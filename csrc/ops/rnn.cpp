@@ -71,7 +71,7 @@ RnnCell parse_cell(std::string_view name) {
 
 Head check_rnn_sample(const RnnSampleArguments& a) {
   const char* op = rnn_name;
-  check_algorithm(op, a.algorithm, {"auto", "steps"});
+  check_algorithm(op, a.algorithm, {"auto", "block", "grid"});
   const RnnCell cell = parse_cell(a.cell);
   const Head head = parse_head(op, a.head, a.levels);
   const size_t layers = a.recurrent_weights.size();

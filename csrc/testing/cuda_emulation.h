@@ -56,6 +56,8 @@ struct LaunchShape {
 
 // The device that launchers see; ar_fast_emulation_set_device sets it.
 inline int capability = 9, multiprocessors = 132;
+// Of a block at most: sm_75, sm_80, sm_90.
+inline int shared_bytes() { return (capability >= 9 ? 227 : capability == 8 ? 163 : 64) * 1024; }
 
 cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thread);
 const char* error_message(cudaError_t error);

@@ -317,7 +317,7 @@ BAD = {
     r"top_p must lie in \(0, 1\], got nan": {"top_p": float("nan")},
     "stop_token must be -1 for none, or a category of a categorical head, got 5": {"stop_token": 5},
     "head must be": {"head": "per_variable"},
-    "algorithm must be one of auto, steps, got 'fast'": {"algorithm": "fast"},
+    "algorithm must be one of auto, block, grid, got 'fast'": {"algorithm": "fast"},
 }
 
 

@@ -80,6 +80,121 @@ __device__ __forceinline__ int draw_category(const T* logits, int count, double 
   return last;  // rounding left the sum at the bound
 }
 
+// Which categories top_k and top_p keep (kernels/draws.h): those whose logit is above a bound, and of those at the
+// bound the first `ties`. Logits are compared by bits that ascend with them.
+template <typename T>
+class KeptCategories {
+ public:
+  // Bisects the bits of the bound: as many passes over the logits as a number has bits, twice with both rules.
+  __device__ KeptCategories(const Draws& draws, const T* logits, int count, T largest)
+      : logits_(logits), count_(count), largest_(largest), temperature_(static_cast<T>(draws.temperature)) {
+    if (draws.top_k > 0) {
+      bound_ = greatest_bound(0, [&](Bits bound) { return number_from(bound) >= static_cast<int>(draws.top_k); });
+      ties_ = static_cast<int>(draws.top_k) - (number_from(bound_) - number_at(bound_));
+    }
+    if (draws.top_p == 1) return;
+    const double least = draws.top_p * (weight_above(bound_) + ties_ * weight_at(bound_));
+    if (weight_above(bound_) >= least && number_from(bound_) > number_at(bound_)) {
+      bound_ = greatest_bound(bound_ + 1, [&](Bits bound) { return weight_above(bound - 1) >= least; });
+      ties_ = number_at(bound_);
+    }
+    // Of equal logits no more than it takes, and one at least where there is nothing above.
+    const double above = weight_above(bound_), each = weight_at(bound_);
+    int ties = number_from(bound_) == number_at(bound_) ? 1 : 0;
+    while (ties < ties_ && above + ties * each < least) ++ties;
+    ties_ = ties;
+  }
+
+  // The weight of category first + lane, or 0; `ties` counts those at the bound before `first`, and is carried on.
+  __device__ __forceinline__ double weight(int first, int& ties) const {
+    const int k = first + lane_id();
+    const Bits bits = k < count_ ? bits_of(logits_[k]) : 0;
+    const bool tie = k < count_ && bits == bound_;
+    const uint32_t tied = __ballot_sync(kFullMask, tie);
+    const int before = ties + __popc(tied & ((1u << lane_id()) - 1));
+    ties += __popc(tied);
+    return k < count_ && (bits > bound_ || (tie && before < ties_)) ? weight_of(k) : 0.0;
+  }
+
+ private:
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+
+  // Ascends with the number; -0 is 0.
+  __device__ __forceinline__ static Bits bits_of(T value) {
+    const T plain = value + T(0);
+    Bits bits;
+    memcpy(&bits, &plain, sizeof(bits));
+    constexpr Bits sign = Bits{1} << (8 * sizeof(Bits) - 1);
+    return bits & sign ? ~bits : bits | sign;
+  }
+  __device__ __forceinline__ double weight_of(int k) const {
+    return static_cast<double>(exp((logits_[k] - largest_) / temperature_));
+  }
+
+  // The greatest bound from `least` on for which `holds`, which it does for `least`, and for no bound above one that it
+  // does not hold for.
+  template <typename Holds>
+  __device__ __forceinline__ static Bits greatest_bound(Bits least, const Holds& holds) {
+    Bits bound = 0;
+    for (int bit = 8 * static_cast<int>(sizeof(Bits)) - 1; bit >= 0; --bit) {
+      const Bits next = bound | Bits{1} << bit;
+      if (next <= least || holds(next)) bound = next;
+    }
+    return bound;
+  }
+
+  __device__ __forceinline__ int number_from(Bits bound) const {
+    int number = 0;
+    for (int k = lane_id(); k < count_; k += kWarpSize) number += bits_of(logits_[k]) >= bound ? 1 : 0;
+    return warp_sum(number);
+  }
+  __device__ __forceinline__ int number_at(Bits bound) const {
+    int number = 0;
+    for (int k = lane_id(); k < count_; k += kWarpSize) number += bits_of(logits_[k]) == bound ? 1 : 0;
+    return warp_sum(number);
+  }
+  __device__ __forceinline__ double weight_above(Bits bound) const {
+    double weight = 0;
+    for (int k = lane_id(); k < count_; k += kWarpSize) weight += bits_of(logits_[k]) > bound ? weight_of(k) : 0.0;
+    return warp_sum(weight);
+  }
+  // Of one of those at the bound.
+  __device__ __forceinline__ double weight_at(Bits bound) const {
+    double weight = 0;
+    for (int k = lane_id(); k < count_; k += kWarpSize) weight = bits_of(logits_[k]) == bound ? weight_of(k) : weight;
+    return warp_max(weight);
+  }
+
+  const T* const logits_;
+  const int count_;
+  const T largest_, temperature_;
+  Bits bound_ = 0;
+  int ties_ = 0;
+};
+
+// draw_category of the categories that are kept.
+template <typename T>
+__device__ int draw_kept_category(const Draws& draws, const T* logits, int count, double uniform) {
+  T largest = logits[0];
+  for (int k = lane_id(); k < count; k += kWarpSize) largest = logits[k] > largest ? logits[k] : largest;
+  const KeptCategories<T> kept(draws, logits, count, warp_max(largest));
+  double total = 0, below = 0;
+  int ties = 0;
+  for (int first = 0; first < count; first += kWarpSize) total += kept.weight(first, ties);
+  const double bound = uniform * warp_sum(total);
+  int last = 0;
+  ties = 0;
+  for (int first = 0; first < count; first += kWarpSize) {
+    const double own = kept.weight(first, ties), sum = below + warp_running_sum(own);
+    const uint32_t exceeding = __ballot_sync(kFullMask, first + lane_id() < count && sum > bound);
+    if (exceeding != 0) return first + __ffs(static_cast<int>(exceeding)) - 1;
+    const uint32_t positive = __ballot_sync(kFullMask, own > 0);
+    if (positive != 0) last = first + kWarpSize - 1 - __clz(static_cast<int>(positive));
+    below = __shfl_sync(kFullMask, sum, kWarpSize - 1);
+  }
+  return last;  // rounding left the sum at the bound
+}
+
 // A draw from the parameters of a variable.
 template <typename T>
 __device__ __forceinline__ T draw_from(const Head& head, const T* parameters, int rows, const DrawNoise& noise,
@@ -100,11 +215,17 @@ __device__ __forceinline__ T draw_from(const Head& head, const T* parameters, in
   return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
 }
 
-// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn.
-template <typename T>
+// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn. With
+// `truncates`, a sampler obeys top_k and top_p; else it must be given none.
+template <bool truncates = false, typename T>
 __device__ __forceinline__ T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters,
                                         int rows, const DrawNoise& noise) {
   const T* const known = draws.known_value<T>(row, position);
+  if constexpr (truncates) {
+    if (known == nullptr && draws.truncates()) {
+      return static_cast<T>(draw_kept_category(draws, parameters, rows, noise.uniform));
+    }
+  }
   return known != nullptr ? *known
                           : draw_from(draws.head_at(position), parameters, rows, noise,
                                       static_cast<T>(draws.temperature));

@@ -105,22 +105,7 @@ inline NadeArguments<S> rows_from(NadeArguments<S> arguments, int64_t first, int
   return arguments;
 }
 
-// Units u ... u + N - 1 of a weight row as stored, N = the elements of 128 bits; zero past the last hidden unit.
-template <typename S>
-__device__ __forceinline__ Vector<S> load_stored(const S* row, int u, int hidden, bool aligned) {
-  Vector<S> loaded{};
-  if (aligned) {
-    if (u < hidden) loaded = load_vector(row + u);
-  } else {
-#pragma unroll
-    for (int i = 0; i < Vector<S>::size; ++i) {
-      if (u + i < hidden) loaded.values[i] = row[u + i];
-    }
-  }
-  return loaded;
-}
-
-// The same in the compute type.
+// load_stored in the compute type.
 template <typename S>
 __device__ __forceinline__ void load_units(const S* row, int u, int hidden, bool aligned,
                                            Compute<S> (&units)[Vector<S>::size]) {

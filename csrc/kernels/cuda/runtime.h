@@ -64,18 +64,21 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
 struct Device {
   int capability;  // the major version: 7 for sm_75, 8 for sm_80, 9 for sm_90
   int multiprocessors;
+  int shared_bytes;  // that a block can have at most
 };
 
 // The current device, without synchronising.
 inline cudaError_t current_device(Device& device) {
 #if defined(AR_FAST_EMULATE_CUDA)
-  device = {emulation::capability, emulation::multiprocessors};
+  device = {emulation::capability, emulation::multiprocessors, emulation::shared_bytes()};
   return cudaSuccess;
 #else
   int index = 0;
   cudaError_t error = cudaGetDevice(&index);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&device.capability, cudaDevAttrComputeCapabilityMajor, index);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   if (error != cudaSuccess) return error;
   return cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index);
 #endif
@@ -186,6 +189,21 @@ __device__ __forceinline__ Vector<T> load_vector(const T* address) {
   memcpy(&result, &bits, 16);
 #endif
   return result;
+}
+
+// Units u ... u + N - 1 of a weight row as stored, N = the elements of 128 bits; zero past the last hidden unit.
+template <typename S>
+__device__ __forceinline__ Vector<S> load_stored(const S* row, int u, int hidden, bool aligned) {
+  Vector<S> loaded{};
+  if (aligned) {
+    if (u < hidden) loaded = load_vector(row + u);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Vector<S>::size; ++i) {
+      if (u + i < hidden) loaded.values[i] = row[u + i];
+    }
+  }
+  return loaded;
 }
 
 template <typename T>
@@ -343,6 +361,18 @@ __device__ __forceinline__ void store_release(int* address, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 #else
   *address = value;
+#endif
+}
+
+// Adds, so that who reads the sum with load_acquire sees what this thread had written before, and what the threads had
+// that it has met at a barrier.
+__device__ __forceinline__ void add_release(int* address, int value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  atomicAdd(address, value);
+#elif defined(__CUDA_ARCH__)
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+#else
+  *address += value;
 #endif
 }
 

@@ -42,6 +42,7 @@ int64_t team_parts(const RnnSample& sample) {
 
 RnnSampleResult rnn_sample_cpu(const RnnSampleArguments& a) {
   const RnnTensors t = prepare_rnn_sample(a);
+  TORCH_CHECK(a.algorithm == "auto", rnn_name, ": algorithm must be auto on the CPU, got '", a.algorithm, "'");
   const RnnSample& sample = t.sample;
   check_order_values(rnn_name, sample.draws);
   if (sample.gathers) {

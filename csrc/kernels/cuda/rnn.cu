@@ -1,0 +1,514 @@
+// Sampling of recurrent models: one persistent kernel for all positions of a call. Where a block's shared memory holds
+// all weights, rows are shared out among blocks that never wait for each other; else the blocks of a cooperative grid
+// share out the units, each with its rows of the weights in shared memory, and wait twice a position: unit blocks for
+// the values, draw blocks for the states. Weights that do not fit are read from the L2 cache.
+//
+// Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
+// product of a state with the recurrent weights, most of the arithmetic, needs no value, so unit blocks compute it while
+// the draw blocks draw. A warp computes 4 weight rows x 4 rows of the batch, its lanes along the units: 16 sums a lane,
+// 128 bits a load.
+//
+// Waiting: a block arrives by adding 1 to a counter after a barrier of its threads, with release; a block waits by
+// reading it with acquire before a barrier. Counters only grow: stage n is complete when n times the blocks have
+// arrived, and no block arrives at a stage before it has seen the stage before complete. States are in two buffers by
+// turns: who writes position p + 1 into the buffer of p - 1 has waited for the values of p, whose blocks have read
+// p - 1, and for the states of p, whose blocks have too. What other blocks write is never read through the read-only
+// cache.
+#include "rnn_cuda.h"
+
+#include <algorithm>
+
+#include "draws_device.h"
+
+namespace ar_fast::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kWeightRows = 4;     // of a warp's product
+constexpr int kBatchRows = 4;
+constexpr int kChunkUnits = 32;    // whose sums are kept until the gates are applied
+constexpr int kChunkRows = 16;     // and of as many rows of the batch; and as many are drawn at once, a warp each
+constexpr int kLeft = 1 << 30;     // arrived at the states: the unit blocks have left, since every row is finished
+constexpr int64_t kMostParameterBytes = 32 * 1024;
+static_assert(kChunkRows <= kWarps);
+
+// What a launch needs besides the sample.
+template <typename T>
+struct RnnPlan {
+  int rows, unit_blocks, units, draw_blocks, padded;
+  bool out_weight_on_chip;
+  T* states;
+  T* parameters;                   // null = in shared memory
+  int* arrived;
+};
+
+template <typename S>
+struct RnnShared {
+  Compute<S>* sums;                // [2, kChunkRows, units of a chunk, G]: from the state and from the input
+  Compute<S>* parameters;          // [kChunkRows, K]
+  S* weights;                      // [2 L - 1, units, G, padded]: recurrent, then input weights
+  S* out_weight;                   // [K, padded]
+};
+
+template <typename S, bool on_chip>
+class RnnBlock {
+ public:
+  using T = Compute<S>;
+
+  __device__ RnnBlock(const RnnSample& sample, const RnnPlan<T>& plan, const RnnShared<S>& shared)
+      : s_(sample), draws_(sample.draws), plan_(plan), shared_(shared),
+        thread_(static_cast<int>(threadIdx.x)), warp_(thread_ / kWarpSize),
+        hidden_(static_cast<int>(sample.hidden)), gates_(static_cast<int>(sample.gates())),
+        layers_(static_cast<int>(sample.layers)), parameters_(static_cast<int>(sample.parameters)) {
+    const int per_team = plan.unit_blocks + plan.draw_blocks, team = static_cast<int>(blockIdx.x) / per_team;
+    const int index = static_cast<int>(blockIdx.x) % per_team, batch = static_cast<int>(draws_.batch);
+    alone_ = per_team == 1;
+    first_row_ = team * plan.rows;
+    rows_ = min(plan.rows, batch - first_row_);
+    values_arrived_ = plan.arrived + 2 * team;
+    states_arrived_ = values_arrived_ + 1;
+    if (index < plan.unit_blocks) {
+      first_unit_ = index * plan.units;
+      units_ = min(plan.units, hidden_ - first_unit_);
+    }
+    if (alone_) {
+      draw_begin_ = 0;
+      draw_end_ = rows_;
+    } else if (index >= plan.unit_blocks) {
+      const int own = (rows_ + plan.draw_blocks - 1) / plan.draw_blocks, block = index - plan.unit_blocks;
+      draw_begin_ = min(rows_, block * own);
+      draw_end_ = min(rows_, draw_begin_ + own);
+    }
+    has_units_ = index < plan.unit_blocks;
+    has_rows_ = alone_ || index >= plan.unit_blocks;
+  }
+
+  __device__ void run() {
+    load_weights();
+    const int count = static_cast<int>(draws_.stop - draws_.start);
+    for (int step = 0; step < count; ++step) {
+      if (has_units_) {
+        for (int layer = 0; layer < layers_; ++layer) {
+          if (!units(step, layer)) return leave(step);
+        }
+      }
+      if (has_rows_ && !draw(step)) return;
+    }
+  }
+
+ private:
+  // --- waiting
+
+  __device__ __forceinline__ void arrive(int* counter) const {
+    __syncthreads();
+    if (!alone_ && thread_ == 0) add_release(counter, 1);
+  }
+
+  // Until `stages` layers have been computed since the start, by all unit blocks; false where they have left.
+  __device__ __forceinline__ bool wait_for_states(int stages) const {
+    if (alone_) return true;
+    int arrived = 0;
+    if (thread_ == 0) {
+      while ((arrived = load_acquire(states_arrived_)) < stages * plan_.unit_blocks) {
+      }
+    }
+    return __syncthreads_or(arrived >= kLeft) == 0;
+  }
+
+  // Until the values before this step are there; false where every row of the team is finished. Of unit blocks only:
+  // no row finishes at this step before all of them have looked.
+  __device__ __forceinline__ bool wait_for_values(int step) const {
+    if (!alone_) {
+      if (thread_ == 0) {
+        while (load_acquire(values_arrived_) < step * plan_.draw_blocks) {
+        }
+      }
+      __syncthreads();
+    }
+    bool running = false;
+    for (int row = thread_; row < rows_; row += kThreads) running = running || s_.finished[first_row_ + row] == 0;
+    return __syncthreads_or(running) != 0;
+  }
+
+  // --- products
+
+  __device__ __forceinline__ T* state(int buffer, int layer, int row) const {
+    return plan_.states + ((static_cast<int64_t>(buffer) * layers_ + layer) * draws_.batch + first_row_ + row) *
+                              plan_.padded;
+  }
+
+  __device__ void load_rows(const void* from, int first, int count, int gates, S* to) const {
+    const S* const weight = static_cast<const S*>(from);
+    const int64_t elements = static_cast<int64_t>(count) * gates * plan_.padded;
+    for (int64_t i = thread_; i < elements; i += kThreads) {
+      const int k = static_cast<int>(i % plan_.padded), row = static_cast<int>(i / plan_.padded);
+      const int64_t source = static_cast<int64_t>(row % gates) * hidden_ + first + row / gates;
+      to[i] = k < hidden_ ? weight[source * hidden_ + k] : S{};
+    }
+  }
+
+  __device__ void load_weights() const {
+    if constexpr (on_chip) {
+      const int64_t size = static_cast<int64_t>(plan_.units) * gates_ * plan_.padded;
+      for (int layer = 0; has_units_ && layer < layers_; ++layer) {
+        load_rows(s_.layer[layer].recurrent_weight, first_unit_, units_, gates_, shared_.weights + layer * size);
+        if (layer == 0) continue;
+        load_rows(s_.layer[layer].in_weight, first_unit_, units_, gates_,
+                  shared_.weights + (layers_ + layer - 1) * size);
+      }
+    }
+    if (plan_.out_weight_on_chip && has_rows_) load_rows(s_.out_weight, 0, parameters_, 1, shared_.out_weight);
+    __syncthreads();
+  }
+
+  // sums[r * kWeightRows + w] of a warp: in lane 4 i those of number i, and of number 8 + i.
+  template <bool in_shared>
+  __device__ __forceinline__ void dots(const S* const (&weights)[kWeightRows], const T* const (&x)[kBatchRows],
+                                       bool aligned, T (&result)[2]) const {
+    constexpr int size = Vector<S>::size, lanes = Vector<T>::size;
+    T sums[2][8] = {};
+#pragma unroll 2
+    for (int k = lane_id() * size; k < hidden_; k += kWarpSize * size) {
+      Vector<S> w[kWeightRows];
+#pragma unroll
+      for (int i = 0; i < kWeightRows; ++i) {
+        if constexpr (in_shared) {
+          w[i] = load_shared_vector(weights[i] + k);
+        } else {
+          w[i] = load_stored(weights[i], k, hidden_, aligned);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kBatchRows; ++r) {
+#pragma unroll
+        for (int v = 0; v < size / lanes; ++v) {
+          const Vector<T> value = load_shared_vector(x[r] + k + v * lanes);
+#pragma unroll
+          for (int j = 0; j < lanes; ++j) {
+#pragma unroll
+            for (int i = 0; i < kWeightRows; ++i) {
+              T& sum = sums[r / 2][r % 2 * kWeightRows + i];
+              sum = fma(value.values[j], to_compute(w[i].values[v * lanes + j]), sum);
+            }
+          }
+        }
+      }
+    }
+    result[0] = warp_sum_8(sums[0]);
+    result[1] = warp_sum_8(sums[1]);
+  }
+
+  // out[r * stride + w] = weight row w times x of row r, for `count` weight rows and `rows` rows: weight_at(w), x_at(r).
+  template <bool in_shared, typename WeightAt, typename XAt>
+  __device__ __forceinline__ void products(int count, int rows, bool aligned, const WeightAt& weight_at,
+                                           const XAt& x_at, T* out, int stride) const {
+    const int across = (count + kWeightRows - 1) / kWeightRows;
+    const int tasks = across * ((rows + kBatchRows - 1) / kBatchRows);
+    for (int task = warp_; task < tasks; task += kWarps) {
+      const int first_weight = task % across * kWeightRows, first_row = task / across * kBatchRows;
+      const S* weights[kWeightRows];
+      const T* x[kBatchRows];
+#pragma unroll
+      for (int i = 0; i < kWeightRows; ++i) weights[i] = weight_at(min(first_weight + i, count - 1));
+#pragma unroll
+      for (int i = 0; i < kBatchRows; ++i) x[i] = x_at(min(first_row + i, rows - 1));
+      T result[2];
+      dots<in_shared>(weights, x, aligned, result);
+      if (lane_id() % 4 == 0) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int number = 8 * half + lane_id() / 4;
+          const int w = first_weight + number % kWeightRows, r = first_row + number / kWeightRows;
+          if (w < count && r < rows) out[r * stride + w] = result[half];
+        }
+      }
+    }
+  }
+
+  // --- units
+
+  // The sums of units [unit, unit + count) of this block with `rows` rows from `row` on. `number` is that of the weight
+  // in shared_.weights.
+  __device__ void unit_products(const void* weight, int number, int unit, int count, int buffer, int of_layer, int row,
+                                int rows, T* sums) const {
+    const auto x_at = [&](int r) { return state(buffer, of_layer, row + r); };
+    if constexpr (on_chip) {
+      const int64_t first = (static_cast<int64_t>(number) * plan_.units + unit) * gates_ * plan_.padded;
+      const S* const own = shared_.weights + first;
+      const auto weight_at = [&](int w) { return own + static_cast<int64_t>(w) * plan_.padded; };
+      products<true>(count * gates_, rows, true, weight_at, x_at, sums, count * gates_);
+    } else {
+      const S* const all = static_cast<const S*>(weight);
+      const auto weight_at = [&](int w) {
+        return all + (static_cast<int64_t>(w % gates_) * hidden_ + first_unit_ + unit + w / gates_) * hidden_;
+      };
+      products<false>(count * gates_, rows, vectors_fit_here(all), weight_at, x_at, sums, count * gates_);
+    }
+  }
+
+  __device__ __forceinline__ bool vectors_fit_here(const S* base) const { return vectors_fit(base, hidden_); }
+
+  // This block's units of a layer. False where every row is finished.
+  __device__ bool units(int step, int layer) {
+    const RnnLayer& own = s_.layer[layer];
+    wait_for_states(step * layers_ + layer);
+    bool first = layer == 0;
+    const int now = step % 2;
+    for (int row = 0; row < rows_; row += kChunkRows) {
+      const int rows = min(kChunkRows, rows_ - row);
+      for (int unit = 0; unit < units_; unit += kChunkUnits) {
+        const int count = min(kChunkUnits, units_ - unit);
+        T* const from_state = shared_.sums;
+        T* const from_input = shared_.sums + kChunkRows * count * gates_;
+        unit_products(own.recurrent_weight, layer, unit, count, now, layer, row, rows, from_state);
+        if (layer > 0) {
+          unit_products(own.in_weight, layers_ + layer - 1, unit, count, 1 - now, layer - 1, row, rows, from_input);
+        }
+        if (first && !wait_for_values(step)) return false;
+        first = false;
+        __syncthreads();
+        for (int i = thread_; i < rows * count; i += kThreads) {
+          gates(step, layer, row + i / count, unit + i % count, from_state + i * gates_, from_input + i * gates_);
+        }
+        __syncthreads();
+      }
+    }
+    arrive(states_arrived_);
+    return true;
+  }
+
+  // The next state of a unit of this block, in a row of the team.
+  __device__ void gates(int step, int layer, int row, int unit, const T* from_state, const T* from_input) const {
+    const int now = step % 2, u = first_unit_ + unit, batch_row = first_row_ + row;
+    const T before = state(now, layer, row)[u];
+    T* const next = state(1 - now, layer, row) + u;
+    if (s_.finished[batch_row] != 0) {
+      *next = before;
+      return;
+    }
+    T a[4], s[4];
+    const bool none = s_.begins && step == 0;
+    const T value = static_cast<const T*>(s_.last)[batch_row];
+    // Of what is no category: a state that is no number, and nothing read outside.
+    const bool outside = s_.gathers && !none && !(value >= T(0) && value < static_cast<T>(parameters_));
+    const int64_t entry = none || outside || !s_.gathers ? 0 : static_cast<int64_t>(value);
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      if (g >= gates_) break;
+      const int64_t at = static_cast<int64_t>(g) * hidden_ + u;
+      s[g] = static_cast<const T*>(s_.layer[layer].recurrent_bias)[at] + from_state[g];
+      if (layer > 0) {
+        a[g] = static_cast<const T*>(s_.layer[layer].in_bias)[at] + from_input[g];
+      } else {
+        const T c = static_cast<const T*>(s_.in_bias)[batch_row * s_.in_bias_stride + at];
+        const T table =
+            outside ? not_a_number<T> : static_cast<const T*>(s_.in_table)[entry * gates_ * hidden_ + at];
+        a[g] = none ? c : fma(s_.gathers ? T(1) : value, table, c);
+      }
+    }
+    if (s_.cell == RnnCell::gru) {
+      const T r = sigmoid(a[0] + s[0]), z = sigmoid(a[1] + s[1]), n = tanh_of(fma(r, s[2], a[2]));
+      *next = fma(z, before - n, n);
+    } else if (s_.cell == RnnCell::lstm) {
+      T* const cell = static_cast<T*>(s_.cell_state) + (layer * draws_.batch + batch_row) * hidden_ + u;
+      const T i = sigmoid(a[0] + s[0]), f = sigmoid(a[1] + s[1]), g = tanh_of(a[2] + s[2]);
+      const T o = sigmoid(a[3] + s[3]), kept = fma(i, g, f * *cell);
+      *cell = kept;
+      *next = o * tanh_of(kept);
+    } else {
+      const T sum = a[0] + s[0];
+      *next = s_.cell == RnnCell::rnn ? tanh_of(sum) : sum < T(0) ? T(0) : sum;
+    }
+  }
+
+  // Every row is finished before this step: both buffers get what they have.
+  __device__ void leave(int step) const {
+    for (int layer = 0; layer < layers_; ++layer) {
+      for (int i = thread_; i < rows_ * units_; i += kThreads) {
+        const int row = i / units_, u = first_unit_ + i % units_;
+        state(1 - step % 2, layer, row)[u] = state(step % 2, layer, row)[u];
+      }
+    }
+    if (!alone_ && first_unit_ == 0 && thread_ == 0) add_release(states_arrived_, kLeft);
+  }
+
+  // --- rows
+
+  __device__ __forceinline__ bool draws_here(int row, int64_t p) const {
+    return s_.finished[row] == 0 && !draws_.is_known(row, p);
+  }
+
+  // Values of this block's rows at a step; false where the unit blocks have left.
+  __device__ bool draw(int step) {
+    const int64_t p = draws_.start + step;
+    if (!wait_for_states((step + 1) * layers_)) return false;
+    for (int first = draw_begin_; first < draw_end_; first += kChunkRows) {
+      const int rows = min(kChunkRows, draw_end_ - first);
+      T* const parameters = plan_.parameters == nullptr
+                                ? shared_.parameters
+                                : plan_.parameters + static_cast<int64_t>(first_row_ + first) * parameters_;
+      bool any = false;
+      for (int r = 0; r < rows; ++r) any = any || draws_here(first_row_ + first + r, p);
+      if (any) {
+        const auto x_at = [&](int r) { return state(1 - step % 2, layers_ - 1, first + r); };
+        if (plan_.out_weight_on_chip) {
+          const auto weight_at = [&](int w) { return shared_.out_weight + static_cast<int64_t>(w) * plan_.padded; };
+          products<true>(parameters_, rows, true, weight_at, x_at, parameters, parameters_);
+        } else {
+          const S* const all = static_cast<const S*>(s_.out_weight);
+          const auto weight_at = [&](int w) { return all + static_cast<int64_t>(w) * hidden_; };
+          products<false>(parameters_, rows, vectors_fit_here(all), weight_at, x_at, parameters, parameters_);
+        }
+      }
+      __syncthreads();
+      if (warp_ < rows) draw_row(first_row_ + first + warp_, p, parameters + static_cast<int64_t>(warp_) * parameters_);
+      __syncthreads();
+    }
+    arrive(values_arrived_);
+    return true;
+  }
+
+  // By one warp. parameters: without out_bias.
+  __device__ void draw_row(int row, int64_t p, T* parameters) const {
+    if (s_.finished[row] != 0) return;
+    T value;
+    double log_prob = 0;
+    if (const T* const known = draws_.known_value<T>(row, p)) {
+      value = *known;
+    } else {
+      const T* const bias = static_cast<const T*>(s_.out_bias);
+      for (int k = lane_id(); k < parameters_; k += kWarpSize) parameters[k] += bias[k];
+      __syncwarp();
+      value = draw_value<true>(draws_, row, p, parameters, parameters_, draw_noise(draws_, row, p));
+      log_prob = drawn_log_prob(draws_, p, parameters, parameters_, value);
+    }
+    // All lanes have read `finished` before one writes it.
+    __syncwarp();
+    if (lane_id() == 0) {
+      draws_.log_prob[row] += log_prob;
+      draws_.values_of<T>(row)[p] = value;
+      static_cast<T*>(s_.last)[row] = value;
+      if (s_.finishes(row, p, value)) s_.finished[row] = 1;
+    }
+  }
+
+  const RnnSample& s_;
+  const Draws& draws_;
+  const RnnPlan<T>& plan_;
+  const RnnShared<S>& shared_;
+  const int thread_, warp_, hidden_, gates_, layers_, parameters_;
+  bool alone_, has_units_, has_rows_;
+  int first_row_, rows_;           // of the team
+  int first_unit_ = 0, units_ = 0; // of this block
+  int draw_begin_ = 0, draw_end_ = 0;
+  int *values_arrived_, *states_arrived_;
+};
+
+// What a block keeps in shared memory, in bytes.
+struct RnnBytes {
+  int64_t sums, parameters, weights, out_weight;
+};
+
+int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, 1)
+    rnn_sample_kernel(const RnnSample sample, const RnnPlan<Compute<S>> plan, const RnnBytes bytes) {
+  AR_FAST_DYNAMIC_SHARED(unsigned char, memory);
+  RnnShared<S> shared;
+  shared.sums = reinterpret_cast<Compute<S>*>(memory);
+  shared.parameters = reinterpret_cast<Compute<S>*>(memory + bytes.sums);
+  // In a grid no block has both weights.
+  unsigned char* const weights = memory + bytes.sums + bytes.parameters;
+  shared.weights = reinterpret_cast<S*>(weights);
+  shared.out_weight = reinterpret_cast<S*>(plan.draw_blocks == 0 ? weights + bytes.weights : weights);
+  if (bytes.weights > 0) {
+    RnnBlock<S, true>(sample, plan, shared).run();
+  } else {
+    RnnBlock<S, false>(sample, plan, shared).run();
+  }
+}
+
+int64_t compute_bytes(const RnnSample& sample) { return sample.storage == ScalarType::float64 ? 8 : 4; }
+int64_t storage_bytes(const RnnSample& sample) {
+  return sample.storage == ScalarType::float64 ? 8 : sample.storage == ScalarType::float32 ? 4 : 2;
+}
+
+// With everything in shared memory.
+RnnBytes bytes_of(const RnnSample& sample, const RnnCut& cut) {
+  const int64_t compute = compute_bytes(sample), storage = storage_bytes(sample), gates = sample.gates();
+  RnnBytes bytes;
+  bytes.sums = aligned(2 * kChunkRows * std::min<int64_t>(kChunkUnits, cut.units) * gates * compute);
+  bytes.parameters = aligned(kChunkRows * sample.parameters * compute);
+  if (bytes.parameters > kMostParameterBytes) bytes.parameters = 0;
+  bytes.weights = aligned((2 * sample.layers - 1) * cut.units * gates * cut.padded * storage);
+  bytes.out_weight = aligned(sample.parameters * cut.padded * storage);
+  return bytes;
+}
+
+RnnBytes bytes_kept(const RnnSample& sample, const RnnCut& cut) {
+  RnnBytes bytes = bytes_of(sample, cut);
+  if (!cut.weights_on_chip) bytes.weights = 0;
+  if (!cut.out_weight_on_chip) bytes.out_weight = 0;
+  return bytes;
+}
+
+}  // namespace
+}  // namespace ar_fast::cuda
+
+namespace ar_fast {
+
+cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
+  cuda::Device device{};
+  const cudaError_t error = cuda::current_device(device);
+  if (error != cudaSuccess) return error;
+  const int64_t batch = sample.draws.batch, processors = device.multiprocessors;
+  const int64_t vector = 16 / cuda::storage_bytes(sample);
+  cut = RnnCut{};
+  cut.padded = (sample.hidden + vector - 1) / vector * vector;
+  cut.teams = std::min(batch, processors);
+  cut.rows = (batch + cut.teams - 1) / cut.teams;
+  cut.teams = (batch + cut.rows - 1) / cut.rows;
+  cut.unit_blocks = 1;
+  cut.units = sample.hidden;
+  const cuda::RnnBytes alone = cuda::bytes_of(sample, cut);
+  cut.parameters_on_chip = alone.parameters > 0;
+  const int64_t others = alone.sums + alone.parameters;
+  const bool fits = others + alone.weights + alone.out_weight <= device.shared_bytes;
+  if (teams == RnnTeams::one_block || processors < 2 || (fits && teams == RnnTeams::automatic)) {
+    cut.weights_on_chip = cut.out_weight_on_chip = fits;
+    cut.shared_bytes = others + (fits ? alone.weights + alone.out_weight : 0);
+    return cudaSuccess;
+  }
+  cut.teams = 1;
+  cut.rows = batch;
+  cut.draw_blocks = std::min(batch, std::max<int64_t>(1, processors / 4));
+  cut.units = (sample.hidden + processors - cut.draw_blocks - 1) / (processors - cut.draw_blocks);
+  cut.unit_blocks = (sample.hidden + cut.units - 1) / cut.units;
+  const cuda::RnnBytes grid = cuda::bytes_of(sample, cut);
+  const int64_t of_grid = grid.sums + grid.parameters;
+  cut.weights_on_chip = of_grid + grid.weights <= device.shared_bytes;
+  cut.out_weight_on_chip = of_grid + grid.out_weight <= device.shared_bytes;
+  cut.shared_bytes = of_grid + std::max(cut.weights_on_chip ? grid.weights : 0,
+                                        cut.out_weight_on_chip ? grid.out_weight : 0);
+  return cudaSuccess;
+}
+
+cudaError_t rnn_sample_cuda(const RnnSample& sample, const RnnCut& cut, const RnnScratch& scratch,
+                            cudaStream_t stream) {
+  return cuda::dispatch_storage(sample.storage, [&](auto storage) {
+    using S = decltype(storage);
+    using T = cuda::Compute<S>;
+    const cuda::RnnPlan<T> plan{static_cast<int>(cut.rows),        static_cast<int>(cut.unit_blocks),
+                                static_cast<int>(cut.units),       static_cast<int>(cut.draw_blocks),
+                                static_cast<int>(cut.padded),      cut.out_weight_on_chip,
+                                static_cast<T*>(scratch.states),   static_cast<T*>(scratch.parameters),
+                                scratch.arrived};
+    return cuda::launch({"rnn_sample", static_cast<unsigned>(cut.blocks()), cuda::kThreads,
+                         static_cast<size_t>(cut.shared_bytes), stream, cut.draw_blocks > 0},
+                        cuda::rnn_sample_kernel<S>, sample, plan, cuda::bytes_kept(sample, cut));
+  });
+}
+
+}  // namespace ar_fast
