@@ -54,7 +54,6 @@ void record(const LaunchShape& shape) {
   recorded += " " + std::to_string(shape.dynamic_shared_bytes) + (shape.co_resident ? " 1\n" : " 0\n");
 }
 
-constexpr size_t kSharedBytes = 227 * 1024;  // of a block on sm_90
 constexpr size_t kStaticSharedBytes = 48 * 1024;
 constexpr int kIdleRounds = 200000;  // rounds of nothing but spinning that count as a hang
 
@@ -306,7 +305,7 @@ cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thre
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535) {
     return refuse(cudaErrorInvalidConfiguration, shape.kernel, "no grid of " + triple(grid.x, grid.y, grid.z));
   }
-  if (shape.dynamic_shared_bytes > kSharedBytes) {
+  if (shape.dynamic_shared_bytes > static_cast<size_t>(shared_bytes())) {
     return refuse(cudaErrorInvalidValue, shape.kernel,
                   std::to_string(shape.dynamic_shared_bytes) + " bytes of dynamic shared memory");
   }
@@ -369,7 +368,7 @@ void* static_shared(const void* tag, size_t bytes, size_t alignment) {
   if (found != block.static_shared.end()) return found->second.get();
   block.static_shared_bytes += bytes;
   block.shared_bytes += bytes;
-  if (block.static_shared_bytes > kStaticSharedBytes || block.shared_bytes > kSharedBytes) {
+  if (block.static_shared_bytes > kStaticSharedBytes || block.shared_bytes > static_cast<size_t>(shared_bytes())) {
     fail(cudaErrorInvalidValue, "too much shared memory: " + std::to_string(block.static_shared_bytes) +
                                     " bytes static, " + std::to_string(block.shared_bytes) + " in all");
   }

@@ -143,6 +143,7 @@ def test_cuda_is_built_where_torch_and_nvcc_have_it():
         "masked_linear",
         "masked_mlp_sample",
         "offset_nade_sample",
+        "rnn_sample",
         "head_log_prob",
         "fvsbn_sample",
         "armlp_sample",

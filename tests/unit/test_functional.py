@@ -78,6 +78,29 @@ def fvsbn_arguments():
     return {"state": torch.zeros(2, 4), "weight": torch.ones(4, 4), "seed": 1}
 
 
+def rnn_arguments(batch=2, hidden=3):
+    """Two layers of an LSTM, with every tensor of the op that does not come with others."""
+    gates, state = 4 * hidden, torch.zeros(2, batch, hidden)
+    return {
+        "state": state,
+        "cell_state": state.clone(),
+        "last": torch.zeros(batch),
+        "finished": torch.zeros(batch, dtype=torch.bool),
+        "in_table": torch.ones(1, gates),
+        "in_bias": torch.ones(gates),
+        "in_weights": [torch.ones(gates, hidden)],
+        "in_biases": [torch.ones(gates)],
+        "recurrent_weights": [torch.ones(gates, hidden) for _ in range(2)],
+        "recurrent_biases": [torch.ones(gates) for _ in range(2)],
+        "out_weight": torch.ones(1, hidden),
+        "out_bias": torch.ones(1),
+        "limits": torch.full((batch,), 9),
+        "cell": "lstm",
+        "seed": 1,
+        "variables": 4,
+    }
+
+
 def head_arguments():
     return {"parameters": torch.ones(2, 4), "x": torch.ones(2, 4)}
 
@@ -93,6 +116,7 @@ GOOD = {
     "masked_linear_grad_input": transposed_arguments,
     "masked_mlp_sample": mlp_arguments,
     "offset_nade_sample": offset_arguments,
+    "rnn_sample": rnn_arguments,
 }
 OP = _library.op
 int64, float64 = torch.int64, torch.float64
@@ -175,6 +199,17 @@ BAD = [
     ("offset_nade_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 1"),
     ("offset_nade_sample", {"stop": 7}, "positions must satisfy 0 <= start <= stop <= D = 6, got start = 0, stop = 7"),
     ("offset_nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
+    ("rnn_sample", {"cell": "elman"}, "cell must be gru, lstm, rnn or rnn_relu, got 'elman'"),
+    ("rnn_sample", {"state": torch.zeros(2, 2, 4)}, r"state must have .* got (shape )?\[2, 2, 4\]"),
+    ("rnn_sample", {"state": torch.zeros(2, 2, 3, dtype=float64)}, "state must be .*(float32|Float), got"),
+    ("rnn_sample", {"cell_state": None}, "cell_state must be given for an lstm, .* got none for 'lstm'"),
+    ("rnn_sample", {"recurrent_biases": [torch.ones(12)]}, "recurrent_biases must hold one tensor per layer, 2, got 1"),
+    ("rnn_sample", {"in_table": torch.ones(2, 12)}, r"in_table must have 1 row.* got (shape )?\[2, 12\]"),
+    ("rnn_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 1"),
+    ("rnn_sample", {"head": "per_variable"}, "head must be .*, got 'per_variable'"),
+    ("rnn_sample", {"top_k": 1}, "top_k and top_p must be 0 and 1 but for a categorical head, got 1 and 1"),
+    ("rnn_sample", {"stop_token": 0}, "stop_token must be -1 for none, or a category of a categorical head, got 0"),
+    ("rnn_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("masked_linear", {"input": torch.ones(2, 4)}, r"input must have shape \(\.\.\., 3\).* got \[2, 4\]"),
     ("masked_linear", {"input": torch.ones(2, 3, dtype=float64)}, "input must have the dtype of weight"),
     ("masked_linear", {"bias": torch.ones(3)}, r"bias must have .* got (shape )?\[3\]"),

@@ -16,11 +16,12 @@ namespace {
 
 constexpr int most_rows = 4;           // of the batch, in registers
 constexpr int64_t unit_block = 48;     // whose pre-activations are kept until the gates are applied
-constexpr int64_t unit_group = 12;     // whose weights stay in the first cache while several blocks of rows pass
+constexpr int64_t unit_group = 6;      // whose weights stay in the first cache while several blocks of rows pass
 constexpr int64_t row_group = 64;      // whose states stay in the second cache while the weights pass
 
-// How many units go with so many rows.
-constexpr int units_with(int rows) { return rows == 1 ? 8 : 12 / rows; }
+// How many units go with so many rows, where those are all, and where they are the rest behind blocks of most_rows.
+constexpr int units_alone(int rows) { return rows == 1 ? 8 : 12 / rows; }
+constexpr int units_behind = units_alone(most_rows);
 
 // sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit.
 template <int Rows, int Units, typename S, typename T>
@@ -59,27 +60,31 @@ class Product {
       : weight_(weight), bias_(bias), hidden_(hidden), out_(out), out_stride_(out_stride) {}
 
   void run(int64_t units, const T* const* x, int64_t rows) const {
-    const int64_t blocks = (rows + most_rows - 1) / most_rows;
-    const int64_t group = blocks > 1 ? unit_group : units;
-    for (int64_t u = 0; u < units; u += group) {
-      const int64_t end = u + group < units ? u + group : units;
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t first = rows * b / blocks;
-        switch (rows * (b + 1) / blocks - first) {
-          case 1: block<1>(u, end, x, first); break;
-          case 2: block<2>(u, end, x, first); break;
-          case 3: block<3>(u, end, x, first); break;
-          default: block<4>(u, end, x, first);
-        }
+    if (rows <= most_rows) {
+      switch (rows) {
+        case 1: return block<1, units_alone(1)>(0, units, x, 0);
+        case 2: return block<2, units_alone(2)>(0, units, x, 0);
+        case 3: return block<3, units_alone(3)>(0, units, x, 0);
+        default: return block<4, units_alone(4)>(0, units, x, 0);
+      }
+    }
+    for (int64_t u = 0; u < units; u += unit_group) {
+      const int64_t end = u + unit_group < units ? u + unit_group : units;
+      int64_t first = 0;
+      for (; first + most_rows <= rows; first += most_rows) block<most_rows, units_behind>(u, end, x, first);
+      switch (rows - first) {
+        case 1: block<1, units_behind>(u, end, x, first); break;
+        case 2: block<2, units_behind>(u, end, x, first); break;
+        case 3: block<3, units_behind>(u, end, x, first); break;
+        default: break;
       }
     }
   }
 
  private:
-  template <int Rows>
+  template <int Rows, int Units>
   void block(int64_t u, int64_t end, const T* const* x, int64_t first) const {
-    constexpr int units = units_with(Rows);
-    for (; u + units <= end; u += units) write<Rows, units>(u, x, first);
+    for (; u + Units <= end; u += Units) write<Rows, Units>(u, x, first);
     for (; u < end; ++u) write<Rows, 1>(u, x, first);
   }
 
