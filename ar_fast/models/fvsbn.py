@@ -236,7 +236,7 @@ class FVSBN(AutoregressiveModel):
 
         def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
             state = torch.zeros(rows.count, columns, dtype=self.compute_dtype, device=self.device)
-            return state, {"biases": [self._by_position(self._row_bias(rows))]}
+            return state, {"biases": [self._parameters_by_position(self._row_bias(rows))]}
 
         counts = self._counts
         if counts is not None and self.order is not None:
@@ -256,7 +256,7 @@ class FVSBN(AutoregressiveModel):
         )
         return Sampler(columns, begin, step)
 
-    def _by_position(self, parameters: Tensor) -> Tensor:
+    def _parameters_by_position(self, parameters: Tensor) -> Tensor:
         """(..., R_out) by place -> by position."""
         if isinstance(self.counts, int):
             return parameters.unflatten(-1, (self.variables, -1)).flip(-2).flatten(-2)
