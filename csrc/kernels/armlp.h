@@ -1,4 +1,5 @@
-// ARMLP: the contract of its sampling kernels, CPU and CUDA. A network with one hidden layer per variable, nothing shared:
+// ARMLP: the contract of its sampling kernels, CPU and CUDA. A network with one hidden layer per variable, nothing
+// shared:
 //
 //   a_p = in_bias_p + sum over positions j < p of the input at j times its weights in network p,   h_p = f(a_p),
 //   parameters of the variable at position p = out_bias_p + out_weight_p h_p
@@ -6,16 +7,16 @@
 // Everything is by position. Networks go in blocks of armlp_block; a block's part of in_weight has, for each input row
 // that some network of the block sees, a row of H weights for each of its networks: input row r of network p lies at
 //   block_starts[p / armlp_block] + r n + p % armlp_block,   n = the networks of the block,
-// so that a block is one matrix (input rows, n H), of which only the corner where inputs meet networks of their own block
-// is masked. A real value scales the one input row of its variable, a category gathers its row; with a per_variable head
-// it is the number of a variable's rows that tells.
+// so that a block is one matrix (input rows, n H), of which only the corner where inputs meet networks of their own
+// block is masked. A real value scales the one input row of its variable, a category gathers its row; with a
+// per_variable head it is the number of a variable's rows that tells.
 //
-// Inputs that are zero are left out (exact). A pre-activation adds up the others in the order of positions, even and odd
-// ones of them apart: it does not depend on batch, threads, or where a call was cut.
+// Inputs that are zero are left out (exact). A pre-activation adds up the others in the order of positions, even and
+// odd ones of them apart: it does not depend on batch, threads, or where a call was cut.
 //
-// Source: the network that NADE ties, Larochelle and Murray, "The neural autoregressive distribution estimator", AISTATS
-// 2011, section 3; Bengio and Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks",
-// NeurIPS 1999.
+// Source: the network that NADE ties, Larochelle and Murray, "The neural autoregressive distribution estimator",
+// AISTATS 2011, section 3; Bengio and Bengio, "Modeling high-dimensional discrete data with multi-layer neural
+// networks", NeurIPS 1999.
 #pragma once
 
 #include "draws.h"

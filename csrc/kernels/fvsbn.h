@@ -7,8 +7,9 @@
 // staircase in place, and what a drawn value is pushed into is contiguous and begins at the row's first element.
 //
 // A real value scales the one weight row of its variable, a category gathers its row; with a per_variable head it is
-// the number of a variable's rows that tells. Each parameter adds up its inputs in the order of positions with one fused
-// multiply-add each, zeros left out (exact): the sum does not depend on batch, threads, tiles, or where a call was cut.
+// the number of a variable's rows that tells. Each parameter adds up its inputs in the order of positions with one
+// fused multiply-add each, zeros left out (exact): the sum does not depend on batch, threads, tiles, or where a call
+// was cut.
 //
 // Source: Frey, Hinton, Dayan, "Does the wake-sleep algorithm produce good density estimators?", NeurIPS 1995.
 #pragma once

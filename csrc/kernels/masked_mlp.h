@@ -15,12 +15,12 @@
 // when the first p variables are known, so each unit is computed exactly once.
 // Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; the schedule is ours.
 //
-// A network without hidden layers, whose last layer has one term, all the columns before a unit's position, may have its
-// weight by input instead: [R_in, R_out], from the last position to the first. A variable's rows, and its columns, are
-// together and ascend: the column c of a variable is row R_in - in_offsets[p + 1] + c, and its parameter j is column
-// R_out - out_offsets[p + 1] + j of every row. So what a drawn value adds to the parameters of all the positions after
-// its own is the beginning of a row. With a categorical head a category has a column of its own, also the only one of
-// its variable. extents are null. Only the CPU draws from such a weight.
+// A network without hidden layers, whose last layer has one term, all the columns before a unit's position, may have
+// its weight by input instead: [R_in, R_out], from the last position to the first. A variable's rows, and its columns,
+// are together and ascend: the column c of a variable is row R_in - in_offsets[p + 1] + c, and its parameter j is
+// column R_out - out_offsets[p + 1] + j of every row. So what a drawn value adds to the parameters of all the positions
+// after its own is the beginning of a row. With a categorical head a category has a column of its own, also the only
+// one of its variable. extents are null. Only the CPU draws from such a weight.
 //
 // The order of a sum over inputs is fixed by the program, the extents and the positions alone (on the CPU by blocks of
 // positions, ascending in each; by lanes of a warp on CUDA), so a row does not depend on batch, tile, threads and cuts.

@@ -1,19 +1,20 @@
 // NADE with input weights tied by offset: the contract of its sampling kernels, CPU and CUDA.
 //
-// Variables lie on a grid of rows x columns pixels of C channels; position p is channel p % C of pixel p / C, pixels row
-// by row. A pixel sees its neighbourhood, the `up` rows above and `side` columns to each side, and in its own row the
-// `side` pixels to the left; each of those is a tap, T = up (2 side + 1) + side in all, counted row by row. With x the
-// values of a pixel that lies `tap` from here (nothing, where that is outside the grid),
+// Variables lie on a grid of rows x columns pixels of C channels; position p is channel p % C of pixel p / C, pixels
+// row by row. A pixel sees its neighbourhood, the `up` rows above and `side` columns to each side, and in its own row
+// the `side` pixels to the left; each of those is a tap, T = up (2 side + 1) + side in all, counted row by row. With x
+// the values of a pixel that lies `tap` from here (nothing, where that is outside the grid),
 //
 //   a = in_bias + sum over taps t, channels s of x_s in_weight[row of (t, s)]
-//   for channel s = 0 ... C-1:   parameters = out_bias[rows] + out_weight[rows] f(a),   a += x_s in_weight[row of (T, s)]
+//   for channel s = 0 ... C-1:   parameters = out_bias[rows] + out_weight[rows] f(a),
+//                                a += x_s in_weight[row of (T, s)]
 //
 // so the neighbourhood enters once for all channels of a pixel, and each channel then adds itself. The row of (t, s) is
 // (t C + s) values, values = 1, and x scales it; for a categorical head it is (t C + s) values + x, values = K.
 //
-// Every product of a value and the weights of a tap belongs to one pixel only, so a pixel costs T C + C - 1 rows and none
-// of them could be kept from the pixel before. The order of the additions is fixed, so a row does not depend on batch,
-// threads or where a call is cut.
+// Every product of a value and the weights of a tap belongs to one pixel only, so a pixel costs T C + C - 1 rows and
+// none of them could be kept from the pixel before. The order of the additions is fixed, so a row does not depend on
+// batch, threads or where a call is cut.
 //
 // Every pointer is to contiguous memory. `storage` is the type of both weights; everything else that is real has the
 // compute type: double for float64 storage, float otherwise.

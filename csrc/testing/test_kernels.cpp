@@ -1,5 +1,5 @@
-// Kernels that test the emulation itself, driven by tests/build/test_emulation.py through ctypes. Each function returns the
-// launch's cudaError_t; ar_fast_emulation_error() has the words.
+// Kernels that test the emulation itself, driven by tests/build/test_emulation.py through ctypes. Each function returns
+// the launch's cudaError_t; ar_fast_emulation_error() has the words.
 #include <string>
 
 #include "../kernels/cuda/masked_linear_cuda.h"

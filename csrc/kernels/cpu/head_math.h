@@ -67,8 +67,8 @@ inline void bernoulli_log_prob(const T* logits, const T* x, int64_t count, T* lo
   });
 }
 
-// Some components of a mixture at x: their log-density (log-probability of the bin), and its derivatives by the mean and
-// by the log-scale.
+// Some components of a mixture at x: their log-density (log-probability of the bin), and its derivatives by the mean
+// and by the log-scale.
 template <typename T>
 struct Components {
   Vec<T> log_density, by_mean, by_log_scale;

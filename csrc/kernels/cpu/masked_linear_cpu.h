@@ -56,9 +56,9 @@ AR_FAST_DECLARE_CPU_KERNEL(masked_grad_input_columns, const MaskedRows& argument
 // output[o, :] of [O, I] storage for rows o. scratch: I of compute type.
 AR_FAST_DECLARE_CPU_KERNEL(masked_grad_weight_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)
 
-// A product with zero in the place of a masked weight is NaN where its other operand is not finite. Computes again, from
-// the weights that the mask allows, each NaN in the rows [row_begin, row_end) of y [B, O] (grad_output null) or of dX
-// [B, I] (input null), which is output, compute, the activation applied.
+// A product with zero in the place of a masked weight is NaN where its other operand is not finite. Computes again,
+// from the weights that the mask allows, each NaN in the rows [row_begin, row_end) of y [B, O] (grad_output null) or of
+// dX [B, I] (input null), which is output, compute, the activation applied.
 AR_FAST_DECLARE_CPU_KERNEL(masked_mend_rows, const MaskedRows& arguments, int64_t row_begin, int64_t row_end)
 
 }  // namespace ar_fast

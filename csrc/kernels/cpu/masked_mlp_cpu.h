@@ -1,5 +1,5 @@
-// One-pass sampling of a masked perceptron on the CPU. Rows are lanes, weights are broadcast; from a weight by input each
-// drawn value is pushed into the parameters of the positions after it.
+// One-pass sampling of a masked perceptron on the CPU. Rows are lanes, weights are broadcast; from a weight by input
+// each drawn value is pushed into the parameters of the positions after it.
 #pragma once
 
 #include "../masked_mlp.h"

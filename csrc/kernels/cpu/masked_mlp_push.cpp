@@ -1,5 +1,5 @@
-// Sampling of a masked perceptron without hidden layers whose weight is stored by input: each drawn value is pushed into
-// the parameters of the variables still to come.
+// Sampling of a masked perceptron without hidden layers whose weight is stored by input: each drawn value is pushed
+// into the parameters of the variables still to come.
 //
 // Pushing reads the weights that a non-zero value has, contiguous, and adds them without a reduction; gathering would
 // read for each variable the weights of the values before it: for 13 of 100 ones, D = 784, a row takes 2,500 vector

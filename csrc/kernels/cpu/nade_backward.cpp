@@ -18,7 +18,8 @@ AR_FAST_INLINE Strip<T> grad_activation(const NadeModel& model, const Position<T
   const S* out_weight = static_cast<const S*>(model.out_weight) + h0;
   Strip<T> dh = vectors<strip_vectors>([](auto) { return zero<T>(); });
   for (int64_t k = 0; k < position.out_rows; ++k) {
-    add_scaled(load_strip<T>(out_weight + (position.out_row + k) * model.hidden, units), grad[position.out_row + k], dh);
+    add_scaled(load_strip<T>(out_weight + (position.out_row + k) * model.hidden, units), grad[position.out_row + k],
+               dh);
   }
   return dh;
 }
@@ -83,8 +84,8 @@ T* recompute_activations(const Position<T>* positions, const ChunkRow<T>& row, i
   return top;
 }
 
-// Some rows through one chunk, forward then backward; out holds the chunk's rows of out_weight, grad_in and grad_out those
-// of the gradients. Rows are added in their order, so the sums do not depend on how many go together.
+// Some rows through one chunk, forward then backward; out holds the chunk's rows of out_weight, grad_in and grad_out
+// those of the gradients. Rows are added in their order, so the sums do not depend on how many go together.
 template <int Rows, Form F, typename T, Activation A>
 void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_t count, PackedInput<T>& in,
                    const T* out, T* grad_in, T* grad_out) {
@@ -186,7 +187,8 @@ struct StripBuffers {
 
   StripBuffers(const NadeChunks& chunks, int64_t batch, Scratch& scratch)
       : checkpoints(scratch.take<T>((chunks.count + 1) * batch * strip_width<T>())), reach(scratch.take<T>(batch)),
-        delta(scratch.take<T>(batch * strip_width<T>())), grad_in(scratch.take<T>(chunks.max_in_rows * strip_width<T>())),
+        delta(scratch.take<T>(batch * strip_width<T>())),
+        grad_in(scratch.take<T>(chunks.max_in_rows * strip_width<T>())),
         grad_out(scratch.take<T>(chunks.max_out_rows * strip_width<T>())),
         positions(scratch.take<Position<T>>(chunks.max_positions)), in(chunks.max_in_rows, 1, scratch),
         out(chunks.max_out_rows, 1, scratch) {
@@ -201,7 +203,8 @@ class StripBackward {
   StripBackward(const NadeModel& model, const NadeInput& input, const NadeBackward& output, const NadeChunks& chunks,
                 const NadeChanges& found, int64_t strip_index, const WeightSteps<T>& weights, Scratch& scratch)
       : model_(model), output_(output), chunks_(chunks), weights_(weights), batch_(input.batch),
-        h0_(strip_index * strip), units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found), b_(chunks, input.batch, scratch) {}
+        h0_(strip_index * strip), units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found),
+        b_(chunks, input.batch, scratch) {}
 
   // Every state at the start of a chunk; false if the form is odds and they would leave their range.
   template <Form F>
@@ -410,9 +413,9 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
     const Change<T>* last = changes + find_changes(model, input, row, positions, count, changes);
     for (int64_t k = 0; k < count * width; ++k) partial_x[k] = partial_scale[k] = T(0);
     for (int64_t h0 = 0; h0 < padded; h0 += strip) {
-      input_chunk<S, T, A>(model, positions, changes, last, count, h0, units_at(h0), grad, checkpoints + c * padded + h0,
-                           delta + h0, states, activations, output.grad_x ? partial_x : nullptr,
-                           output.grad_activation_scale ? partial_scale : nullptr);
+      input_chunk<S, T, A>(model, positions, changes, last, count, h0, units_at(h0), grad,
+                           checkpoints + c * padded + h0, delta + h0, states, activations,
+                           output.grad_x ? partial_x : nullptr, output.grad_activation_scale ? partial_scale : nullptr);
     }
     for (int64_t p = 0; p < count; ++p) {
       const int64_t index = row * model.variables + positions[p].variable;

@@ -46,8 +46,8 @@ T odds_reach(const T* odds, int64_t count) {
   return largest(at::vec::maximum(least.log().neg(), most.log()));
 }
 
-// A row's state, as odds for as long as they are in range. `reach` is a bound on |a| then, and infinity once the state is
-// pre-activations in `unit`.
+// A row's state, as odds for as long as they are in range. `reach` is a bound on |a| then, and infinity once the state
+// is pre-activations in `unit`.
 template <typename T>
 void begin_odds(T* state, int64_t count, T unit, T& reach) {
   Vec<T> most = zero<T>();
@@ -168,7 +168,8 @@ AR_FAST_INLINE std::array<Vec<T>, N> activate_vectors(const std::array<Vec<T>, N
 // Vector u of some strips of a packed row; the strips are `rows` rows apart.
 template <typename T>
 AR_FAST_INLINE Vec<T> load_packed(const T* packed, int64_t row, int64_t rows, int u) {
-  return Vec<T>::loadu(packed + ((row + u / strip_vectors * rows) * strip_vectors + u % strip_vectors) * Vec<T>::size());
+  return Vec<T>::loadu(packed +
+                       ((row + u / strip_vectors * rows) * strip_vectors + u % strip_vectors) * Vec<T>::size());
 }
 
 // The state after a change; `in` holds packed rows of in_weight, or exp(-w) of them for odds.

@@ -17,7 +17,8 @@ constexpr int strips_together = 1;
 
 // partial[k] += h w_k, lane by lane, for slots [first, last).
 template <typename T, size_t N>
-AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t rows, int64_t first, int64_t last, T* partial) {
+AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t rows, int64_t first, int64_t last,
+                          T* partial) {
   for (int64_t k = first; k < last; ++k) {
     Vec<T> sum = Vec<T>::loadu(partial + k * Vec<T>::size());
     unroll<N>([&](auto u) { sum = at::vec::fmadd(h[u], load_packed(out, k, rows, u), sum); });
@@ -25,8 +26,8 @@ AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t 
   }
 }
 
-// Some strips of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of the
-// chunk; the lanes are summed once, after the last strip.
+// Some strips of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of
+// the chunk; the lanes are summed once, after the last strip.
 template <Form F, int Strips, typename T, Activation A>
 void forward_strips(const Position<T>* positions, int64_t count, const Change<T>* change, const Change<T>* last,
                     const T* in, int64_t in_rows, const T* out, int64_t out_rows, T* state, T* partial) {
@@ -35,7 +36,8 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
   if constexpr (F == Form::scaled_pre_activations) {
     for (int64_t p = 0; p < count; ++p) {
       const Position<T>& position = positions[p];
-      score(activate_vectors<F, A>(a, position.scale), out, out_rows, position.out_slot, position.out_slot + position.out_rows, partial);
+      score(activate_vectors<F, A>(a, position.scale), out, out_rows, position.out_slot,
+            position.out_slot + position.out_rows, partial);
       if (change != last && change->position == p) advance<F, A>(in, in_rows, *change++, a);
     }
   } else {
@@ -57,7 +59,8 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
   store_vectors(a, state);
 }
 
-// Rows that pass through a strip of a chunk one after another, so that it comes from the L1 cache for all but the first.
+// Rows that pass through a strip of a chunk one after another, so that it comes from the L1 cache for all but the
+// first.
 constexpr int rows_together = 4;
 
 // Scratch of a call: of a slice of rows, of a chunk, and of each row of a group in it.
@@ -105,7 +108,9 @@ double finish_row(const NadeModel& model, const NadeInput& input, const NadeForw
   if (output.parameters) {
     T* out = static_cast<T*>(output.parameters) + row * model.out_rows;
     for (int64_t p = 0; p < count; ++p) {
-      for (int64_t k = 0; k < positions[p].out_rows; ++k) out[positions[p].out_row + k] = b.logits[positions[p].out_slot + k];
+      for (int64_t k = 0; k < positions[p].out_rows; ++k) {
+        out[positions[p].out_row + k] = b.logits[positions[p].out_slot + k];
+      }
     }
   }
   if (!output.log_prob && !output.log_prob_per_variable) return 0;
@@ -173,13 +178,16 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
       for (int64_t r = 0; r < group; ++r) {
         auto& row = b.row[r];
         T& reach = b.reach[first + r];
-        row.changes_end = row.changes + find_changes(model, input, row_begin + first + r, b.positions, count, row.changes);
+        row.changes_end =
+            row.changes + find_changes(model, input, row_begin + first + r, b.positions, count, row.changes);
         std::fill_n(row.partial, parameters * Vec<T>::size(), T(0));
         row.as_odds = false;
         if (keeps && reach != std::numeric_limits<T>::infinity()) {
           b.in_odds.bring(row.changes, row.changes_end);
           T more = 0;
-          for (const Change<T>* change = row.changes; change != row.changes_end; ++change) more += b.in_odds.reach(*change);
+          for (const Change<T>* change = row.changes; change != row.changes_end; ++change) {
+            more += b.in_odds.reach(*change);
+          }
           row.as_odds = keep_odds(more, b.states + (first + r) * padded, padded, state_unit<A, T>(), reach);
         }
         if (!row.as_odds) b.in.bring(row.changes, row.changes_end);
@@ -187,8 +195,8 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
       const auto go = [&]<Form F, int Strips>(int64_t strip_index, int64_t r) {
         const auto& row = b.row[r];
         const PackedInput<T>& in = F == Form::odds ? b.in_odds : b.in;
-        forward_strips<F, Strips, T, A>(b.positions, count, row.changes, row.changes_end, in.strip(strip_index), in.rows(),
-                                        b.out.strip(strip_index), b.out.rows,
+        forward_strips<F, Strips, T, A>(b.positions, count, row.changes, row.changes_end, in.strip(strip_index),
+                                        in.rows(), b.out.strip(strip_index), b.out.rows,
                                         b.states + (first + r) * padded + strip_index * strip, row.partial);
       };
       for (int64_t s = 0; s < strips;) {
@@ -207,7 +215,8 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
         s += together;
       }
       for (int64_t r = 0; r < group; ++r) {
-        sums[first + r] += finish_row(model, input, output, row_begin + first + r, count, parameters, b, b.row[r].partial);
+        sums[first + r] +=
+            finish_row(model, input, output, row_begin + first + r, count, parameters, b, b.row[r].partial);
       }
     }
   }

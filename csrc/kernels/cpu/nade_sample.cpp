@@ -30,11 +30,11 @@ struct WeightRows {
   const S* row(int64_t index) const { return data + index * row_stride; }
 };
 
-// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together, nor on
-// where the weights lie: lanes of two interleaved chains of vectors, then across.
+// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together, nor
+// on where the weights lie: lanes of two interleaved chains of vectors, then across.
 template <int Count, int Weights, typename S, typename T>
-AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h, int64_t row_stride,
-                        T* result) {
+AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h,
+                        int64_t row_stride, T* result) {
   constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
   const S* w[Weights];
   Vec<T> sums[Count * Weights][2];
@@ -66,8 +66,8 @@ AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, W
   sum_across(vectors<Count * Weights>([&](auto i) { return sums[i][0] + sums[i][1]; }), result);
 }
 
-// a += x weight (weight null: nothing to add) and h = f(scale a), for one strip. States are plain pre-activations, not in
-// state_unit: a returned state goes on bit for bit wherever it was cut.
+// a += x weight (weight null: nothing to add) and h = f(scale a), for one strip. States are plain pre-activations, not
+// in state_unit: a returned state goes on bit for bit wherever it was cut.
 template <Activation A, typename S, typename T>
 AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
   Strip<T> state = load_vectors(a);

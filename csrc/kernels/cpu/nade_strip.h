@@ -23,8 +23,8 @@ int64_t padded_hidden(const NadeModel& model) {
   return (model.hidden + strip - 1) / strip * strip;
 }
 
-// A position of the order: what does not depend on the row. Slots count the rows of a weight from the first of the chunk,
-// in the order of positions.
+// A position of the order: what does not depend on the row. Slots count the rows of a weight from the first of the
+// chunk, in the order of positions.
 template <typename T>
 struct Position {
   int64_t variable;
@@ -120,8 +120,8 @@ AR_FAST_INLINE Vec<T> load_strip_vector(const S* data, int u, int64_t units) {
   return load(data + u * width);
 }
 
-// Rows of a weight in a chunk, as T: strip after strip, so that a strip of the chunk lies together and no load crosses a
-// cache line, and zeros behind the last unit.
+// Rows of a weight in a chunk, as T: strip after strip, so that a strip of the chunk lies together and no load crosses
+// a cache line, and zeros behind the last unit.
 template <typename T>
 struct PackedRows {
   T* data;            // [strips, rows, strip]

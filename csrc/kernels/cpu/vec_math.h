@@ -30,8 +30,8 @@ AR_FAST_INLINE auto vectors(const Make& make) {
   }(std::make_integer_sequence<int, N>{});
 }
 
-// body(0), ..., body(N - 1), each with a constant: taken apart before anything else, so that an array of vectors indexed by
-// it becomes registers.
+// body(0), ..., body(N - 1), each with a constant: taken apart before anything else, so that an array of vectors
+// indexed by it becomes registers.
 template <int N, typename Body>
 AR_FAST_INLINE void unroll(const Body& body) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -136,7 +136,8 @@ AR_FAST_INLINE __m512 horizontal_sums(const __m512 (&v)[16]) {
   }
   AR_FAST_UNROLL
   for (int i = 0; i < 2; ++i) {
-    two[i] = _mm512_add_ps(_mm512_shuffle_ps(four[i], four[i + 2], 0x44), _mm512_shuffle_ps(four[i], four[i + 2], 0xEE));
+    two[i] = _mm512_add_ps(_mm512_shuffle_ps(four[i], four[i + 2], 0x44),
+                           _mm512_shuffle_ps(four[i], four[i + 2], 0xEE));
   }
   const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xDD));
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), sums);
@@ -229,8 +230,8 @@ constexpr float log2e_high = 1.44269502f, log2e_low = 1.92596299e-8f;
 constexpr float logistic_highest = 127.f;
 #endif
 
-// logistic_exp2 is 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that unit
-// saves the reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
+// logistic_exp2 is 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that
+// unit saves the reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
 
 #if defined(CPU_CAPABILITY_AVX512)
 // 2^f 2^n, where n is t rounded down.

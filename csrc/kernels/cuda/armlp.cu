@@ -144,8 +144,8 @@ class Sampler {
   const bool gathers_;
 };
 
-// Rows first_row and on; scratch null = shared memory. Without a least number of blocks an SM, the compiler settles on 48
-// registers for sm_90a and spills.
+// Rows first_row and on; scratch null = shared memory. Without a least number of blocks an SM, the compiler settles on
+// 48 registers for sm_90a and spills.
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1)
     armlp_sample_kernel(ArmlpSample sample, int64_t first_row, Compute<S>* scratch, int64_t elements) {

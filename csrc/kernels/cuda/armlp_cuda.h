@@ -8,8 +8,8 @@
 
 namespace ar_fast {
 
-// Where a sample's values, hidden units and parameters lie while it is drawn: in shared memory, or `rows` of the batch at
-// a time in scratch.
+// Where a sample's values, hidden units and parameters lie while it is drawn: in shared memory, or `rows` of the batch
+// at a time in scratch.
 struct ArmlpSampleCut {
   bool in_shared;
   int64_t rows, shared_bytes, scratch_bytes;

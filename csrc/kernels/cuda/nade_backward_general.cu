@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kInputWarps* kWarpSize, sizeof(Compute<S>) == 
   InputStep<T>* const steps = all_steps + threadIdx.x / kWarpSize * tile;
   for (int p = lane; p < count; p += kWarpSize) {
     const int variable = arguments.variable_at(first + p);
-    steps[p] = {arguments.added(row, variable), arguments.first_out_row(variable), arguments.first_out_row(variable + 1),
-                arguments.scale(variable)};
+    steps[p] = {arguments.added(row, variable), arguments.first_out_row(variable),
+                arguments.first_out_row(variable + 1), arguments.scale(variable)};
   }
   __syncwarp();
   T x_sums[tile], scale_sums[tile];

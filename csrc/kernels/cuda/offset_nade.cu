@@ -2,8 +2,8 @@
 //
 // Threads own hidden units; where there are fewer units than threads, several share out the taps of a unit, every n-th
 // tap each, and their sums are added in order. Lanes of a warp read neighbouring units of one row of in_weight, the
-// weights stay in L1 and L2. The warps share out the parameters, warp 0 draws. Four barriers a position: after the taps,
-// the activations, the parameters and the draw. The history of values is global memory that only
+// weights stay in L1 and L2. The warps share out the parameters, warp 0 draws. Four barriers a position: after the
+// taps, the activations, the parameters and the draw. The history of values is global memory that only
 // this block touches.
 #include "offset_nade_cuda.h"
 

@@ -1,5 +1,5 @@
-// NADE with input weights tied by offset, on CUDA: the launcher. The contract is in kernels/offset_nade.h; every pointer
-// is device memory.
+// NADE with input weights tied by offset, on CUDA: the launcher. The contract is in kernels/offset_nade.h; every
+// pointer is device memory.
 //
 // Enqueued on `stream` without a synchronisation. The order of a row's additions is fixed by H, K and the window alone,
 // so a row does not depend on the batch it is drawn in.
