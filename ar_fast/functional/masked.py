@@ -62,7 +62,8 @@ def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *,
 
     .. math:: dx = dy \, (W \odot M)
 
-    Also a masked linear map in its own right, for weights that are stored with a row per input: those of FVSBN are.
+    Also a masked linear map in its own right, for weights that are stored with a row per input: those of FVSBN are. A
+    NaN or infinity in grad_output reaches the inputs that its output sees, and no others.
     Differentiable any number of times, as :func:`masked_linear` is.
 
     Args:

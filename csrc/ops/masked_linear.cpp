@@ -2,8 +2,9 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/flatten.h>
 #include <ATen/ops/sum.h>
+
+#include <numeric>
 
 #include "../kernels/masked_linear.h"
 #include "activation.h"
@@ -146,7 +147,10 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
     if (context->needs_input_grad(0)) out[0] = grad_input(kept, grad, weight);
     if (context->needs_input_grad(1)) out[1] = grad_weight(kept, grad, input);
     if (context->saved_data["bias"].toBool()) {
-      out[2] = grad.dim() == 1 ? grad : at::flatten(grad, 0, -2).sum(0);
+      // Over all rows at once: a batch of gradients knows no view of them.
+      std::vector<int64_t> rows(grad.dim() - 1);
+      std::iota(rows.begin(), rows.end(), 0);
+      out[2] = rows.empty() ? grad : grad.sum(rows);
     }
     return out;
   }

@@ -322,6 +322,21 @@ def test_functional_call_differentiates_the_given_parameters(device, monkeypatch
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(("kind", "head"), CASES)
+def test_a_batch_of_gradients(device, monkeypatch, kind, head):
+    """As ``torch.autograd.functional.jacobian`` takes them with vectorize=True: also of what is computed again."""
+    monkeypatch.setattr(models.deep_nade, "_BLOCK_ELEMENTS", 1)
+    model = make(kind, head, device=device)
+    parameters = list(model.parameters())
+    value = model.log_prob(*data(head, rows=3, device=device))
+    vectors = torch.eye(3, dtype=value.dtype, device=device)
+    got = torch.autograd.grad(value, parameters, vectors, is_grads_batched=True, retain_graph=True)
+    for row in range(3):
+        want = torch.autograd.grad(value[row], parameters, retain_graph=True)
+        torch.testing.assert_close([gradient[row] for gradient in got], list(want))
+
+
 @pytest.mark.parametrize(("kind", "head"), CASES)
 def test_a_backward_pass_after_a_step_is_refused(device, monkeypatch, kind, head):
     monkeypatch.setattr(models.deep_nade, "_BLOCK_ELEMENTS", 1)
