@@ -23,15 +23,15 @@
 namespace ar_fast::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kWeightRows = 4;     // of a warp's product
 constexpr int kBatchRows = 4;
 constexpr int kChunkUnits = 32;    // whose sums are kept until the gates are applied
-constexpr int kChunkRows = 16;     // and of as many rows of the batch; and as many are drawn at once, a warp each
+constexpr int kChunkRows = 16;     // and of as many rows of the batch, whose parameters are had together too
+constexpr int kLeastUnits = 4;     // of a block of a grid
 constexpr int kLeft = 1 << 30;     // arrived at the states: the unit blocks have left, since every row is finished
 constexpr int64_t kMostParameterBytes = 32 * 1024;
-static_assert(kChunkRows <= kWarps);
 
 // What a launch needs besides the sample.
 template <typename T>
@@ -362,7 +362,9 @@ class RnnBlock {
         }
       }
       __syncthreads();
-      if (warp_ < rows) draw_row(first_row_ + first + warp_, p, parameters + static_cast<int64_t>(warp_) * parameters_);
+      for (int r = warp_; r < rows; r += kWarps) {
+        draw_row(first_row_ + first + r, p, parameters + static_cast<int64_t>(r) * parameters_);
+      }
       __syncthreads();
     }
     arrive(values_arrived_);
@@ -484,7 +486,8 @@ cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
   cut.teams = 1;
   cut.rows = batch;
   cut.draw_blocks = std::min(batch, std::max<int64_t>(1, processors / 4));
-  cut.units = (sample.hidden + processors - cut.draw_blocks - 1) / (processors - cut.draw_blocks);
+  cut.units = std::max<int64_t>(cuda::kLeastUnits, (sample.hidden + processors - cut.draw_blocks - 1) /
+                                                       (processors - cut.draw_blocks));
   cut.unit_blocks = (sample.hidden + cut.units - 1) / cut.units;
   const cuda::RnnBytes grid = cuda::bytes_of(sample, cut);
   const int64_t of_grid = grid.sums + grid.parameters;
