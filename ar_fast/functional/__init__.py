@@ -10,9 +10,10 @@ from ._call import call as call
 from ._call import transformed as transformed
 from .densities import head_log_prob, nade, nade_log_prob
 from .masked import masked_linear, masked_linear_grad_input
+from .recurrent import RnnSample as RnnSample
+from .recurrent import rnn_sample
 from .sampling import MlpLayer as MlpLayer
-from .sampling import RnnSample as RnnSample
-from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample, rnn_sample
+from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
 
 __all__ = [
     "armlp_sample",

@@ -346,9 +346,18 @@ def arguments_of(name, monkeypatch):
     optional = {argument: value for argument, value in optional.items() if argument in taken}
     if "head_kinds" in taken:
         optional["head"] = "per_variable"
-    for module in (functional.densities, functional.masked, functional.sampling):
-        monkeypatch.setattr(module, "call", lambda name, *arguments: got.extend(arguments))
-    getattr(functional, name)(**GOOD[name]() | optional)
+
+    class Recorded(Exception):
+        pass
+
+    def record(name, *arguments):
+        got.extend(arguments)
+        raise Recorded
+
+    for module in (functional.densities, functional.masked, functional.recurrent, functional.sampling):
+        monkeypatch.setattr(module, "call", record)
+    with pytest.raises(Recorded):
+        getattr(functional, name)(**GOOD[name]() | optional)
     monkeypatch.undo()
     return got
 

@@ -115,7 +115,9 @@ def test_functional(integer):
     plain = {name: int(value) for name, value in drawn.items()}
     calls = [
         lambda i, **o: functional.nade_sample(zeros, *nade, variables=i(d), **o),
-        lambda i, **o: functional.fvsbn_sample(zeros, torch.ones(d, d), variables=i(d), **o),
+        lambda i, **o: functional.masked_mlp_sample(
+            zeros, [torch.ones(d, d)], [zeros[0]], [], [], variables=i(d), by_input=True, **o
+        ),
         lambda i, **o: functional.nade_sample(
             zeros, torch.ones(d, 3), torch.ones(3 * d, 3), torch.ones(3 * d), head="logistic_mixture", levels=i(5), **o
         ),
