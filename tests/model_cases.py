@@ -5,9 +5,11 @@ import torch
 
 from ar_fast import _library, models, orderings
 
-KINDS = ["NADE", "MADE", "MADE-residual", "MADE-masks", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE"]
+KINDS = ["NADE", "MADE", "MADE-residual", "MADE-masks", "FVSBN", "ARMLP", "DeepNADE", "OffsetNADE", "RNN", "RNN-LSTM"]
 # Of those, the ones that condition on a prefix of their order only.
 FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
+# Those whose weights are shared between variables, so that all must have as many parameters.
+SHARED_KINDS = ("OffsetNADE", "RNN", "RNN-LSTM")
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
 
 bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
@@ -33,6 +35,9 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
         window = max(1, shape[0] - 1) if len(shape) == 1 else shape[-2:]
         options = {"activation": "tanh", "shared_output": False} | options
         model = models.OffsetNADE(event_shape, hidden_features=13, window=window, **options)
+    elif kind in ("RNN", "RNN-LSTM"):
+        options |= {"cell": "lstm", "num_layers": 2} if kind == "RNN-LSTM" else {}
+        model = models.RNN(event_shape, hidden_features=9, **options)
     else:
         # 37 units in a layer and no relu: every path between an input and a later output carries something.
         options = {"activation": "tanh"} | options

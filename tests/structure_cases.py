@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from model_cases import SHARED_KINDS
 
 from ar_fast import heads, models
 
@@ -25,17 +26,19 @@ MAKERS = {
     "DeepNADE": lambda **options: models.DeepNADE(VARIABLES, [5], "tanh", **options),
     "DeepNADE-2": lambda **options: models.DeepNADE(VARIABLES, [5, 6], "tanh", **options),
     "OffsetNADE": lambda **options: models.OffsetNADE(VARIABLES, 5, window=2, **options),
+    "RNN": lambda **options: models.RNN(VARIABLES, 5, **options),
+    "RNN-LSTM": lambda **options: models.RNN(VARIABLES, 4, "lstm", 2, **options),
     "MADE": lambda **options: models.MADE(VARIABLES, [7, 6], "tanh", direct=True, **options),
     "MADE-residual": lambda **options: models.MADE(VARIABLES, [6, 6, 6], "tanh", residual=True, **options),
     "MADE-masks": lambda **options: models.MADE(
         VARIABLES, [9, 8], "tanh", degrees="random", n_masks=4, n_orders=2, **options
     ),
 }
-# One parameter for each variable, or as many for each, or neither: OffsetNADE shares them between variables.
+# One parameter for each variable, or as many for each, or neither: some models share them between variables.
 CASES = [
     pytest.param(kind, head, id=f"{kind}-{head}")
     for kind, head in itertools.product(MAKERS, HEADS)
-    if head in (("Categorical", "GaussianMixture") if kind == "OffsetNADE" else ("Bernoulli", "list", "PerVariable"))
+    if head in (("Categorical", "GaussianMixture") if kind in SHARED_KINDS else ("Bernoulli", "list", "PerVariable"))
 ]
 
 

@@ -18,6 +18,7 @@ from .fvsbn import FVSBN
 from .made import MADE
 from .nade import NADE, RNADE
 from .offset_nade import OffsetNADE
+from .rnn import RNN
 from .sampling import Sampling
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MADE",
     "NADE",
     "RNADE",
+    "RNN",
     "AutoregressiveDistribution",
     "AutoregressiveModel",
     "DeepNADE",
@@ -44,6 +46,7 @@ _MODELS = {
     "NADE": NADE,
     "OffsetNADE": OffsetNADE,
     "RNADE": RNADE,
+    "RNN": RNN,
 }
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 

@@ -61,8 +61,9 @@ class Sampler:
 
     Attributes:
         state_features: how many elements the state of a row has.
-        begin: takes some rows; returns their state at position 0, (count, state_features), and those arguments of
-            ``step`` that depend on the rows; given and known are the rows' where it leaves them out.
+        begin: takes some rows; returns their state at position 0, (count, state_features) or whatever ``step`` takes,
+            and those arguments of ``step`` that depend on the rows; given and known are the rows' where it leaves them
+            out.
         step: takes the state and, as keyword arguments, those of ``begin``, seed, temperature, first_index, given,
             known, start and stop; returns the values by position, (count, stop - start), log_prob (count) in float64
             and the state at position stop. It is a sampling op whose other arguments are bound.
@@ -70,8 +71,8 @@ class Sampler:
     """
 
     state_features: int
-    begin: Callable[[Rows], tuple[Tensor, dict[str, Any]]]
-    step: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    begin: Callable[[Rows], tuple[Any, dict[str, Any]]]
+    step: Callable[..., tuple[Tensor, Tensor, Any]]
     positions: int | None = None
 
 
@@ -104,15 +105,18 @@ def make_request(
     return Request(model, torch.Size(batch), contexts, seed, first_row, float(temperature), given, known)
 
 
+def block_rows(model: AutoregressiveModel, state_features: int) -> int:
+    """How many rows are drawn together at most."""
+    parameters = model.counts * model.variables if isinstance(model.counts, int) else sum(model.counts)
+    return max(1, _BLOCK_ELEMENTS // max(1, state_features * max(1, parameters // model.variables)))
+
+
 def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
     """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64.
 
     ``drawn`` is told how many variables every step drew.
     """
-    model = request.model
-    parameters = model.counts * model.variables if isinstance(model.counts, int) else sum(model.counts)
-    cost = max(1, sampler.state_features * max(1, parameters // model.variables))
-    block = max(1, min(request.rows, _BLOCK_ELEMENTS // cost))
+    block = max(1, min(request.rows, block_rows(request.model, sampler.state_features)))
     parts = []
     for first in range(0, max(1, request.rows), block):
         part = Sampling(request, sampler, slice(first, min(first + block, request.rows)))

@@ -36,6 +36,7 @@ from .ops import (
     offset_nade_sample,
     offset_taps,
 )
+from .recurrent import ReferenceCharRNN, ReferenceRNN
 from .rnn import GATES, rnn_cell, rnn_sample
 
 __all__ = [
@@ -46,11 +47,13 @@ __all__ = [
     "MINIMUM_LOG_SCALE",
     "MLP_ACTIVATIONS",
     "ReferenceARMLP",
+    "ReferenceCharRNN",
     "ReferenceDeepNADE",
     "ReferenceFVSBN",
     "ReferenceMADE",
     "ReferenceNADE",
     "ReferenceOffsetNADE",
+    "ReferenceRNN",
     "armlp_sample",
     "bernoulli_log_prob",
     "categorical_log_prob",

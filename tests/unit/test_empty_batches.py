@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import KINDS, make_context, make_model
+from model_cases import KINDS, SHARED_KINDS, make_context, make_model
 
 from ar_fast import Mask, functional, heads, models
 from ar_fast.nn import MaskedLinear
@@ -36,6 +36,8 @@ def smallest(kind, variables, context_features, **options):
         return models.MADE(variables, [1, 1], degrees="random", n_masks=2, n_orders=2, **options)
     if kind == "MADE":
         return models.MADE(variables, [1], **options)
+    if kind == "RNN-LSTM":
+        return models.RNN(variables, 1, "lstm", 2, **options)
     return getattr(models, kind)(variables, 1, **options)
 
 
@@ -45,7 +47,7 @@ def test_every_method_takes_the_smallest_sizes(kind, context_features, device):
     for head in HEADS.values():
         for variables, batch in ((1, (0,)), (1, ()), (3, (0, 2))):
             options = {"head": head(variables), "device": device}
-            if kind == "OffsetNADE" and isinstance(options["head"].counts(variables), list):
+            if kind in SHARED_KINDS and isinstance(options["head"].counts(variables), list):
                 continue
             if kind == "Ensemble":
                 member = smallest("NADE", variables, context_features, **options)
@@ -165,7 +167,7 @@ def test_ops_without_rows_or_hidden_units(device):
 def test_variables_of_one_category(kind, device):
     """Such a variable adds what its category adds, whether it is evaluated, stepped over or drawn."""
     for head in (heads.Categorical(1), heads.Categorical([1, 2, 1])):
-        if kind == "OffsetNADE" and isinstance(head.categories, list):
+        if kind in SHARED_KINDS and isinstance(head.categories, list):
             continue
         model = smallest(kind, 3, 0, head=head, device=device)
         with torch.no_grad():

@@ -37,6 +37,10 @@ def twin_of(model):
             model.shared_output,
             model.context_features,
         )
+    elif isinstance(model, models.RNN):
+        twin = reference.ReferenceRNN(
+            model.variables, model.hidden_features, model.order, model.cell, model.num_layers, model.context_features
+        )
     else:
         twin = reference.ReferenceMADE(
             model.variables,
@@ -262,6 +266,9 @@ def test_initialize_from_mean(kind):
     mean = torch.tensor([[0.1, 0.5, 0.9], [0.3, 0.2, 0.7]])
     model.initialize_from_mean(mean)
     probability = model(torch.zeros(2, 3, dtype=torch.float64)).sigmoid().reshape(2, 3)
+    if isinstance(model, models.RNN):
+        # One bias for all variables: the mean of theirs.
+        mean = mean.double().logit().mean().sigmoid().expand(2, 3)
     torch.testing.assert_close(probability, mean.double(), atol=1e-4, rtol=0)
     model.initialize_from_mean(torch.zeros(2, 3))
     assert bool(model(torch.zeros(2, 3, dtype=torch.float64)).isfinite().all()), (
@@ -314,8 +321,10 @@ def make_model_on_meta(kind, context_features):
         "ARMLP": (3, 4),
         "DeepNADE": (3, [4]),
         "OffsetNADE": (3, 4, 2),
+        "RNN": (3, 4),
+        "RNN-LSTM": (3, 4, "lstm", 2),
     }[kind]
-    return getattr(models, kind)(*sizes, **options)
+    return getattr(models, kind.split("-")[0])(*sizes, **options)
 
 
 def test_made_spreads_degrees_evenly_or_takes_given_ones():

@@ -16,6 +16,7 @@ FAST = (
     "FVSBN-PerVariable",
     "DeepNADE-2-Bernoulli",
     "OffsetNADE-Categorical",
+    "RNN-Categorical",
     "MADE-Bernoulli",
 )
 REPRESENTATIVES = [case if case.id in FAST else pytest.param(*case.values, id=case.id, marks=FULL) for case in CASES]

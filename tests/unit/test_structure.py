@@ -212,7 +212,7 @@ def test_an_order_is_checked_when_it_is_used(device, kind, head):
             model.sample(2, context)
 
 
-@pytest.mark.parametrize("name", ["NADE", "DeepNADE", "OffsetNADE"])
+@pytest.mark.parametrize("name", ["NADE", "DeepNADE", "OffsetNADE", "RNN"])
 def test_an_order_that_was_written_is_the_order_from_then_on(device, name):
     model, other = make(name, "Bernoulli", device=device), make(name, "Bernoulli", device=device, order=[3, 2, 1, 0])
     model.order.copy_(torch.tensor([3, 2, 1, 0]))

@@ -233,7 +233,7 @@ def test_images_of_mixed_channels(device):
 # ---------------------------------------------------------------- standardisation
 
 
-@pytest.mark.parametrize("kind", ["NADE", "FVSBN", "ARMLP", "MADE", "DeepNADE", "OffsetNADE"])
+@pytest.mark.parametrize("kind", ["NADE", "FVSBN", "ARMLP", "MADE", "DeepNADE", "OffsetNADE", "RNN"])
 def test_standardized_real_models(kind, device):
     """x in its units, less the logarithm of the scale; samples in the data's units, known ones to the last bit."""
     head, options = heads.GaussianMixture(2), {"device": device, "dtype": torch.float64}
@@ -363,8 +363,10 @@ def test_what_standardize_refuses(arguments, message):
 def test_what_else_is_refused():
     with pytest.raises(ValueError, match=r"NADE: standardize is for real variables, got the head Bernoulli\(\)"):
         models.NADE(3, 4).standardize(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="OffsetNADE: head must have as many parameters for every variable"):
-        models.OffsetNADE(5, 4, 2, head=HEAD)
+    for make_one in (lambda head: models.OffsetNADE(5, 4, 2, head=head), lambda head: models.RNN(5, 4, head=head)):
+        for head in (HEAD, heads.Categorical([2, 3, 4, 2, 2])):
+            with pytest.raises(ValueError, match=": head must have as many parameters for every variable"):
+                make_one(head)
     with pytest.raises(ValueError, match="heads must have one entry for each variable, 4, got 5"):
         models.NADE(4, 4, head=HEAD)
     for wrong, message in (

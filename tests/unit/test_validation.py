@@ -248,6 +248,7 @@ NUMPY = {
     "DeepNADE": lambda: models.DeepNADE(INT(4), INT(3), head=heads.LogisticMixture(INT(1), INT(4))),
     "DeepNADE, two layers": lambda: models.DeepNADE(4, np.array([3, 2]), head=heads.GaussianMixture(INT(2))),
     "OffsetNADE": lambda: models.OffsetNADE((INT(2), INT(2)), INT(3), INT(1)),
+    "RNN": lambda: models.RNN((INT(2), INT(2)), INT(3), "lstm", INT(2), context_features=INT(2)),
     "OffsetNADE, (up, side)": lambda: models.OffsetNADE((2, 2), 3, np.array([1, 1])),
 }
 
@@ -274,7 +275,8 @@ def test_numpy_integers_are_integers(name, tmp_path):
 def test_what_is_no_integer_is_refused(bad):
     with pytest.raises(ValueError, match="event_shape must be one or more positive integers, got"):
         models.NADE(bad, 3)
-    for make in (models.NADE, models.MADE, models.ARMLP, models.DeepNADE, lambda *sizes: models.OffsetNADE(*sizes, 1)):
+    kinds = models.NADE, models.MADE, models.ARMLP, models.DeepNADE, models.RNN
+    for make in (*kinds, lambda *sizes: models.OffsetNADE(*sizes, 1)):
         with pytest.raises(ValueError, match=r"hidden_features must be .* positive integer"):
             make(4, bad)
     with pytest.raises(ValueError, match="window must be a positive integer"):
