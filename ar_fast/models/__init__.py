@@ -11,6 +11,8 @@ from .. import heads
 from . import _files
 from .armlp import ARMLP
 from .base import AutoregressiveModel, State
+from .char_rnn import CharRNN
+from .char_sampling import CharSampling, CharState
 from .deep_nade import DeepNADE
 from .distribution import AutoregressiveDistribution
 from .ensemble import Ensemble
@@ -20,6 +22,7 @@ from .nade import NADE, RNADE
 from .offset_nade import OffsetNADE
 from .rnn import RNN
 from .sampling import Sampling
+from .vocabulary import Vocabulary
 
 __all__ = [
     "ARMLP",
@@ -30,16 +33,21 @@ __all__ = [
     "RNN",
     "AutoregressiveDistribution",
     "AutoregressiveModel",
+    "CharRNN",
+    "CharSampling",
+    "CharState",
     "DeepNADE",
     "Ensemble",
     "OffsetNADE",
     "Sampling",
     "State",
+    "Vocabulary",
     "load",
 ]
 
 _MODELS = {
     "ARMLP": ARMLP,
+    "CharRNN": CharRNN,
     "DeepNADE": DeepNADE,
     "FVSBN": FVSBN,
     "MADE": MADE,
@@ -51,7 +59,7 @@ _MODELS = {
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
-def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel | Ensemble:
+def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel | CharRNN | Ensemble:
     """The model that ``model.save(directory)`` wrote, or the ensemble.
 
     Raises:
@@ -67,7 +75,10 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
     arguments = dict(stored["config"])
     try:
         arguments["dtype"] = _DTYPES[arguments["dtype"]]
-        arguments["head"] = heads.from_config(arguments["head"])
+        if name == "CharRNN":
+            arguments["vocabulary"] = _files.read_metadata(Path(directory), "vocabulary")
+        else:
+            arguments["head"] = heads.from_config(arguments["head"])
         if stored["order"] == "permutation":
             # Shapes can depend on it, where variables differ in their number of categories.
             order = _files.read_order(Path(directory))

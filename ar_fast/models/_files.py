@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,12 +18,13 @@ from .._version import __version__
 
 if TYPE_CHECKING:
     from .base import AutoregressiveModel
+    from .char_rnn import CharRNN
 
 FORMAT = "ar_fast.model"
 FORMAT_VERSION = 1
 
 
-def _description(model: AutoregressiveModel) -> dict[str, Any]:
+def _description(model: AutoregressiveModel | CharRNN) -> dict[str, Any]:
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -38,13 +39,14 @@ def _description(model: AutoregressiveModel) -> dict[str, Any]:
     return description
 
 
-def save(model: AutoregressiveModel, directory: Path) -> None:
+def save(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[str, Any] | None = None) -> None:
+    """``metadata`` goes into the file of the weights, each value as JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _check_separate(tensors)
     # Through temporary names, so that an interrupted save leaves what was there.
     weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
-    save_file(tensors, weights)
+    save_file(tensors, weights, {key: json.dumps(value) for key, value in (metadata or {}).items()} or None)
     config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
     os.replace(weights, directory / "model.safetensors")
     os.replace(config, directory / "config.json")
@@ -117,6 +119,18 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         raise ValueError(f"load: model.safetensors must be a whole safetensors file, got {path}: {error}") from None
 
 
+def read_metadata(directory: Path, key: str) -> Any:
+    """What ``save`` was given under a key."""
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})[key])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"load: model.safetensors must have {key!r} in its metadata, got {path}: {error!r}") from None
+
+
 def read_order(directory: Path) -> Tensor | None:
     return _read_tensors(directory).get("order")
 
@@ -126,7 +140,7 @@ def _check_equal(name: str, own: object, given: object, directory: Path) -> None
         raise ValueError(f"load: {name} must be {own!r} as in this model, got {given!r} in {directory}")
 
 
-def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
+def read(model: AutoregressiveModel | CharRNN, directory: Path) -> dict[str, Tensor]:
     """The tensors of a model that was made as this one, after all checks."""
     given, own = read_config(directory), json.loads(json.dumps(_description(model)))
     for key in ("model", "order"):
@@ -158,6 +172,8 @@ def read(model: AutoregressiveModel, directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load(model: AutoregressiveModel, directory: Path) -> None:
+def load(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[str, Any] | None = None) -> None:
     tensors = read(model, directory)
+    for key, value in (metadata or {}).items():
+        _check_equal(key, value, read_metadata(directory, key), directory)
     model.load_state_dict(tensors)

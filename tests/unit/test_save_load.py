@@ -170,7 +170,7 @@ def test_a_config_that_makes_no_model_is_refused(tmp_path):
     edit_config(model="os.system")(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"model must be one of ARMLP, DeepNADE, FVSBN, MADE, .*RNADE, RNN, got 'os\.system'",
+        match=r"model must be one of ARMLP, CharRNN, DeepNADE, FVSBN, MADE, .*RNADE, RNN, got 'os\.system'",
     ):
         models.load(tmp_path)
     bernoulli = {"name": "Bernoulli"}
