@@ -25,8 +25,10 @@ def randomize(model, gain=1.0):
     return model
 
 
-def make_rnn(event_shape, cell="gru", num_layers=1, *, hidden_features=7, dtype=torch.float64, **options):
-    return randomize(models.RNN(event_shape, hidden_features, cell, num_layers, dtype=dtype, **options))
+def make_rnn(event_shape, cell="gru", num_layers=1, *, hidden_features=7, dtype=torch.float64, gain=1.0, **options):
+    # Real draws feed back: without a bound on the states they grow without end.
+    gain = 0.4 * gain if cell == "rnn_relu" else gain
+    return randomize(models.RNN(event_shape, hidden_features, cell, num_layers, dtype=dtype, **options), gain)
 
 
 def make_char_rnn(cell="gru", num_layers=1, *, vocabulary=SYMBOLS, hidden_features=7, dtype=torch.float64, **options):

@@ -37,6 +37,7 @@ RECIPES = {
     "OffsetNADE": Recipe(
         models.OffsetNADE, {"hidden_features": 100, "window": (4, 4), "shared_output": False}, _settings(0.03, 0.1)
     ),
+    "RNN": Recipe(models.RNN, {"hidden_features": 64}, _settings(0.01, 0.01)),
     "MADE": Recipe(models.MADE, {"hidden_features": [200]}, _settings(0.03, 0.3)),
 }
 

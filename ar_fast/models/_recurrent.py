@@ -177,6 +177,9 @@ class Recurrent(nn.RNNBase):
             "cell": self.cell,
         }
 
+    def extra_repr(self) -> str:
+        return f"{self.cell!r}, {super().extra_repr()}"
+
     @property
     def multiply_adds(self) -> int:
         """Of one step of one row, but for the first layer's input."""

@@ -267,13 +267,7 @@ class CharRNN(nn.Module):
                 vocabulary or a length that is not in 0 ... T.
         """
         batch, tokens, lengths = self._check_tokens(tokens, lengths)
-        if state is None:
-            state = self.begin(tokens.shape[0])
-        elif len(state.last) != len(tokens):
-            raise ValueError(
-                f"CharRNN: state must be of as many sequences as tokens, {len(tokens)}, got {len(state.last)}"
-            )
-        logits, after = self._advance(tokens, lengths, state, return_state)
+        logits, after = self._advance(tokens, lengths, self._checked(state, len(tokens)), return_state)
         if tokens.shape[1] == 0:
             terms = logits.sum(-1)
         else:
@@ -290,7 +284,7 @@ class CharRNN(nn.Module):
     def forward(self, tokens: Tensor, state: CharState | None = None) -> Tensor:
         """The logits of each of tokens (*batch, T) given those before it, (*batch, T, V)."""
         batch, rows, _ = self._check_tokens(tokens, None)
-        logits, _ = self._advance(rows, None, self.begin(rows.shape[0]) if state is None else state, False)
+        logits, _ = self._advance(rows, None, self._checked(state, len(rows)), False)
         return logits.reshape(*batch, *logits.shape[1:])
 
     def _check_tokens(self, tokens: Tensor, lengths: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:
@@ -314,6 +308,13 @@ class CharRNN(nn.Module):
         self._check_known("tokens", rows)
         return batch, rows, lengths
 
+    def _checked(self, state: CharState | None, batch: int) -> CharState:
+        if state is None:
+            return self.begin(batch)
+        if len(state.last) != batch:
+            raise ValueError(f"CharRNN: state must be of as many sequences as tokens, {batch}, got {len(state.last)}")
+        return state
+
     def _check_known(self, name: str, tokens: Tensor) -> None:
         if not _inputs._validates(self, tokens):
             return
@@ -330,7 +331,7 @@ class CharRNN(nn.Module):
         """Nats, tokens and characters of sequences, in bounded memory."""
         _, rows, ends = self._check_tokens(tokens, lengths)
         ends = torch.full_like(rows[:, :1], rows.shape[1])[:, 0] if ends is None else ends
-        state = self.begin(len(rows)) if state is None else state
+        state = self._checked(state, len(rows))
         counts = torch.arange(rows.shape[1], device=rows.device) < ends[:, None]
         size, nats = max(1, _MEASURED_TOKENS // max(1, len(rows))), 0.0
         for start in range(0, rows.shape[1], size):

@@ -66,7 +66,7 @@ class RNN(AutoregressiveModel):
         >>> model
         RNN(
           event_shape=(28, 28), hidden_features=64, cell='gru', num_layers=1
-          (rnn): Recurrent(1, 64, batch_first=True)
+          (rnn): Recurrent('gru', 1, 64, batch_first=True)
         )
         >>> x = model.sample(4, seed=0)
         >>> x.shape, model.log_prob(x).shape

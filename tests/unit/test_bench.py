@@ -98,3 +98,14 @@ def test_interleave_takes_turns():
     )
     assert turns[4:] == ["a", "b", "b", "a"] * 2
     assert timings["a"].rounds == 4 and timings["a"].lower <= timings["a"].median <= timings["a"].upper
+
+
+def test_the_experiments_with_recurrent_networks_run(capsys):
+    from bench import recurrent
+
+    assert recurrent.main(["--tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| lstm") == 4 and "no memory" in printed and "L = 4: L to 4 L" in printed
+    # Weights small enough, and a state's effect fades; a tanh network of larger ones keeps it.
+    sizes = recurrent.Sizes(hidden_features=16, batch=4, lags=(1, 20))
+    assert recurrent.gradient_norms("rnn", 1.0, sizes)[1] < 0.01 < recurrent.gradient_norms("rnn", 3.0, sizes)[1]

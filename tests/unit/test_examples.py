@@ -24,3 +24,20 @@ def test_train_nade(capsys):
     assert nats > -23
     drawn = capsys.readouterr().out.splitlines()[-8:]
     assert all(len(line) == 8 and set(line) <= {".", "#"} for line in drawn)
+
+
+def test_char_rnn(capsys, tmp_path):
+    script = runpy.run_path(str(EXAMPLES / "char_rnn.py"))
+    text = tmp_path / "text.txt"
+    text.write_text("a naïve café: abc abc. " * 300, encoding="utf-8")
+    bits = script["main"](str(text), steps=60, hidden_features=32, prompt="abc", line="abc é!", length=30)
+    # Without learning anything it is 8 for each of the 25 bytes of 23 characters.
+    assert bits < 4
+    printed = capsys.readouterr().out
+    assert f"{bits:.3f} bits per character" in printed and "\nabc" in printed
+    costs = script["surprise"](script["CharRNN"]("bytes", 8), "aé€")
+    # Nearly 8 bits a byte before training.
+    assert len(costs) == 3 and [round(cost / 8) for cost in costs] == [1, 2, 3]
+    assert script["shown"]("aé", [0.2, 12.0], False) == "aé\n09"
+    coloured = script["shown"]("aé", [0.2, 12.0], True)
+    assert coloured == "\033[30;48;5;46ma\033[30;48;5;196mé\033[0m"
