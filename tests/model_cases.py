@@ -15,15 +15,6 @@ CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") f
 bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
 
 
-def skip_without_sampler(op, device):
-    """Skips where the library under test has no kernel of a sampling op: CUDA's, on a GPU or emulated."""
-    key = torch.device("cpu" if device is None else device).type.upper()
-    if _library.backend == "reference" or key == "META":
-        return
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_library._namespace}::{op}", key):
-        pytest.skip(f"there is no kernel of {op} for this device yet")
-
-
 def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=torch.float64, order="random", **options):
     """A small model whose conditionals are far from uniform, and depend on each variable before and on the context."""
     if order == "random":
@@ -45,7 +36,6 @@ def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=tor
         options = {"activation": "tanh", "shared_output": False} | options
         model = models.OffsetNADE(event_shape, hidden_features=13, window=window, **options)
     elif kind in ("RNN", "RNN-LSTM"):
-        skip_without_sampler("rnn_sample", device)
         options |= {"cell": "lstm", "num_layers": 2} if kind == "RNN-LSTM" else {}
         model = models.RNN(event_shape, hidden_features=9, **options)
     else:

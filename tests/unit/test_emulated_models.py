@@ -9,6 +9,7 @@ import emulated
 import head_cases
 import offset_nade_cases
 import pytest
+import rnn_model_cases
 import tabular_cases
 import torch
 from model_cases import CASES, make_context, make_model, random_binary
@@ -62,6 +63,30 @@ def test_every_depth_of_a_deep_nade(layers):
 def test_every_head_of_an_offset_nade(name):
     model = offset_nade_cases.make((3, 4), (2, 1), head=offset_nade_cases.MODEL_HEADS[name])
     assert_equal_on_both(model, offset_nade_cases.draw_events(model, 3))
+
+
+@pytest.mark.parametrize("name", rnn_model_cases.HEADS)
+def test_every_head_of_an_rnn(name):
+    model = rnn_model_cases.make_rnn((3, 4), "lstm", 2, head=rnn_model_cases.HEADS[name], context_features=2)
+    assert_equal_on_both(model, offset_nade_cases.draw_events(model, 3), make_context(2, 3))
+
+
+@pytest.mark.parametrize(("cell", "num_layers"), rnn_model_cases.STACKS)
+def test_text(cell, num_layers):
+    model = rnn_model_cases.make_char_rnn(cell, num_layers, embedding_features=3)
+    prompts = {"prompt": rnn_model_cases.random_tokens(5, 3), "prompt_lengths": torch.tensor([3, 0, 2, 1, 3])}
+
+    def drawn():
+        *first, state = model.sample(
+            5, 9, **prompts, stop="c", top_k=4, top_p=0.9, seed=3, return_log_prob=True, return_state=True
+        )
+        return [*first, *model.sample(5, 4, state=state, return_log_prob=True)]
+
+    want = drawn()
+    with emulated.fiber_order("random"), _library.use("ar_fast_emulated"):
+        got = drawn()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", tabular_cases.KINDS)
