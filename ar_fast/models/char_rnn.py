@@ -538,6 +538,9 @@ class CharRNN(nn.Module):
     order = None
     standardization = None
 
+    def _unsaved_structure(self) -> None:
+        """Of the structure ``config`` says everything."""
+
     def config(self) -> dict[str, Any]:
         """What the model was made with, as JSON holds it, except the device and the vocabulary."""
         return {

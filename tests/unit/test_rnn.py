@@ -252,7 +252,7 @@ def test_tables_and_biases_of_either_dtype(device):
 def schema_arguments(case, monkeypatch):
     got = []
     with monkeypatch.context() as patch:
-        patch.setattr(functional.sampling, "call", lambda name, *arguments: got.extend(arguments) or [None] * 6)
+        patch.setattr(functional.recurrent, "call", lambda name, *arguments: got.extend(arguments) or [None] * 6)
         sample(case)
     return got
 
