@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 OPS = ROOT / "csrc" / "ops" / "cuda"
 LIBRARY = ROOT / "ar_fast" / "libar_fast_ops.so"
-ARCHITECTURES = ["sm_75", "sm_80", "sm_90a"]
+ARCHITECTURES = ["sm_80", "sm_90a"]
+OLDEST_ARCHITECTURE = "sm_75"  # a third of the time, so by --oldest only
 PTX_ARCHITECTURE = "compute_80"
 
 LOAD_128 = r"ld\.global(\.nc)?(\.L\w+)*\.v(4\.[usfb]32|2\.[usfb]64)"
@@ -104,12 +105,12 @@ def split_kernels(ptx: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def compile_source(path: Path, build: Path) -> Source:
+def compile_source(path: Path, build: Path, architectures: list[str]) -> Source:
     keep = build / path.stem
     shutil.rmtree(keep, ignore_errors=True)
     keep.mkdir(parents=True)
     source = Source(path, object=build / f"{path.stem}.o")
-    code = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+    code = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
     code.append(f"-gencode=arch={PTX_ARCHITECTURE},code={PTX_ARCHITECTURE}")
     # Device code is optimised by default; the host's part of these files only has to compile.
     command = ["nvcc", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas", *code, "-Xptxas=-v",
@@ -224,6 +225,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda-check")
     parser.add_argument("--update", action="store_true", help="write machine_code.json and machine_code.md")
+    parser.add_argument("--oldest", action="store_true", help=f"check {OLDEST_ARCHITECTURE} too")
     parser.add_argument("names", nargs="*", help="sources to check; all, and that they link, by default")
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
@@ -233,10 +235,13 @@ def main() -> int:
     if not options.names and not LIBRARY.exists():
         raise SystemExit(f"{LIBRARY} was not found: build the package first, for example by `make build`")
     options.build.mkdir(parents=True, exist_ok=True)
-    paths = [KERNELS / name for name in options.names] or sorted(KERNELS.glob("*.cu"))
+    paths = [KERNELS / name for name in options.names] or list(KERNELS.glob("*.cu"))
+    architectures = ARCHITECTURES + [OLDEST_ARCHITECTURE] * options.oldest
+    # The largest first, so that no job is alone at the end.
+    paths.sort(key=lambda path: path.stat().st_size, reverse=True)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         host_side = pool.submit(compile_host_side, options.build) if not options.names else None
-        sources = list(pool.map(lambda path: compile_source(path, options.build), paths))
+        sources = list(pool.map(lambda path: compile_source(path, options.build, architectures), paths))
     reports = [report for source in sources for report in source.reports]
     names = machine_code.demangle([report.kernel for report in reports])
     for name, report in sorted(zip(names, reports, strict=True), key=lambda pair: pair[0]):
@@ -247,7 +252,7 @@ def main() -> int:
         link_and_load(sources, host_side.result(), options.build)
     for problem in problems:
         print(f"FAILED: {problem}", file=sys.stderr)
-    print(f"{len(reports)} kernels of {len(sources)} files on {', '.join(ARCHITECTURES)}: {len(problems)} problems")
+    print(f"{len(reports)} kernels of {len(sources)} files on {', '.join(architectures)}: {len(problems)} problems")
     return 1 if problems else 0
 
 
