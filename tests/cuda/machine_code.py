@@ -50,6 +50,7 @@ KNOWN = {
     "nade_states_kernel": "`% tile` within the unrolled loop is a division and a branch a position",
     "nade_suffix_kernel": "each sum is stored before the next is read: they lie in the same array",
     "offset_nade_sample_kernel": "state lies in shared or global memory, as it fits; a row is read when it is needed",
+    "rnn_sample_kernel": "weights and state lie in shared or global memory, as it fits; one vector at a time",
 }
 
 
