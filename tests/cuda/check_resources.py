@@ -1,6 +1,6 @@
-"""Compiles, links and loads the CUDA half for every release architecture, and reads the compiler's report. No GPU.
+"""Compiles, links and loads the CUDA half and reads the compiler's report. No GPU.
 
-    python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [--update] [NAME.cu ...]
+    python tests/cuda/check_resources.py [--jobs N] [--build DIRECTORY] [--update] [--oldest] [NAME.cu ...]
 
 Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
 from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
