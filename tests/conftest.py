@@ -1,15 +1,15 @@
 """Devices, instruction sets, seeds, and which tests are of the fast suite and which of the full one only.
 
 `make test` runs the fast suite, `make test-full` everything (`--full`). A test is of the full suite only where it has
-the marker `full`; where it has the marker `models` and runs a whole model under the emulation; and where it repeats the
-emulated kernels in a further order of threads. The fast suite's order is random, drawn from AR_FAST_TEST_SEED.
+the marker `full`; where it has the marker `heavy` (whole models, torch's own checks of an op) and runs under the
+emulation; and where it repeats the emulated kernels in a further order of threads. The fast suite's order is random,
+drawn from AR_FAST_TEST_SEED.
 """
 
 import contextlib
-import itertools
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import emulated
@@ -34,7 +34,7 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "full: of the full suite only")
-    config.addinivalue_line("markers", "models: runs whole models; under the emulation in the full suite only")
+    config.addinivalue_line("markers", "heavy: under the emulation in the full suite only")
     if getattr(config.option, "numprocesses", None):
         # Before the workers start. Two workers with one thread each are faster than with two.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,7 +77,7 @@ def is_full(item) -> bool:
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return (
         item.get_closest_marker("full") is not None
-        or (item.get_closest_marker("models") is not None and parameters.get("device") == "emulated")
+        or (item.get_closest_marker("heavy") is not None and parameters.get("device") == "emulated")
         or parameters.get("fiber_order", "random") != "random"
     )
 
@@ -101,18 +101,6 @@ def available_isas() -> list[str]:
             allowed.append(name)
     _library._C.set_isa("auto")
     return allowed
-
-
-def pairs(*values: Iterable) -> list:
-    """Parameters of a test over every combination; the fast suite has those that cover every pair of the first two
-    with each other and with the last, whose values take turns."""
-    values = [list(options) for options in values]
-    parameters = []
-    for index in itertools.product(*(range(len(options)) for options in values)):
-        covers = index[-1] == sum(index[:-1]) % len(values[-1])
-        combination = (options[i] for options, i in zip(values, index, strict=True))
-        parameters.append(pytest.param(*combination, marks=() if covers else pytest.mark.full))
-    return parameters
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import available_isas, isa, pairs
+from conftest import available_isas, isa
+from grids import pairs
 from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
@@ -169,8 +170,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head, dtype", pairs(HEADS, [torch.float64, torch.float32, torch.bfloat16]), ids=str)
 def test_every_head(device, dtype, head):
     case = armlp_case(19, 21, dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
@@ -250,6 +250,7 @@ def test_threads_do_not_matter():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.heavy
 def test_opcheck(device, ops):
     case = armlp_case(9, 4, device=device)
     weights = [t.nan_to_num() if t.is_floating_point() else t for t in case.weights.values()]

@@ -19,30 +19,32 @@ sys.path.append(str(ROOT))
 
 from ar_fast.tasks._timing import interleave
 from bench import masked_linear, peers
-from bench.run import run_case, select
+from bench.run import SUITES, run_case, select
 from bench.settings import Settings
 
 SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", list(select(SETTINGS)), ids=lambda case: case.title)
-def test_every_contender_is_right(case):
-    rows = run_case(case, SETTINGS)
-    assert [row.contender for row in rows] == list(case.contenders)
-    for row in rows:
-        assert row.skipped is None and row.median > 0
-        assert row.error < 1e-5, f"{row.contender} is off by {row.error}"
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_contender_is_right(suite):
+    for case in select(SETTINGS, [suite]):
+        rows = run_case(case, SETTINGS)
+        assert [row.contender for row in rows] == list(case.contenders)
+        for row in rows:
+            assert row.skipped is None and row.median > 0, f"{case.title}: {row}"
+            assert row.error < 1e-5, f"{case.title}: {row.contender} is off by {row.error}"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", list(masked_linear.large_cases(SETTINGS)), ids=lambda case: case.title)
-def test_every_contender_of_the_large_layers_is_right(case):
+def test_every_contender_of_the_large_layers_is_right():
     """On a GPU only they are part of the suite."""
-    assert case.title not in [other.title for other in select(SETTINGS)]
-    for row in run_case(case, SETTINGS):
-        assert row.skipped is None and row.dtype in ("bfloat16", "tf32")
-        assert row.error < (1e-2 if row.dtype == "bfloat16" else 1e-3), f"{row.contender} is off by {row.error}"
+    on_the_cpu = {case.title for case in select(SETTINGS)}
+    for case in masked_linear.large_cases(SETTINGS):
+        assert case.title not in on_the_cpu
+        for row in run_case(case, SETTINGS):
+            assert row.skipped is None and row.dtype in ("bfloat16", "tf32"), f"{case.title}: {row}"
+            assert row.error < (1e-2 if row.dtype == "bfloat16" else 1e-3), f"{case.title}: {row}"
     assert not torch.backends.cuda.matmul.allow_tf32
 
 

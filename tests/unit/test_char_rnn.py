@@ -13,7 +13,7 @@ from torch import nn
 from ar_fast import models
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 EVERY_STACK = pytest.mark.parametrize(("cell", "num_layers"), STACKS)
 # Those that the twin has.
 STACKS_OF_TWIN = [stack for stack in STACKS if stack[0] != "rnn_relu"]

@@ -11,7 +11,7 @@ from model_cases import make_context, random_binary
 from ar_fast import functional, heads, models, orderings, reference
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 def terms_in_order(model, x, order, context=None):

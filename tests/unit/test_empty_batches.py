@@ -7,7 +7,7 @@ from model_cases import KINDS, SHARED_KINDS, make_context, make_model
 from ar_fast import Mask, functional, heads, models
 from ar_fast.nn import MaskedLinear
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 HEADS = {
     "bernoulli": lambda variables: heads.Bernoulli(),

@@ -12,7 +12,7 @@ from ar_fast import heads, models
 from ar_fast.models.ensemble import _BLOCK
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 @pytest.mark.parametrize("context_features", [0, 3])

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 import ar_fast
 from ar_fast import _fallback, _library, functional, nn
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import available_isas, isa, pairs
+from conftest import available_isas, isa
+from grids import pairs
 from mixed_cases import mixed_heads, mixed_values, offsets_of
 from torch import Tensor
 
@@ -178,8 +179,7 @@ def variables_of(head: str, variables: int) -> int:
     return min(variables, 20) if head == "many categories" else variables
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head, dtype", pairs(HEADS, [torch.float64, torch.float32, torch.bfloat16]), ids=str)
 def test_every_head(device, dtype, head):
     case = fvsbn_case(variables_of(head, 37), dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
@@ -289,6 +289,7 @@ def test_a_weight_that_is_not_finite_has_no_effect_through_a_zero(device, value)
     assert log_prob[1] != clean[1][1]
 
 
+@pytest.mark.heavy
 def test_opcheck(device, ops):
     case = fvsbn_case(5, device=device)
     if not runs_cuda(case):

@@ -6,7 +6,7 @@ from model_cases import KINDS, SHARED_KINDS, make_model
 
 from ar_fast import functional, heads
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 # Values up to 126, which every dtype holds, of heads whose bounds some of them do not hold.
 HEADS = {

@@ -11,7 +11,7 @@ from model_cases import all_binary, random_binary
 from ar_fast import models, orderings
 from ar_fast.models import MADE
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 VARIABLES = 7
 

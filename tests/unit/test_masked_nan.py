@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from grids import pairs
 from masked_cases import KINDS, make_mask
 from structure_cases import CASES, VARIABLES, data, make
 from torch.autograd import forward_ad
@@ -15,10 +16,8 @@ from ar_fast import functional, reference
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("algorithm", ["auto", "panels", "fused", "dense"])
+@pytest.mark.parametrize("kind, algorithm, dtype", pairs(KINDS, ["auto", "panels", "fused", "dense"], DTYPES), ids=str)
 def test_what_is_masked_does_not_see_a_nan(ops, emulation, device, kind, dtype, bad, algorithm):
     if algorithm == "dense" and (emulation or device.type == "cuda"):
         pytest.skip("dense on CUDA is a product with the masked weight by the BLAS library")
@@ -92,7 +91,7 @@ def test_the_sampling_twin_does_not_see_a_masked_nan():
         assert torch.equal(got, want)
 
 
-@pytest.mark.models
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "head"), [case for case in CASES if case.values[1] in ("GaussianMixture", "PerVariable")]
 )

@@ -8,6 +8,7 @@ import contextlib
 import emulated
 import pytest
 import torch
+from grids import pairs
 
 STORAGE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # Storage, and what the operands of a product are rounded to.
@@ -101,9 +102,7 @@ def check(ops, size, kind, form, algorithm):
     assert (wanted["dw"][0][~allowed] == 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("kind", "size", "form"), pairs(KINDS, SIZES, FORMS), ids=str)
 def test_tiles(ops, size, kind, form):
     check(ops, size, kind, form, "panels")
 
@@ -128,13 +127,17 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", ["sorted", "rows"])
-@pytest.mark.parametrize(("size", "multiprocessors"), [((70, 136, 129), 132), ((128, 72, 136), 1), ((130, 40, 136), 1)])
-def test_activations(ops, size, multiprocessors, kind, form, activation):
+LAUNCHES = [
+    (size, multiprocessors, kind)
+    for size, multiprocessors in [((70, 136, 129), 132), ((128, 72, 136), 1), ((130, 40, 136), 1)]
+    for kind in ("sorted", "rows")
+]
+
+
+@pytest.mark.parametrize(("activation", "form", "launch"), pairs(ACTIVATIONS, FORMS, LAUNCHES), ids=str)
+def test_activations(ops, launch, form, activation):
     """Of the sums, rounded to the storage: within tiles of either size, at their edges, and in columns elsewhere."""
-    batch, inputs, outputs = size
+    (batch, inputs, outputs), multiprocessors, kind = launch
     dtype, _ = FORMS[form]
     torch.manual_seed(batch)
     plan, _ = plan_of(kind, outputs, inputs)
@@ -160,9 +163,7 @@ def test_a_row_does_not_depend_on_the_others(ops, kind, multiprocessors):
             assert torch.equal(ops.masked_linear_grad_input(y[rows], weight, *plan, "panels"), dx[rows])
 
 
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("kind", "dtype", "size"), pairs(KINDS, STORAGE, SIZES), ids=str)
 def test_rows(ops, size, kind, dtype):
     check(ops, size, kind, str(dtype), "fused")
 

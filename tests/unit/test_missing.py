@@ -6,7 +6,7 @@ from model_cases import CASES, FIXED_ORDER_KINDS, KINDS, all_binary, make_contex
 
 from ar_fast import heads, models
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 def prefix_mask(model, length):

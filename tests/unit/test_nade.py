@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import available_isas, isa, pairs
+from conftest import available_isas, isa
+from grids import pairs
 from nade_cases import NadeCase, nade_case
 from torch.nn import functional as F
 
@@ -232,6 +233,7 @@ def test_a_second_derivative_raises(device):
             grad.sum().backward()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_opcheck(device, ops, variant):
     case = nade_case(3, 5, 6, device=device, **VARIANTS[variant])

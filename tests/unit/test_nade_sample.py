@@ -194,6 +194,7 @@ def test_inputs_are_not_modified(device):
     assert torch.equal(state, before)
 
 
+@pytest.mark.heavy
 def test_opcheck(device, ops):
     case = nade_case(1, 5, 8, device=device)
     state = case.in_bias.expand(3, -1).contiguous()

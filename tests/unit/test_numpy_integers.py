@@ -10,7 +10,7 @@ import ar_fast
 from ar_fast import Mask, functional, heads, models, nn, orderings
 from ar_fast.tasks import training
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 KINDS = [np.int64, np.int32, np.uint8]
 

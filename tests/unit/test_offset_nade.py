@@ -192,6 +192,7 @@ def test_inputs_are_not_modified_and_may_be_strided(device):
     assert all(torch.equal(a, b) for a, b in zip(sample(case, **strided), want, strict=True))
 
 
+@pytest.mark.heavy
 def test_opcheck_and_compile(device, ops):
     case = op_case(2, (3, 4, 2), device=device)
     names = ("state", "in_weight", "in_bias", "out_weight", "out_bias")
@@ -276,7 +277,7 @@ def parameters_by_definition(model, x, context=None):
     return torch.stack(parameters, 1)
 
 
-@pytest.mark.models
+@pytest.mark.heavy
 @pytest.mark.parametrize("shared_output", [True, False])
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
@@ -299,7 +300,7 @@ def test_the_convolution_is_the_definition(device, name, event_shape, window, sh
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.models
+@pytest.mark.heavy
 @torch.no_grad()
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
@@ -314,7 +315,7 @@ def test_log_prob_of_a_sample_and_steps(device, name, event_shape, window):
         state = model.next(state, samples.flatten(1)[:, state.variable])
 
 
-@pytest.mark.models
+@pytest.mark.heavy
 @bit_for_bit
 @torch.no_grad()
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
@@ -332,7 +333,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn(device, name, event_shape, 
     assert torch.equal(sampling.samples, whole[0])
 
 
-@pytest.mark.models
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "event_shape, window, larger", [((7,), 3, (20,)), ((3, 4), 2, (6, 5)), ((3, 2, 3), 1, (3, 4, 5))]
 )

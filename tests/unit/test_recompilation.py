@@ -9,18 +9,16 @@ from ar_fast import functional
 from ar_fast.models import deep_nade
 
 FULL = pytest.mark.full
-# One of each model; the others are of the full suite.
+# Of the models that compile within seconds; the others are of the full suite.
 FAST = (
     "NADE-list",
-    "ARMLP-Bernoulli",
     "FVSBN-PerVariable",
     "DeepNADE-2-Bernoulli",
     "OffsetNADE-Categorical",
-    "RNN-Categorical",
     "MADE-Bernoulli",
 )
 REPRESENTATIVES = [case if case.id in FAST else pytest.param(*case.values, id=case.id, marks=FULL) for case in CASES]
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 MODES = [
@@ -68,7 +66,7 @@ def test_log_prob_is_exported_with_a_dynamic_batch(device, kind, head):
 
 
 @pytest.mark.parametrize("mode", ["gradient", pytest.param("no gradient", marks=FULL)])
-@pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
+@pytest.mark.parametrize("order", [pytest.param(None, marks=FULL), [2, 0, 3, 1]])
 def test_positions_in_several_blocks_compile_twice(monkeypatch, mode, order):
     """However many rows there are, a compiled DeepNADE of several layers has as many blocks of positions."""
     monkeypatch.setattr(deep_nade, "_BLOCK_ELEMENTS", 3 * deep_nade._COMPILED_ROWS * 6)

@@ -6,7 +6,8 @@ import itertools
 import emulated
 import pytest
 import torch
-from conftest import available_isas, isa, pairs
+from conftest import available_isas, isa
+from grids import pairs
 from rnn_cases import CELLS, HEADS, assert_equal_bits, assert_equal_draws, in_calls, op_case, sample, twin
 
 import ar_fast
@@ -14,6 +15,13 @@ from ar_fast import functional, reference
 
 FIXED_SEED = 0
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def few_multiprocessors(emulation):
+    """Every thread of a launch is a fiber, and a launch has a block for each multiprocessor."""
+    with emulated.gpu(multiprocessors=3) if emulation else contextlib.nullcontext():
+        yield
 
 
 @pytest.mark.parametrize("cell, dtype, layers", pairs(CELLS, DTYPES, [1, 2, 3]))
@@ -24,11 +32,9 @@ def test_draws_equal_the_twin(device, cell, dtype, layers):
 
 @pytest.mark.parametrize("hidden", [1, 7, 19, 64, 111])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_number_of_hidden_units(device, emulation, cell, hidden):
+def test_every_number_of_hidden_units(device, cell, hidden):
     case = op_case(2, 4, hidden, 2, cell=cell, device=device)
-    # Every thread of a grid is a fiber, so the emulated GPU is small.
-    with emulated.gpu(multiprocessors=3) if emulation else contextlib.nullcontext():
-        assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), twin(case), torch.float32)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 7, 19, 70])
@@ -37,8 +43,7 @@ def test_every_number_of_rows(device, batch):
     assert_equal_draws(sample(case), twin(case), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head, dtype", pairs(HEADS, [torch.float64, torch.float32, torch.bfloat16]), ids=str)
 def test_every_head(device, head, dtype):
     case = op_case(4, head=head, dtype=dtype, device=device, ordered=True, row_bias=True)
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7, "first_position": 2**31}):
@@ -159,27 +164,29 @@ def test_a_prompt_is_consumed_as_it_would_be_drawn(device):
 
 def test_rows_that_finish(device):
     """By a stop token that they draw, not one that is given, and at their limits; from then on nothing changes."""
-    case = op_case(64, 12, 9, 2, cell="lstm", device=device)
-    limits = torch.randint(0, 14, (64,), device=device)
-    given = torch.zeros(64, 12, device=device)
-    known = torch.zeros(64, 12, dtype=torch.bool, device=device)
+    rows = 24
+    case = op_case(rows, 12, 9, 2, cell="lstm", device=device)
+    limits = torch.randint(0, 14, (rows,), device=device)
+    given = torch.zeros(rows, 12, device=device)
+    known = torch.zeros(rows, 12, dtype=torch.bool, device=device)
     known[:, :2] = True
     options = {"given": given, "known": known, "stop_token": 0, "limits": limits}
     run = sample(case, **options)
     assert_equal_draws(run, twin(case, **options), torch.float32)
-    ends = torch.full((64,), 12, device=device)
-    for row in range(64):
+    ends = torch.full((rows,), 12, device=device)
+    for row in range(rows):
         drawn = [p for p in range(2, 12) if run.values[row, p] == 0]
         ends[row] = min(limits[row].item(), drawn[0] + 1 if drawn else 12, 12)
-    assert 0 < (ends < limits.clamp(max=12)).sum() < 64
-    for row in range(64):
+    assert 0 < (ends < limits.clamp(max=12)).sum() < rows
+    until = {end: sample(case, **options, stop=end) for end in set(ends.tolist())}
+    for row in range(rows):
         end = ends[row].item()
         assert not run.values[row, end:].any()
-        alone = sample(case, **options, stop=end)
+        alone = until[end]
         assert torch.equal(alone.state[:, row], run.state[:, row])
         assert torch.equal(alone.cell_state[:, row], run.cell_state[:, row]) and alone.last[row] == run.last[row]
         torch.testing.assert_close(alone.log_prob[row], run.log_prob[row], rtol=1e-13, atol=1e-13)
-    finished = torch.ones(64, dtype=torch.bool, device=device)
+    finished = torch.ones(rows, dtype=torch.bool, device=device)
     still = sample(case, **options | {"finished": finished})
     assert torch.equal(still.state, case["state"]) and still.finished.all() and not still.log_prob.any()
     assert not still.values.any()
@@ -257,6 +264,7 @@ def schema_arguments(case, monkeypatch):
     return got
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_opcheck_and_compile(device, ops, cell, monkeypatch):
     case = op_case(2, 4, 8, 2, cell=cell, device=device)

@@ -3,7 +3,7 @@
 import emulated
 import pytest
 import torch
-from conftest import pairs
+from grids import pairs
 from rnn_cases import CELLS, assert_equal_bits, assert_equal_draws, op_case, sample, twin
 
 from ar_fast import _library

@@ -9,7 +9,7 @@ from rnn_model_cases import HEADS, STACKS, make_rnn
 from ar_fast import heads, models
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 EVERY_HEAD = pytest.mark.parametrize("name", HEADS)
 EVERY_STACK = pytest.mark.parametrize(("cell", "num_layers"), STACKS)
 

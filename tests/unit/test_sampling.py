@@ -8,7 +8,7 @@ import ar_fast.models.sampling as driver
 from ar_fast import _library, functional
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 @torch.no_grad()

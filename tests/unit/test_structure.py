@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from ar_fast import Mask, models
 from ar_fast.nn import MaskedLinear
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 INTEGERS = (torch.int16, torch.int32, torch.int64, torch.bool)
 

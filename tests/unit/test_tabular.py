@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ar_fast import _library, heads, models
 
 FIXED_SEED = 0
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +140,7 @@ def test_a_random_loss_is_that_of_the_data_in_its_units():
     plain = make("DeepNADE", standardized=False)
     x, generator = table(5), torch.Generator()
     with torch.no_grad():
-        mean = torch.stack([model.loss(x, generator=generator) for _ in range(4000)]).mean(0)
+        mean = torch.stack([model.loss(x, generator=generator) for _ in range(2000)]).mean(0)
         orders = [model.in_order(torch.randperm(5)).log_prob(x) for _ in range(400)]
         z = torch.stack([plain.loss((x - SHIFT) / SCALE, generator=generator.manual_seed(8)) for _ in range(1)])
         own = torch.stack([model.loss(x, generator=generator.manual_seed(8)) for _ in range(1)])

@@ -7,7 +7,7 @@ from model_cases import FIXED_ORDER_KINDS, KINDS, make_context, make_model, rand
 
 from ar_fast import check_autoregressive, heads, models, orderings
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.heavy
 
 
 @pytest.mark.parametrize(
