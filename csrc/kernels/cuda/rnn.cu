@@ -37,7 +37,7 @@ constexpr int64_t kMostParameterBytes = 32 * 1024;
 template <typename T>
 struct RnnPlan {
   int rows, unit_blocks, units, draw_blocks, padded;
-  bool out_weight_on_chip;
+  bool weights_on_chip, out_weight_on_chip;
   T* states;
   T* parameters;                   // null = in shared memory
   int* arrived;
@@ -51,7 +51,7 @@ struct RnnShared {
   S* out_weight;                   // [K, padded]
 };
 
-template <typename S, bool on_chip>
+template <typename S>
 class RnnBlock {
  public:
   using T = Compute<S>;
@@ -149,7 +149,7 @@ class RnnBlock {
   }
 
   __device__ void load_weights() const {
-    if constexpr (on_chip) {
+    if (plan_.weights_on_chip) {
       const int64_t size = static_cast<int64_t>(plan_.units) * gates_ * plan_.padded;
       for (int layer = 0; has_units_ && layer < layers_; ++layer) {
         load_rows(s_.layer[layer].recurrent_weight, first_unit_, units_, gates_, shared_.weights + layer * size);
@@ -233,7 +233,7 @@ class RnnBlock {
   __device__ void unit_products(const void* weight, int number, int unit, int count, int buffer, int of_layer, int row,
                                 int rows, T* sums) const {
     const auto x_at = [&](int r) { return state(buffer, of_layer, row + r); };
-    if constexpr (on_chip) {
+    if (plan_.weights_on_chip) {
       const int64_t first = (static_cast<int64_t>(number) * plan_.units + unit) * gates_ * plan_.padded;
       const S* const own = shared_.weights + first;
       const auto weight_at = [&](int w) { return own + static_cast<int64_t>(w) * plan_.padded; };
@@ -261,9 +261,10 @@ class RnnBlock {
         const int count = min(kChunkUnits, units_ - unit);
         T* const from_state = shared_.sums;
         T* const from_input = shared_.sums + kChunkRows * count * gates_;
-        unit_products(own.recurrent_weight, layer, unit, count, now, layer, row, rows, from_state);
-        if (layer > 0) {
-          unit_products(own.in_weight, layers_ + layer - 1, unit, count, 1 - now, layer - 1, row, rows, from_input);
+        // One loop, so that the products are compiled once.
+        for (int input = 0; input <= (layer > 0 ? 1 : 0); ++input) {
+          unit_products(input ? own.in_weight : own.recurrent_weight, input ? layers_ + layer - 1 : layer, unit, count,
+                        input ? 1 - now : now, layer - input, row, rows, input ? from_input : from_state);
         }
         if (first && !wait_for_values(step)) return false;
         first = false;
@@ -425,11 +426,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char* const weights = memory + bytes.sums + bytes.parameters;
   shared.weights = reinterpret_cast<S*>(weights);
   shared.out_weight = reinterpret_cast<S*>(plan.draw_blocks == 0 ? weights + bytes.weights : weights);
-  if (bytes.weights > 0) {
-    RnnBlock<S, true>(sample, plan, shared).run();
-  } else {
-    RnnBlock<S, false>(sample, plan, shared).run();
-  }
+  RnnBlock<S>(sample, plan, shared).run();
 }
 
 int64_t compute_bytes(const RnnSample& sample) { return sample.storage == ScalarType::float64 ? 8 : 4; }
@@ -505,9 +502,9 @@ cudaError_t rnn_sample_cuda(const RnnSample& sample, const RnnCut& cut, const Rn
     using T = cuda::Compute<S>;
     const cuda::RnnPlan<T> plan{static_cast<int>(cut.rows),        static_cast<int>(cut.unit_blocks),
                                 static_cast<int>(cut.units),       static_cast<int>(cut.draw_blocks),
-                                static_cast<int>(cut.padded),      cut.out_weight_on_chip,
-                                static_cast<T*>(scratch.states),   static_cast<T*>(scratch.parameters),
-                                scratch.arrived};
+                                static_cast<int>(cut.padded),      cut.weights_on_chip,
+                                cut.out_weight_on_chip,            static_cast<T*>(scratch.states),
+                                static_cast<T*>(scratch.parameters), scratch.arrived};
     return cuda::launch({"rnn_sample", static_cast<unsigned>(cut.blocks()), cuda::kThreads,
                          static_cast<size_t>(cut.shared_bytes), stream, cut.draw_blocks > 0},
                         cuda::rnn_sample_kernel<S>, sample, plan, cuda::bytes_kept(sample, cut));
