@@ -1,8 +1,8 @@
-"""What answers a call that no compiled op can answer: the plain-torch twins of :mod:`ar_fast.reference`.
+"""What answers a call that no compiled op can answer: the plain-torch references of :mod:`ar_fast.reference`.
 
-A call is checked before it reaches a twin. Where the library is compiled, the op's own Meta kernel does that, on
+A call is checked before it reaches a reference. Where the library is compiled, the op's own Meta kernel does that, on
 meta tensors of the same shapes and dtypes, so the rules and the messages are those of the compiled op. Where nothing
-was compiled, the table below does: the types come from the twins' signatures, which are the ops' schemas.
+was compiled, the table below does: the types come from the references' signatures, which are the ops' schemas.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from . import _library, reference
 from ._vocabulary import compute_dtype
 
-__all__ = ["TENSORS", "TWINS", "call", "check", "check_by_table", "types_of"]
+__all__ = ["REFERENCES", "TENSORS", "call", "check", "check_by_table", "types_of"]
 
-TWINS = {
+REFERENCES = {
     name: getattr(reference, name)
     for name in (
         "armlp_sample",
@@ -110,21 +110,21 @@ _said: set[str] = set()
 
 
 def call(name: str, why: str, *arguments: Any) -> Any:
-    """The twin of the op ``name`` with its schema's arguments; says once why it runs."""
+    """The reference of the op ``name`` with its schema's arguments; says once why it runs."""
     if why not in _said and not torch.compiler.is_compiling():
         _said.add(why)
-        warnings.warn(f"ar_fast: {why} the plain-torch twins of ar_fast.reference run; they are slow", stacklevel=4)
+        warnings.warn(f"ar_fast: {why} the plain-torch references run; they are slow", stacklevel=4)
     check(name, arguments)
-    return TWINS[name](*arguments)
+    return REFERENCES[name](*arguments)
 
 
 def types_of(name: str) -> dict[str, Any]:
     """The names of an op's arguments in the order of its schema, and their types."""
-    hints = typing.get_type_hints(TWINS[name])
-    return {argument: hints[argument] for argument in inspect.signature(TWINS[name]).parameters}
+    hints = typing.get_type_hints(REFERENCES[name])
+    return {argument: hints[argument] for argument in inspect.signature(REFERENCES[name]).parameters}
 
 
-_TYPES = {name: types_of(name) for name in TWINS}
+_TYPES = {name: types_of(name) for name in REFERENCES}
 
 
 def check(name: str, arguments: Sequence[Any]) -> None:

@@ -2,7 +2,7 @@
 
 Two binaries lie beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, no Python in it)
 and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference``, set explicitly,
-runs the plain-torch twins of :mod:`ar_fast.reference` instead; it is never chosen silently.
+runs the plain-torch references of :mod:`ar_fast.reference` instead; it is never chosen silently.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _not_compiled() -> str:
             )
     return (
         "ar_fast was not compiled: run `pip install --no-build-isolation .` (or `-e .`) in its source folder, "
-        "or set AR_FAST_BACKEND=reference to run the slow plain-torch twins"
+        "or set AR_FAST_BACKEND=reference to run the slow plain-torch references"
     )
 
 
@@ -84,7 +84,7 @@ if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) =
     torch.ops.load_library(str(_OPS))
     _has_ops = True
 _namespace = "ar_fast"
-_eager_doors = True
+_eager_entry_points = True
 
 
 def op(name: str) -> Any | None:
@@ -92,7 +92,7 @@ def op(name: str) -> Any | None:
     return getattr(getattr(torch.ops, _namespace), name).default if _has_ops else None
 
 
-def door(name: str) -> Callable[..., Any] | None:
+def entry_point(name: str) -> Callable[..., Any] | None:
     """The compiled op ``name``, taking its schema's arguments by position; None under the reference backend.
 
     Eagerly that is the pybind11 function; while compiling it is ``torch.ops.ar_fast.name``, which does not break the
@@ -100,23 +100,23 @@ def door(name: str) -> Callable[..., Any] | None:
     """
     if _C is None:
         return None
-    if _eager_doors and not torch.compiler.is_compiling():
+    if _eager_entry_points and not torch.compiler.is_compiling():
         return getattr(_C, name)
     return getattr(getattr(torch.ops, _namespace), name)
 
 
 def runs_cuda(device: torch.device) -> bool:
     """Whether ops on this device run the CUDA kernels: on a GPU, and where the tests emulate one."""
-    return device.type == "cuda" or not _eager_doors
+    return device.type == "cuda" or not _eager_entry_points
 
 
 @contextlib.contextmanager
 def use(namespace: str) -> Iterator[None]:
     """Within the block every op comes from ``torch.ops.<namespace>`` (the tests run the emulated CUDA ops this way)."""
-    global _namespace, _eager_doors
-    before = _namespace, _eager_doors
-    _namespace, _eager_doors = namespace, namespace == "ar_fast"
+    global _namespace, _eager_entry_points
+    before = _namespace, _eager_entry_points
+    _namespace, _eager_entry_points = namespace, namespace == "ar_fast"
     try:
         yield
     finally:
-        _namespace, _eager_doors = before
+        _namespace, _eager_entry_points = before

@@ -14,7 +14,7 @@ from .settings import Settings
 
 PRODUCT = "F.linear(x, W * M)"
 BEFOREHAND = "F.linear, masked beforehand"
-PANELS = "GEMM panels"
+PANELS = "GEMM panels, 8"
 PASSES_PRODUCT = "D passes, W * M each"
 PASSES = "D passes, masked beforehand"
 COMPILED_PASSES = "torch.compile of the pass"
@@ -54,7 +54,8 @@ def _build_forward(settings: Settings) -> Built:
     parts = Parts(settings)
     layers = parts.model.layers
     panels = [
-        peers.Panels(w, b, layer.mask.extents) for w, b, layer in zip(parts.weights, parts.biases, layers, strict=True)
+        peers.Panels(w, b, layer.mask.extents, 8)
+        for w, b, layer in zip(parts.weights, parts.biases, layers, strict=True)
     ]
 
     def eager(function: Callable[[], Tensor]) -> Callable[[], Contender]:

@@ -15,7 +15,7 @@ from .settings import Settings
 
 PRODUCT = "F.linear(x, W * M)"
 BEFOREHAND = "F.linear, masked beforehand"
-PANELS = "GEMM panels"
+PANELS = {"GEMM panels, 8": 8, "GEMM panels, 16": 16}
 COMPILED = "torch.compile of F.linear(x, W * M)"
 
 # A float64 product of every row would take longer than all the timing: the error is that of the first rows.
@@ -71,8 +71,6 @@ def _parts(size: tuple[int, int, int], device: torch.device, permuted: bool = Fa
 def _forward(size: tuple[int, int, int], settings: Settings, permuted: bool = False, dtype: str = "float32") -> Built:
     x, weight, bias, mask, dense = _parts(size, settings.device, permuted, dtype)
     masked = weight * dense
-    # Panels need a staircase in place.
-    panels = None if permuted else peers.Panels(weight, bias, mask.extents)
     reference = F.linear(x[:CHECKED_ROWS].double(), masked.double(), bias.double())
 
     def eager(function: Callable[[], Tensor]) -> Callable[[], Contender]:
@@ -89,9 +87,11 @@ def _forward(size: tuple[int, int, int], settings: Settings, permuted: bool = Fa
         OURS: eager(lambda: functional.masked_linear(x, weight, mask, bias)),
         PRODUCT: eager(lambda: F.linear(x, weight * dense, bias)),
         BEFOREHAND: eager(lambda: F.linear(x, masked, bias)),
-        PANELS: eager(lambda: panels.run(x)),
         COMPILED: compiled,
     }
+    if not permuted:  # panels need a staircase in place
+        for name, count in PANELS.items():
+            makers[name] = eager(partial(peers.Panels(weight, bias, mask.extents, count).run, x))
     return Built(makers, against([reference]))
 
 
@@ -137,7 +137,7 @@ def large_cases(settings: Settings) -> Iterator[Case]:
     for dtype in LARGE_DTYPES:
         build = partial(_forward, size, settings, dtype=dtype)
         name = f"masked_linear, a large layer in {dtype}, forward"
-        yield Case(name, sizes, "random normal", build, [OURS, BEFOREHAND, PANELS], dtype)
+        yield Case(name, sizes, "random normal", build, [OURS, BEFOREHAND, *PANELS], dtype)
     for dtype in LARGE_DTYPES:
         build = partial(_training, size, settings, dtype=dtype, checked_rows=CHECKED_ROWS)
         name = f"masked_linear, a large layer in {dtype}, forward + backward"
@@ -159,13 +159,13 @@ def cases(settings: Settings) -> Iterator[Case]:
     # Layers of MADEs as they are used, with their gradients.
     for size in settings.linear_layers:
         build = partial(_forward, size, settings)
-        yield case("a layer, forward", size, build, [OURS, PRODUCT, BEFOREHAND])
+        yield case("a layer, forward", size, build, [OURS, PRODUCT, BEFOREHAND, *PANELS])
     for size in settings.linear_layers:
         build = partial(_training, size, settings)
         yield case("a layer, forward + backward", size, build, [OURS, PRODUCT, BEFOREHAND])
     if settings.device.type == "cuda":
         yield from large_cases(settings)
-    contenders = [OURS, PRODUCT, BEFOREHAND, PANELS]
+    contenders = [OURS, PRODUCT, BEFOREHAND, *PANELS]
     if settings.full and settings.compile_seconds > 0:
         contenders.append(COMPILED)
     for size in grid:

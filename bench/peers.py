@@ -113,7 +113,7 @@ class Panels:
     through is masked at every call, the rest is used in place.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, extents: Tensor, count: int = 8) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, extents: Tensor, count: int) -> None:
         self.weight, self.bias, self.panels = weight, bias, []
         bounds = [round(k * weight.shape[0] / count) for k in range(count + 1)]
         for top, bottom in itertools.pairwise(bounds):

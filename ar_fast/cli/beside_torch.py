@@ -23,7 +23,7 @@ from ..tasks.training import Settings, make_optimizer, train_step
 
 
 class _Images:
-    """Takes images (B, *event_shape) of any dtype where the twins take rows (B, D)."""
+    """Takes images (B, *event_shape) of any dtype where the plain models take rows (B, D)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         return super().log_prob(x.flatten(1).to(self.out_bias.dtype))
@@ -71,11 +71,11 @@ class PlainMADE(_Images, ReferenceMADE):
 def plain_twin(model: NADE | MADE) -> PlainNADE | PlainMADE:
     """The same model in plain PyTorch, with a copy of its parameters. Raster order only."""
     if isinstance(model, NADE):
-        twin = PlainNADE(model.variables, model.hidden_features, activation=model.activation)
+        plain = PlainNADE(model.variables, model.hidden_features, activation=model.activation)
     else:
-        twin = PlainMADE(model.variables, model.degrees, activation=model.activation)
-    twin.load_state_dict(model.state_dict())
-    return twin.to(model.device)
+        plain = PlainMADE(model.variables, model.degrees, activation=model.activation)
+    plain.load_state_dict(model.state_dict())
+    return plain.to(model.device)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ def call(name: str, *arguments: Any) -> Any:
     # Outside of forward_ad.dual_level no tensor has a tangent, and none is looked at.
     if forward_ad._current_level >= 0 and _any_tangent(arguments):
         return _fallback.call(name, "under forward-mode AD", *arguments)
-    door = _library.door(name)
-    if door is None:
+    entry_point = _library.entry_point(name)
+    if entry_point is None:
         return _fallback.call(name, "with AR_FAST_BACKEND=reference", *arguments)
-    return door(*arguments)
+    return entry_point(*arguments)
 
 
 def transformed() -> bool:

@@ -22,9 +22,11 @@ __all__ = ["Sampling"]
 
 # Rows are drawn in blocks: about this many multiply-adds for each position. A block is drawn in chunks of positions. So
 # memory is bounded, and progress and Ctrl-C come every second or so. Chunks do not depend on the number of rows, so
-# that a row's log_prob, a sum of their sums, does not either.
+# that a row's log_prob, a sum of their sums, does not either. Small states take longer chunks, or the calls would cost
+# more than the draws.
 _BLOCK_ELEMENTS = 2**21
 _CHUNK_POSITIONS = 4096
+_CHUNK_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,13 @@ def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> 
     ``drawn`` is told how many variables every step drew.
     """
     block = max(1, min(request.rows, block_rows(request.model, sampler.state_features)))
+    positions = sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
     parts = []
     for first in range(0, max(1, request.rows), block):
         part = Sampling(request, sampler, slice(first, min(first + block, request.rows)))
         while request.rows and not part.done:
             start = part.position
-            part.advance(sampler.positions or _CHUNK_POSITIONS)
+            part.advance(positions)
             drawn((part.position - start) * part._rows)
         parts.append(part._so_far())
     if len(parts) == 1:

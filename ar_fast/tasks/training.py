@@ -60,7 +60,7 @@ class Training:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW on weights and biases alike; the demo gives the plain-PyTorch twin the same one."""
+    """AdamW on weights and biases alike; the demo gives the plain-PyTorch model the same one."""
     return torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )

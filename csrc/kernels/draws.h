@@ -6,8 +6,8 @@
 // The random numbers of a draw are Philox's (philox.h) at (first_index + row, first_variable + variable, slot), so that
 // a value depends on no other row, nor on where a call is cut.
 //
-// A categorical variable may be drawn from its likeliest categories only. They are ordered by their logits, of equal ones
-// the first category first. top_k > 0 keeps so many. Of those, top_p < 1 keeps the fewest whose share of the kept
+// A categorical variable may be drawn from its likeliest categories only. They are ordered by their logits, equal ones by
+// their number. top_k > 0 keeps so many. Of those, top_p < 1 keeps the fewest whose share of the kept
 // probability at the temperature reaches it, and one at least. log p is that of the whole distribution.
 // Source: Holtzman, Buys, Du, Forbes, Choi, "The curious case of neural text degeneration", ICLR 2020.
 #pragma once

@@ -99,7 +99,8 @@ Head check_rnn_sample(const RnnSampleArguments& a) {
   TORCH_CHECK((cell == RnnCell::lstm) == a.cell_state.has_value(), op,
               ": cell_state must be given for an lstm, and for no other cell, got ",
               a.cell_state.has_value() ? "some" : "none", " for '", a.cell, "'");
-  for (const auto& [name, tensor] : {std::pair{"state", OptionalTensor(a.state)}, std::pair{"cell_state", a.cell_state}}) {
+  const std::pair<const char*, OptionalTensor> states[] = {{"state", a.state}, {"cell_state", a.cell_state}};
+  for (const auto& [name, tensor] : states) {
     if (!tensor.has_value()) continue;
     check_dim(op, name, *tensor, 3, "(L, B, H)");
     check_size(op, name, *tensor, 0, static_cast<int64_t>(layers), "layers, as recurrent_weights has,");
@@ -134,7 +135,9 @@ Head check_rnn_sample(const RnnSampleArguments& a) {
   TORCH_CHECK(a.in_bias.dim() == 1 || a.in_bias.dim() == 2, op, ": in_bias must have shape (G H) or (B, G H), got ",
               a.in_bias.sym_sizes());
   check_size(op, "in_bias", a.in_bias, a.in_bias.dim() - 1, rows, "columns, H for each gate of the cell,");
-  if (a.in_bias.dim() == 2) check_size(op, "in_bias", a.in_bias, 0, batch, "rows, as state has in its second dimension,");
+  if (a.in_bias.dim() == 2) {
+    check_size(op, "in_bias", a.in_bias, 0, batch, "rows, as state has in its second dimension,");
+  }
   check_weight_or_compute("in_bias", a.in_bias, type);
   check_same_device(op, "in_bias", a.in_bias, "recurrent_weights[0]", first);
 

@@ -1,10 +1,10 @@
-// Sampling of a recurrent model: the entry point, and what the CPU and the CUDA implementations share. The arithmetic is
-// in kernels/rnn.h.
+// Sampling of a recurrent model: the entry point, and what the CPU and the CUDA implementations share. The arithmetic
+// is in kernels/rnn.h.
 //
-// Shapes: state (L, B, H), and so cell_state, of an LSTM only; last, finished, limits (B); in_table (V, G H), V = K for a
-// categorical head, else 1, and G the gates of the cell; in_bias (G H) or (B, G H); L recurrent_weights (G H, H) and
-// recurrent_biases (G H); L - 1 in_weights (G H, H) and in_biases (G H), of the layers after the first; out_weight (K, H),
-// out_bias (K); order (D) int64; given and known (B, D) by variable.
+// Shapes: state (L, B, H), and so cell_state, of an LSTM only; last, finished, limits (B); in_table (V, G H), V = K for
+// a categorical head, else 1, and G the gates of the cell; in_bias (G H) or (B, G H); L recurrent_weights (G H, H) and
+// recurrent_biases (G H); L - 1 in_weights (G H, H) and in_biases (G H), of the layers after the first; out_weight
+// (K, H), out_bias (K); order (D) int64; given and known (B, D) by variable.
 // Types: the weights share one of float32, float64, bfloat16, float16; in_table and the biases have that or the compute
 // type; state, cell_state, last, given and values have the compute type; finished bool, limits int64.
 #pragma once

@@ -277,7 +277,7 @@ BAD = [
 @pytest.fixture(params=["compiled", "twin"])
 def implementation(request, monkeypatch):
     if request.param == "twin":
-        monkeypatch.setattr(_library, "door", lambda name: None)
+        monkeypatch.setattr(_library, "entry_point", lambda name: None)
         monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
     elif _library.backend == "reference":
         pytest.skip("AR_FAST_BACKEND=reference: nothing compiled is to run")
@@ -285,7 +285,7 @@ def implementation(request, monkeypatch):
 
 @pytest.fixture
 def nothing_compiled(monkeypatch):
-    monkeypatch.setattr(_library, "door", lambda name: None)
+    monkeypatch.setattr(_library, "entry_point", lambda name: None)
     monkeypatch.setattr(_library, "op", lambda name: None)
     monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
 
@@ -304,7 +304,7 @@ def test_bad_calls(implementation, name, changes, message):
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_calls(implementation, name):
-    if name == "fvsbn_sample" and _library.door(name) is not None:
+    if name == "fvsbn_sample" and _library.entry_point(name) is not None:
         pytest.skip("its kernel is for CUDA only")
     getattr(functional, name)(**GOOD[name]())
 
@@ -403,7 +403,7 @@ def test_the_twins_have_the_arguments_of_the_schemas(name):
     schema = {argument.name: names[str(argument.type)] for argument in _library.op(name)._schema.arguments}
     assert list(schema) == list(_fallback.types_of(name))
     assert schema == _fallback.types_of(name)
-    assert set(functional.__all__) == set(_fallback.TWINS)
+    assert set(functional.__all__) == set(_fallback.REFERENCES)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -460,11 +460,11 @@ def test_autocast_is_followed_before_a_call_is_checked(name, implementation):
 def test_a_twin_says_once_that_it_runs(monkeypatch):
     monkeypatch.setattr(_fallback, "_said", set())
     call = torch.func.grad(lambda x: functional.nade_log_prob(**nade_arguments() | {"x": x}).sum())
-    with pytest.warns(UserWarning, match="under torch.func transforms the plain-torch twins .* run; they are slow"):
+    with pytest.warns(UserWarning, match="under torch.func transforms the plain-torch references run; they are slow"):
         call(torch.zeros(2, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(torch.zeros(2, 4))
-    monkeypatch.setattr(_library, "door", lambda name: None)
-    with pytest.warns(UserWarning, match="with AR_FAST_BACKEND=reference the plain-torch twins"):
+    monkeypatch.setattr(_library, "entry_point", lambda name: None)
+    with pytest.warns(UserWarning, match="with AR_FAST_BACKEND=reference the plain-torch references"):
         functional.nade(**nade_arguments())

@@ -55,6 +55,7 @@ def test_samples_do_not_depend_on_blocks_and_chunks(kind, context_features, devi
     blocks, blocks_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, blocks) and torch.equal(whole_log_prob, blocks_log_prob)
     monkeypatch.setattr(driver, "_CHUNK_POSITIONS", 3)
+    monkeypatch.setattr(driver, "_CHUNK_ELEMENTS", 1)
     parts, parts_log_prob = model.sample(7, context, **options)
     assert torch.equal(whole, parts)
     torch.testing.assert_close(whole_log_prob, parts_log_prob, rtol=1e-6, atol=0)

@@ -2,7 +2,7 @@
 // and waits after each layer, after the parameters, and after the draws.
 //
 // The weights are read as they lie. They are the traffic: each is read once a position from beyond the first cache, for
-// all rows of the batch. A product keeps the sums of a few units with a few rows in registers, 12 chains that hide the
+// all rows of the batch. A product keeps the sums of a few units with a few rows in registers: 12 chains hide the
 // latency of a multiply-add; lane j of a sum goes through the inputs j, j + lanes, ... in ascending order, and the lanes
 // are added at the end, in the same way for every blocking. So nothing is packed, and a call for one position costs
 // what a position of a long run does.
@@ -44,7 +44,9 @@ AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* 
     }
   };
   int64_t k = 0;
-  for (; k + width <= hidden; k += width) add(k, [](const S* data) __attribute__((always_inline)) { return load(data); });
+  for (; k + width <= hidden; k += width) {
+    add(k, [](const S* data) __attribute__((always_inline)) { return load(data); });
+  }
   if (k < hidden) {
     const int64_t rest = hidden - k;
     add(k, [rest](const S* data) __attribute__((always_inline)) -> Vec<T> { return load_partial(data, rest); });

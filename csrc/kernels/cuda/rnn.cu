@@ -4,7 +4,7 @@
 // the values, draw blocks for the states. Weights that do not fit are read from the L2 cache.
 //
 // Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
-// product of a state with the recurrent weights, most of the arithmetic, needs no value, so unit blocks compute it while
+// product of a state with the recurrent weights, most of the arithmetic, needs no value: unit blocks compute it while
 // the draw blocks draw. A warp computes 4 weight rows x 4 rows of the batch, its lanes along the units: 16 sums a lane,
 // 128 bits a load.
 //
@@ -199,7 +199,7 @@ class RnnBlock {
     result[1] = warp_sum_8(sums[1]);
   }
 
-  // out[r * stride + w] = weight row w times x of row r, for `count` weight rows and `rows` rows: weight_at(w), x_at(r).
+  // out[r * stride + w] = weight_at(w) times x_at(r), for `count` rows of the weight and `rows` rows of the batch.
   template <bool in_shared, typename WeightAt, typename XAt>
   __device__ __forceinline__ void products(int count, int rows, bool aligned, const WeightAt& weight_at,
                                            const XAt& x_at, T* out, int stride) const {

@@ -31,14 +31,14 @@ enum class RnnTeams : int32_t { automatic, one_block, grid };
 cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut);
 
 struct RnnScratch {
-  void* states;                    // [2, L, B, padded] compute: in the first the state before start, 0 behind unit H - 1
-                                   // of both; written. Afterwards the state is in number (stop - start) % 2
+  void* states;                    // [2, L, B, padded] compute: the first has the state before start, both have 0
+                                   // behind unit H - 1; written. Afterwards the state is in number (stop - start) % 2
   void* parameters;                // [B, K] compute; null where they are on chip
   int* arrived;                    // [teams, 2], all 0
 };
 
-// batch > 0 and stop > start; (stop - start) L unit_blocks and (stop - start) draw_blocks below 2^30. sample.state is not
-// touched.
+// batch > 0 and stop > start; (stop - start) L unit_blocks and (stop - start) draw_blocks below 2^30. sample.state is
+// not touched.
 cudaError_t rnn_sample_cuda(const RnnSample& sample, const RnnCut& cut, const RnnScratch& scratch, cudaStream_t stream);
 
 }  // namespace ar_fast

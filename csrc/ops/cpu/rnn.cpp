@@ -57,9 +57,11 @@ RnnSampleResult rnn_sample_cpu(const RnnSampleArguments& a) {
     AR_FAST_CPU_KERNEL(rnn_layout)(sample, &layout);
     const int64_t parts = team_parts(sample);
     explain(rnn_name, " on the CPU: ", isa_name(), ", ", sample.draws.batch, " rows together, the units of ",
-            sample.layers, " layers of H = ", sample.hidden, " split ", parts, " ways, positions ", a.start, " to ", a.stop);
+            sample.layers, " layers of H = ", sample.hidden, " split ", parts, " ways, positions ", a.start, " to ",
+            a.stop);
     const auto bytes = at::TensorOptions(at::kByte);
-    const at::Tensor shared = at::empty({layout.shared_bytes}, bytes), own = at::empty({parts, layout.own_bytes}, bytes);
+    const at::Tensor shared = at::empty({layout.shared_bytes}, bytes);
+    const at::Tensor own = at::empty({parts, layout.own_bytes}, bytes);
     const auto kernel = AR_FAST_CPU_KERNEL(rnn_sample);
     char* const own_memory = static_cast<char*>(own.mutable_data_ptr());
     void* const shared_memory = shared.mutable_data_ptr();
