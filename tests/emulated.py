@@ -12,10 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
 
 
-@functools.cache
-def library_path(sanitizer: str = "") -> Path:
-    """Builds the library if it is out of date, with "address" under AddressSanitizer, and returns its path."""
-    build, target = ROOT / "build" / "emulated", "ar_fast_emulated" + (f"_{sanitizer}" if sanitizer else "")
+def built(target: str) -> Path:
+    """Builds a target of the emulation where it is out of date, and returns its path."""
+    build = ROOT / "build" / "emulated"
     configure = [
         "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
         "-DAR_FAST_EMULATION=ON",
@@ -25,7 +24,14 @@ def library_path(sanitizer: str = "") -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
-    return build / f"lib{target}.so"
+    return build / target
+
+
+@functools.cache
+def library_path(sanitizer: str = "") -> Path:
+    """Builds the library where it is out of date, with "address" under AddressSanitizer, and returns its path."""
+    target = "ar_fast_emulated" + (f"_{sanitizer}" if sanitizer else "")
+    return built(target).with_name(f"lib{target}.so")
 
 
 @functools.cache

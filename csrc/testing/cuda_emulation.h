@@ -5,10 +5,13 @@
 // random. Set it with ar_fast_emulation_set_order or AR_FAST_EMULATION_ORDER = forward | reverse | random[:seed].
 //
 // What a GPU leaves undefined is an error here, returned by the launch with a message that names kernel, block and
-// thread: threads that wait at different barriers or warp operations, or for a thread that has exited; vector accesses
-// that are not aligned; waiting for a cp.async that was never committed shows as NaN, since its data lands only at the
-// wait. Shared memory is filled with NaN (bytes 0xFF) before each block. AddressSanitizer sees every access out of
+// thread: launches past a limit of CUDA (below, run_grid); threads that wait at different barriers or warp operations, or
+// for a thread that has exited; vector accesses that are not aligned; waiting for a cp.async that was never committed
+// shows as NaN, since its data lands only at the wait. Shared memory is filled with NaN (bytes 0xFF) before each block. AddressSanitizer sees every access out of
 // bounds, as every shared array is an allocation of its own.
+//
+// Under ThreadSanitizer (race_cases.cpp) each fiber is a thread of its own, and only barriers, warp operations and
+// atomics order what different ones do: a race is reported whatever the order in which they ran.
 #pragma once
 
 #include <algorithm>
@@ -52,13 +55,27 @@ struct LaunchShape {
   dim3 grid, block;
   size_t dynamic_shared_bytes;
   bool co_resident;  // all blocks run at the same time, as in a cooperative launch; otherwise one after another
+  size_t argument_bytes = 0;
+  bool raises_shared_limit = false;  // asked beforehand for more shared memory than any launch may have
 };
 
 // The device that launchers see; ar_fast_emulation_set_device sets it.
 inline int capability = 9, multiprocessors = 132;
-// Of a block at most: sm_75, sm_80, sm_90.
-inline int shared_bytes() { return (capability >= 9 ? 227 : capability == 8 ? 163 : 64) * 1024; }
+// Static and dynamic shared memory of a block at most: of the least device of each major capability (sm_75, sm_86,
+// sm_90).
+inline int shared_bytes() { return (capability >= 9 ? 227 : capability == 8 ? 99 : 64) * 1024; }
 
+// What the arguments of a kernel take, each at its alignment.
+template <typename... Parameters>
+constexpr size_t argument_bytes() {
+  size_t bytes = 0;
+  ((bytes = (bytes + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)), ...);
+  return bytes;
+}
+
+// Refuses what CUDA refuses: more than 4,096 bytes of arguments; a block of more than 1,024 threads; a grid of more than
+// 65,535 blocks in y or z; more than 48 KiB of static and dynamic shared memory together where the kernel did not ask
+// for more, and more than the device has for a block where it did.
 cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thread);
 const char* error_message(cudaError_t error);
 
@@ -117,6 +134,9 @@ Result warp_collective(const Site& site, uint32_t mask, const Operand& operand) 
                   }});
   return result;
 }
+
+// From here on the __syncthreads() in a line of a file, named without its folder, order nothing.
+void skip_barrier(const std::string& file, int line);
 
 void copy_async(void* shared, const void* global, size_t bytes, size_t source_bytes);
 void commit_async();
@@ -253,34 +273,38 @@ T __shfl_up_sync(uint32_t mask, T value, unsigned delta, AR_FAST_HERE) {
 using std::max;
 using std::min;
 
-// Fibers are never preempted, so a plain read and write is atomic.
+namespace ar_fast::emulation {
+
+// *address becomes next(old); returns old. Fibers are never preempted, so it succeeds at once; it is an atomic operation
+// for ThreadSanitizer.
+template <typename T, typename Next>
+T update(T* address, const Next& next) {
+  maybe_yield();
+  T old, value;
+  __atomic_load(address, &old, __ATOMIC_RELAXED);
+  do {
+    value = next(old);
+  } while (!__atomic_compare_exchange(address, &old, &value, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+  return old;
+}
+
+}  // namespace ar_fast::emulation
+
 template <typename T>
 T atomicAdd(T* address, ar_fast::emulation::Plain<T> value) {
-  ar_fast::emulation::maybe_yield();
-  const T old = *address;
-  *address = old + value;
-  return old;
+  return ar_fast::emulation::update(address, [&](T old) { return static_cast<T>(old + value); });
 }
 template <typename T>
 T atomicMax(T* address, ar_fast::emulation::Plain<T> value) {
-  ar_fast::emulation::maybe_yield();
-  const T old = *address;
-  *address = old < value ? value : old;
-  return old;
+  return ar_fast::emulation::update(address, [&](T old) { return old < value ? value : old; });
 }
 template <typename T>
 T atomicExch(T* address, ar_fast::emulation::Plain<T> value) {
-  ar_fast::emulation::maybe_yield();
-  const T old = *address;
-  *address = value;
-  return old;
+  return ar_fast::emulation::update(address, [&](T) { return value; });
 }
 template <typename T>
 T atomicCAS(T* address, ar_fast::emulation::Plain<T> compare, ar_fast::emulation::Plain<T> value) {
-  ar_fast::emulation::maybe_yield();
-  const T old = *address;
-  if (old == compare) *address = value;
-  return old;
+  return ar_fast::emulation::update(address, [&](T old) { return old == compare ? value : old; });
 }
 inline void __threadfence() { ar_fast::emulation::maybe_yield(); }
 inline void __nanosleep(unsigned) { ar_fast::emulation::yield(); }

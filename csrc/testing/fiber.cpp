@@ -20,6 +20,12 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// This file and cuda_emulation.cpp are compiled without ThreadSanitizer, whose calls they make themselves
+// (CMakeLists.txt): what the scheduler does belongs to no thread of a kernel.
+#if defined(AR_FAST_THREAD_SANITIZER)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #include <ucontext.h>
 #endif
@@ -99,7 +105,7 @@ namespace ar_fast::emulation {
 
 namespace {
 
-#if defined(AR_FAST_ADDRESS_SANITIZER)
+#if defined(AR_FAST_ADDRESS_SANITIZER) || defined(AR_FAST_THREAD_SANITIZER)
 constexpr size_t kStackBytes = 256 * 1024;
 #else
 constexpr size_t kStackBytes = 64 * 1024;
@@ -124,6 +130,9 @@ Fiber::Fiber() {
 }
 
 Fiber::~Fiber() {
+#if defined(AR_FAST_THREAD_SANITIZER)
+  if (thread_ != nullptr) __tsan_destroy_fiber(thread_);
+#endif
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   munmap(stack_ - page, page + stack_bytes_);
 }
@@ -133,6 +142,11 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   argument_ = argument;
   done_ = false;
   fiber_fake_stack_ = nullptr;
+#if defined(AR_FAST_THREAD_SANITIZER)
+  // A new one each time: threads of different blocks are different threads.
+  if (thread_ != nullptr) __tsan_destroy_fiber(thread_);
+  thread_ = __tsan_create_fiber(0);
+#endif
 #if defined(AR_FAST_ADDRESS_SANITIZER)
   __asan_unpoison_memory_region(stack_, stack_bytes_);
 #endif
@@ -167,6 +181,10 @@ void Fiber::resume() {
 #if defined(AR_FAST_ADDRESS_SANITIZER)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack_, stack_, stack_bytes_);
 #endif
+#if defined(AR_FAST_THREAD_SANITIZER)
+  scheduler_thread_ = __tsan_get_current_fiber();
+#endif
+  enter_fiber();
   ar_fast_switch_stack(&scheduler_pointer_, stack_pointer_);
 #if defined(AR_FAST_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
@@ -177,11 +195,24 @@ void Fiber::suspend() {
 #if defined(AR_FAST_ADDRESS_SANITIZER)
   __sanitizer_start_switch_fiber(done_ ? nullptr : &fiber_fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
 #endif
+  enter_scheduler();
   ar_fast_switch_stack(&stack_pointer_, scheduler_pointer_);
 #if defined(AR_FAST_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(fiber_fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
 }
+
+#if defined(AR_FAST_THREAD_SANITIZER)
+void Fiber::enter_fiber() { __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync); }
+void Fiber::enter_scheduler() { __tsan_switch_to_fiber(scheduler_thread_, __tsan_switch_to_fiber_no_sync); }
+void release(void* point) { __tsan_release(point); }
+void acquire(void* point) { __tsan_acquire(point); }
+#else
+void Fiber::enter_fiber() {}
+void Fiber::enter_scheduler() {}
+void release(void*) {}
+void acquire(void*) {}
+#endif
 
 void Fiber::run(Fiber* fiber) {
 #if defined(AR_FAST_ADDRESS_SANITIZER)

@@ -20,9 +20,19 @@ class Fiber {
   // Called on the fiber: goes back to the scheduler, and returns when it is resumed.
   void suspend();
   bool done() const { return done_; }
+  // Called on the fiber: runs body() as if on the scheduler, for ThreadSanitizer: it belongs to no thread of the kernel.
+  template <typename Body>
+  void as_scheduler(const Body& body) {
+    enter_scheduler();
+    body();
+    enter_fiber();
+  }
 
  private:
   static void run(Fiber* fiber);
+  // Tells ThreadSanitizer that the scheduler, or this fiber, runs from here on, without ordering anything.
+  void enter_fiber();
+  void enter_scheduler();
 
   char* stack_ = nullptr;  // above one guard page
   size_t stack_bytes_ = 0;
@@ -31,6 +41,9 @@ class Fiber {
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;
   bool done_ = true;
+  // What ThreadSanitizer knows the fiber and the scheduler by.
+  void* thread_ = nullptr;
+  void* scheduler_thread_ = nullptr;
   // What AddressSanitizer is told at every switch.
   void* fiber_fake_stack_ = nullptr;
   void* scheduler_fake_stack_ = nullptr;
@@ -39,5 +52,10 @@ class Fiber {
 
   friend struct FiberEntry;
 };
+
+// For ThreadSanitizer, nothing elsewhere: what was done before release(point) comes before what is done after
+// acquire(point).
+void release(void* point);
+void acquire(void* point);
 
 }  // namespace ar_fast::emulation

@@ -117,6 +117,26 @@ __global__ void tf32_kernel(const float* a, const float* b, float* c) {
   for (int i = 0; i < 4; ++i) c[(group + 8 * (i / 2)) * 8 + 2 * place + i % 2] = sums[i];
 }
 
+// The instructions alone: lane l brings row l of `rows` [32][8], and what it gets goes to fragments [32][4].
+__global__ void load_fragments_kernel(const uint16_t* rows, uint32_t* fragments, bool transposed) {
+  const int lane = lane_id();
+  uint32_t own[4];
+  transposed ? load_matrices<true>(own, rows + 8 * lane) : load_matrices(own, rows + 8 * lane);
+  for (int i = 0; i < 4; ++i) fragments[4 * lane + i] = own[i];
+}
+
+// a [32][4], b [32][2], c [32][4] += their product.
+template <typename T>
+__global__ void multiply_fragments_kernel(const uint32_t* a, const uint32_t* b, float* c) {
+  const int lane = lane_id();
+  const uint32_t own_a[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+  const uint32_t own_b[2] = {b[2 * lane], b[2 * lane + 1]};
+  float own_c[4];
+  for (int i = 0; i < 4; ++i) own_c[i] = c[4 * lane + i];
+  multiply_matrices<T>(own_c, own_a, own_b);
+  for (int i = 0; i < 4; ++i) c[4 * lane + i] = own_c[i];
+}
+
 __global__ void round_to_tf32_kernel(const float* in, float* out) {
   out[threadIdx.x] = __uint_as_float(round_to_tf32(__float_as_uint(in[threadIdx.x])));
 }
@@ -129,6 +149,26 @@ __global__ void async_kernel(const float* in, float* out, bool with_wait, int so
   if (with_wait) copy_async_wait<0>();
   __syncthreads();
   for (int i = t; i < 128; i += 32) out[i] = tile[127 - i];
+}
+
+// 40 KiB of static shared memory beside the dynamic part.
+__global__ void large_static_kernel(float* out) {
+  AR_FAST_SHARED(float, tile, [10240]);
+  AR_FAST_DYNAMIC_SHARED(float, buffer);
+  if (threadIdx.x != 0) return;
+  tile[0] = buffer[0] = 1;
+  *out = tile[0] + buffer[0];
+}
+
+__global__ void empty_kernel() {}
+
+template <int bytes>
+struct Argument {
+  char values[bytes];
+};
+template <int bytes>
+__global__ void argument_kernel(Argument<bytes> argument, char* out) {
+  *out = argument.values[bytes - 1];
 }
 
 __global__ void uninitialised_kernel(float* out) {
@@ -190,6 +230,16 @@ AR_FAST_EXPORT int ar_fast_test_matrix(const void* a, const void* b, float* c, b
 AR_FAST_EXPORT int ar_fast_test_tf32(const float* a, const float* b, float* c) {
   return launch({"tf32", 1, 32}, tf32_kernel, a, b, c);
 }
+AR_FAST_EXPORT int ar_fast_test_load_fragments(const uint16_t* rows, uint32_t* fragments, bool transposed) {
+  return launch({"load_fragments", 1, 32}, load_fragments_kernel, rows, fragments, transposed);
+}
+// kind: 0 float16, 1 bfloat16, 2 tf32
+AR_FAST_EXPORT int ar_fast_test_multiply_fragments(int kind, const uint32_t* a, const uint32_t* b, float* c) {
+  const auto kernel = kind == 0   ? multiply_fragments_kernel<float16>
+                      : kind == 1 ? multiply_fragments_kernel<bfloat16>
+                                  : multiply_fragments_kernel<float>;
+  return launch({"multiply_fragments", 1, 32}, kernel, a, b, c);
+}
 AR_FAST_EXPORT int ar_fast_test_round_to_tf32(const float* in, float* out, int count) {
   return launch({"round_to_tf32", 1, static_cast<unsigned>(count)}, round_to_tf32_kernel, in, out);
 }
@@ -206,8 +256,23 @@ AR_FAST_EXPORT int ar_fast_test_grid_barrier(int* counters, int blocks, bool co_
 AR_FAST_EXPORT int ar_fast_test_past_the_end(float* out) {
   return launch({"past_the_end", 1, 32}, past_the_end_kernel, out);
 }
-AR_FAST_EXPORT int ar_fast_test_launch(unsigned blocks, unsigned threads, uint64_t dynamic_shared_bytes) {
-  return launch({"uninitialised", blocks, threads, dynamic_shared_bytes}, uninitialised_kernel, nullptr);
+// extents: of the grid, then of the block, in x, y and z.
+AR_FAST_EXPORT int ar_fast_test_launch(const unsigned* extents, uint64_t dynamic_shared_bytes) {
+  const dim3 grid(extents[0], extents[1], extents[2]), block(extents[3], extents[4], extents[5]);
+  return launch({"empty", grid, block, dynamic_shared_bytes}, empty_kernel);
+}
+// By launch, which raises the limit of shared memory, or as a launcher would that did not.
+AR_FAST_EXPORT int ar_fast_test_large_static(float* out, uint64_t dynamic_shared_bytes, bool raises_shared_limit) {
+  if (raises_shared_limit) return launch({"large_static", 1, 32, dynamic_shared_bytes}, large_static_kernel, out);
+  return emulation::run_grid({"large_static", 1, 32, dynamic_shared_bytes, false}, [&] { large_static_kernel(out); });
+}
+AR_FAST_EXPORT int ar_fast_test_arguments(char* out, bool too_many) {
+  const auto run = [&](auto argument) {
+    argument.values[sizeof(argument.values) - 1] = 7;
+    return launch({"arguments", 1, 1}, argument_kernel<sizeof(argument.values)>, argument, out);
+  };
+  // Beside a pointer.
+  return too_many ? run(Argument<4096>{}) : run(Argument<4088>{});
 }
 AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
 // What the emulated ops say of what they run, as ar_fast.explain collects it of the real library's.

@@ -6,7 +6,9 @@ import emulated
 import pytest
 import torch
 
-LAUNCH_FAILURE, MISALIGNED = 719, 716
+from ar_fast import _library, functional
+
+INVALID_VALUE, INVALID_CONFIGURATION, MISALIGNED, LAUNCH_FAILURE = 1, 9, 716, 719
 ORDERS = list(emulated.ORDERS)
 
 
@@ -153,12 +155,66 @@ def test_blocks_wait_for_one_another_only_when_co_resident(library, order):
     assert "spins" in message(library)
 
 
+def launch(library, grid=(1, 1, 1), block=(32, 1, 1), shared=0):
+    return library.ar_fast_test_launch((ctypes.c_uint * 6)(*grid, *block), ctypes.c_uint64(shared))
+
+
 @pytest.mark.parametrize(
-    ("blocks", "threads", "shared", "error"), [(0, 32, 128, 9), (1, 1025, 128, 9), (1, 0, 128, 9), (1, 32, 1 << 20, 1)]
+    ("grid", "block"),
+    [
+        ((0, 1, 1), (1, 1, 1)),
+        ((1, 65536, 1), (1, 1, 1)),
+        ((1, 1, 65536), (1, 1, 1)),
+        ((1, 1, 1), (0, 1, 1)),
+        ((1, 1, 1), (1025, 1, 1)),
+        ((1, 1, 1), (32, 33, 1)),
+        ((1, 1, 1), (1, 1, 65)),
+    ],
 )
-def test_impossible_launches_are_refused(library, blocks, threads, shared, error):
-    assert library.ar_fast_test_launch(blocks, threads, ctypes.c_uint64(shared)) == error
-    assert message(library).startswith("uninitialised: ")
+def test_grids_and_blocks_past_the_limits_are_refused(library, grid, block):
+    assert launch(library, grid, block) == INVALID_CONFIGURATION
+    assert message(library).startswith("empty: no ")
+
+
+@pytest.mark.parametrize("grid", [(70000, 1, 1), (1, 65535, 1), (1, 1, 65535)])
+def test_the_largest_grids_run(library, grid):
+    assert launch(library, grid, (1, 1, 1)) == 0
+
+
+def test_the_largest_blocks_run(library):
+    for block in [(1024, 1, 1), (32, 32, 1), (16, 1, 64)]:
+        assert launch(library, block=block) == 0
+
+
+@pytest.mark.parametrize(("capability", "most"), [(7, 64), (8, 99), (9, 227)])
+def test_shared_memory_past_what_the_device_has_is_refused(library, capability, most):
+    with emulated.gpu(capability):
+        assert launch(library, shared=most * 1024) == 0
+        assert launch(library, shared=most * 1024 + 1) == INVALID_VALUE
+        assert message(library) == f"empty: {most * 1024 + 1} bytes of dynamic shared memory"
+
+
+def test_static_shared_memory_counts_towards_the_48_kilobytes_of_a_launch(library):
+    """A kernel with 40 KiB of its own: 8 KiB of dynamic memory fit, one byte more must be asked for beforehand."""
+    out = torch.zeros(1)
+
+    def run(dynamic, raises):
+        return library.ar_fast_test_large_static(pointer(out), ctypes.c_uint64(dynamic), ctypes.c_bool(raises))
+
+    assert run(8192, False) == 0 and out.item() == 2
+    assert run(8193, False) == INVALID_VALUE
+    assert "too much shared memory: 40960 bytes static, 49153 in all" in message(library)
+    assert run(8193, True) == 0
+    assert run(187 * 1024, True) == 0
+    assert run(187 * 1024 + 1, True) == INVALID_VALUE
+
+
+def test_more_than_4096_bytes_of_arguments_are_refused(library):
+    out = ctypes.c_char()
+    assert library.ar_fast_test_arguments(ctypes.byref(out), ctypes.c_bool(False)) == 0
+    assert out.value == b"\x07"
+    assert library.ar_fast_test_arguments(ctypes.byref(out), ctypes.c_bool(True)) == INVALID_VALUE
+    assert message(library) == "arguments: 4104 bytes of arguments"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -172,3 +228,14 @@ def test_conversions_round_as_torch_does(library, dtype):
         is_bfloat16 = ctypes.c_bool(dtype == torch.bfloat16)
         assert library.ar_fast_test_convert(pointer(part), pointer(out), len(part), is_bfloat16) == 0
         torch.testing.assert_close(out, part.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_state_of_just_48_kilobytes_is_drawn_from():
+    """FVSBN on 64 x 64 x 3: with the kernel's static shared memory it is more than a launch may have unasked."""
+    variables = 64 * 64 * 3
+    with _library.use("ar_fast_emulated"):
+        values, _, state = functional.fvsbn_sample(
+            torch.full((1, variables), 99.0), torch.zeros(variables, variables), variables=variables,
+            start=variables - 1, stop=variables, seed=0,
+        )  # fmt: skip
+    assert values.tolist() == [[1.0]] and bool((state == 99).all())

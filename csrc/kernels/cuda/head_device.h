@@ -12,9 +12,6 @@
 
 namespace ar_fast::cuda {
 
-template <typename T>
-constexpr T not_a_number = std::numeric_limits<T>::quiet_NaN();
-
 // log sum_k exp(v_k). Each lane has its own maximum and sum, of the values that it was given.
 template <typename T>
 class LogSumExp {

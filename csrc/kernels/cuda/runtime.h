@@ -13,6 +13,8 @@
 #include <utility>
 #endif
 
+#include <limits>
+
 #include "../philox.h"
 #include "../types.h"
 #include "launcher.h"
@@ -32,17 +34,40 @@ struct LaunchConfig {
   bool co_resident = false;  // every block of the grid runs at the same time: blocks may wait for one another
 };
 
+#if !defined(AR_FAST_EMULATE_CUDA)
+// Static and dynamic shared memory of a block come to 48 KB together at most, unless the kernel asks for more beforehand.
+// It asks for all that the device can give beside its static part: the same number for every caller, so that two
+// threads that launch the kernel with different sizes cannot lower each other's limit.
+template <typename Kernel>
+cudaError_t raise_shared_limit(Kernel* kernel) {
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  cudaFuncAttributes attributes;
+  error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  const int dynamic = most - static_cast<int>(attributes.sharedSizeBytes);
+  if (attributes.maxDynamicSharedSizeBytes >= dynamic) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
+}
+#endif
+
 // Asynchronous: returns the error of the launch, not of the run (the emulation has run the grid and returns its error).
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  // Whatever the size: the kernel's static part counts too.
+  const bool raises_shared_limit = config.dynamic_shared_bytes > 0;
 #if defined(AR_FAST_EMULATE_CUDA)
   const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
-  return emulation::run_grid({config.name, config.grid, config.block, config.dynamic_shared_bytes, config.co_resident},
-                             [&] { std::apply(kernel, values); });
+  emulation::LaunchShape shape{config.name, config.grid, config.block, config.dynamic_shared_bytes, config.co_resident};
+  shape.argument_bytes = emulation::argument_bytes<Parameters...>();
+  shape.raises_shared_limit = raises_shared_limit;
+  return emulation::run_grid(shape, [&] { std::apply(kernel, values); });
 #else
-  if (config.dynamic_shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(config.dynamic_shared_bytes));
+  if (raises_shared_limit) {
+    const cudaError_t error = raise_shared_limit(kernel);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute cooperative;
@@ -144,6 +169,9 @@ __device__ __forceinline__ void from_compute(float16& stored, float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored.bits) : "f"(value));
 #endif
 }
+
+template <typename T>
+constexpr T not_a_number = std::numeric_limits<T>::quiet_NaN();
 
 // Calls body(S{}) for the storage type S.
 template <typename Body>
@@ -343,7 +371,7 @@ __device__ __forceinline__ float clamp_keep_nan(float x, float low, float high) 
 __device__ __forceinline__ int load_acquire(const int* address) {
 #if defined(AR_FAST_EMULATE_CUDA)
   emulation::yield();
-  return *address;
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 #elif defined(__CUDA_ARCH__)
   int value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
@@ -356,7 +384,7 @@ __device__ __forceinline__ int load_acquire(const int* address) {
 __device__ __forceinline__ void store_release(int* address, int value) {
 #if defined(AR_FAST_EMULATE_CUDA)
   emulation::maybe_yield();
-  *address = value;
+  __atomic_store_n(address, value, __ATOMIC_RELEASE);
 #elif defined(__CUDA_ARCH__)
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 #else

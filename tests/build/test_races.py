@@ -1,0 +1,87 @@
+"""The CUDA kernels under ThreadSanitizer and the emulation: only barriers, warp operations and atomics order threads.
+
+The threads of a kernel are fibers, which never run at the same time; the sanitizer is told that they are threads whose
+switches order nothing, so that it reports what no barrier orders, in whichever order they ran.
+"""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import emulated
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs g++, whose ThreadSanitizer the kernels use"
+    ),
+]
+
+# A case that runs a kernel, its source, and a function in it: without the n-th barrier of that function, counted from
+# zero, threads race.
+BARRIERS = [
+    ("nade_forward", "nade_forward.cu", "nade_scan_kernel", 0),
+    ("nade_forward", "nade_forward.cu", "nade_scan_kernel", 1),
+    ("nade_forward", "nade_states.cu", "nade_states_kernel", 0),
+    ("nade_forward", "nade_states.cu", "nade_states_kernel", 1),
+    ("nade_forward", "nade_forward.cu", "nade_head_kernel", 1),
+    ("nade_backward", "nade_backward.cu", "nade_local_kernel", 1),
+    ("nade_sample_many_warps", "nade_sample.cu", "nade_sample_kernel", 0),
+    ("nade_sample_categories", "nade_sample_general.cu", "nade_sample_general_kernel", 1),
+    ("armlp", "armlp.cu", "hidden_units", 0),
+    ("fvsbn", "fvsbn.cu", "draw_bernoulli", 0),
+    ("offset_nade", "offset_nade.cu", "neighbourhood", 0),
+]
+
+
+@functools.cache
+def executable() -> Path:
+    return emulated.built("ar_fast_races")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    options = "exitcode=66 halt_on_error=1"
+    return subprocess.run(
+        [executable(), *arguments], capture_output=True, text=True, env={**os.environ, "TSAN_OPTIONS": options}
+    )
+
+
+def cases() -> list[str]:
+    source = (ROOT / "csrc" / "testing" / "races" / "races.cpp").read_text()
+    return re.findall(r'^    \{"(\w+)", ', source, re.MULTILINE)
+
+
+def barrier(file: str, function: str, index: int) -> int:
+    """The line of the index-th barrier after the definition of a function."""
+    lines = (KERNELS / file).read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if re.search(rf"\b{function}\(", line) and not line.endswith(";"))
+    return [i + 1 for i, line in enumerate(lines) if i > first and "__syncthreads();" in line][index]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_no_kernel_races(case):
+    done = run(case)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def test_every_kernel_has_a_case():
+    sources = "".join(path.read_text() for path in KERNELS.glob("*.*"))
+    named = set(re.findall(r'"((?:nade|head|bernoulli|masked|armlp|fvsbn|offset)_\w+)"', sources))
+    assert len(named) > 20
+    ran = {kernel for case in cases() for kernel in run(case).stdout.partition(":")[2].split()}
+    assert ran == named
+
+
+@pytest.mark.parametrize(("case", "file", "function", "index"), BARRIERS)
+def test_a_barrier_less_is_reported(case, file, function, index):
+    done = run(case, file, str(barrier(file, function, index)))
+    assert done.returncode == 66, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert file in done.stderr
