@@ -168,7 +168,7 @@ def head_log_prob(
         (B, D) nats, in the dtype of parameters.
 
     Raises:
-        RuntimeError: where a shape, dtype or device breaks a rule above; on the CPU also for a category out of range.
+        RuntimeError: where a shape, dtype or device breaks a rule above.
 
     Source: Uria, Murray, Larochelle, "RNADE", NeurIPS 2013, equations 7 to 10; Salimans, Karpathy, Chen, Kingma,
     "PixelCNN++", ICLR 2017, equation 2.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn import functional as F
 
 from .. import functional
 
@@ -28,6 +29,18 @@ def is_whole(x: Tensor, bound: int | Tensor) -> Tensor:
     """Whether each value is one of 0 ... bound - 1."""
     x = _comparable(x)
     return (x >= 0) & (x < bound) & (x == x.floor())
+
+
+def chosen(x: Tensor, bound: int | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Which of 0 ... bound - 1 each category chooses, and its factor: what is no category is NaN times the first."""
+    inside = is_whole(x, bound)
+    return torch.where(inside, x, 0).long(), torch.where(inside, 1.0, torch.nan).to(dtype)
+
+
+def one_hot(x: Tensor, bound: int, dtype: torch.dtype) -> Tensor:
+    """(...) -> (..., bound); NaN where x is no category."""
+    row, factor = chosen(x, bound, dtype)
+    return F.one_hot(row, bound).to(dtype) * factor.unsqueeze(-1)
 
 
 class IntegerInterval(constraints.integer_interval):

@@ -62,7 +62,8 @@ class Categorical(OneKind):
         return ~is_whole(x, self.categories if upper is None else upper)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.long()
+        # A fraction and NaN become a number that is no category either.
+        return torch.where(is_whole(x, 2**53), x, -1).long() if x.is_floating_point() else x.long()
 
     def decode(self, values: Tensor) -> Tensor:
         return values.long()

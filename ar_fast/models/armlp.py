@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import functional, heads
 from .._vocabulary import ACTIVATIONS
+from ..heads.base import chosen, one_hot
 from ..masks import Mask
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -214,9 +215,9 @@ class ARMLP(AutoregressiveModel):
             return self._mixed_inputs(x, self.order).to(self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
-        ones = torch.ones((), dtype=self.dtype, device=x.device).expand(x.shape)
-        first = torch.tensor(offsets[:-1], device=x.device)
-        return ones.new_zeros(x.shape[0], offsets[-1]).scatter(1, x + first, ones)
+        bounds = torch.tensor(offsets, device=x.device)
+        row, ones = chosen(x, bounds.diff(), self.dtype)
+        return ones.new_zeros(x.shape[0], offsets[-1]).scatter(1, bounds[:-1] + row, ones)
 
     def _parameters_by_position(self, x: Tensor, context: Tensor | None, offsets: list[int]) -> Tensor:
         """(B, R_out) from x by position."""
@@ -297,7 +298,7 @@ class ARMLP(AutoregressiveModel):
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         own = value.unsqueeze(-1)
         if isinstance(self.head.of(self._variable(position)), heads.Categorical):
-            own = F.one_hot(value, self._counts_by_position()[position])
+            own = one_hot(value, self._counts_by_position()[position], self.compute_dtype)
         return torch.cat([tensors[0], own.to(tensors[0].dtype)], -1), tensors[1]
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:

@@ -18,6 +18,7 @@ from .. import heads, orderings
 from .._progress import progress_bar
 from .._structure import Structured, building, first_parameter, follow_loaded, nearly, starts, version_of
 from .._vocabulary import compute_dtype
+from ..heads.base import chosen
 from ..nn import MaskedLinear
 from . import _files, _inputs
 from ._standardize import Standardization, in_data_units
@@ -240,11 +241,13 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         x and observed (B, D) by what ``index`` says.
         """
         offsets = self._input_offsets(index)
-        gathers = offsets.diff() > 1
-        value = torch.where(gathers, 1.0, x)
+        counts = offsets.diff()
+        gathers = counts > 1
+        own, factor = chosen(torch.where(gathers, x.detach(), 0.0), counts, x.dtype)
+        value = torch.where(gathers, factor, x)
         if observed is not None:
             value = torch.where(observed, value, 0.0)
-        row = offsets[:-1] + torch.where(gathers, x.detach(), 0.0).long()
+        row = offsets[:-1] + own
         return value.new_zeros(x.shape[0], sum(self.head.inputs(self.variables))).scatter(1, row, value)
 
     def _parameters_by(self, index: Tensor | None, parameters: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from .. import functional, heads
 from .._integers import integers
 from .._structure import starts, unmodified
 from .._vocabulary import ACTIVATIONS
+from ..heads.base import chosen, is_whole
 from . import _inputs
 from ._context import add_context
 from ._standardize import in_data_units
@@ -227,7 +228,9 @@ class DeepNADE(AutoregressiveModel):
         if self.head_kinds is not None:
             inputs = self._mixed_inputs(x, None, observed)
         elif self._gathers:
-            inputs = mask.new_zeros(x.shape[0], len(self.in_weight)).scatter(1, self.out_offsets[:-1] + x, mask)
+            row, factor = chosen(x, self.out_offsets.diff(), mask.dtype)
+            value = torch.where(observed, factor, mask)
+            inputs = mask.new_zeros(x.shape[0], len(self.in_weight)).scatter(1, self.out_offsets[:-1] + row, value)
         else:
             inputs = torch.where(observed, x, 0.0).to(self.compute_dtype)
         return bias + inputs @ self._compute(self.in_weight) + mask @ self._compute(self.mask_weight)
@@ -317,6 +320,7 @@ class DeepNADE(AutoregressiveModel):
         head per variable all have one, and a category that is not observed gathers a row of zeros.
         """
         if self._gathers:
+            x = self._categories(x)
             if observed is not None:
                 x = torch.where(observed, x, self.values)
             structure = {
@@ -327,10 +331,19 @@ class DeepNADE(AutoregressiveModel):
             }
             return x, structure
         mask = torch.ones_like(x, dtype=self.compute_dtype) if observed is None else observed.to(self.compute_dtype)
-        x = x.to(self.compute_dtype)
+        x = self._categories(x.to(self.compute_dtype))
         if observed is not None:
             x = torch.where(observed, x, self._not_observed)
         return torch.cat([x, mask], 1), self._paired()
+
+    def _categories(self, x: Tensor) -> Tensor:
+        """x (B, D), and -1 in the place of what is no category: the row after those of a variable's categories is that
+        of what is not observed."""
+        counts = self.values if self._gathers else self.input_counts
+        if counts is None:
+            return x
+        none = ~is_whole(x, counts)
+        return torch.where(none if self._gathers else none & (counts > 1), -1, x)
 
     @property
     def _not_observed(self) -> Tensor:
@@ -441,10 +454,16 @@ class DeepNADE(AutoregressiveModel):
         if self.input_counts is not None:
             gathers = self.input_counts.index_select(0, index) > 1
             first = self._input_offsets().index_select(0, index)
-            own = F.embedding(first + torch.where(gathers, x.detach(), 0).long(), weight)
-            return torch.where(gathers, 1.0, x.to(self.compute_dtype)).unsqueeze(-1) * own + mask
+            counts = self.input_counts.index_select(0, index)
+            row, factor = chosen(torch.where(gathers, x.detach(), 0), counts, self.compute_dtype)
+            return (
+                torch.where(gathers, factor, x.to(self.compute_dtype)).unsqueeze(-1) * F.embedding(first + row, weight)
+                + mask
+            )
         if self._gathers:
-            return F.embedding(self.out_offsets.index_select(0, index) + x, weight) + mask
+            counts = self.out_offsets.diff().index_select(0, index)
+            row, factor = chosen(x, counts, self.compute_dtype)
+            return F.embedding(self.out_offsets.index_select(0, index) + row, weight) * factor.unsqueeze(-1) + mask
         return x.to(self.compute_dtype).unsqueeze(-1) * weight.index_select(0, index) + mask
 
     # One variable at a time.
@@ -531,9 +550,11 @@ class DeepNADE(AutoregressiveModel):
     def _state_given(self, state: Tensor, given: Tensor, known: Tensor, nade: dict[str, Any], by_table: bool) -> Tensor:
         """The state once the known variables are observed."""
         if by_table:
-            values = torch.where(known, given, self.values.to(given.dtype))
+            own = torch.where(is_whole(given, self.values), given, -1.0)
+            values = torch.where(known, own, self.values.to(given.dtype))
         else:
-            values = torch.cat([torch.where(known, given, self._not_observed), known.to(given.dtype)], 1)
+            own = self._categories(given)
+            values = torch.cat([torch.where(known, own, self._not_observed), known.to(given.dtype)], 1)
         if self.head_kinds is None:
             nade = nade | {"head": "categorical", "levels": 0}
         # No variable has parameters here: nothing is drawn, and no output is computed.

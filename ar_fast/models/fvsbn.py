@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import _library, functional, heads
 from .._structure import starts
+from ..heads.base import chosen
 from ..masks import Mask
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -170,8 +171,9 @@ class FVSBN(AutoregressiveModel):
         if not self._gathers:
             return x.to(self.dtype)
         first = self.counts * torch.arange(self.variables, device=x.device) if offsets is None else offsets[:-1]
-        ones = torch.ones((), dtype=self.dtype, device=x.device).expand(x.shape)
-        return ones.new_zeros(x.shape[0], len(self.weight)).scatter(1, x + first, ones)
+        counts = self.counts if offsets is None else offsets.diff()
+        row, ones = chosen(x, counts, self.dtype)
+        return ones.new_zeros(x.shape[0], len(self.weight)).scatter(1, row + first, ones)
 
     def _parameters_by_place(self, x: Tensor, context: Tensor | None, offsets: Tensor | None) -> Tensor:
         """(B, R_out) from x by place."""
@@ -210,7 +212,8 @@ class FVSBN(AutoregressiveModel):
         inputs = self._input_offsets(self._mixed_places)
         first = own.start if self._gathers else place if inputs is None else int(inputs[place])
         if isinstance(self.head.of(self._variable(position)), heads.Categorical):
-            added = self.weight[first + value, : own.start].to(state.dtype)
+            row, factor = chosen(value, own.stop - own.start, state.dtype)
+            added = self.weight[first + row, : own.start].to(state.dtype) * factor.unsqueeze(-1)
         else:
             added = value.unsqueeze(-1).to(state.dtype) * self.weight[first, : own.start].to(state.dtype)
         return (torch.cat([state[..., : own.start] + added, state[..., own.start :]], -1),)

@@ -20,6 +20,7 @@ from .._philox import philox_uniform
 from .._structure import building, nearly, starts
 from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
+from ..heads.base import chosen, one_hot
 from ..interop import sequential
 from ..networks import MaskedNetwork, check_degrees, check_hidden_features, even_degrees, gathered, sharing
 from ._context import add_context
@@ -397,7 +398,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             derived |= {f"places_{index}": of_value.argsort(stable=True) for index, of_value in enumerate(degrees)}
         # By position; None where all variables have one column, or as many outputs.
         encoded = bool((inputs > 1).any())
-        # Of each column: its variable, and its category, -1 where it takes the value.
+        # Of each column: its variable, its category, -1 where it takes the value, and the columns of its variable.
         category = torch.arange(len(degrees[0])) - starts(own_inputs)[:-1].repeat_interleave(own_inputs)
         single = own_inputs.repeat_interleave(own_inputs) == 1
         # Of each output by variable: where it is stored.
@@ -409,6 +410,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             "out_offsets": None if isinstance(self.counts, int) else starts(outputs[order]),
             "column_variable": stored.repeat_interleave(own_inputs) if encoded else None,
             "column_category": category.masked_fill(single, -1) if encoded else None,
+            "column_count": own_inputs.repeat_interleave(own_inputs) if encoded else None,
             "out_rows": None if self._order is None or self._by_variable else own,
         }
 
@@ -491,7 +493,8 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         if self.column_variable is None:
             return self._as_stored(x).to(self.dtype)
         own = x.index_select(1, self.column_variable)
-        return torch.where(self.column_category < 0, own, own == self.column_category).to(self.dtype)
+        row, factor = chosen(own, self.column_count, self.dtype)
+        return torch.where(self.column_category < 0, own.to(self.dtype), (row == self.column_category) * factor)
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """(B, R_out) from x by variable."""
@@ -532,7 +535,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         if self.in_offsets is not None:
             categories = int(self.in_offsets[position + 1] - self.in_offsets[position])
             if categories > 1:
-                columns = columns == torch.arange(categories, device=columns.device)
+                columns = one_hot(value, categories, self.compute_dtype)
         columns = torch.cat([tensors[0], columns.to(tensors[0].dtype)], -1)
         return self._grow((columns, *tensors[1:]), position + 1)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import functional, heads
 from .._structure import starts
 from .._vocabulary import ACTIVATIONS
+from ..heads.base import chosen
 from ._context import add_context
 from .base import AutoregressiveModel
 from .sampling import Request, Rows, Sampler
@@ -184,7 +185,8 @@ class NADE(AutoregressiveModel):
         each = len(self.in_weight) // self.variables
         first = variable * each if self.in_offsets is None else int(self.in_offsets[variable])
         if isinstance(self.head.of(variable), heads.Categorical):
-            return (tensors[0] + self.in_weight[first + value].to(self.compute_dtype),)
+            row, factor = chosen(value, self.head.sizes(self.variables)[variable], self.compute_dtype)
+            return (tensors[0] + self.in_weight[first + row].to(self.compute_dtype) * factor.unsqueeze(-1),)
         row = self.in_weight[first].to(self.compute_dtype)
         return (tensors[0] + value.unsqueeze(-1).to(self.compute_dtype) * row,)
 

@@ -18,6 +18,7 @@ from .. import functional, heads, orderings
 from .._integers import integers
 from .._structure import building
 from .._vocabulary import ACTIVATIONS
+from ..heads.base import chosen, one_hot
 from . import _inputs
 from ._context import add_context
 from .base import AutoregressiveModel
@@ -189,7 +190,7 @@ class OffsetNADE(AutoregressiveModel):
         """x (..., C) -> (..., C V): itself, or each category as an indicator."""
         if not self._gathers:
             return x.to(self.compute_dtype)
-        return F.one_hot(x.long(), self.counts).flatten(-2).to(self.compute_dtype)
+        return one_hot(x, self.counts, self.compute_dtype).flatten(-2)
 
     def _neighbourhood(self, inputs: Tensor) -> Tensor:
         """inputs (B, rows, columns, C V) -> (B, rows, columns, H): the sum over the taps.
@@ -257,7 +258,8 @@ class OffsetNADE(AutoregressiveModel):
             positions, inputs = torch.tensor(seen, device=self.device).unbind(1)
             x, weight = values.index_select(-1, positions), self._compute(self.in_weight)
             if self._gathers:
-                state = state + weight[inputs * self.counts + x.long()].sum(-2)
+                row, factor = chosen(x, self.counts, weight.dtype)
+                state = state + (weight[inputs * self.counts + row] * factor.unsqueeze(-1)).sum(-2)
             else:
                 state = state + x @ weight.index_select(0, inputs)
         first = position % self.grid[2] if self.shared_output else self._variable(position)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional, heads
+from ..heads.base import one_hot
 from ._context import add_context
 from ._recurrent import Recurrent, States
 from .base import AutoregressiveModel
@@ -135,7 +136,7 @@ class RNN(AutoregressiveModel):
     def _input_of(self, value: Tensor) -> Tensor:
         """value (...) -> (..., I): itself, or a category as an indicator."""
         if isinstance(self.head, heads.Categorical):
-            return F.one_hot(value.long(), self.counts).to(self.compute_dtype)
+            return one_hot(value, self.counts, self.compute_dtype)
         return value.unsqueeze(-1).to(self.compute_dtype)
 
     def _with_context(self, inputs: Tensor, context: Tensor | None) -> Tensor:

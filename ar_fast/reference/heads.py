@@ -38,8 +38,18 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     return x.to(logits.dtype) * logits - F.softplus(logits)
 
 
+def chosen(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of ``count`` rows each category chooses, and its factor: what is no category is NaN times the first row."""
+    inside = (x >= 0) & (x < count)
+    if x.is_floating_point():
+        inside = inside & (x == x.floor())
+    return torch.where(inside, x, 0).long(), torch.where(inside, 1.0, torch.nan)
+
+
 def categorical_log_prob(parameters: Tensor, x: Tensor) -> Tensor:
-    return parameters.log_softmax(-1).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
+    row, factor = chosen(x, parameters.shape[-1])
+    own = parameters.log_softmax(-1).gather(-1, row.unsqueeze(-1)).squeeze(-1)
+    return own * factor.to(parameters.dtype)
 
 
 def mixture_parameters(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .draws import draw
-from .heads import bounds_of, compute_dtype, head_log_prob, head_of
+from .heads import bounds_of, chosen, compute_dtype, head_log_prob, head_of
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 MLP_ACTIVATIONS = {
@@ -35,7 +35,10 @@ def _rows_by_position(rows: int, order: Tensor, offsets: Tensor | None) -> tuple
 
 def _added(rows: Tensor, x: Tensor, gathers: bool) -> Tensor:
     """What values (B,) of a variable with input rows (rows, H) add: the row of a category, or the one row scaled."""
-    return rows[x.long()] if gathers else x[:, None].to(rows.dtype) * rows
+    if not gathers:
+        return x[:, None].to(rows.dtype) * rows
+    row, factor = chosen(x, len(rows))
+    return rows[row] * factor[:, None].to(rows.dtype)
 
 
 def nade(
@@ -209,7 +212,7 @@ def offset_nade_sample(
         hidden = in_bias.to(dtype).expand(state.shape[0], -1)
         for position, index in offset_inputs(p, grid, window):
             x = values[reach - start + position]
-            hidden = hidden + (weight[index, x.long()] if head == "categorical" else x[:, None] * weight[index])
+            hidden = hidden + _added(weight[index], x, head == "categorical")
         first = (p % channels if shared_output else int(order[p])) * count
         rows = slice(first, first + count)
         parameters = F.linear(ACTIVATIONS[activation](hidden), out_weight[rows], out_bias[rows])
@@ -471,8 +474,8 @@ def masked_mlp_sample(
         log_prob = log_prob + value_log_prob
         values.append(value)
         count = columns[p + 1] - columns[p]
-        one_hot = value[:, None] == torch.arange(count, device=value.device)
+        one_hot = torch.eye(count, dtype=dtype, device=value.device)
         scales = count == 1 and not (by_input and head == "categorical")
-        layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if scales else one_hot.to(dtype)
+        layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if scales else _added(one_hot, value, True)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, torch.cat(layers, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .draws import draw
-from .heads import compute_dtype
+from .heads import chosen, compute_dtype
 
 # How many gates a cell has: the rows of its weights are H for each of them.
 GATES = {"gru": 3, "lstm": 4, "rnn": 1, "rnn_relu": 1}
@@ -78,7 +78,8 @@ def rnn_sample(
         from_input = in_bias.to(dtype).expand(batch, -1)
         if first_position + p > 0:
             if head == "categorical":
-                from_input = from_input + in_table[torch.where(finished, 0, last).long()].to(dtype)
+                row, factor = chosen(last, len(in_table))
+                from_input = from_input + in_table[row].to(dtype) * factor[:, None].to(dtype)
             else:
                 from_input = from_input + last[:, None] * in_table.to(dtype)
         for layer, weight in enumerate(recurrent_weights):

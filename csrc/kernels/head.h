@@ -27,6 +27,14 @@
 
 namespace ar_fast {
 
+// Whether a value is one of 0 ... count - 1. What is none, be it negative, too large, a fraction or NaN, chooses no row
+// of a table: it stands for NaN times the first row of its variable, and its log p and that of whatever depends on it
+// are NaN, as are their gradients.
+template <typename T>
+AR_FAST_HOST_DEVICE inline bool is_category(T value, int64_t count) {
+  return value >= T(0) && value < static_cast<T>(count) && value == static_cast<T>(static_cast<int64_t>(value));
+}
+
 enum class HeadKind : int32_t {
   bernoulli = 0,
   categorical = 1,

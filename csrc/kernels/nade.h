@@ -39,7 +39,7 @@ struct NadeInput {
   int64_t batch;                   // B
   const void* x;                   // [B, D] compute: x scales the one in_weight row of its variable, or, a category,
                                    // gathers one of several
-  const int64_t* categories;       // [B, D] in [0, rows of the variable): gathers a row; out of range is undefined
+  const int64_t* categories;       // [B, D] in [0, rows of the variable): gathers a row; others add NaN
   bool odds;                       // no factor is other than 0 and 1, and it pays to keep exp(-a) (cpu/nade_form.h)
 };
 

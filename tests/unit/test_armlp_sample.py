@@ -296,13 +296,6 @@ def test_bad_input(device, message, options):
         "order must be a permutation": {"order": torch.tensor([0, 0, 1])},
         "block_starts must be 0 at block 0, got 1": {"block_starts": torch.tensor([1, 6])},
         "in_weight must have 6 rows for 3 networks, got 5": {"in_weight": torch.zeros(5, 4)},
-        r"given must lie in \[0, 1\) for variable 1, got 2": {
-            "head": "categorical", "given": torch.tensor([[0.0, 2.0, 9.0]]),
-            "known": torch.tensor([[True, True, False]]),
-        },
-        r"state must lie in \[0, 1\) for variable 0, got 3": {
-            "head": "categorical", "start": 1, "state": torch.full((1, 3), 3.0),
-        },
     }.items(),
 )  # fmt: skip
 def test_bad_values_on_the_cpu(message, options):

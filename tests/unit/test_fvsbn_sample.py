@@ -352,10 +352,6 @@ def test_the_cpu_is_told_what_draws_there():
         "a variable must have one column .*, or one for each of 3 categories, got 1": {
             "in_offsets": torch.tensor([0, 2, 3, 6]), "out_offsets": torch.tensor([0, 2, 5, 6]), "head": "categorical",
         },
-        r"given must lie in \[0, 2\) for variable 1, got 2": {
-            "head": "categorical", "given": torch.tensor([[0.0, 2.0, 9.0]]),
-            "known": torch.tensor([[True, True, False]]),
-        },
         r"by_input needs a program of one layer, .* got \[0, -1, -1, 1\]": {"program": [functional.MlpLayer((0,))]},
         "extents must be empty for a weight by input, got 1 tensors": {"extents": [torch.arange(3, dtype=torch.int32)]},
         r"weights\[0\] must have shape \(R_in, R_out\), got \[3\]": {"weights": [torch.zeros(3)], "variables": 3},

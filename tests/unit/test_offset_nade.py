@@ -247,9 +247,6 @@ def test_bad_values_on_the_cpu():
     case = op_case(2, (2, 2, 1), head="categorical")
     with pytest.raises(RuntimeError, match="offset_nade_sample: order must be a permutation"):
         sample(case, order=torch.zeros(4, dtype=torch.long))
-    known = torch.ones(2, 4, dtype=torch.bool)
-    with pytest.raises(RuntimeError, match=r"given must lie in \[0, 3\) for variable 0, got 3"):
-        sample(case, given=torch.full((2, 4), 3.0), known=known)
 
 
 # ---------------------------------------------------------------- the model

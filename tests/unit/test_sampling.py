@@ -107,14 +107,3 @@ def test_structure_is_checked_at_the_positions_of_a_call(op, change, message):
         call(*arguments, **tensors, **options, seed=0, start=3, stop=6)
     if op != "armlp_sample" and "order" not in change:
         call(*arguments, **tensors, **options, seed=0, start=0, stop=2)
-
-
-@pytest.mark.skipif(_library.backend == "reference", reason="the compiled op looks at the values of its state")
-@pytest.mark.parametrize("value", [3.0, -1.0, float("nan")])
-def test_a_category_in_the_state_has_a_row(value):
-    state = torch.tensor([[0.0, value]])
-    weights = torch.zeros(6, 4), torch.zeros(4), torch.zeros(3, 4), torch.zeros(3)
-    with pytest.raises(RuntimeError, match=r"offset_nade_sample: state must lie in \[0, 3\)"):
-        functional.offset_nade_sample(
-            state, *weights, grid=(1, 6, 1), window=(0, 2), head="categorical", seed=0, start=3, stop=5
-        )

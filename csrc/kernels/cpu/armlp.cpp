@@ -148,11 +148,13 @@ class Sampler {
   T* state(int64_t r) const { return static_cast<T*>(sample_.state) + (row_begin_ + r) * draws_.variables; }
 
   void add_input(int64_t r, int64_t position, T x) {
-    const bool category = gathers(position);
-    if (!category && x == T(0)) return;
+    const bool gathered = gathers(position);
+    if (!gathered && x == T(0)) return;
     const int64_t first = first_input(position);
+    const bool category = gathered && is_category(x, first_input(position + 1) - first);
     b_.inputs[r * draws_.variables + b_.input_counts[r]++] =
-        category ? Input<T>{first + static_cast<int64_t>(x), T(1)} : Input<T>{first, x};
+        category ? Input<T>{first + static_cast<int64_t>(x), T(1)}
+                 : Input<T>{first, gathered ? std::numeric_limits<T>::quiet_NaN() : x};
   }
 
   // Network p for a row: the hidden units into b_.hidden.

@@ -149,7 +149,9 @@ inline T head_log_prob_one(const Head& head, const T* parameters, int64_t rows, 
       bernoulli_log_prob(parameters, &x, 1, &result);
       return result;
     }
-    case HeadKind::categorical: return parameters[static_cast<int64_t>(x)] - log_sum_exp(parameters, rows);
+    case HeadKind::categorical:
+      if (!is_category(x, rows)) return std::numeric_limits<T>::quiet_NaN();
+      return parameters[static_cast<int64_t>(x)] - log_sum_exp(parameters, rows);
     default: {
       T of_logits, log_prob;
       Mixture<T>(head, parameters, rows).log_sums(x, &of_logits, &log_prob);
@@ -170,6 +172,10 @@ inline T head_backward_one(const Head& head, const T* parameters, int64_t rows, 
       return grad * parameters[0];
     }
     case HeadKind::categorical: {
+      if (!is_category(x, rows)) {
+        for (int64_t k = 0; k < rows; ++k) grad_parameters[k] = std::numeric_limits<T>::quiet_NaN();
+        return T(0);
+      }
       const Vec<T> normalizer(log_sum_exp(parameters, rows));
       for_lanes<T>(rows, [&](int64_t k, int64_t n) {
         store_lanes<T>((g * (load_lanes(parameters + k, n) - normalizer).exp()).neg(), grad_parameters + k, n);

@@ -310,6 +310,13 @@ class Group {
         (one ? drawn : one_where(drawn == category)).store(memory_.features + c * width + v * lanes);
       }
     }
+    // What is drawn is a category; what is known may be none.
+    for (int64_t r = 0; !one && draws_.known != nullptr && r < rows_; ++r) {
+      if (is_category(value[r], columns.end - columns.begin)) continue;
+      for (int64_t c = columns.begin; c < columns.end; ++c) {
+        memory_.features[c * width + r] = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
   }
 
   static Vec<T> one_where(const Vec<T>& mask) { return Vec<T>::blendv(zero<T>(), Vec<T>(T(1)), mask); }

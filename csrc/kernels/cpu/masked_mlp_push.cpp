@@ -204,10 +204,13 @@ class Pusher {
         own[0] = values[p];
         if (values[p] != T(0)) take(r, {first_weight_row(p), values[p]}, low, first_sum(p));
       } else {
-        const auto category = static_cast<int64_t>(values[p]);
-        std::fill(own, own + columns_.count(p), T(0));
-        own[category] = T(1);
-        take(r, {first_weight_row(p) + category, T(1)}, low, first_sum(p));
+        // What is drawn is a category; what is known may be none.
+        const bool is_one = is_category(values[p], columns_.count(p));
+        const int64_t category = is_one ? static_cast<int64_t>(values[p]) : 0;
+        const T x = is_one ? T(1) : std::numeric_limits<T>::quiet_NaN();
+        std::fill(own, own + columns_.count(p), is_one ? T(0) : x);
+        own[category] = x;
+        take(r, {first_weight_row(p) + category, x}, low, first_sum(p));
       }
     }
   }

@@ -213,10 +213,11 @@ class Sampler {
     Row<T>& row = b_.rows[r];
     const bool gathers = sample_.gathers || position.in_rows > 1;
     if (!gathers && x == T(0)) return;
-    const int64_t category = gathers ? static_cast<int64_t>(x) : 0;
+    const Change<T> change = gathers ? gathered(position, 0, x) : Change<T>{0, 0, x};
+    const int64_t category = gathers ? change.in_slot - position.in_slot : 0;
     const int64_t first = (position.in_row + category) * model_.hidden;
     row.pending = static_cast<const char*>(model_.in_weight) + first * steps_.weight_bytes;
-    row.x = gathers ? T(1) : x;
+    row.x = change.x;
     row.changed = true;
   }
 

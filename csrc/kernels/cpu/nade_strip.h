@@ -76,6 +76,14 @@ ChunkRows fill_positions(const NadeModel& model, int64_t start, int64_t stop, Po
   return total;
 }
 
+// By a value that gathers one of the rows of its position.
+template <typename T, typename Value>
+Change<T> gathered(const Position<T>& position, int32_t index, Value value) {
+  const bool category = is_category(value, position.in_rows);
+  return {index, static_cast<int32_t>(position.in_slot + (category ? static_cast<int64_t>(value) : 0)),
+          category ? T(1) : std::numeric_limits<T>::quiet_NaN()};
+}
+
 // Writes the changes of a row in a chunk of `count` positions, and returns how many; there is room for `count`.
 template <typename T>
 int64_t find_changes(const NadeModel& model, const NadeInput& input, int64_t row, const Position<T>* positions,
@@ -83,8 +91,7 @@ int64_t find_changes(const NadeModel& model, const NadeInput& input, int64_t row
   if (input.categories) {
     const int64_t* categories = input.categories + row * model.variables;
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t slot = positions[p].in_slot + categories[positions[p].variable];
-      changes[p] = {static_cast<int32_t>(p), static_cast<int32_t>(slot), T(1)};
+      changes[p] = gathered(positions[p], static_cast<int32_t>(p), categories[positions[p].variable]);
     }
     return count;
   }
@@ -94,8 +101,8 @@ int64_t find_changes(const NadeModel& model, const NadeInput& input, int64_t row
     for (int64_t p = 0; p < count; ++p) {
       const bool gathers = positions[p].in_rows > 1;
       const T value = x[positions[p].variable];
-      const int64_t slot = positions[p].in_slot + (gathers ? static_cast<int64_t>(value) : 0);
-      changes[found] = {static_cast<int32_t>(p), static_cast<int32_t>(slot), gathers ? T(1) : value};
+      changes[found] = gathers ? gathered(positions[p], static_cast<int32_t>(p), value)
+                               : Change<T>{static_cast<int32_t>(p), static_cast<int32_t>(positions[p].in_slot), value};
       found += gathers || value != T(0);
     }
     return found;

@@ -2,6 +2,8 @@
 // cache; a strip of pre-activations stays in registers while all taps of its pixel are added. The values of a row of
 // taps, and their weights, lie side by side.
 #include <array>
+#include <limits>
+#include <utility>
 
 #include "draws.h"
 #include "nade_strip.h"
@@ -68,6 +70,13 @@ class OffsetSampler {
     return static_cast<const S*>(s_.in_weight) + row * s_.values_per_input * s_.hidden;
   }
 
+  // Which of the rows of its input a value adds, and its factor.
+  AR_FAST_INLINE std::pair<int64_t, T> added(T x) const {
+    if (!s_.gathers) return {0, x};
+    if (!is_category(x, s_.values_per_input)) return {0, std::numeric_limits<T>::quiet_NaN()};
+    return {static_cast<int64_t>(x), T(1)};
+  }
+
   // The rows of taps that lie on the grid, from the pixel at position p.
   int64_t find_segments(int64_t p) {
     const int64_t pixel = p / s_.channels, r = pixel / s_.columns, c = pixel % s_.columns;
@@ -88,11 +97,8 @@ class OffsetSampler {
       const T* x = history + segments_[i].position;
       const S* weight = in_row(segments_[i].weight_row) + j;
       for (int64_t k = 0; k < segments_[i].count; ++k, weight += s_.values_per_input * s_.hidden) {
-        if (s_.gathers) {
-          add_scaled(load_strip<T>(weight + static_cast<int64_t>(x[k]) * s_.hidden, units), T(1), a);
-        } else {
-          add_scaled(load_strip<T>(weight, units), x[k], a);
-        }
+        const auto [row, factor] = added(x[k]);
+        add_scaled(load_strip<T>(weight + row * s_.hidden, units), factor, a);
       }
     }
     store_vectors(a, a_ + j);
@@ -110,8 +116,8 @@ class OffsetSampler {
   // a += x in_weight[row of (T, channel)].
   void add_center(int64_t channel, T x) {
     const S* weight = in_row(s_.taps() * s_.channels + channel);
-    if (s_.gathers) weight += static_cast<int64_t>(x) * s_.hidden;
-    const T factor = s_.gathers ? T(1) : x;
+    const auto [row, factor] = added(x);
+    weight += row * s_.hidden;
     constexpr int64_t strip = strip_width<T>();
     const auto add = [&](int64_t j, int64_t units) __attribute__((always_inline)) {
       Strip<T> a = load_vectors(a_ + j);

@@ -232,9 +232,10 @@ class RnnSampler {
     const T* const bias = static_cast<const T*>(s_.in_bias) + row * s_.in_bias_stride;
     const T value = static_cast<const T*>(s_.last)[row];
     const bool none = s_.begins && p == draws_.start;
-    const int64_t entry = none || !s_.gathers ? 0 : static_cast<int64_t>(value);
+    const bool category = !none && s_.gathers && is_category(value, s_.parameters);
+    const int64_t entry = category ? static_cast<int64_t>(value) : 0;
     const T* const table = static_cast<const T*>(s_.in_table) + entry * gates_ * hidden_;
-    const Vec<T> factor(none ? T(0) : s_.gathers ? T(1) : value);
+    const Vec<T> factor(category ? T(1) : s_.gathers ? std::numeric_limits<T>::quiet_NaN() : value);
     for (int64_t g = 0; g < gates_; ++g) {
       for_lanes<T>(count, [&](int64_t j, int64_t n) {
         const int64_t at = g * hidden_ + u + j;

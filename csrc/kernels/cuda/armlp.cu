@@ -107,10 +107,12 @@ class Sampler {
       T sum = T(0);
       for (int j = t / threads; u < hidden && j < p; j += shares) {
         const T value = m_.values[j];
-        const bool category = gathers(j);
-        if (!category && value == T(0)) continue;
+        const bool gathered = gathers(j);
+        if (!gathered && value == T(0)) continue;
+        const bool category = gathered && is_category(value, first_input(j + 1) - first_input(j));
         const int64_t input = first_input(j) + (category ? static_cast<int64_t>(value) : 0);
-        sum = fma(category ? T(1) : value, to_compute(weight[input * networks * hidden + u]), sum);
+        const T factor = !gathered ? value : category ? T(1) : not_a_number<T>;
+        sum = fma(factor, to_compute(weight[input * networks * hidden + u]), sum);
       }
       shares_[t] = sum;
       __syncthreads();

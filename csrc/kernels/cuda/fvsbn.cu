@@ -53,6 +53,11 @@ class Sampler {
     if (sample_.in_offsets != nullptr) return sample_.in_offsets[place];
     return draws_.head.kind == HeadKind::categorical ? first_column(place) : place;
   }
+  // Of a place that gathers.
+  __device__ __forceinline__ int64_t input_rows(int place) const {
+    return sample_.in_offsets != nullptr ? sample_.in_offsets[place + 1] - sample_.in_offsets[place]
+                                         : first_column(place + 1) - first_column(place);
+  }
   __device__ __forceinline__ T* value(int position) const { return draws_.values_of<T>(row_) + position; }
 
   // parameters[0, end) += x times a weight row, by the whole block.
@@ -118,7 +123,8 @@ class Sampler {
       __syncthreads();
       const T x = drawn;
       if (gathers(place(p))) {
-        push(first_row(place(p)) + static_cast<int64_t>(x), T(1), column);
+        const bool category = is_category(x, input_rows(place(p)));
+        push(first_row(place(p)) + (category ? static_cast<int64_t>(x) : 0), category ? T(1) : not_a_number<T>, column);
       } else if (x != T(0)) {
         push(first_row(place(p)), x, column);
       }

@@ -158,7 +158,7 @@ __device__ __forceinline__ T head_backward_one(const Head& head, const T* parame
     return grad * parameters[0];
   }
   if (head.kind == HeadKind::categorical) {
-    const T normalizer = log_sum_exp(parameters, rows);
+    const T normalizer = is_category(x, rows) ? log_sum_exp(parameters, rows) : not_a_number<T>;
     for (int k = lane_id(); k < rows; k += kWarpSize) {
       const T expected = -(grad * exp(parameters[k] - normalizer));
       grad_parameters[k] = static_cast<T>(k) == x ? expected + grad : expected;

@@ -36,8 +36,10 @@ class Sampler {
       units(sample_.layers[sample_.hidden_layers], rows, parameters_ - rows.begin);
       __syncwarp();
       const T x = draw(p, static_cast<int>(rows.end - rows.begin), log_prob);
+      const int64_t own = columns.end - columns.begin;
+      const T absent = is_category(x, own) ? T(0) : not_a_number<T>;
       for (int64_t c = columns.begin + lane_; c < columns.end; c += kWarpSize) {
-        values_[c] = columns.end - columns.begin == 1 ? x : x == static_cast<T>(c - columns.begin) ? T(1) : T(0);
+        values_[c] = own == 1 ? x : x == static_cast<T>(c - columns.begin) ? T(1) : absent;
       }
       if (lane_ == 0) draws_.values_of<T>(row_)[p] = x;
       __syncwarp();

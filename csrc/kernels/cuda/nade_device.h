@@ -72,13 +72,17 @@ struct NadeArguments {
   // The row of in_weight that a row of the batch adds, and its factor.
   __device__ __forceinline__ Added<T> added(int row, int variable) const {
     const int64_t at = static_cast<int64_t>(row) * variables + variable;
-    if (x == nullptr) return {first_in_row(variable) + categories[at], T(1)};
+    if (x == nullptr) return gathered(first_in_row(variable), first_in_row(variable + 1), categories[at]);
     const T value = x[at];
     if (in_offsets == nullptr) return {variable, value};
-    const int64_t first = in_offsets[variable], rows = in_offsets[variable + 1] - first;
-    // What is no category, NaN above all, has no log p either: it only must not be read out of place.
-    const bool gathers = rows > 1, category = gathers && value >= T(0) && value < static_cast<T>(rows);
-    return {first + (category ? static_cast<int64_t>(value) : 0), gathers ? T(1) : value};
+    const int64_t first = in_offsets[variable], end = in_offsets[variable + 1];
+    return end - first > 1 ? gathered(first, end, value) : Added<T>{first, value};
+  }
+  // A value that gathers one of the rows [first, end).
+  template <typename Value>
+  static __device__ __forceinline__ Added<T> gathered(int64_t first, int64_t end, Value value) {
+    const bool category = is_category(value, end - first);
+    return {first + (category ? static_cast<int64_t>(value) : 0), category ? T(1) : not_a_number<T>};
   }
   // What the head judges: a real value or a category.
   __device__ __forceinline__ T target(int row, int variable) const {

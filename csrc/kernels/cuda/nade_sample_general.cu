@@ -44,7 +44,7 @@ struct GeneralSample {
 template <typename T>
 struct SamplePosition {
   int variable, rows;
-  int64_t in_row, out_row;
+  int64_t in_row, in_end, out_row;
   T scale, given;
   bool known, gathers;
 
@@ -54,6 +54,7 @@ struct SamplePosition {
     SamplePosition here;
     here.variable = model.variable_at(p);
     here.in_row = model.first_in_row(here.variable);
+    here.in_end = model.first_in_row(here.variable + 1);
     here.gathers = sample.gathers || model.gathers(here.variable);
     here.out_row = model.first_out_row(here.variable);
     here.rows = static_cast<int>(model.first_out_row(here.variable + 1) - here.out_row);
@@ -240,8 +241,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (t == 0) draws.values_of<T>(row)[p] = x;
     gathered = here.gathers;
     if (gathered) {
-      added = in_row + static_cast<int64_t>(x) * hidden;
-      factor = T(1);
+      const Added<T> chosen = NadeArguments<S>::gathered(here.in_row, here.in_end, x);
+      added = model.in_weight + chosen.row * hidden;
+      factor = chosen.factor;
       stale = true;
     } else if (x != T(0)) {
       added = in_row;

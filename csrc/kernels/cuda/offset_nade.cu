@@ -83,8 +83,9 @@ class OffsetSampler {
 
   // sum + x in_weight[row], of one unit.
   __device__ __forceinline__ T add(int64_t row, T x, int unit, T sum) const {
-    if (s_.gathers) return sum + to_compute(in_row(row)[static_cast<int64_t>(x) * hidden_ + unit]);
-    return fma(x, to_compute(in_row(row)[unit]), sum);
+    if (!s_.gathers) return fma(x, to_compute(in_row(row)[unit]), sum);
+    if (!is_category(x, s_.values_per_input)) return not_a_number<T>;
+    return sum + to_compute(in_row(row)[static_cast<int64_t>(x) * hidden_ + unit]);
   }
 
   // a = in_bias + the taps of the pixel at position p. Each thread goes on with its own units of a, as add_center and

@@ -291,8 +291,7 @@ class RnnBlock {
     T a[4], s[4];
     const bool none = s_.begins && step == 0;
     const T value = static_cast<const T*>(s_.last)[batch_row];
-    // Of what is no category: a state that is no number, and nothing read outside.
-    const bool outside = s_.gathers && !none && !(value >= T(0) && value < static_cast<T>(parameters_));
+    const bool outside = s_.gathers && !none && !is_category(value, parameters_);
     const int64_t entry = none || outside || !s_.gathers ? 0 : static_cast<int64_t>(value);
 #pragma unroll
     for (int g = 0; g < 4; ++g) {

@@ -34,21 +34,6 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   }
 }
 
-// What is in the state already has an input row.
-template <typename T>
-void check_armlp_state(const ArmlpSample& sample) {
-  const Draws& draws = sample.draws;
-  for (int64_t p = 0; p < draws.start; ++p) {
-    if (draws.head_at(p).kind != HeadKind::categorical) continue;
-    const int64_t count = first_parameter(sample, p + 1) - first_parameter(sample, p);
-    for (int64_t row = 0; row < draws.batch; ++row) {
-      const T value = static_cast<const T*>(sample.state)[row * draws.variables + p];
-      TORCH_CHECK(value >= T(0) && value < static_cast<T>(count), armlp_name, ": state must lie in [0, ", count,
-                  ") for variable ", draws.variable(p), ", got ", value);
-    }
-  }
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampleArguments& a) {
   const auto t = prepare_armlp_sample(a);
   const ArmlpSample& sample = t.sample;
@@ -64,12 +49,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampl
                      sample.in_offsets, sample.in_offsets[sample.draws.variables], entries);
   }
   check_block_starts(sample, a.in_weight.size(0));
-  sample.storage == ScalarType::float64 ? check_armlp_state<double>(sample)
-                                        : check_armlp_state<float>(sample);
-  check_given_categories(armlp_name, sample.draws, sample.storage, [&](int64_t p) {
-    const bool category = sample.draws.head_at(p).kind == HeadKind::categorical;
-    return category ? first_parameter(sample, p + 1) - first_parameter(sample, p) : 0;
-  });
   if (sample.draws.batch > 0 && a.stop > a.start) {
     int64_t most_parameters = 0;
     for (int64_t p = a.start; p < a.stop; ++p) {

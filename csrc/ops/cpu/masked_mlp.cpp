@@ -128,10 +128,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cpu(const Maske
   check_schedule(sample, {a.by_input ? 0 : std::max<int64_t>(0, a.start - most_block_positions), a.stop});
   check_categories(sample);
   if (a.by_input) {
-    check_given_categories(masked_mlp_name, sample.draws, sample.storage, [&](int64_t p) {
-      const MaskedMlpRange own = masked_mlp_parameters(sample, p);
-      return sample.draws.head_at(p).kind == HeadKind::categorical ? own.end - own.begin : 0;
-    });
     if (sample.draws.batch > 0 && a.stop > a.start) draw_by_input(sample);
   } else if (sample.draws.batch > 0 && a.stop > a.start) {
     MaskedMlpLayout layout{};

@@ -65,26 +65,8 @@ Entries check_structure(const char* op, const NadeModel& m, int64_t start, int64
   return entries;
 }
 
-void check_values(const char* op, const NadeTensors& t, int64_t fewest_out_rows = 0) {
-  const NadeModel& m = t.model;
-  check_structure(op, m, 0, m.variables, fewest_out_rows);
-  const auto check = [&]<typename T>(const T* x, int64_t fewest_in_rows) {
-    for (int64_t i = 0; i < m.variables; ++i) {
-      const int64_t count = rows_of(m.in_offsets, m.in_rows, m.variables, i);
-      for (int64_t row = 0; row < t.input.batch && count >= fewest_in_rows; ++row) {
-        const T category = x[row * m.variables + i];
-        TORCH_CHECK(category >= T(0) && category < static_cast<T>(count) &&
-                        category == static_cast<T>(static_cast<int64_t>(category)),
-                    op, ": x must lie in [0, ", count, ") for variable ", i, ", got ", category, " in row ", row);
-      }
-    }
-  };
-  if (t.input.categories) {
-    check(t.input.categories, 0);
-  } else if (t.input.x && m.in_offsets) {
-    m.storage == ScalarType::float64 ? check(static_cast<const double*>(t.input.x), 2)
-                                     : check(static_cast<const float*>(t.input.x), 2);
-  }
+void check_structure(const char* op, const NadeTensors& t, int64_t fewest_out_rows = 0) {
+  check_structure(op, t.model, 0, t.model.variables, fewest_out_rows);
 }
 
 // Where a category is gathered and predicted, a variable has as many categories on both sides; or, where it is drawn,
@@ -103,7 +85,7 @@ void check_gathered_categories(const char* op, const NadeModel& m, const Head& h
   }
 }
 
-// What is drawn has parameters; what is drawn or given has a row of in_weight where it gathers one.
+// What is drawn has parameters, and a row of in_weight where it gathers one.
 void check_drawn(const char* op, const NadeSampleTensors& t) {
   const NadeModel& m = t.model;
   const auto variable_at = [&](int64_t position) { return m.order ? m.order[position] : position; };
@@ -129,10 +111,6 @@ void check_drawn(const char* op, const NadeSampleTensors& t) {
                 ": in_weight must have 2 rows for a bernoulli variable that gathers one, got ", count, " for variable ",
                 i);
   }
-  check_given_categories(op, t.sample.draws, m.storage, [&](int64_t p) {
-    const int64_t i = variable_at(p);
-    return gathers(i) ? rows_of(m.in_offsets, m.in_rows, m.variables, i) : 0;
-  });
 }
 
 NadeLayout layout_of(const NadeModel& model, const NadeChunks& chunks, int64_t batch, int64_t rows) {
@@ -181,13 +159,24 @@ int64_t count_ones(const T* x, int64_t rows, int64_t variables) {
   return ones;
 }
 
+// The categories, each of which adds a row; -1 if one is none and adds NaN.
+int64_t count_categories(const NadeModel& m, const NadeInput& input) {
+  for (int64_t i = 0; i < m.variables; ++i) {
+    const int64_t rows = rows_of(m.in_offsets, m.in_rows, m.variables, i);
+    for (int64_t row = 0; row < input.batch; ++row) {
+      if (!is_category(input.categories[row * m.variables + i], rows)) return -1;
+    }
+  }
+  return input.batch * m.variables;
+}
+
 // Whether to keep the states as odds (kernels/cpu/nade_odds.h), where the exponentials of in_weight are found `times`
 // times: each costs about as much as two of the activations' that they save.
 bool odds_pay(const NadeTensors& t, int64_t times) {
   const NadeModel& m = t.model;
   if (m.activation != Activation::sigmoid || m.activation_scale) return false;
   const int64_t batch = t.input.batch;
-  const int64_t ones = t.input.categories ? batch * m.variables
+  const int64_t ones = t.input.categories ? count_categories(m, t.input)
                        : m.storage == ScalarType::float64
                            ? count_ones(static_cast<const double*>(t.input.x), batch, m.variables)
                            : count_ones(static_cast<const float*>(t.input.x), batch, m.variables);
@@ -237,7 +226,7 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
 
 at::Tensor nade_cpu(const NadeArguments& a) {
   const auto t = prepare_nade_forward(a);
-  check_values("nade", t);
+  check_structure("nade", t);
   run_forward(t, t.output);
   return t.parameters;
 }
@@ -245,15 +234,10 @@ at::Tensor nade_cpu(const NadeArguments& a) {
 std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(const NadeLogProbForwardArguments& a) {
   const char* op = NadeLogProbArguments::op;
   const auto t = prepare_nade_log_prob(a);
-  check_values(op, t, 1);
-  const bool wide = t.model.storage == ScalarType::float64;
+  check_structure(op, t, 1);
   const NadeModel& m = t.model;
   const Entries all{0, m.variables};
   check_head_values(op, t.output.head, m.variables, m.out_rows, m.out_offsets, all);
-  const auto check = [&]<typename T>(const T* x) {
-    if (x) check_categories(op, t.output.head, m.variables, m.out_rows, m.out_offsets, t.input.batch, x);
-  };
-  wide ? check(static_cast<const double*>(t.input.x)) : check(static_cast<const float*>(t.input.x));
   check_gathered_categories(op, m, t.output.head, false, all);
   run_forward(t, t.output);
   return {t.log_prob, t.parameters};
@@ -261,7 +245,7 @@ std::tuple<at::Tensor, at::Tensor> nade_log_prob_forward_cpu(const NadeLogProbFo
 
 NadeBackwardArguments::Result nade_backward_cpu(const NadeBackwardArguments& a) {
   const auto t = prepare_nade_backward(a);
-  check_values("nade_backward", t);
+  check_structure("nade_backward", t);
   const int64_t batch = t.input.batch;
   // About sqrt(D) checkpoints balance their memory against that of one chunk.
   const auto root = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(t.model.variables))));

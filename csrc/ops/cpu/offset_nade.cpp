@@ -4,8 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-
 #include "../../kernels/cpu/offset_nade_cpu.h"
 #include "../explain.h"
 #include "isa.h"
@@ -14,29 +12,10 @@
 namespace ar_fast {
 namespace {
 
-// On the CPU values can be looked at without a synchronisation, so a category of the state that has no row raises.
-template <typename T>
-void check_offset_nade_state(const OffsetNadeSample& sample) {
-  const Draws& draws = sample.draws;
-  for (int64_t row = 0; row < draws.batch; ++row) {
-    const T* history = draws.values_of<T>(row);
-    for (int64_t p = std::max<int64_t>(0, draws.start - sample.reach()); p < draws.start; ++p) {
-      // The order has been checked at the positions of this call only.
-      TORCH_CHECK(history[p] >= T(0) && history[p] < static_cast<T>(sample.parameters), offset_nade_name,
-                  ": state must lie in [0, ", sample.parameters, ") for variable ", p, ", got ", history[p]);
-    }
-  }
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const OffsetNadeSampleArguments& a) {
   const OffsetNadeTensors t = prepare_offset_nade_sample(a);
   const OffsetNadeSample& sample = t.sample;
   check_order_values(offset_nade_name, sample.draws);
-  if (sample.gathers) {
-    sample.storage == ScalarType::float64 ? check_offset_nade_state<double>(sample)
-                                          : check_offset_nade_state<float>(sample);
-    check_given_categories(offset_nade_name, sample.draws, sample.storage, [&](int64_t) { return sample.parameters; });
-  }
   if (sample.draws.batch > 0 && a.stop > a.start) {
     int64_t scratch_bytes = 0;
     AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);

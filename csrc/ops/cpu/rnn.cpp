@@ -18,16 +18,6 @@
 namespace ar_fast {
 namespace {
 
-// On the CPU values can be looked at without a synchronisation, so a category that has no row raises.
-template <typename T>
-void check_last_categories(const RnnSample& sample) {
-  const T* last = static_cast<const T*>(sample.last);
-  for (int64_t row = 0; row < sample.draws.batch; ++row) {
-    TORCH_CHECK(sample.finished[row] || (last[row] >= T(0) && last[row] < static_cast<T>(sample.parameters)), rnn_name,
-                ": last must lie in [0, ", sample.parameters, ") for row ", row, ", got ", last[row]);
-  }
-}
-
 // Threads share the units of a layer, and wait for each other after it: worth it where that takes a microsecond or so.
 int64_t team_parts(const RnnSample& sample) {
 #if defined(_OPENMP)
@@ -45,13 +35,6 @@ RnnSampleResult rnn_sample_cpu(const RnnSampleArguments& a) {
   TORCH_CHECK(a.algorithm == "auto", rnn_name, ": algorithm must be auto on the CPU, got '", a.algorithm, "'");
   const RnnSample& sample = t.sample;
   check_order_values(rnn_name, sample.draws);
-  if (sample.gathers) {
-    if (!sample.begins) {
-      sample.storage == ScalarType::float64 ? check_last_categories<double>(sample)
-                                            : check_last_categories<float>(sample);
-    }
-    check_given_categories(rnn_name, sample.draws, sample.storage, [&](int64_t) { return sample.parameters; });
-  }
   if (sample.draws.batch > 0 && a.stop > a.start) {
     RnnLayout layout{};
     AR_FAST_CPU_KERNEL(rnn_layout)(sample, &layout);

@@ -31,25 +31,6 @@ void check_order_values(const char* op, const int64_t* order, int64_t variables,
   }
 }
 
-template <typename T>
-void check_categories(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
-                      int64_t batch, const T* x) {
-  if (head.kind != HeadKind::categorical && head.kind != HeadKind::per_variable) return;
-  for (int64_t i = 0; i < variables; ++i) {
-    if (head.of(i).kind != HeadKind::categorical) continue;
-    const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
-    for (int64_t row = 0; row < batch; ++row) {
-      const T value = x[row * variables + i];
-      const bool in_range = value >= T(0) && value < static_cast<T>(count);
-      TORCH_CHECK(in_range && value == static_cast<T>(static_cast<int64_t>(value)),
-                  op, ": x must lie in [0, ", count, ") for variable ", i, ", got ", value, " in row ", row);
-    }
-  }
-}
-
-template void check_categories(const char*, const Head&, int64_t, int64_t, const int64_t*, int64_t, const float*);
-template void check_categories(const char*, const Head&, int64_t, int64_t, const int64_t*, int64_t, const double*);
-
 namespace {
 
 void check_kinds(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,

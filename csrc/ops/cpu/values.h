@@ -1,4 +1,5 @@
-// On the CPU values can be looked at without a synchronisation, so indices that would read outside a tensor raise.
+// On the CPU values can be looked at without a synchronisation, so a structure that would read outside a tensor raises:
+// an order, offsets, kinds. What is data, a category, makes NaN on every device where it is none (kernels/head.h).
 //
 // A sampler draws an event of very many variables in many calls. Each call looks at the entries that it reads and no
 // others, so that all the calls together look at each entry once; only the call that begins at position 0 looks at the
@@ -29,32 +30,10 @@ inline void check_order_values(const char* op, const Draws& draws) {
   check_order_values(op, draws.order, draws.variables, draws.start, draws.stop);
 }
 
-// What is given at a position is one of its count_at(position) categories; 0: any value may be.
-template <typename CountAt>
-void check_given_categories(const char* op, const Draws& draws, ScalarType storage, const CountAt& count_at) {
-  if (draws.known == nullptr) return;
-  const auto check = [&]<typename T>() {
-    for (int64_t p = draws.start; p < draws.stop; ++p) {
-      const int64_t count = count_at(p);
-      for (int64_t row = 0; count > 0 && row < draws.batch; ++row) {
-        const T* given = draws.known_value<T>(row, p);
-        TORCH_CHECK(given == nullptr || (*given >= T(0) && *given < static_cast<T>(count)), op,
-                    ": given must lie in [0, ", count, ") for variable ", draws.variable(p), ", got ", *given);
-      }
-    }
-  };
-  storage == ScalarType::float64 ? check.template operator()<double>() : check.template operator()<float>();
-}
-
 // head.kinds, where there are any, name heads; each variable has parameters as its head wants them. offsets have been
 // checked.
 void check_head_values(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
                        const Entries& entries);
-
-// A category of x [B, D] is one of its variable.
-template <typename T>
-void check_categories(const char* op, const Head& head, int64_t variables, int64_t rows, const int64_t* offsets,
-                      int64_t batch, const T* x);
 
 // in_offsets (null: none) run from 0 to in_rows; a categorical variable has a row for each of its categories, another
 // one.
