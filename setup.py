@@ -1,5 +1,5 @@
 """Drives CMake. AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found); AR_FAST_LINEINFO=1
-for profilers."""
+for profilers. CMake itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a)."""
 
 import json
 import os
@@ -42,6 +42,8 @@ class CMakeBuild(build_ext):
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCMAKE_INSTALL_PREFIX={destination}",
                 f"-DAR_FAST_CUDA={cuda}",
+                # A build folder of before may have kept the architectures; they are chosen anew (cmake/).
+                "-UAR_FAST_CUDA_ARCHITECTURES",
                 f"-DAR_FAST_LINEINFO={setting('AR_FAST_LINEINFO', '0', ('0', '1'))}",
             ]
         )  # fmt: skip

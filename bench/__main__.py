@@ -24,6 +24,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs, measures nothing")
     parser.add_argument("--seconds", type=float, default=0.5, help="time per contender and case (default: 0.5)")
     parser.add_argument("--compile-seconds", type=float, default=150, help="longest torch.compile, 0 = without it")
+    parser.add_argument("--compiled", action="store_true", help="only the cases that torch.compile takes part in")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no case begins")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the results go")
     parser.add_argument(
@@ -62,12 +64,23 @@ def main() -> int:
         group = []
         cases = list(cases)
         for case in cases:
+            if arguments.compiled and not any("torch.compile" in name for name in case.contenders):
+                continue
+            if time.perf_counter() - start > arguments.budget:
+                print(f"no time left for {case.title}", file=sys.stderr, flush=True)
+                continue
             print(f"... {case.title}", file=sys.stderr, flush=True)
             group.append(run_case(case, settings))
             gc.collect()
+        if not group:
+            continue
         rows += [row for part in group for row in part]
+        # After every case, so that a run that is cut off leaves what it had.
+        paths = write(arguments.out, arguments.name or device.type, rows, where)
         print((grid_table if len(group) > 1 else case_table)([row for part in group for row in part]), flush=True)
-    paths = write(arguments.out, arguments.name or device.type, rows, where)
+    if not rows:
+        print("bench: no case was run", file=sys.stderr)
+        return 1
     print(f"{time.perf_counter() - start:.0f} s; written to {paths[0]} and {paths[1]}")
     return 0
 
