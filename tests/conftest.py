@@ -7,12 +7,15 @@ drawn from AR_FAST_TEST_SEED.
 """
 
 import contextlib
+import faulthandler
 import os
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import emulated
+import on_cuda
 import pytest
 import torch
 
@@ -29,6 +32,10 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--device", action="append", choices=DEVICES,
         help="run the tests of ops and models on this device only; may be repeated (default: all there are)",
+    )  # fmt: skip
+    parser.addoption(
+        "--test-seconds", type=float,
+        help="end the process, with a traceback, where a test takes longer: a kernel that hangs cannot be interrupted",
     )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ def is_full(item) -> bool:
     return (
         item.get_closest_marker("full") is not None
         or (item.get_closest_marker("heavy") is not None and parameters.get("device") == "emulated")
-        or parameters.get("fiber_order", "random") != "random"
+        or parameters.get("fiber_order", "random") not in ("random", on_cuda.ORDER)
     )
 
 
@@ -134,6 +141,32 @@ def emulation(request) -> bool:
 def ops(device):
     """torch.ops.<namespace> of the library under test, for opcheck and calls by schema."""
     return getattr(torch.ops, _library._namespace)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """A process that a test outlives or whose GPU is lost ends. Under pytest-xdist another worker takes its place, and
+    the test is reported as the one that crashed it."""
+    seconds = item.config.getoption("--test-seconds")
+    if seconds:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        result = yield
+        if torch.cuda.is_initialized():
+            synchronise(item.nodeid, torch.cuda.synchronize)
+        return result
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def synchronise(test: str, wait: Callable[[], None]) -> None:
+    """What a test's kernels have done wrong shows here, not in a later test; no later one can use the GPU then."""
+    try:
+        wait()
+    except RuntimeError as error:
+        print(f"\n{test}: the GPU is lost: {error}", file=sys.stderr, flush=True)
+        os._exit(70)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,5 @@
-"""The CUDA kernels of the masked ops, under the emulation, at sizes that cross their tiles, in every order of threads.
+"""The CUDA kernels of the masked ops at sizes that cross their tiles: under the emulation, in every order of threads,
+and on a GPU.
 
 Without conftest.py, so that they also run under AddressSanitizer.
 """
@@ -6,6 +7,7 @@ Without conftest.py, so that they also run under AddressSanitizer.
 import contextlib
 
 import emulated
+import on_cuda
 import pytest
 import torch
 from grids import pairs
@@ -21,19 +23,27 @@ LARGE_SIZES = [(1, 8, 8), (5, 136, 72), (130, 40, 136), (127, 264, 120), (136, 1
 KINDS = ["sorted", "edges", "both", "blocks"]
 
 
-@pytest.fixture(scope="module")
-def ops():
+@pytest.fixture
+def ops(fiber_order):
+    if fiber_order == on_cuda.ORDER:
+        return on_cuda.Ops()
     emulated.load()
     return torch.ops.ar_fast_emulated
 
 
-@pytest.fixture(params=list(emulated.ORDERS), autouse=True)
+@pytest.fixture(params=[*emulated.ORDERS, *on_cuda.available()], autouse=True)
 def fiber_order(request):
     """Uninitialised outputs start as NaN, so that an element that is never written shows."""
     torch.use_deterministic_algorithms(True)
-    with emulated.fiber_order(request.param):
-        yield
+    with contextlib.nullcontext() if request.param == on_cuda.ORDER else emulated.fiber_order(request.param):
+        yield request.param
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def gpu(fiber_order):
+    """gpu(multiprocessors=...) sets how many the launchers see; a real GPU has its own number."""
+    return (lambda **_: contextlib.nullcontext()) if fiber_order == on_cuda.ORDER else emulated.gpu
 
 
 def plan_of(kind, outputs, inputs):
@@ -110,12 +120,29 @@ def test_tiles(ops, size, kind, form):
 @pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
 @pytest.mark.parametrize("kind", ["sorted", "edges", "rows", "blocks"])
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=str)
-def test_large_tiles(ops, size, kind, form):
+def test_large_tiles(ops, fiber_order, size, kind, form):
+    if fiber_order == on_cuda.ORDER:
+        pytest.skip("a GPU takes large tiles where there are as many as multiprocessors: the next test")
     with emulated.gpu(multiprocessors=1):
         said = emulated.explain(lambda: check(ops, size, kind, form, "panels"))
     # A permutation of the rows of the weight scatters the columns of dY.
     tiles = ["128 x 128", "64 x 64", "64 x 64"] if kind == "rows" else ["128 x 128"] * 3
     assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
+
+
+@pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
+@pytest.mark.parametrize("kind", ["sorted", "edges", "rows", "blocks"])
+@pytest.mark.parametrize("fiber_order", on_cuda.available(), indirect=True)
+def test_large_tiles_on_a_gpu(ops, kind, form):
+    """13 x 13 tiles of 128 x 128, more than an H200 has multiprocessors, in each of the three products."""
+    from ar_fast import _library
+
+    _library._C.explain_begin()
+    try:
+        check(ops, (1600, 1544, 1608), kind, form, "panels")
+    finally:
+        said = _library._C.explain_end()
+    assert any("tiles of 128 x 128 by mma.sync" in line for line in said), said
 
 
 ACTIVATIONS = {
@@ -135,7 +162,7 @@ LAUNCHES = [
 
 
 @pytest.mark.parametrize(("activation", "form", "launch"), pairs(ACTIVATIONS, FORMS, LAUNCHES), ids=str)
-def test_activations(ops, launch, form, activation):
+def test_activations(ops, gpu, launch, form, activation):
     """Of the sums, rounded to the storage: within tiles of either size, at their edges, and in columns elsewhere."""
     (batch, inputs, outputs), multiprocessors, kind = launch
     dtype, _ = FORMS[form]
@@ -143,7 +170,7 @@ def test_activations(ops, launch, form, activation):
     plan, _ = plan_of(kind, outputs, inputs)
     x, bias = torch.randn(batch, inputs).to(dtype), torch.randn(outputs).to(dtype)
     weight = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
-    with emulated.gpu(multiprocessors=multiprocessors), tf32(form == "tf32"):
+    with gpu(multiprocessors=multiprocessors), tf32(form == "tf32"):
         sums = ops.masked_linear(x, weight, bias, *plan, "panels")
         got = ops.masked_linear(x, weight, bias, *plan, "panels", activation)
     torch.testing.assert_close(got, ACTIVATIONS[activation](sums), rtol=STORAGE[dtype], atol=STORAGE[dtype])
@@ -151,11 +178,11 @@ def test_activations(ops, launch, form, activation):
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 @pytest.mark.parametrize("kind", ["sorted", "blocks"])
-def test_a_row_does_not_depend_on_the_others(ops, kind, multiprocessors):
+def test_a_row_does_not_depend_on_the_others(ops, gpu, kind, multiprocessors):
     torch.manual_seed(5)
     plan, _ = plan_of(kind, 136, 72)
     weight, x = torch.randn(136, 72).bfloat16(), torch.randn(131, 72).bfloat16()
-    with emulated.gpu(multiprocessors=multiprocessors):
+    with gpu(multiprocessors=multiprocessors):
         y = ops.masked_linear(x, weight, None, *plan, "panels")
         dx = ops.masked_linear_grad_input(y, weight, *plan, "panels")
         for rows in (slice(130, 131), slice(3, 70)):

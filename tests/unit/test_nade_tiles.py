@@ -1,8 +1,11 @@
-"""The CUDA kernels of NADE, under the emulation, at sizes that cross each of their tiles, in every order of threads."""
+"""The CUDA kernels of NADE at sizes that cross each of their tiles: under the emulation, in every order of threads, and
+on a GPU."""
 
+import contextlib
 import ctypes
 
 import emulated
+import on_cuda
 import pytest
 import torch
 
@@ -16,19 +19,29 @@ STORAGE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
-@pytest.fixture(scope="module")
-def ops():
+@pytest.fixture
+def ops(fiber_order):
+    if fiber_order == on_cuda.ORDER:
+        return on_cuda.Ops()
     emulated.load()
     return torch.ops.ar_fast_emulated
 
 
-@pytest.fixture(params=list(emulated.ORDERS), autouse=True)
+@pytest.fixture(params=[*emulated.ORDERS, *on_cuda.available()], autouse=True)
 def fiber_order(request):
     """Uninitialised outputs and scratch start as NaN, so that an element that is never written shows."""
     torch.use_deterministic_algorithms(True)
-    with emulated.fiber_order(request.param):
-        yield
+    with contextlib.nullcontext() if request.param == on_cuda.ORDER else emulated.fiber_order(request.param):
+        yield request.param
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def set_budget(fiber_order):
+    """Bytes of scratch that a launch may take; what ships has a constant in its place."""
+    if fiber_order == on_cuda.ORDER:
+        return lambda budget: None
+    return lambda budget: emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
 
 
 class Model:
@@ -151,7 +164,7 @@ def test_categories(ops, dtype):
 
 
 @pytest.mark.parametrize(("variables", "rows_out"), [(65, 1), (7, 9)])
-def test_results_do_not_depend_on_how_scratch_is_cut(ops, variables, rows_out):
+def test_results_do_not_depend_on_how_scratch_is_cut(ops, set_budget, variables, rows_out):
     """With no budget, 64 rows at a time forward and sqrt(tiles) tiles at a time backward."""
     model, x = Model(variables, 20, torch.float32, rows_out=rows_out), inputs(70, variables, torch.float32)
     weights = (model.in_weight, model.in_bias, model.out_weight)
@@ -159,7 +172,7 @@ def test_results_do_not_depend_on_how_scratch_is_cut(ops, variables, rows_out):
     grad = torch.randn(70, len(model.out_weight))
     results = []
     for budget in (0, 256 << 20):
-        emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
+        set_budget(budget)
         forward = ops.nade(x, *weights, model.out_bias, *arguments)
         results.append((forward, *ops.nade_backward(grad, x, *weights, *arguments, True, False, "auto")))
     for cut, whole in zip(*results, strict=True):
@@ -403,11 +416,11 @@ def test_sampling_many_hidden_units(ops, hidden, dtype):
         Sampler(ops, head_model(head, 3, hidden, dtype, variables=4)[0], head).check(2, tolerance_of(dtype))
 
 
-def test_sampling_more_parameters_than_shared_memory_holds(ops):
+def test_sampling_more_parameters_than_shared_memory_holds(ops, set_budget):
     """And so many that one row of the batch is drawn after the other."""
     model, _ = head_model("categorical", 5000, 8, torch.float64, variables=2, ragged=True)
     for budget in (0, 256 << 20):
-        emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
+        set_budget(budget)
         Sampler(ops, model, "categorical").check(2, tolerance_of(torch.float64))
 
 
