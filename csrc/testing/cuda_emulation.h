@@ -4,13 +4,14 @@
 // shows by chance; it shows by changing the order in which fibers run: forward (lowest thread first), reverse, or
 // random. Set it with ar_fast_emulation_set_order or AR_FAST_EMULATION_ORDER = forward | reverse | random[:seed].
 //
-// What a GPU leaves undefined is an error here, returned by the launch with a message that names kernel, block and
-// thread: launches past a limit of CUDA (below, run_grid); threads that wait at different barriers or warp operations, or
-// for a thread that has exited; vector accesses that are not aligned; waiting for a cp.async that was never committed
-// shows as NaN, since its data lands only at the wait. Shared memory is filled with NaN (bytes 0xFF) before each block. AddressSanitizer sees every access out of
-// bounds, as every shared array is an allocation of its own.
+// What a GPU leaves undefined or refuses is an error here, returned by the launch with a message that names kernel,
+// block and thread: launches past a limit of CUDA (run_grid, below); threads that wait at different barriers or warp
+// operations, or for a thread that has exited; vector accesses that are not aligned; waiting for a cp.async that was
+// never committed shows as NaN, since its data lands only at the wait. Shared memory is filled with NaN (bytes 0xFF)
+// before each block. AddressSanitizer sees every access out of bounds, as every shared array is an allocation of its
+// own.
 //
-// Under ThreadSanitizer (race_cases.cpp) each fiber is a thread of its own, and only barriers, warp operations and
+// Under ThreadSanitizer (races/races.cpp) each fiber is a thread of its own, and only barriers, warp operations and
 // atomics order what different ones do: a race is reported whatever the order in which they ran.
 #pragma once
 
@@ -73,9 +74,9 @@ constexpr size_t argument_bytes() {
   return bytes;
 }
 
-// Refuses what CUDA refuses: more than 4,096 bytes of arguments; a block of more than 1,024 threads; a grid of more than
-// 65,535 blocks in y or z; more than 48 KiB of static and dynamic shared memory together where the kernel did not ask
-// for more, and more than the device has for a block where it did.
+// Refuses what CUDA refuses: more than 4,096 bytes of arguments; a block of more than 1,024 threads; a grid of more
+// than 65,535 blocks in y or z; more than 48 KiB of static and dynamic shared memory together where the kernel did not
+// ask for more, and more than the device has for a block where it did.
 cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thread);
 const char* error_message(cudaError_t error);
 
@@ -275,8 +276,8 @@ using std::min;
 
 namespace ar_fast::emulation {
 
-// *address becomes next(old); returns old. Fibers are never preempted, so it succeeds at once; it is an atomic operation
-// for ThreadSanitizer.
+// *address becomes next(old); returns old. Fibers are never preempted, so it succeeds at once; for ThreadSanitizer
+// it is an atomic operation.
 template <typename T, typename Next>
 T update(T* address, const Next& next) {
   maybe_yield();

@@ -1,6 +1,6 @@
-// Prints which element each thread has of what mma.sync and ldmatrix take and give, from CuTe's traits (NVIDIA's CUTLASS,
-// version 4.2): what the emulation's fragments are compared with (tests/build/test_fragments.py, which compiles this on
-// the host). A line: a name, threads, values, then an index for every value of every thread.
+// Prints which element each thread has of what mma.sync and ldmatrix take and give, from CuTe's traits (NVIDIA's
+// CUTLASS, version 4.2): what the emulation's fragments are compared with (tests/build/test_fragments.py, which
+// compiles this on the host). A line: a name, threads, values, then an index for every value of every thread.
 #include <cstdio>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>

@@ -20,7 +20,7 @@ class Fiber {
   // Called on the fiber: goes back to the scheduler, and returns when it is resumed.
   void suspend();
   bool done() const { return done_; }
-  // Called on the fiber: runs body() as if on the scheduler, for ThreadSanitizer: it belongs to no thread of the kernel.
+  // Called on the fiber: runs body() as the scheduler's for ThreadSanitizer, of no thread of the kernel.
   template <typename Body>
   void as_scheduler(const Body& body) {
     enter_scheduler();

@@ -253,7 +253,9 @@ void masked_mlp(int64_t batch, int64_t units) {
       const int64_t degree = u * variables / count;
       extents[u] = static_cast<int32_t>(source == 0 ? degree : (degree + (index < 2)) * inputs / variables);
     }
-    for (int64_t p = 0; p < variables; ++p) ends[p] = static_cast<int32_t>(((p + 1) * count + variables - 1) / variables);
+    for (int64_t p = 0; p < variables; ++p) {
+      ends[p] = static_cast<int32_t>(((p + 1) * count + variables - 1) / variables);
+    }
     ends[variables - 1] = static_cast<int32_t>(count);
     own.term[0] = {m.reals(count * inputs), extents, source};
     own.unit_ends = index < 2 ? ends : nullptr;
