@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../kernels/cuda/masked_linear_cuda.h"
+#include "../kernels/cuda/masked_linear_device.h"
 #include "../kernels/cuda/nade_cuda.h"
 #include "../kernels/cuda/nade_device.h"
 #include "../ops/explain.h"
@@ -275,6 +276,7 @@ AR_FAST_EXPORT int ar_fast_test_arguments(char* out, bool too_many) {
   return too_many ? run(Argument<4096>{}) : run(Argument<4088>{});
 }
 AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
+AR_FAST_EXPORT void ar_fast_test_set_most_blocks_in_y(int64_t blocks) { kMostBlocksInY = blocks; }
 // What the emulated ops say of what they run, as ar_fast.explain collects it of the real library's.
 AR_FAST_EXPORT void ar_fast_test_explain_begin() { explain_begin(); }
 AR_FAST_EXPORT const char* ar_fast_test_explain_end() {

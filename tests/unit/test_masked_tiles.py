@@ -5,6 +5,7 @@ Without conftest.py, so that they also run under AddressSanitizer.
 """
 
 import contextlib
+import ctypes
 
 import emulated
 import on_cuda
@@ -223,3 +224,46 @@ def test_masked_mlp_sample(ops, units, dtype):
     assert set(values.unique().tolist()) <= {0.0, 1.0}
     torch.testing.assert_close(log_prob, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.double(), torch.cat([values.double(), hidden], 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def most_blocks_in_y(fiber_order):
+    """most_blocks_in_y(count) lowers how many a launch of the ops for few rows takes; on a GPU they stay 65,535."""
+    if fiber_order == on_cuda.ORDER:
+        yield lambda count: None
+        return
+    set_most = emulated.load().ar_fast_test_set_most_blocks_in_y
+    yield lambda count: set_most(ctypes.c_int64(count))
+    set_most(ctypes.c_int64(65535))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), pairs(KINDS, STORAGE), ids=str)
+def test_more_rows_than_a_launch_has_blocks_for(ops, most_blocks_in_y, kind, dtype):
+    """Two blocks of 4 rows each: two whole launches and one of 5 rows."""
+    most_blocks_in_y(2)
+    check(ops, (21, 33, 37), kind, str(dtype), "fused")
+
+
+@pytest.mark.parametrize(
+    ("batch", "blocks"), [(262_140, [65535]), (262_141, [65535, 1]), (600_000, [65535, 65535, 18930])]
+)
+def test_a_launch_has_no_more_blocks_than_a_grid(ops, fiber_order, batch, blocks):
+    """The emulation refuses what a GPU refuses; launches are noted and not run."""
+    x, weight = torch.randn(batch, 1), torch.ones(1, 1)
+    plan = (torch.ones(1, dtype=torch.int32), None, None, None, None)
+    if fiber_order == on_cuda.ORDER:
+        torch.testing.assert_close(ops.masked_linear(x, weight, None, *plan, "fused"), x)
+        torch.testing.assert_close(ops.masked_linear_grad_input(x, weight, *plan, "fused"), x)
+        return
+    record = emulated.load().ar_fast_emulation_record
+    record.restype, record.argtypes = ctypes.c_char_p, [ctypes.c_bool]
+    for run in (
+        lambda: ops.masked_linear(x, weight, None, *plan, "fused"),
+        lambda: ops.masked_linear_grad_input(x, weight, *plan, "fused"),
+    ):
+        record(True)
+        try:
+            run()
+        finally:
+            lines = record(False).decode().splitlines()
+        assert [int(line.split()[2]) for line in lines] == blocks

@@ -107,6 +107,13 @@ struct Operand {
   }
 };
 
+// That a grid can have; the tests lower it.
+#if defined(AR_FAST_EMULATE_CUDA)
+inline int64_t kMostBlocksInY = 65535;
+#else
+constexpr int64_t kMostBlocksInY = 65535;
+#endif
+
 inline unsigned blocks_of(int64_t count, int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
 
 }  // namespace ar_fast::cuda

@@ -1,5 +1,7 @@
 // Masked linear maps of a few rows: the weight's bytes are the cost, so each unmasked weight is read once for all of
 // them, 128 bits at a time.
+#include <algorithm>
+
 #include "activation.h"
 #include "masked_linear_device.h"
 
@@ -132,6 +134,21 @@ RowsArguments<S> arguments_of(const MaskedLinear& m, bool backward) {
           static_cast<int>(m.batch)};
 }
 
+// A launch for as many rows of the batch as a grid has blocks for, then one for the rest.
+template <typename S>
+cudaError_t launch_rows(const char* name, void (*kernel)(RowsArguments<S>), unsigned blocks_across, int64_t batch,
+                        int64_t output_stride, RowsArguments<S> arguments, cudaStream_t stream) {
+  for (int64_t left = batch; left > 0; left -= arguments.batch) {
+    arguments.batch = static_cast<int>(std::min(left, kMostBlocksInY * kRows));
+    const cudaError_t error = launch({name, dim3(blocks_across, blocks_of(arguments.batch, kRows)),
+                                      kWarps * kWarpSize, 0, stream}, kernel, arguments);
+    if (error != cudaSuccess) return error;
+    arguments.input += arguments.batch * arguments.input_stride;
+    arguments.output += arguments.batch * output_stride;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace
 }  // namespace ar_fast::cuda
 
@@ -139,24 +156,24 @@ namespace ar_fast {
 
 cudaError_t masked_linear_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
   using namespace cuda;
-  if (m.batch == 0 || m.mask.out_features == 0) return cudaSuccess;
+  const int64_t features = m.mask.out_features;
+  if (features == 0) return cudaSuccess;
   return dispatch_storage(m.storage, [&](auto type) {
     using S = decltype(type);
-    return launch({"masked_linear_rows", dim3(blocks_of(m.mask.out_features, kWarps), blocks_of(m.batch, kRows)),
-                   kWarps * kWarpSize, 0, stream},
-                  masked_linear_rows_kernel<S>, arguments_of<S>(m, false));
+    return launch_rows("masked_linear_rows", masked_linear_rows_kernel<S>, blocks_of(features, kWarps), m.batch,
+                       features, arguments_of<S>(m, false), stream);
   });
 }
 
 cudaError_t masked_linear_grad_input_rows_cuda(const MaskedLinear& m, cudaStream_t stream) {
   using namespace cuda;
-  if (m.batch == 0 || m.mask.in_features == 0) return cudaSuccess;
+  const int64_t features = m.mask.in_features;
+  if (features == 0) return cudaSuccess;
   return dispatch_storage(m.storage, [&](auto type) {
     using S = decltype(type);
-    return launch({"masked_linear_grad_input_rows",
-                   dim3(blocks_of(m.mask.in_features, kWarpSize * Vector<S>::size), blocks_of(m.batch, kRows)),
-                   kWarps * kWarpSize, 0, stream},
-                  masked_linear_grad_input_rows_kernel<S>, arguments_of<S>(m, true));
+    return launch_rows("masked_linear_grad_input_rows", masked_linear_grad_input_rows_kernel<S>,
+                       blocks_of(features, kWarpSize * Vector<S>::size), m.batch, features, arguments_of<S>(m, true),
+                       stream);
   });
 }
 
