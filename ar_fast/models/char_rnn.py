@@ -18,6 +18,7 @@ from .. import functional
 from .._progress import progress_bar
 from .._structure import first_parameter
 from .._vocabulary import compute_dtype
+from ..heads.base import chosen
 from . import _files, _inputs
 from ._recurrent import Recurrent
 from .char_sampling import CharSampling, CharState
@@ -199,13 +200,16 @@ class CharRNN(nn.Module):
         return CharState(states[0], states[1] if len(states) > 1 else None, zeros - 1, zeros, zeros.bool())
 
     def _inputs(self, tokens: Tensor) -> Tensor:
-        """(..., E) of tokens (...): zeros for -1."""
-        index, missing = tokens.clamp(min=0), (tokens < 0).unsqueeze(-1)
+        """(..., E) of tokens (...): zeros for -1, NaN for what is no symbol."""
+        none = tokens == -1
+        row, factor = chosen(tokens.masked_fill(none, 0), len(self.vocabulary), self.compute_dtype)
         if self.embedding is None:
             zeros = torch.zeros(*tokens.shape, len(self.vocabulary), dtype=self.compute_dtype, device=tokens.device)
-            return zeros.scatter(-1, index.unsqueeze(-1), 1.0).masked_fill(missing, 0.0)
-        weight = self.embedding.weight.to(self.compute_dtype)
-        return F.embedding(index, weight, self.embedding.padding_idx).masked_fill(missing, 0.0)
+            inputs = zeros.scatter(-1, row.unsqueeze(-1), 1.0)
+        else:
+            weight = self.embedding.weight.to(self.compute_dtype)
+            inputs = F.embedding(row, weight, self.embedding.padding_idx)
+        return (inputs * factor.unsqueeze(-1)).masked_fill(none.unsqueeze(-1), 0.0)
 
     def _readout(self, hidden: Tensor) -> Tensor:
         dtype = self.compute_dtype
@@ -305,8 +309,7 @@ class CharRNN(nn.Module):
             if _inputs._validates(self, lengths) and bool(((lengths < 0) | (lengths > length)).any()):
                 raise ValueError(f"CharRNN: lengths must lie in 0 ... {length}, got {lengths.tolist()}")
             rows = rows.masked_fill(torch.arange(length, device=rows.device) >= lengths[:, None], 0)
-        self._check_known("tokens", rows)
-        return batch, rows, lengths
+        return batch, self._known("tokens", rows), lengths
 
     def _checked(self, state: CharState | None, batch: int) -> CharState:
         if state is None:
@@ -315,9 +318,10 @@ class CharRNN(nn.Module):
             raise ValueError(f"CharRNN: state must be of as many sequences as tokens, {batch}, got {len(state.last)}")
         return state
 
-    def _check_known(self, name: str, tokens: Tensor) -> None:
+    def _known(self, name: str, tokens: Tensor) -> Tensor:
+        """tokens, which are all of the vocabulary under validate_args; else with no -1, which stands for none."""
         if not _inputs._validates(self, tokens):
-            return
+            return tokens.masked_fill(tokens < 0, len(self.vocabulary))
         unknown = (tokens < 0) | (tokens >= len(self.vocabulary))
         if bool(unknown.any()):
             index = tuple(unknown.nonzero()[0].tolist())
@@ -325,6 +329,7 @@ class CharRNN(nn.Module):
                 f"CharRNN: {name} must lie in 0 ... {len(self.vocabulary) - 1}, the vocabulary's symbols, "
                 f"got {tokens[index].item()} at index {index}"
             )
+        return tokens
 
     @torch.no_grad()
     def _measure(self, tokens: Tensor, lengths: Tensor | None, state: CharState | None) -> tuple[float, int, int]:
@@ -529,8 +534,7 @@ class CharRNN(nn.Module):
         lengths = lengths.long()
         counts = torch.arange(most, device=self.device) < lengths[:, None]
         tokens = tokens.long().masked_fill(~counts, 0)
-        self._check_known("prompt", tokens)
-        return tokens, lengths
+        return self._known("prompt", tokens), lengths
 
     # Files.
 

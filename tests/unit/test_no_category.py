@@ -1,16 +1,20 @@
 """What is no category of its variable - negative, too large, a fraction, NaN - reads no row of a table: it stands for
 NaN, on every device and in the twins. What depends on it is NaN, and nothing else."""
 
+import contextlib
+
+import emulated
 import pytest
 import torch
-from model_cases import make_model
+from model_cases import SHARED_KINDS, make_model
 from nade_cases import nade_case
+from rnn_cases import CELLS, op_case, sample, twin
 
 from ar_fast import functional, heads, models, reference
 
 NUMBERS = [-1.0, 3.0, 1e30, -1e30, float("inf"), float("nan"), 0.5]
 INTEGERS = [-1, 3, 2**40, -(2**63), 2**63 - 1]
-D, BAD = 4, 1  # variables, and the one that holds no category, in row 0
+D, BAD = 4, 1  # variables, and the one that holds no category in the first rows, one for each bad value
 HEADS = {
     "same": heads.Categorical(3),
     "different": heads.Categorical([2, 3, 4, 2]),
@@ -19,7 +23,11 @@ HEADS = {
     ),
 }
 KINDS = ["NADE", "MADE", "MADE-residual", "MADE-masks", "FVSBN", "ARMLP", "DeepNADE", "DeepNADE-layers"]
-MODELS = [(kind, head) for kind in KINDS for head in HEADS] + [("OffsetNADE", "same")]
+MODELS = [(kind, head) for kind in KINDS for head in HEADS] + [(kind, "same") for kind in SHARED_KINDS]
+# Columns of different kinds are one tensor of reals.
+CASES = [
+    (*model, bad) for model in MODELS for bad in ("numbers", "integers") if (model[1], bad) != ("mixed", "integers")
+]
 
 
 def make(kind, head, device):
@@ -29,12 +37,15 @@ def make(kind, head, device):
     return make_model(kind, D, **options)
 
 
-def events(model, bad, device):
-    x = torch.tensor([[1, 2, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1]], device=device)
-    x = x.float() if isinstance(bad, float) else x
-    good, x = x, x.clone()
-    x[0, BAD] = bad
-    return good, x
+def events(bad, device):
+    """Events of categories, the same with a bad value in each row but the last two, and which rows have one."""
+    values = NUMBERS if bad == "numbers" else INTEGERS
+    rows = torch.tensor([[1, 2, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1]], device=device)
+    good = rows[torch.arange(len(values) + 2) % 3]
+    good = good.float() if bad == "numbers" else good
+    x, has = good.clone(), torch.arange(len(good), device=device) < len(values)
+    x[has, BAD] = torch.tensor(values, dtype=x.dtype, device=device)
+    return good, x, has
 
 
 def after(model):
@@ -45,38 +56,34 @@ def after(model):
     return (position > position[BAD]).repeat_interleave(counts)
 
 
-@pytest.mark.parametrize("bad", [*NUMBERS, *INTEGERS])
-@pytest.mark.parametrize(("kind", "head"), MODELS)
+@pytest.mark.heavy
+@pytest.mark.parametrize(("kind", "head", "bad"), CASES)
 def test_a_model_gives_nan(kind, head, bad, device):
-    if head == "mixed" and isinstance(bad, int):
-        pytest.skip("columns of different kinds are one tensor of reals")
     model = make(kind, head, device)
-    good, x = events(model, bad, device)
+    good, x, has = events(bad, device)
     log_prob = model.log_prob(x)
-    assert log_prob.isnan().tolist() == [True, False, False]
-    torch.testing.assert_close(log_prob[1:], model.log_prob(good)[1:])
+    assert torch.equal(log_prob.isnan(), has)
+    torch.testing.assert_close(log_prob[~has], model.log_prob(good)[~has])
     terms = model.log_prob(x, per_variable=True)
-    assert terms[0, BAD].isnan() and not terms[1:].isnan().any()
+    assert terms[has, BAD].isnan().all() and not terms[~has].isnan().any()
     parameters = model(x).flatten(1)
-    assert parameters[0, after(model)].isnan().all() and not parameters[1:].isnan().any()
-    gradients = torch.autograd.grad(log_prob.sum(), list(model.parameters()), allow_unused=True)
-    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
-        if gradient is not None:
-            assert gradient.isnan().any(), name
+    assert parameters[has][:, after(model)].isnan().all() and not parameters[~has].isnan().any()
+    for row in range(len(x)):
+        gradients = torch.autograd.grad(model.log_prob(x[row]), list(model.parameters()), allow_unused=True)
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+            assert gradient is None or gradient.isnan().any() == has[row], (row, name)
 
 
-@pytest.mark.parametrize("bad", [*NUMBERS, *INTEGERS])
-@pytest.mark.parametrize(("kind", "head"), MODELS)
+@pytest.mark.heavy
+@pytest.mark.parametrize(("kind", "head", "bad"), CASES)
 def test_a_value_that_is_given_gives_nan(kind, head, bad, device):
-    if head == "mixed" and isinstance(bad, int):
-        pytest.skip("columns of different kinds are one tensor of reals")
     model = make(kind, head, device)
-    good, x = events(model, bad, device)
+    good, x, has = events(bad, device)
     known = torch.tensor([True, True, False, False], device=device)
-    _, log_prob = model.sample((3,), given=x, known=known, seed=1, return_log_prob=True)
-    values, expected = model.sample((3,), given=good, known=known, seed=1, return_log_prob=True)
-    assert log_prob.isnan().tolist() == [True, False, False]
-    torch.testing.assert_close(log_prob[1:], expected[1:], rtol=0, atol=0)
+    _, log_prob = model.sample((len(x),), given=x, known=known, seed=1, return_log_prob=True)
+    values, expected = model.sample((len(x),), given=good, known=known, seed=1, return_log_prob=True)
+    assert torch.equal(log_prob.isnan(), has)
+    torch.testing.assert_close(log_prob[~has], expected[~has], rtol=0, atol=0)
     assert not values.isnan().any()
 
 
@@ -127,21 +134,20 @@ def test_nade_gives_what_its_twin_gives(x, ragged, bad, device):
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("bad", [*NUMBERS, *INTEGERS])
+@pytest.mark.parametrize("bad", ["numbers", "integers"])
 @pytest.mark.parametrize("grad", [1.0, 0.0])
 def test_a_head_gives_nan(bad, grad, device):
-    parameters = torch.randn(3, 6, device=device, requires_grad=True)
-    x = torch.tensor([[0, 1], [2, 0], [1, 2]], device=device)
-    x = x.float() if isinstance(bad, float) else x
-    x[1, 0] = bad
+    _, x, has = events(bad, device)
+    parameters = torch.randn(len(x), 3 * D, device=device, requires_grad=True)
     log_prob = functional.head_log_prob(parameters, x, head="categorical")
     twin = reference.head_log_prob(parameters, x, None, "categorical", 0)
     torch.testing.assert_close(log_prob, twin, equal_nan=True)
-    assert log_prob.isnan().nonzero().tolist() == [[1, 0]]
+    assert torch.equal(log_prob[:, BAD].isnan(), has) and log_prob.isnan().sum() == has.sum()
     (gradient,) = torch.autograd.grad(grad * log_prob.sum(), parameters)
     (wanted,) = torch.autograd.grad(grad * twin.sum(), parameters)
     torch.testing.assert_close(gradient, wanted, equal_nan=True)
-    assert gradient.isnan().nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
+    of_bad = gradient.unflatten(1, (D, 3))[:, BAD]
+    assert of_bad[has].isnan().all() and gradient.isnan().sum() == 3 * has.sum()
 
 
 @pytest.mark.parametrize("bad", [3.0, -1.0, 1e30, float("nan"), 0.5])
@@ -157,3 +163,41 @@ def test_a_category_in_the_state_gives_nan(bad, device):
     weights = (torch.ones(18, 4), torch.tensor([0, 18]), torch.zeros(3, 4), torch.ones(9, 4), torch.zeros(9))
     _, log_prob, _ = functional.armlp_sample(state, *(w.to(device) for w in weights), start=1, stop=3, **options)
     assert log_prob.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_last_value_gives_a_state_that_is_no_number(cell, device, emulation):
+    """Of a row that runs; that of a finished one is not read."""
+    values = [*NUMBERS[:1], 5.0, *NUMBERS[2:], 4.0, 9.0]
+    batch = len(values)
+    case = op_case(batch, 3, cell=cell, layers=2, device=device)
+    bad = torch.arange(batch) < batch - 2
+    finished = (torch.arange(batch) == batch - 1).to(device)
+    options = {"last": torch.tensor(values, device=device), "finished": finished, "start": 1}
+    wanted = twin(case, **options)
+    for algorithm in ("auto",) if device.type == "cpu" and not emulation else ("auto", "grid"):
+        with emulated.gpu(multiprocessors=3) if emulation else contextlib.nullcontext():
+            drawn = sample(case, **options, algorithm=algorithm)
+        for name in ("log_prob", "state", "last"):
+            got, want = getattr(drawn, name), getattr(wanted, name)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True, check_dtype=False)
+        assert torch.equal(drawn.log_prob.isnan().cpu(), bad)
+        assert torch.equal(drawn.state.isnan().all(2).all(0).cpu(), bad)
+        assert not drawn.state[:, ~bad].isnan().any() and not drawn.values.isnan().any()
+
+
+@pytest.mark.parametrize("features", [None, 4])
+@pytest.mark.parametrize("bad", [-1, 3, 2**40, -(2**63)])
+def test_a_token_that_is_no_symbol_gives_nan(features, bad, device):
+    model = models.CharRNN("abc", 6, embedding_features=features, validate_args=False, device=device)
+    good = torch.tensor([[1, 2, 0], [0, 1, 2]], device=device)
+    tokens = good.clone()
+    tokens[0, 1] = bad
+    terms = model.log_prob(tokens, per_token=True)
+    assert terms.isnan().tolist() == [[False, True, True], [False, False, False]]
+    torch.testing.assert_close(terms[1], model.log_prob(good, per_token=True)[1])
+    options = {"seed": 0, "return_log_prob": True}
+    drawn, _, log_prob = model.sample(2, 3, prompt=tokens[:, :2], **options)
+    wanted, _, _ = model.sample(2, 3, prompt=good[:, :2], **options)
+    assert log_prob.isnan().tolist() == [True, False]
+    assert torch.equal(drawn[1], wanted[1])
