@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ar_fast import functional
 from ar_fast.models import MADE
 
-from . import clocks, data, peers
+from . import clocks, data, peers, rnn
 from .cases import no_grad
 from .made import network
 from .masked_linear import staircase
@@ -30,6 +30,7 @@ from .nade import _gradients, _of_logits
 from .prediction.cases import CASES, Case
 from .prediction.table import GOALS
 from .run import environment
+from .settings import Settings
 
 OURS = "ar_fast"
 # Beyond it a CUDA graph of the loop has too many nodes.
@@ -47,6 +48,17 @@ class Work:
 
 
 Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A run of `count` steps, whose time is that of one."""
+
+    run: Run
+    count: int
+
+    def __call__(self) -> object:
+        return self.run()
 
 
 def work(case: Case) -> Work:
@@ -143,17 +155,18 @@ def _linear(case: Case, device: torch.device) -> Iterator[tuple[str, Callable[[]
 
 
 def _rnn(case: Case, device: torch.device) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """torch's own GRU, cuDNN's on CUDA, drawing one symbol after another; a step, as the case is named."""
-    words = case.name.replace(",", "").split()
-    hidden, batch, vocabulary, dtype = int(words[2]), int(words[3][1:]), int(words[5]), getattr(torch, words[6])
-    gru = torch.nn.GRU(vocabulary, hidden, device=device, dtype=dtype)
-    head = torch.nn.Linear(hidden, vocabulary, device=device, dtype=dtype)
+    """Ours in one call of many steps, and torch's own GRU, cuDNN's on CUDA, step by step; the time of a step."""
+    batch, hidden, dtype = case.batch, case.hidden, getattr(torch, case.dtype)
+    parts = rnn.Parts("gru", batch, hidden, 1, case.variables, dtype).to(Settings(device))
+    yield OURS, lambda: Steps(no_grad(parts.ours), case.variables)
+    gru = torch.nn.GRU(rnn.VOCABULARY, hidden, device=device, dtype=dtype)
+    head = torch.nn.Linear(hidden, rnn.VOCABULARY, device=device, dtype=dtype)
     symbol = torch.zeros(batch, dtype=torch.long, device=device)
     state = torch.zeros(1, batch, hidden, device=device, dtype=dtype)
 
     def step() -> None:
-        out, after = gru(F.one_hot(symbol, vocabulary).to(dtype)[None], state)
-        noise = -torch.empty(batch, vocabulary, device=device).exponential_().log()
+        out, after = gru(F.one_hot(symbol, rnn.VOCABULARY).to(dtype)[None], state)
+        noise = -torch.empty(batch, rnn.VOCABULARY, device=device).exponential_().log()
         symbol.copy_((head(out[0]).float() + noise).argmax(-1))
         state.copy_(after)
 
@@ -196,10 +209,11 @@ class Clock:
 
     def measure(self, run: Run, flushed: bool, seconds: float, fewest: int = 5, most: int = 200) -> dict:
         """Microseconds: median, 10th and 90th percentile."""
+        steps = run.count if isinstance(run, Steps) else 1
         self.once(run, flushed)
         start, times = time.perf_counter(), []
         while len(times) < fewest or (len(times) < most and time.perf_counter() - start < seconds):
-            times.append(1e6 * self.once(run, flushed))
+            times.append(1e6 * self.once(run, flushed) / steps)
         tenths = statistics.quantiles(times, n=10, method="inclusive")
         return {"median_us": statistics.median(times), "p10_us": tenths[0], "p90_us": tenths[-1], "calls": len(times)}
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ar_fast import Mask, functional
+from ar_fast import Mask, functional, heads, models
 
-from .calls import MODELS, Sizes, _model
+from . import calls
+from .calls import Sizes
 from .masked_linear import staircase
 
 # H beyond a strip of 128 units, D beyond a chunk, rows beyond a block.
@@ -24,6 +25,14 @@ SIZES = Sizes(
     batch=9, side=7, hidden=150, untied_hidden=20, deep_hidden=(40, 30), masked_hidden=60, small=50, middle=150
 )
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+# Beside those of calls: networks whose weights a block of threads holds by itself, and that only a grid of blocks does.
+RECURRENT = {
+    "RNN one block": lambda: models.RNN(49, 20, "gru"),
+    "RNN grid": lambda: models.RNN(49, 150, "gru", head=heads.Categorical(4)),
+    "RNN LSTM": lambda: models.RNN(49, 20, "lstm", num_layers=2, head=heads.Categorical(4)),
+    "RNN bfloat16": lambda: models.RNN(49, 40, "rnn", dtype=torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,17 @@ class Smoke:
     dtype: torch.dtype = torch.float32
 
 
+def _model(kind: str) -> tuple[torch.nn.Module, Tensor]:
+    """The model and events of it, (B, D)."""
+    if kind not in RECURRENT:
+        return calls._model(kind, SIZES)
+    torch.manual_seed(0)
+    model = RECURRENT[kind]()
+    return model, torch.randint(model.counts if model.counts > 1 else 2, (SIZES.batch, model.variables))
+
+
 def _log_prob(kind: str, device: torch.device) -> list[Tensor]:
-    model, x = _model(kind, SIZES)
+    model, x = _model(kind)
     model, x = model.to(device), x.to(device)
     log_prob = model.log_prob(x)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -46,7 +64,7 @@ def _log_prob(kind: str, device: torch.device) -> list[Tensor]:
 
 def _sample(kind: str, device: torch.device) -> list[Tensor]:
     """Rounding may decide a draw, and those after it follow: what must agree is log p of what was drawn."""
-    model, _ = _model(kind, SIZES)
+    model, _ = _model(kind)
     x, log_prob = copy.deepcopy(model).to(device).sample(SIZES.batch, seed=0, return_log_prob=True)
     with torch.no_grad():
         expected = model.log_prob(x.cpu()).to(device)
@@ -77,8 +95,8 @@ def _masks() -> Iterator[tuple[str, tuple[int, int], Mask]]:
 def cases() -> list[Smoke]:
     """Every kind of model with its gradients and its samples, and masked layers in every type and of every path."""
     found = []
-    for kind in MODELS:
-        dtype = next(_model(kind, SIZES)[0].parameters()).dtype
+    for kind in [*calls.MODELS, *RECURRENT]:
+        dtype = next(_model(kind)[0].parameters()).dtype
         found.append(Smoke(f"{kind}: log_prob and gradients", lambda device, k=kind: _log_prob(k, device), dtype))
         found.append(Smoke(f"{kind}: sample", lambda device, k=kind: _sample(k, device), dtype))
     for dtype in TOLERANCES:
@@ -124,6 +142,8 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench.smoke: --device cuda was asked for, but torch sees no CUDA device", file=sys.stderr)
         return 2
+    # What is compared is float32 throughout: cuDNN's recurrent networks are of TF32 otherwise.
+    torch.backends.cudnn.allow_tf32 = False
     for case in chosen:
         found = case.run(device)
         if device.type == "cuda":
