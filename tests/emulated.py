@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import subprocess
@@ -20,10 +21,14 @@ def built(target: str) -> Path:
         "-DAR_FAST_EMULATION=ON",
     ]  # fmt: skip
     compile_target = ["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", "2"), "--target", target]
-    for command in (configure, compile_target):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        # Of pytest-xdist's workers one builds, and the others wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, compile_target):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}")
     return build / target
 
 

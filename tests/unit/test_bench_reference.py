@@ -18,6 +18,7 @@ from bench.prediction.cases import CASES
 CPU = torch.device("cpu")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_reference_case_runs_with_its_peers(case):
     result = reference.measure(reference.tiny(case), CPU, seconds=0.0)
