@@ -26,8 +26,9 @@ pytestmark = [
 
 # A case that runs a kernel, its source, and a function in it: without the n-th barrier of that function, counted from
 # zero, threads race.
+# Not reported are the first barrier of nade_scan_kernel, before its tiles are overwritten, and a barrier that directly
+# follows another, as rnn.cu's before an arrival.
 BARRIERS = [
-    ("nade_forward", "nade_forward.cu", "nade_scan_kernel", 0),
     ("nade_forward", "nade_forward.cu", "nade_scan_kernel", 1),
     ("nade_forward", "nade_states.cu", "nade_states_kernel", 0),
     ("nade_forward", "nade_states.cu", "nade_states_kernel", 1),
@@ -38,6 +39,10 @@ BARRIERS = [
     ("armlp", "armlp.cu", "hidden_units", 0),
     ("fvsbn", "fvsbn.cu", "draw_bernoulli", 0),
     ("offset_nade", "offset_nade.cu", "neighbourhood", 0),
+    ("masked_linear_rows", "masked_linear_rows.cu", "masked_linear_grad_input_rows_kernel", 0),
+    ("masked_linear_tiles_float32", "masked_linear_tiles.h", "make_tile", 0),
+    ("rnn_grid", "rnn.cu", "units", 0),
+    ("rnn_grid", "rnn.cu", "draw", 0),
 ]
 
 
@@ -65,17 +70,23 @@ def barrier(file: str, function: str, index: int) -> int:
     return [i + 1 for i, line in enumerate(lines) if i > first and "__syncthreads();" in line][index]
 
 
+@functools.cache
+def done_in_whole(case: str) -> subprocess.CompletedProcess:
+    """A case with all of its barriers."""
+    return run(case)
+
+
 @pytest.mark.parametrize("case", cases())
 def test_no_kernel_races(case):
-    done = run(case)
+    done = done_in_whole(case)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
 def test_every_kernel_has_a_case():
     sources = "".join(path.read_text() for path in KERNELS.glob("*.*"))
-    named = set(re.findall(r'"((?:nade|head|bernoulli|masked|armlp|fvsbn|offset)_\w+)"', sources))
+    named = set(re.findall(r'"((?:nade|head|bernoulli|masked|armlp|fvsbn|offset|rnn)_\w+)"', sources))
     assert len(named) > 20
-    ran = {kernel for case in cases() for kernel in run(case).stdout.partition(":")[2].split()}
+    ran = {kernel for case in cases() for kernel in done_in_whole(case).stdout.partition(":")[2].split()}
     assert ran == named
 
 

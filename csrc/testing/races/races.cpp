@@ -8,7 +8,8 @@
 //
 // Prints the names of the kernels that ran.
 //
-// Sizes are small, cross a tile's boundary and take at least two blocks.
+// Sizes are small, cross a tile's boundary and take at least two blocks. ThreadSanitizer takes a millisecond or two for a
+// thread, and has room for 8,128 of a launch.
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -25,6 +26,7 @@
 #include "../../kernels/cuda/masked_mlp_cuda.h"
 #include "../../kernels/cuda/nade_cuda.h"
 #include "../../kernels/cuda/offset_nade_cuda.h"
+#include "../../kernels/cuda/rnn_cuda.h"
 #include "../cuda_emulation.h"
 
 namespace ar_fast {
@@ -129,7 +131,9 @@ NadeInput nade_input(Memory& m, const NadeModel& model, int64_t batch, int categ
 
 void nade_forward(int categories, int64_t out_rows, Head head) {
   Memory m;
-  const NadeModel model = nade_model(m, 70, 150, std::max(1, categories), out_rows);
+  // A chunk of the plain kernel has more than one step from 65 variables on.
+  const int64_t variables = categories > 0 || out_rows > 1 ? 17 : 70;
+  const NadeModel model = nade_model(m, variables, 130, std::max(1, categories), out_rows);
   const NadeInput input = nade_input(m, model, 10, categories);
   NadeForward output{};
   output.parameters = m.take<float>(input.batch * model.out_rows);
@@ -141,7 +145,9 @@ void nade_forward(int categories, int64_t out_rows, Head head) {
 
 void nade_backward(int categories, int64_t out_rows) {
   Memory m;
-  const NadeModel model = nade_model(m, 37, 150, std::max(1, categories), out_rows);
+  // General kernels take a block or two for each variable.
+  const int64_t variables = categories > 0 || out_rows > 1 ? 5 : 37;
+  const NadeModel model = nade_model(m, variables, 150, std::max(1, categories), out_rows);
   const NadeInput input = nade_input(m, model, 10, categories);
   NadeBackward output{};
   output.grad_parameters = m.reals(input.batch * model.out_rows);
@@ -171,7 +177,7 @@ void heads(Head head, int64_t rows) {
   of.storage = ScalarType::float32;
   of.head = head;
   of.batch = 5;
-  of.variables = 61;
+  of.variables = 11;
   of.parameter_rows = rows * of.variables;
   of.parameters = m.reals(of.batch * of.parameter_rows);
   of.x = m.integers<float>(of.batch * of.variables, 2);
@@ -210,7 +216,7 @@ MaskedLinear masked_linear(Memory& m, ScalarType storage, int64_t batch, int64_t
 
 void masked_linear_rows() {
   Memory m;
-  const MaskedLinear arguments = masked_linear(m, ScalarType::float32, 6, 75, 300);
+  const MaskedLinear arguments = masked_linear(m, ScalarType::float32, 6, 20, 300);
   check(masked_linear_rows_cuda(arguments, nullptr));
   check(masked_linear_grad_input_rows_cuda(arguments, nullptr));
 }
@@ -219,7 +225,8 @@ void masked_linear_rows() {
 void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
   Memory m;
   emulation::multiprocessors = tile == 128 ? 1 : 132;
-  const MaskedLinear arguments = masked_linear(m, storage, 136, 200, 144, tf32);
+  const MaskedLinear arguments =
+      tile == 128 ? masked_linear(m, storage, 136, 136, 144, tf32) : masked_linear(m, storage, 70, 72, 80, tf32);
   for (const auto product :
        {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
     check(masked_linear_tiles_cuda(product, arguments, nullptr));
@@ -324,6 +331,48 @@ void offset_nade(Head head, int64_t parameters) {
   check(offset_nade_sample_cuda(sample, m.bytes(offset_nade_cuda_cut(sample).scratch_bytes), nullptr));
 }
 
+// A row finishes by its limit before the others do.
+void rnn(RnnTeams teams, RnnCell cell, Head head, int64_t parameters) {
+  Memory m;
+  constexpr int64_t batch = 5, layers = 2, hidden = 21, positions = 3;
+  emulation::multiprocessors = teams == RnnTeams::grid ? 3 : 2;
+  RnnSample sample{};
+  sample.storage = ScalarType::float32;
+  sample.cell = cell;
+  sample.gathers = head.kind == HeadKind::categorical;
+  sample.layers = layers;
+  sample.hidden = hidden;
+  sample.parameters = parameters;
+  const int64_t rows = sample.gates() * hidden;
+  for (int64_t l = 0; l < layers; ++l) {
+    sample.layer[l] = {l > 0 ? m.reals(rows * hidden) : nullptr, l > 0 ? m.reals(rows) : nullptr,
+                       m.reals(rows * hidden), m.reals(rows)};
+  }
+  sample.in_table = m.reals((sample.gathers ? parameters : 1) * rows);
+  sample.in_bias = m.reals(rows);
+  sample.out_weight = m.reals(parameters * hidden);
+  sample.out_bias = m.reals(parameters);
+  sample.draws = draws_of(m, head, batch, positions);
+  int64_t* const limits = m.take<int64_t>(batch);
+  std::fill(limits, limits + batch, positions);
+  limits[1] = 2;
+  sample.limits = limits;
+  sample.stop_token = -1;
+  sample.cell_state = cell == RnnCell::lstm ? m.reals(layers * batch * hidden) : nullptr;
+  sample.last = m.integers<float>(batch, 2);
+  sample.finished = m.steps<uint8_t>(batch, 0);
+  std::fill(sample.draws.log_prob, sample.draws.log_prob + batch, 0.0);
+  RnnCut cut{};
+  check(rnn_cuda_cut(sample, teams, cut));
+  const int64_t states = 2 * layers * batch * cut.padded;
+  float* const in_turns = m.reals(states);
+  std::fill(in_turns, in_turns + states, 0.0f);
+  const RnnScratch scratch{in_turns, cut.parameters_on_chip ? nullptr : m.take<float>(batch * parameters),
+                           m.steps<int>(2 * cut.teams, 0)};
+  check(rnn_sample_cuda(sample, cut, scratch, nullptr));
+  emulation::multiprocessors = 132;
+}
+
 struct Case {
   const char* name;
   std::function<void()> run;
@@ -363,6 +412,9 @@ const std::vector<Case> cases = {
     {"fvsbn_categories", [] { fvsbn(kCategorical, 3); }},
     {"offset_nade", [] { offset_nade(kBernoulli, 1); }},
     {"offset_nade_categories", [] { offset_nade(kCategorical, 9); }},
+    {"rnn_block", [] { rnn(RnnTeams::one_block, RnnCell::gru, kCategorical, 7); }},
+    {"rnn_grid", [] { rnn(RnnTeams::grid, RnnCell::gru, kCategorical, 7); }},
+    {"rnn_grid_lstm", [] { rnn(RnnTeams::grid, RnnCell::lstm, kGaussians, 6); }},
 };
 
 int run(int count, char** arguments) {
