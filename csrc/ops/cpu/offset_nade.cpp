@@ -14,14 +14,14 @@
 namespace ar_fast {
 namespace {
 
-// On the CPU values can be looked at without a synchronisation, so a category of the state that has no row raises.
+// On the CPU values can be read without a synchronisation, so a category of the state that has no row raises.
 template <typename T>
 void check_offset_nade_state(const OffsetNadeSample& sample) {
   const Draws& draws = sample.draws;
   for (int64_t row = 0; row < draws.batch; ++row) {
     const T* history = draws.values_of<T>(row);
     for (int64_t p = std::max<int64_t>(0, draws.start - sample.reach()); p < draws.start; ++p) {
-      // The order has been checked at the positions of this call only.
+      // The order has been checked only at the positions of this call.
       TORCH_CHECK(history[p] >= T(0) && history[p] < static_cast<T>(sample.parameters), offset_nade_name,
                   ": state must lie in [0, ", sample.parameters, ") for variable ", p, ", got ", history[p]);
     }
@@ -46,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const Offs
             " channels, H = ", sample.hidden);
     const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
     at::parallel_for(0, sample.draws.batch, 1, [&](int64_t begin, int64_t end) {
-      // torch aligns what it allocates to a cache line.
+      // torch aligns its allocations to a cache line.
       const at::Tensor scratch = at::empty({scratch_bytes}, at::TensorOptions(at::kByte));
       kernel(sample, begin, end, scratch.mutable_data_ptr());
     });

@@ -18,7 +18,7 @@
 namespace ar_fast {
 namespace {
 
-// On the CPU values can be looked at without a synchronisation, so a category that has no row raises.
+// On the CPU values can be read without a synchronisation, so a category that has no row raises.
 template <typename T>
 void check_last_categories(const RnnSample& sample) {
   const T* last = static_cast<const T*>(sample.last);
@@ -28,7 +28,7 @@ void check_last_categories(const RnnSample& sample) {
   }
 }
 
-// Threads share the units of a layer, and wait for each other after it: worth it where that takes a microsecond or so.
+// Threads share the units of a layer and wait for each other after it. This helps if a share takes a microsecond or so.
 int64_t team_parts(const RnnSample& sample) {
 #if defined(_OPENMP)
   if (at::in_parallel_region()) return 1;
