@@ -35,7 +35,7 @@ __device__ __forceinline__ DrawNoise draw_noise(const Draws& draws, int64_t row,
 // The noise of a row, 32 positions at a time: lane l holds that of the l-th position.
 class NoiseAhead {
  public:
-  // To be called before `at` of the same position; the first of every 32 positions computes the noise of all of them.
+  // To be called before `here` at a position; the first of every 32 positions computes the noise of all of them.
   __device__ __forceinline__ void look(const Draws& draws, int64_t row, int position) {
     step_ = (position - static_cast<int>(draws.start)) % kWarpSize;
     if (step_ == 0) ahead_ = draw_noise(draws, row, min(position + lane_id(), static_cast<int>(draws.stop) - 1));
