@@ -1,8 +1,9 @@
-"""What answers a call that no compiled op can answer: the plain-torch references of :mod:`ar_fast.reference`.
+"""The plain-torch references of :mod:`ar_fast.reference`, for calls that no compiled op can run.
 
-A call is checked before it reaches a reference. Where the library is compiled, the op's own Meta kernel does that, on
-meta tensors of the same shapes and dtypes, so the rules and the messages are those of the compiled op. Where nothing
-was compiled, the table below does: the types come from the references' signatures, which are the ops' schemas.
+Every call is checked before it reaches a reference. Where the library is compiled, the op's own Meta kernel checks it,
+on meta tensors of the same shapes and dtypes, so the rules and the messages are those of the compiled op. Where nothing
+was compiled, the table below gives the rules, and the types come from the references' signatures, which match the ops'
+schemas.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ REFERENCES = {
     )
 }
 
-# Of each tensor, by its name: its dtype, and the shapes it may have. A name of a size means the same size wherever it
-# stands in a call; _ is any size, and ... any dimensions. "weight" is the dtype of the op's (first) weight, and
+# The dtype of each tensor, by its name, and the shapes it may have. The name of a size means the same size everywhere
+# in a call; _ is any size, and ... any number of dimensions. "weight" is the dtype of the op's (first) weight, and
 # "compute" that of its arithmetic.
 _D1 = ("int64", "D+1")
 TENSORS = {
@@ -85,7 +86,7 @@ TENSORS = {
     "recurrent_weights": ("weight", "G*H H"),
     "recurrent_biases": ("weight or compute", "G*H"),
 }
-# Where an op has another rule for a name.
+# Ops that have another rule for a name.
 _OWN = {
     "armlp_sample": {
         "state": ("compute", "B D"),
@@ -110,7 +111,7 @@ _said: set[str] = set()
 
 
 def call(name: str, why: str, *arguments: Any) -> Any:
-    """The reference of the op ``name`` with its schema's arguments; says once why it runs."""
+    """Calls the reference of the op ``name`` with its schema's arguments; warns once that it runs, and why."""
     if why not in _said and not torch.compiler.is_compiling():
         _said.add(why)
         warnings.warn(f"ar_fast: {why} the plain-torch references run; they are slow", stacklevel=4)
@@ -128,7 +129,7 @@ _TYPES = {name: types_of(name) for name in REFERENCES}
 
 
 def check(name: str, arguments: Sequence[Any]) -> None:
-    """Raises where the op ``name`` does not take these arguments.
+    """Raises if the op ``name`` does not take these arguments.
 
     Raises:
         TypeError: if an argument has another type than the schema says.
@@ -166,7 +167,7 @@ def _check_types(name: str, arguments: Sequence[Any]) -> None:
 
 
 def _tensors(name: str, arguments: Sequence[Any]) -> Iterator[tuple[str, str, Tensor]]:
-    """Of each tensor the argument's name, what messages call it, and itself."""
+    """For each tensor: the argument's name, its name in messages, and the tensor itself."""
     for value, argument in zip(arguments, _TYPES[name], strict=False):
         if isinstance(value, Tensor):
             yield argument, argument, value
@@ -177,7 +178,7 @@ def _tensors(name: str, arguments: Sequence[Any]) -> Iterator[tuple[str, str, Te
 
 
 def _check_by_meta_kernel(op: Any, device: str, arguments: Sequence[Any]) -> None:
-    # The autocast rule of an op is registered for real devices, so meta tensors have to be led to it.
+    # The autocast rule of an op is registered for real devices, so meta tensors must be dispatched to it explicitly.
     key = f"Autocast{device.upper()}"
     cast = torch.is_autocast_enabled(device) and torch._C._dispatch_has_kernel_for_dispatch_key(op._name, key)
     autocast_dtype = torch.get_autocast_dtype(device) if cast else None
@@ -201,7 +202,7 @@ def _check_by_meta_kernel(op: Any, device: str, arguments: Sequence[Any]) -> Non
 
 
 def check_by_table(name: str, arguments: Sequence[Any]) -> None:
-    """The rules of ``TENSORS``: a part of those of the compiled op."""
+    """Checks a call by the rules of ``TENSORS``, which are a part of the rules of the compiled op."""
     given = dict(zip(_TYPES[name], arguments, strict=False))
     sizes = {"D": math.prod(given["grid"])} if "grid" in given else {}
     if "variables" in given:
@@ -236,7 +237,7 @@ def _check_dtype(name: str, label: str, tensor: Tensor, rule: str, weight: torch
 
 
 def _fits(shape: Sequence[int], names: list[str], sizes: dict[str, int]) -> bool:
-    """Whether a shape is one of these sizes, and if so, what it adds to the sizes that are known."""
+    """Whether a shape matches these names of sizes; if it does, the sizes that it defines are added to ``sizes``."""
     if names[0] == "...":
         names, shape = names[1:], shape[-1:]
     if len(shape) != len(names):

@@ -1,4 +1,4 @@
-"""What people can ask about what runs: the build and the machine, and which kernel a call takes."""
+"""What runs: the build, the machine, and the kernel that a call takes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def info() -> dict[str, Any]:
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> list[str]:
-    """Runs ``ar_fast.functional.<op>(*args, **kwargs)`` once and tells what ran: kernel, instruction set, tiling.
+    """Runs ``ar_fast.functional.<op>(*args, **kwargs)`` once and reports what ran: kernel, instruction set, tiling.
 
     Args:
         op: the name of a function of :mod:`ar_fast.functional`.
         *args, **kwargs: its arguments.
 
     Returns:
-        One line per kernel; what the reference backend runs is said so.
+        One line per kernel. A line also says when the reference backend ran.
 
     Raises:
         ValueError: if there is no such op.

@@ -9,9 +9,9 @@ __all__ = ["integers"]
 
 
 def integers(given: object) -> list[int] | None:
-    """One integer or some of them, as Python's; None where anything else is given."""
+    """One or several integers as a list of Python's; None if anything else is given."""
     values = [given] if isinstance(given, Integral) else given
-    # The elements of a str are no integers; a tensor of no dimensions cannot be iterated over.
+    # The elements of a str are not integers; a tensor without dimensions cannot be iterated over.
     if not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         return None
     values = list(values)

@@ -1,8 +1,8 @@
 """Loads the compiled ops and says which implementation runs.
 
-Two binaries lie beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, no Python in it)
-and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference``, set explicitly,
-runs the plain-torch references of :mod:`ar_fast.reference` instead; it is never chosen silently.
+Two binaries are stored beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, without
+Python) and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference`` runs the
+plain-torch references of :mod:`ar_fast.reference` instead. It must be set explicitly; it is never chosen silently.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def _chosen_backend() -> str:
 
 
 def _series(version: str) -> str:
-    """2.13.0+cpu -> 2.13: the C++ interface is stable within a minor version only."""
+    """2.13.0+cpu -> 2.13: the C++ interface is stable only within a minor version."""
     return ".".join(version.split(".")[:2])
 
 
 def _read_record() -> dict[str, Any]:
-    """What the build wrote beside the binaries; empty where nothing was compiled."""
+    """What the build wrote beside the binaries; empty if nothing was compiled."""
     path = _HERE / "_build.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _not_compiled() -> str:
-    """Why there are no binaries beside this file, and what helps."""
+    """Says why there are no binaries beside this file, and how to get them."""
     for entry in sys.path:
         installed = Path(entry or ".").resolve() / "ar_fast"
         if installed != _HERE.resolve() and (installed / "_build.json").exists():
@@ -80,7 +80,7 @@ backend = _chosen_backend()
 _C, record = _load() if backend == "compiled" else (None, {})
 _has_ops = _C is not None
 if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) == _series(torch.__version__):
-    # The reference backend runs no compiled op, but the ops that were compiled check its calls.
+    # The reference backend runs no compiled op, but it checks its calls with the ops that were compiled.
     torch.ops.load_library(str(_OPS))
     _has_ops = True
 _namespace = "ar_fast"
@@ -88,15 +88,15 @@ _eager_entry_points = True
 
 
 def op(name: str) -> Any | None:
-    """The dispatcher's op ``name``; None where nothing was compiled for this torch."""
+    """The dispatcher's op ``name``; None if nothing was compiled for this torch."""
     return getattr(getattr(torch.ops, _namespace), name).default if _has_ops else None
 
 
 def entry_point(name: str) -> Callable[..., Any] | None:
     """The compiled op ``name``, taking its schema's arguments by position; None under the reference backend.
 
-    Eagerly that is the pybind11 function; while compiling it is ``torch.ops.ar_fast.name``, which does not break the
-    graph.
+    In eager mode this is the pybind11 function; while compiling it is ``torch.ops.ar_fast.name``, which does not break
+    the graph.
     """
     if _C is None:
         return None
@@ -106,7 +106,7 @@ def entry_point(name: str) -> Callable[..., Any] | None:
 
 
 def runs_cuda(device: torch.device) -> bool:
-    """Whether ops on this device run the CUDA kernels: on a GPU, and where the tests emulate one."""
+    """Whether ops on this device run the CUDA kernels: on a GPU, or where the tests emulate one."""
     return device.type == "cuda" or not _eager_entry_points
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and a counter only: the same ones on every machine and device."""
+"""Random numbers that depend only on a seed and a counter: they are the same on every machine and device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64, of Philox4x32-10 with key ``seed`` and counter (sample, variable, slot).
 
-    ``sample``, ``variable`` and ``slot`` are int64 and broadcast. The same numbers as those of
-    csrc/kernels/philox.h, bit for bit.
+    ``sample``, ``variable`` and ``slot`` are int64 and broadcast. The numbers equal those of csrc/kernels/philox.h, bit
+    for bit.
 
     Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """

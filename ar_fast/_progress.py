@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's, where somebody watches them."""
+"""tqdm's progress bars, shown only where somebody can see them."""
 
 import sys
 import warnings
@@ -13,6 +13,6 @@ _IN_NOTEBOOK = _tqdm is not tqdm.std.tqdm
 
 
 def progress_bar(*arguments, show: bool = True, **options) -> tqdm.std.tqdm:
-    """tqdm(*arguments, **options) on a terminal or in a notebook; quiet where standard error is a file or a pipe."""
+    """tqdm(*arguments, **options) on a terminal or in a notebook; quiet if standard error is a file or a pipe."""
     watched = _IN_NOTEBOOK or sys.stderr.isatty()
     return _tqdm(*arguments, disable=not (show and watched), **options)

@@ -1,4 +1,4 @@
-"""Tensors that follow from how a module was made: the plan of a mask, an order, offsets. They are no buffers."""
+"""Tensors that follow from how a module was made: the plan of a mask, an order, offsets. They are not buffers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Structured", "building", "first_parameter", "follow_loaded", "nearly
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Tensors made within are ordinary ones, and on the CPU where nothing else is said: whatever default device is set,
-    under ``torch.inference_mode`` and under transforms of ``torch.func``."""
+    """Tensors made in this scope are ordinary tensors on the CPU unless a device is given: the default device,
+    ``torch.inference_mode`` and the transforms of ``torch.func`` do not affect them."""
     if torch.compiler.is_compiling():
         yield
         return
@@ -26,34 +26,35 @@ def building() -> Iterator[None]:
 
 
 class Structured:
-    """A torch.nn.Module with tensors that are derived from its structure, as plain attributes.
+    """A torch.nn.Module with tensors that are derived from its structure and kept as plain attributes.
 
-    A buffer would be averaged by an EMA over buffers, broadcast by DistributedDataParallel, stacked by
-    ``torch.func.stack_module_state``, and left without values by a meta device, ``to_empty`` and
-    ``load_state_dict(assign=True)``. These tensors are not touched by any of those. They move with the parameters, and
-    where those came to another device in some other way, ``_follow`` moves them when they are used.
+    If they were buffers, an EMA over buffers would average them, DistributedDataParallel would broadcast them,
+    ``torch.func.stack_module_state`` would stack them, and a meta device, ``to_empty`` and
+    ``load_state_dict(assign=True)`` would leave them without values. None of those touches plain attributes. These
+    tensors move with the parameters; where the parameters came to another device in some other way, ``_follow`` moves
+    the tensors when they are used.
     """
 
-    #: The tensors by the names of their attributes, on the device where they were last needed, except meta.
+    #: The tensors by the names of their attributes, on the device where they were last needed, which is never meta.
     _derived: dict[str, Tensor | None]
-    #: Where the attributes are.
+    #: The device of the attributes.
     _derived_on: torch.device | None = None
 
     def _set_derived(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
-        """Takes tensors, on any device but meta, as attributes on ``device``."""
+        """Takes tensors, on any device except meta, and sets them as attributes on ``device``."""
         with building():
-            # One that was made under inference_mode could not be saved for a backward pass.
+            # A tensor that was made under inference_mode could not be saved for a backward pass.
             tensors = {
                 name: tensor.clone() if tensor is not None and tensor.is_inference() else tensor
                 for name, tensor in tensors.items()
             }
-        # A dict of its own: copies of a module may share the one that there was.
+        # A new dict, since copies of a module may share the old one.
         self._derived = self.__dict__.get("_derived", {}) | tensors
         self._derived_on = None
         self._follow(device)
 
     def _follow(self, device: torch.device) -> None:
-        """Moves the attributes to ``device`` where they are not there yet."""
+        """Moves the attributes to ``device`` if they are not there yet."""
         if self._derived_on == device:
             return
         with building():
@@ -75,23 +76,23 @@ class Structured:
 
 
 def follow_loaded(module: Structured, _: object) -> None:
-    """A hook for after load_state_dict: with assign=True the parameters may have come to another device."""
+    """A hook that runs after load_state_dict: with assign=True the parameters may have moved to another device."""
     module._follow(module._home())
 
 
 def starts(counts: Tensor) -> Tensor:
-    """(n) counts -> (n + 1): where each of n parts begins, and where the last one ends."""
+    """(n) counts -> (n + 1): where each of the n parts begins, and where the last one ends."""
     return F.pad(counts.cumsum(0), (1, 0))
 
 
 def version_of(tensor: Tensor | None) -> int | None:
-    """How often a tensor was modified in place; None where that is not counted, as under ``torch.inference_mode``."""
+    """How often a tensor was modified in place; None if this is not counted, as under ``torch.inference_mode``."""
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def unmodified(what: str, tensors: Sequence[Tensor]) -> Callable[[], None]:
-    """Raises, when it is called, where one of the tensors was written in place since: for what a backward pass computes
-    again. Not while compiling, where a graph has no such writes."""
+    """Returns a function that raises if one of the tensors was written in place since: a backward pass that recomputes
+    from them needs them unchanged. While compiling it checks nothing, since a graph has no such writes."""
     if torch.compiler.is_compiling():
         return lambda: None
     versions = [version_of(tensor) for tensor in tensors]
@@ -104,14 +105,14 @@ def unmodified(what: str, tensors: Sequence[Tensor]) -> Callable[[], None]:
 
 
 def nearly(given: Tensor, own: Tensor | None) -> bool:
-    """Whether given is own, or floating numbers that round to it: an average of equal state_dicts is no other order."""
+    """Whether given equals own, or is floating and rounds to it: an average of equal state_dicts keeps the order."""
     if own is None or given.shape != own.shape:
         return False
     return torch.equal((given.round() if given.is_floating_point() else given).long().cpu(), own)
 
 
 def first_parameter(module: nn.Module) -> nn.Parameter | None:
-    """What next(module.parameters()) gives, without the names that it collects: every call of a model asks."""
+    """next(module.parameters()), without collecting names: every call of a model needs it, so it must be fast."""
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter

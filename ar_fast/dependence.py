@@ -16,26 +16,27 @@ from .models import AutoregressiveModel, _inputs
 
 __all__ = ["Dependence", "check_autoregressive"]
 
-# Rows of a forward pass of the perturbation: several inputs are perturbed in one pass.
+# Rows of one forward pass of the perturbation test, which perturbs several inputs in one pass.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """Which outputs of a module depend on which inputs: what :func:`check_autoregressive` returns.
+    """Which outputs of a module depend on which inputs: the result of :func:`check_autoregressive`.
 
-    True where no output depends on an input that it must not see; printed, it names the pairs that do.
+    It is true if no output depends on an input that it must not see. Printing it names the pairs that do.
 
     Attributes:
-        event_shape: of the inputs.
+        event_shape: shape of one event.
         allowed: (D, D) bool, whether output i may see input j.
-        gradient: (D, D), the largest derivative of variable i's output by input j, NaN where one is NaN; of several
-            outputs, that of a sum of them with different weights. None where the module has no gradient by its inputs.
-        change: (D, D), the largest change of an output of variable i when input j alone changes, infinite where it
+        gradient: (D, D), the largest derivative of variable i's output with respect to input j, NaN if one is NaN. If
+            a variable has several outputs, it is the derivative of a sum of them with different weights. None if the
+            module has no gradient with respect to its inputs.
+        change: (D, D), the largest change of an output of variable i when only input j changes, infinite if the output
             becomes NaN.
-        tolerance: sizes up to this are no dependence.
-        context: (D), the largest derivative of variable i's output by the context, or its largest change when the
-            context moves, whichever is larger, NaN where one is NaN; None where no floating context was given.
+        tolerance: sizes up to this do not count as a dependence.
+        context: (D), the largest derivative of variable i's output with respect to the context or its largest change
+            when the context changes, whichever is larger, NaN if one is NaN; None if no floating context was given.
     """
 
     event_shape: torch.Size
@@ -47,23 +48,23 @@ class Dependence:
 
     @property
     def found(self) -> Tensor:
-        """(D, D) bool: whether output i depends on input j, by gradient or by perturbation; a NaN gradient does."""
+        """(D, D) bool: whether output i depends on input j, by gradient or perturbation; a NaN gradient counts."""
         found = self.change > self.tolerance
         return found if self.gradient is None else found | ~(self.gradient <= self.tolerance)
 
     @property
     def violations(self) -> list[tuple[int, int]]:
-        """The pairs (i, j) of flat indices where output i depends on input j and must not."""
+        """The pairs (i, j) of flat indices where output i depends on input j although it must not."""
         return [tuple(pair) for pair in (self.found & ~self.allowed).nonzero().tolist()]
 
     @property
     def missing(self) -> list[tuple[int, int]]:
-        """The pairs (i, j) where output i may depend on input j and was not found to."""
+        """The pairs (i, j) where output i may depend on input j, but no dependence was found."""
         return [tuple(pair) for pair in (self.allowed & ~self.found).nonzero().tolist()]
 
     @property
     def without_context(self) -> list[int]:
-        """The flat indices i whose outputs were not found to depend on the context; none where none was given."""
+        """The flat indices i whose outputs were not found to depend on the context; empty if no context was given."""
         if self.context is None:
             return []
         return (self.context <= self.tolerance).nonzero()[:, 0].tolist()
@@ -110,39 +111,39 @@ def check_autoregressive(
     tolerance: float = 0.0,
     raises: bool = False,
 ) -> Dependence:
-    """Tells whether any output of a module depends on an input that it must not see, and which; with a context also
-    which outputs do not see that.
+    """Tells whether any output of a module depends on an input that it must not see, and which; with a context, also
+    which outputs do not see the context.
 
-    Two ways, since each misses what the other finds: the derivative of each output by each input, and the change of
-    each output when one input takes another value. Any module will do: a network, a flow's conditioner or transform,
-    a model of ar_fast. A module is in evaluation mode meanwhile.
+    It tests in two ways, since each misses what the other finds: by the derivative of each output with respect to each
+    input, and by the change of each output when one input takes another value. Any module will do: a network, a flow's
+    conditioner or transform, a model of ar_fast. The module is in evaluation mode during the test.
 
     Args:
         module: takes (N, \\*event_shape) and returns a tensor, or a tuple, list or dictionary of tensors, of shape
             (N, \\*event_shape, ...), (N, D, ...), (N, ..., \\*event_shape), (N, ..., D), or (N, K D), where the K
             outputs of a variable lie side by side.
         event_shape: shape of one event, an int or several; D is the product.
-        order: (D) integers, order[p] = flat index of the variable at position p. None is that of an ar_fast model,
-            else 0 ... D-1.
-        strict: output i must not see input i itself, as in a conditioner; False lets it, as in a flow's transform.
+        order: (D) integers, order[p] = flat index of the variable at position p. None takes the order of an ar_fast
+            model, else 0 ... D-1.
+        strict: output i must not see input i itself, as in a conditioner; False allows it, as in a flow's transform.
         x: (N, \\*event_shape), two or more inputs: derivatives are taken there, and an input is changed to the value
-            that it has in another row. None draws values that the head of an ar_fast model has, else normal ones.
-        context: of one event; given, the module is called with it, once for every row, as its second argument. Where
-            it is floating, the result also says which outputs do not see it, in ``without_context``; that is no
-            violation.
-        outputs: which variable each output belongs to, of an output's shape without N; needed where the shape above
-            does not say it, as where an output of shape (N, K D) has the variables side by side.
-        tolerance: sizes of derivatives and changes up to this are none. Masked weights leave nothing, so 0 is right;
-            convolutions by Fourier or Winograd transforms leave rounding errors.
-        raises: raise where an output depends on an input that it must not see.
+            that it has in another row. None draws values that suit the head of an ar_fast model, else normal ones.
+        context: of one event. If given, the module is called with it, repeated for every row, as its second argument.
+            If it is floating, ``without_context`` of the result lists the outputs that do not see it; they are not
+            violations.
+        outputs: which variable each output belongs to, in an output's shape without N. It is needed if the shapes above
+            do not say it, for example if an output of shape (N, K D) has the variables side by side.
+        tolerance: sizes of derivatives and changes up to this do not count. Masked weights have no effect at all, so 0
+            is right for them; convolutions by Fourier or Winograd transforms leave rounding errors.
+        raises: raise an error if an output depends on an input that it must not see.
 
     Returns:
-        A :class:`Dependence`: true where nothing is wrong, with the pairs in ``violations`` and ``missing``, and the
+        A :class:`Dependence`: true if nothing is wrong, with the pairs in ``violations`` and ``missing``, and the
         outputs that do not see the context in ``without_context``.
 
     Raises:
-        ValueError: if the shapes do not fit, the outputs are not finite or differ from call to call; under ``raises``
-            naming the pairs.
+        ValueError: if the shapes do not fit, or the outputs are not finite or differ from call to call; under
+            ``raises`` also for violations, naming the pairs.
 
     Example:
         >>> from ar_fast.models import MADE
@@ -182,7 +183,7 @@ def _order(module: object, order: Tensor | Sequence[int] | None, variables: int)
 
 
 def _drawn_inputs(module: object, shape: torch.Size) -> Tensor:
-    """Four events: two near zero, one further out and one far out; or values that the model's head knows."""
+    """Four events: two near zero, one further out and one far out; or values that the model's head supports."""
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([1.0, 1.0, 3.0, 10.0]).reshape(-1, *[1] * len(shape))
     x = scales * torch.randn(4, *shape, generator=generator)
@@ -193,7 +194,7 @@ def _drawn_inputs(module: object, shape: torch.Size) -> Tensor:
 
 
 def _values(head: heads.Head, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Values of the head: a different one in each of the four rows, as far as there are that many."""
+    """Values of the head: each of the four rows has a different one, if there are that many."""
     sizes = head.sizes(x[0].numel())
     rank = torch.stack([torch.randperm(4, generator=generator) for _ in sizes], 1)
     columns = [
@@ -226,7 +227,7 @@ def _evaluation(module: object) -> Iterator[None]:
 
 
 class _Call:
-    """The module as a function from inputs to outputs (N, O), and which variable each of the O belongs to."""
+    """The module as a function from inputs to outputs (N, O), and the variable that each of the O belongs to."""
 
     def __init__(self, module: Any, shape: torch.Size, context: Tensor | None, outputs: Tensor | None) -> None:
         self.module, self.shape, self.context, self.outputs = module, shape, context, outputs
@@ -234,7 +235,7 @@ class _Call:
         self.owners = torch.empty(0, dtype=torch.int64)
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``context`` (N, ...) in place of the given one, once for every row."""
+        """``context`` (N, ...) replaces the given context, which is repeated for every row."""
         if context is None and self.context is not None:
             context = self.context.expand(x.shape[0], *self.context.shape)
         arguments = (x,) if context is None else (x, context)
@@ -290,13 +291,13 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def _largest_by_owner(sizes: Tensor, owners: Tensor, variables: int) -> Tensor:
-    """(..., O) -> (..., D); NaN where one is."""
+    """(..., O) -> (..., D), the largest size for each variable; NaN if one is NaN."""
     largest = sizes.new_zeros(*sizes.shape[:-1], variables)
     return largest.scatter_reduce_(-1, owners.to(sizes.device).expand(sizes.shape), sizes, "amax")
 
 
 def _gradient(call: _Call, x: Tensor) -> Tensor | None:
-    """(D, D), row by row: the derivative of a variable's outputs, weighted so that none cancel; the largest."""
+    """(D, D), a row at a time: the largest derivative of a variable's outputs, weighted so that none cancel."""
     if not x.is_floating_point():
         return None
     x = x.clone().requires_grad_()
@@ -308,7 +309,7 @@ def _gradient(call: _Call, x: Tensor) -> Tensor | None:
 
 
 def _gradients_by(call: _Call, outputs: Tensor, leaf: Tensor) -> Iterator[Tensor]:
-    """For each variable the sizes of the derivatives, of leaf's shape, of a weighted sum of its outputs."""
+    """For each variable, the absolute derivatives of a weighted sum of its outputs, in leaf's shape."""
     for i in range(call.variables):
         own = (call.owners == i).nonzero()[:, 0].to(outputs.device)
         weights = 1 + torch.arange(len(own), device=own.device) * 0.6180339887 % 1
@@ -318,7 +319,7 @@ def _gradients_by(call: _Call, outputs: Tensor, leaf: Tensor) -> Iterator[Tensor
 
 
 def _context(call: _Call, x: Tensor) -> Tensor | None:
-    """(D), how far the outputs of each variable depend on the context, by gradient or when all of it moves."""
+    """(D), how much the outputs of each variable depend on the context, by gradient or when all of it changes."""
     if call.context is None or not call.context.is_floating_point() or call.context.numel() == 0:
         return None
     rows = call.context.detach().expand(x.shape[0], *call.context.shape).clone().requires_grad_()
@@ -338,9 +339,9 @@ def _context(call: _Call, x: Tensor) -> Tensor | None:
 
 
 def _change(call: _Call, x: Tensor) -> Tensor:
-    """(D, D), column by column: every event with the value of one input that every other event has there.
+    """(D, D), a column at a time: an event takes the value that another event has for one input, for all such pairs.
 
-    A row is compared with one at the same place of a batch of the same size, so that no rounding differs.
+    A row is compared with the row at the same index of a batch of the same size, so that rounding is the same.
     """
     events, variables = x.shape[0], call.variables
     rows = x.flatten(1)

@@ -1,4 +1,4 @@
-"""Scopes in which weights do not change, so that what is gathered of them can be kept."""
+"""Scopes in which weights do not change, so that tensors gathered from them can be kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["frozen"]
 
 
 class Kept:
-    """One thing that was made of some tensors, until one of them changes."""
+    """One value that was computed from some tensors, kept until one of them changes."""
 
     def __init__(self) -> None:
         self._made_of: list[tuple[Tensor, int | None, int]] = []
@@ -22,15 +22,15 @@ class Kept:
         self.closed = False
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        # A deep copy of a frozen module, or one that was pickled, is not frozen: no scope ends for it.
+        # A deep copy of a frozen module, or one that was unpickled, is not frozen: no scope would end it.
         return type(None), ()
 
     def close(self) -> None:
-        """From now on nothing is kept, by shallow copies of the module either."""
+        """From now on nothing is kept, including by shallow copies of the module."""
         self._made_of, self._value, self.closed = [], None, True
 
     def get(self, tensors: Iterable[Tensor | None], make: Callable[[], Any]) -> Any:
-        """What ``make`` makes of the tensors, or made last time if they are still the same ones, unchanged."""
+        """The result of ``make``; the last one if the tensors are still the same ones, unchanged."""
         if self.closed:
             return make()
         now = [(tensor, version_of(tensor), tensor.data_ptr()) for tensor in tensors if tensor is not None]
@@ -44,18 +44,18 @@ class Kept:
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Within it, what the layers of a module gather of their weights is kept from call to call.
+    """Within this scope, what the layers of a module gather from their weights is kept from call to call.
 
-    For many calls without gradients of a module whose weights do not change: a :class:`ar_fast.nn.MaskedLinear` whose
-    units are not sorted keeps a sorted copy of its weights, and a MADE of several sets of masks the weights of its
-    sampler. That costs their memory once more, given back at the end. Outside nothing is kept.
+    Use it for many calls without gradients of a module whose weights do not change: a :class:`ar_fast.nn.MaskedLinear`
+    whose units are not sorted keeps a sorted copy of its weights, and a MADE of several sets of masks keeps the weights
+    of its sampler. That takes as much memory again as those weights, until the scope ends. Outside nothing is kept.
 
-    Changes of a weight are seen, by the counter that every in-place operation on a tensor raises (an optimizer's step,
-    ``copy_``, ``load_state_dict``): the next call gathers again. A write through ``.data`` or ``.detach().numpy()``
-    leaves the counter alone and is not seen until the scope ends.
+    A change of a weight is noticed by the counter that every in-place operation on a tensor raises (an optimizer's
+    step, ``copy_``, ``load_state_dict``): the next call gathers again. A write through ``.data`` or
+    ``.detach().numpy()`` does not raise the counter and is not noticed until the scope ends.
 
     Args:
-        module: any; all its submodules are frozen with it.
+        module: any module; all its submodules are frozen with it.
 
     Example:
         >>> from ar_fast.models import MADE
@@ -66,7 +66,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         >>> bool((x == y).all())
         True
     """
-    # A shallow copy that was made in another scope has that scope's, closed.
+    # A shallow copy that was made in another scope has the Kept of that scope, which is closed.
     own = [
         part for part in module.modules() if hasattr(type(part), "_kept") and (part._kept is None or part._kept.closed)
     ]

@@ -1,4 +1,4 @@
-"""Masks of linear maps, as plans that the kernels read."""
+"""Masks of linear maps, stored as plans that the kernels read."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ._structure import building
 __all__ = ["Mask"]
 
 TILE_SIZE = 64
-# Of a mask in blocks, at a time: each element takes 8 bytes there.
+# Rows of a mask in blocks that the fingerprint reads at a time: each element takes 8 bytes there.
 _FINGERPRINT_ROWS = 1024
 
 
 class Mask:
-    """Which inputs each output of a linear map sees: a bool matrix (O, I), kept as a plan and not as a matrix.
+    """Which inputs each output of a linear map sees: a bool matrix (O, I), stored as a plan and not as a matrix.
 
-    A plan is one of two:
+    There are two kinds of plan:
 
-    - nested: the inputs of the rows are nested sets, as in every autoregressive network. In the column order
-      ``columns`` row o sees the first ``extents[o]`` inputs; ``rows`` lists the rows by ascending extent. ``columns``
-      and ``rows`` are None where the inputs and the rows are in that order already.
+    - nested: the sets of inputs that the rows see are nested, as in every autoregressive network. In the column order
+      ``columns``, row o sees the first ``extents[o]`` inputs; ``rows`` lists the rows by ascending extent. ``columns``
+      and ``rows`` are None if the inputs and the rows are in that order already.
     - blocks: any mask. ``dense_mask`` is the matrix, and ``tiles`` says of each square of 64 rows and columns whether
       it is empty (0), full (1) or mixed (2).
 
@@ -67,7 +67,7 @@ class Mask:
     def from_degrees(
         cls, in_degrees: Tensor | Sequence[int], out_degrees: Tensor | Sequence[int], strict: bool = False
     ) -> Mask:
-        """mask[o, i] = in_degrees[i] <= out_degrees[o], or < if strict.
+        """mask[o, i] = in_degrees[i] <= out_degrees[o], or < if strict is true.
 
         Args:
             in_degrees: (I,) integers.
@@ -75,7 +75,7 @@ class Mask:
             strict: compare with <, as the output layer of a MADE with degrees 1 ... D does.
 
         Raises:
-            ValueError: if the degrees are not one-dimensional integers, or are on the meta device, without values.
+            ValueError: if the degrees are not one-dimensional integers, or have no values (on the meta device).
 
         Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015, equations 12 and 13.
 
@@ -92,10 +92,10 @@ class Mask:
 
     @classmethod
     def from_dense(cls, mask: Tensor) -> Mask:
-        """The plan of any bool matrix (O, I): nested where the rows are nested sets, otherwise blocks.
+        """The plan of any bool matrix (O, I): nested if the rows are nested sets, otherwise blocks.
 
         Raises:
-            ValueError: if mask is not two-dimensional or not bool, or is on the meta device, without values.
+            ValueError: if mask is not two-dimensional or not bool, or has no values (on the meta device).
 
         Example:
             >>> Mask.from_dense(torch.eye(2, dtype=torch.bool))
@@ -110,7 +110,7 @@ class Mask:
         out_features, in_features = mask.shape
         with building():
             extents = mask.sum(1)
-            # If the rows are nested, the inputs seen by more rows come first in every row.
+            # If the rows are nested, every row's inputs come first when they are sorted by how many rows see them.
             columns = mask.sum(0).argsort(descending=True, stable=True)
             staircase = torch.arange(in_features, device=mask.device) < extents[:, None]
             if torch.equal(mask[:, columns], staircase):
@@ -158,19 +158,20 @@ class Mask:
         return rank < self.extents[:, None]
 
     def count(self) -> int:
-        """How many of its elements are True."""
+        """How many elements of the mask are True."""
         return int(self.dense_mask.sum() if self.extents is None else self.extents.sum())
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that any two masks share if they are the same matrix, whatever their plans.
+        """16 hexadecimal digits that are the same for any two masks that are the same matrix, whatever their plans.
 
         Example:
             >>> Mask.dense(2, 3).fingerprint() == Mask.from_dense(torch.ones(2, 3, dtype=torch.bool)).fingerprint()
             True
         """
         with building():
-            # int64 arithmetic wraps modulo 2^64. Of each input a random number; of each row the sum of those that it
-            # sees, mixed, so that what counts is which rows see them together; the rows summed by random numbers too.
+            # int64 arithmetic wraps modulo 2^64. Each input has a random number. Each row has the sum of the numbers of
+            # the inputs that it sees, mixed, so that the result depends on which inputs a row sees together. The rows
+            # are summed with random factors too.
             of_input = _mixed(torch.arange(self.in_features))
             if self.extents is not None:
                 by_column = of_input if self.columns is None else of_input[self.columns.cpu().long()]
@@ -208,7 +209,7 @@ def _degrees(name: str, degrees: Tensor | Sequence[int]) -> Tensor:
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """int64 -> int64, each bit of the result depending on all of the number: SplitMix64 (Steele, Lea, Flood, OOPSLA
+    """int64 -> int64, where each bit of the result depends on the whole number: SplitMix64 (Steele, Lea, Flood, OOPSLA
     2014)."""
     numbers = numbers + (0x9E3779B97F4A7C15 - 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
@@ -221,7 +222,7 @@ def _is_identity(permutation: Tensor) -> bool:
 
 
 def _tiles(mask: Tensor) -> Tensor:
-    """0 empty, 1 full, 2 mixed, for each square of TILE_SIZE; ragged edges count what there is."""
+    """0 empty, 1 full, 2 mixed, for each square of TILE_SIZE; a square cut off at an edge counts its elements only."""
     rows = [tile.sum(0) for tile in mask.split(TILE_SIZE)]
     counts = torch.stack([torch.stack([part.sum() for part in row.split(TILE_SIZE)]) for row in rows])
     out_sizes = torch.tensor([tile.shape[0] for tile in mask.split(TILE_SIZE)], device=mask.device)

@@ -1,4 +1,4 @@
-"""Masked networks: autoencoders whose layers are masked to an ordering, under MADE and the conditioners of flows."""
+"""Masked networks: autoencoders whose layers are masked by an ordering, for MADE and the conditioners of flows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ MAX_HIDDEN_LAYERS = 16
 
 
 class MaskedNetwork(nn.Module):
-    """The layers of a masked network, as the base of a module that says which degrees their units have.
+    """The layers of a masked network: a base class for modules that say which degrees their units have.
 
-    The module calls ``_make_layers`` once and ``_set_masks`` whenever degrees change. The names of the layers are those
-    of its state_dict.
+    The module calls ``_make_layers`` once and ``_set_masks`` whenever degrees change. The layers have the same names in
+    its state_dict.
 
     Attributes:
         hidden_features: units of each hidden layer.
-        activation: its name.
+        activation: name of the activation.
         residual: whether the output of every two hidden layers after the first is added to their input.
         layers: a :class:`MaskedLinear` for each hidden layer, and one for the outputs.
-        direct: the one from the inputs to the outputs, or None.
+        direct: the :class:`MaskedLinear` from the inputs to the outputs, or None.
         context_weight: (units of the first layer, C), or None.
     """
 
@@ -42,7 +42,7 @@ class MaskedNetwork(nn.Module):
     layers: nn.ModuleList
     direct: MaskedLinear | None
     context_weight: nn.Parameter | None
-    #: Whether inputs, units and outputs are stored in another order than that of their degrees; ``_places`` has it.
+    #: Whether inputs, units and outputs are not stored by ascending degree; ``_places`` then holds where they are.
     _by_variable = False
 
     def _make_layers(
@@ -53,7 +53,7 @@ class MaskedNetwork(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        """Makes the parameters; ``units`` are the inputs, those of each hidden layer, and the outputs."""
+        """Makes the parameters; ``units`` counts the inputs, the units of each hidden layer, and the outputs."""
         self.layers = nn.ModuleList(
             MaskedLinear(inputs, outputs, Mask.dense(outputs, inputs), device=device, dtype=dtype, activation=own)
             for (inputs, outputs), own in zip(
@@ -80,7 +80,7 @@ class MaskedNetwork(nn.Module):
             self.direct.set_mask(Mask.from_degrees(degrees[0], degrees[-1]))
 
     def _activations(self, has_context: bool) -> list[str | None]:
-        """The one that each layer applies itself; None where something is added before it, and for the outputs."""
+        """The activation that each layer applies itself; None for outputs, and where another term is added first."""
         hidden = len(self.hidden_features)
         if self.residual:
             fused = [layer % 2 == 1 for layer in range(hidden)]
@@ -135,14 +135,14 @@ class MaskedNetwork(nn.Module):
         return [*program, functional.MlpLayer(inputs, activated=False)]
 
     def _units(self, index: int, start: int, end: int, values: Sequence[Tensor]) -> Tensor:
-        """Pre-activations of the units start ... end-1 of a layer of the program, from as much as they see."""
+        """Pre-activations of units start ... end-1 of a layer of the program, computed from the units they see."""
         layer = self._program[index]
         term = sum(len(before.sources) for before in self._program[:index])
         sums = [self._rows(term + k, start, end, values[source]) for k, source in enumerate(layer.sources)]
         return sum(sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
 
     def _rows(self, term: int, start: int, end: int, below: Tensor) -> Tensor:
-        """Outputs start ... end-1 of a masked layer, by position or degree."""
+        """Outputs start ... end-1 of a masked layer, sorted by position or degree."""
         layer, seen = self._terms[term], below.shape[-1]
         rows, columns = slice(start, end), slice(seen)
         if self._by_variable:
@@ -155,19 +155,19 @@ class MaskedNetwork(nn.Module):
 
     @property
     def _unit_ends(self) -> list[Tensor]:
-        """Of each layer of the program but the last."""
+        """``unit_ends`` of each layer of the program except the last."""
         if self.residual:
             return [self.unit_ends_0] * (len(self._program) - 1)
         return [getattr(self, f"unit_ends_{index}") for index in range(len(self.hidden_features))]
 
 
 def sharing(layer: MaskedLinear) -> MaskedLinear:
-    """A layer whose mask is its own and whose parameters are not."""
+    """A layer that has its own mask but shares the parameters of another layer."""
     return MaskedLinear.from_linear(layer, layer.mask, activation=layer.activation)
 
 
 def gathered(layer: MaskedLinear, rows: Tensor, columns: Tensor) -> MaskedLinear:
-    """A layer of these rows and columns of the weight; its mask is to be set."""
+    """A layer made of these rows and columns of the weight; its mask still has to be set."""
     mask = Mask.dense(layer.out_features, layer.in_features)
     sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
     other = MaskedLinear(*sizes, mask, bias=bias, device="meta", activation=layer.activation)

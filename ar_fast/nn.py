@@ -1,4 +1,4 @@
-"""Layers that stand in for those of torch.nn."""
+"""Layers that replace those of torch.nn."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _PLAN = "mask_extents", "mask_rows", "mask_columns", "mask_tiles", "mask_dense"
 
 
 class MaskedLinear(Structured, nn.Linear):
-    r"""A torch.nn.Linear with masked weights, and by choice the activation behind it.
+    r"""A torch.nn.Linear with masked weights and an optional activation.
 
     .. math:: y = f\big(x (W \odot M)^T + b\big)
 
-    Masked weights have no effect and get a gradient of exactly zero. The mask's plan is neither a buffer nor saved.
+    Masked weights have no effect and get a gradient of exactly zero. The mask's plan is not a buffer and is not saved.
 
-    Its state_dict is that of torch.nn.Linear (weight, bias), and each loads into the other strictly. The state_dict's
-    metadata hold a fingerprint of the mask, so that weights that were trained with another mask do not load;
-    ``torch.save`` keeps metadata, safetensors does not, and weights without a fingerprint load. The keys ``mask`` and
-    ``degrees`` that the masked layers of zuko, nflows and normflows save must agree with the mask, and are left out.
+    Its state_dict is that of torch.nn.Linear (weight, bias), and each loads into the other strictly. The metadata of
+    the state_dict hold a fingerprint of the mask, so that weights that were trained with another mask do not load.
+    ``torch.save`` keeps metadata, safetensors does not; weights without a fingerprint load. The keys ``mask`` and
+    ``degrees``, which the masked layers of zuko, nflows and normflows save, must agree with the mask, and are dropped.
 
     Args:
         in_features: I.
         out_features: O.
         mask: an :class:`ar_fast.Mask`, or a bool tensor (O, I).
-        bias: add a learned (O).
+        bias: add a learned bias (O).
         activation: f, by its name in :func:`ar_fast.functional.masked_linear`; None is the identity.
-        device: of the parameters and the mask.
+        device: device of the parameters and the mask.
         dtype: float32, float64, bfloat16 or float16.
 
     Shape:
@@ -77,7 +77,7 @@ class MaskedLinear(Structured, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask: Mask | Tensor, *, activation: str | None = None) -> MaskedLinear:
-        """The same layer with a mask, and perhaps an activation; it shares linear's parameters."""
+        """The same layer with a mask and optionally an activation; it shares linear's parameters."""
         mask = mask if isinstance(mask, Mask) else Mask.from_dense(mask)
         sizes = linear.in_features, linear.out_features
         layer = cls(*sizes, mask, bias=linear.bias is not None, device="meta", activation=activation)
@@ -86,7 +86,7 @@ class MaskedLinear(Structured, nn.Linear):
         return layer
 
     def set_mask(self, mask: Mask) -> None:
-        """Takes another mask, of the same shape, in place of the one that the layer has."""
+        """Replaces the mask by another one of the same shape."""
         if (mask.out_features, mask.in_features) != (self.out_features, self.in_features):
             shape = self.out_features, self.in_features
             raise ValueError(
@@ -106,7 +106,7 @@ class MaskedLinear(Structured, nn.Linear):
 
     @property
     def _saved_mask(self) -> dict[str, str]:
-        """What a checkpoint says of the mask."""
+        """What a checkpoint says about the mask."""
         mask = Mask(self.out_features, self.in_features, *(self._derived[name] for name in _PLAN))
         if self._fingerprint is None:
             self._fingerprint = mask.fingerprint()
@@ -114,7 +114,7 @@ class MaskedLinear(Structured, nn.Linear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Not under a key: torch.nn.Linear would refuse it.
+        # In the metadata and not under a key, which torch.nn.Linear would refuse.
         if hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["masked_linear"] = self._saved_mask
 
@@ -161,21 +161,21 @@ class MaskedLinear(Structured, nn.Linear):
 
     @torch.no_grad()
     def _has_degrees(self, degrees: Tensor) -> bool:
-        """Whether the mask can be one of outputs of these degrees."""
+        """Whether the mask can belong to outputs of these degrees."""
         extents = self._derived["mask_extents"]
         if degrees.shape != (self.out_features,) or degrees.is_floating_point() or extents is None:
             return False
         with building():
             pairs = torch.stack([degrees.cpu().long(), extents.cpu().long()], 1).unique(dim=0)
-        # By degree, then by extent: one extent for each degree, never decreasing.
+        # Sorted by degree, then by extent: each degree must have one extent, and extents must never decrease.
         steps = pairs.diff(dim=0)
         return bool((steps[:, 0] > 0).all()) and bool((steps[:, 1] >= 0).all())
 
-    #: What :func:`ar_fast.frozen` keeps.
+    #: What :func:`ar_fast.frozen` keeps for this layer.
     _kept: Kept | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        # From their dict where they are parameters: two calls of Module.__getattr__ are a twentieth of a small layer.
+        # Read from the dict of parameters: two calls of Module.__getattr__ take a twentieth of a small layer's time.
         weight = self._parameters.get("weight")
         if weight is None:
             weight = self.weight
@@ -188,7 +188,7 @@ class MaskedLinear(Structured, nn.Linear):
         return self._forward(input, weight)
 
     def _forward_frozen(self, input: Tensor) -> Tensor:
-        """Without gradients: of weights that are sorted once, so that the mask is a staircase in place."""
+        """Without gradients: uses a kept copy of the weights, sorted so that the mask is a staircase."""
         rows, columns, extents = self.mask_rows, self.mask_columns, self.mask_extents
         if extents is None or (rows is None and columns is None):
             return self._forward(input, self.weight)
@@ -214,7 +214,7 @@ class MaskedLinear(Structured, nn.Linear):
         bias = self._parameters.get("bias")
         if bias is None:
             bias = self.bias
-        # As functional.masked_linear, whose check of the mask against the weight was made in __init__.
+        # The same as functional.masked_linear, without its check of the mask, which __init__ made.
         return functional.call(
             "masked_linear",
             input,

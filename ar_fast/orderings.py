@@ -32,7 +32,7 @@ def _pixels(event_shape: int | Sequence[int]) -> Tensor:
 
 
 def raster(event_shape: int | Sequence[int]) -> Tensor:
-    """Row by row, left to right; for (C, H, W) pixel by pixel, the channels of a pixel next to each other.
+    """Row by row, left to right; for (C, H, W), the channels of each pixel are next to each other.
 
     Example:
         >>> raster((2, 1, 3)).tolist()
@@ -42,7 +42,7 @@ def raster(event_shape: int | Sequence[int]) -> Tensor:
 
 
 def reversed(event_shape: int | Sequence[int]) -> Tensor:
-    """The raster order backwards.
+    """The raster order reversed.
 
     Example:
         >>> reversed((2, 2)).tolist()
@@ -64,7 +64,7 @@ def snake(event_shape: int | Sequence[int]) -> Tensor:
 
 
 def random(event_shape: int | Sequence[int], seed: int) -> Tensor:
-    """A random permutation; torch's default generator is not touched.
+    """A random permutation; it does not use torch's default generator.
 
     Example:
         >>> sorted(random(4, seed=1).tolist())
@@ -74,15 +74,15 @@ def random(event_shape: int | Sequence[int], seed: int) -> Tensor:
 
 
 def check(order: Tensor | Sequence[int], variables: int | None = None) -> Tensor:
-    """``order`` as an int64 tensor, if it is a permutation of 0 ... D-1.
+    """Returns ``order`` as an int64 tensor if it is a permutation of 0 ... D-1.
 
     Args:
         order: D integers.
-        variables: D, where it is known.
+        variables: D, if it is known.
 
     Raises:
         ValueError: if order is not one-dimensional, not of integers, of another length, or not a permutation; the
-            message names the first offending entry.
+            message names the first wrong entry.
 
     Example:
         >>> check([2, 0, 1])

@@ -1,4 +1,4 @@
-"""The name under which people import :mod:`ar_fast.tasks.training`."""
+"""The public name of :mod:`ar_fast.tasks.training`."""
 
 from .tasks.training import *  # noqa: F403
 from .tasks.training import __all__ as __all__

@@ -27,7 +27,7 @@ void def(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "ar_fast's ops, and which instruction set they run on";
+  m.doc() = "The ops of ar_fast, and the instruction set that they run on";
   // c10::Error is what TORCH_CHECK throws; Python sees the message without the C++ stack, as in torch.
   py::register_exception_translator([](std::exception_ptr error) {
     try {
@@ -44,7 +44,7 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::ArmlpSampleArguments>(m);
   def<ar_fast::FvsbnSampleArguments>(m);
   m.def("explain_begin", &ar_fast::explain_begin, "From now on the ops of this thread say how they run.");
-  m.def("explain_end", &ar_fast::explain_end, "What they said since explain_begin.");
+  m.def("explain_end", &ar_fast::explain_end, "Returns what the ops said since explain_begin.");
   def<ar_fast::MaskedLinearArguments>(m);
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);

@@ -1,1 +1,1 @@
-"""The command line, and what only it needs: data sets, pictures, reports."""
+"""The command line and what only it needs: data sets, pictures, reports."""

@@ -1,9 +1,9 @@
-"""The demo's models in plain PyTorch, and both timed step by step in one run: equal losses, different times.
+"""The demo's models in plain PyTorch. Both versions are timed step by step in one run: equal losses, different times.
 
-They are written as well as a loop over variables can be: the teaching models of `ar_fast.reference`, with two changes
-that concern only speed. Rows of the weights come from `unbind`, whose gradient is one `stack` (indexing them fills a
-zero matrix for every variable), and NADE's sampling carries its hidden state along instead of evaluating the whole
-model for every variable.
+The plain models are the teaching models of `ar_fast.reference` with two changes that make them as fast as a loop over
+variables can be. Rows of the weights come from `unbind`, whose gradient is one `stack` (indexing them fills a zero
+matrix for every variable), and NADE's sampling carries its hidden state along instead of evaluating the whole model for
+every variable.
 """
 
 import copy
@@ -23,7 +23,7 @@ from ..tasks.training import Settings, make_optimizer, train_step
 
 
 class _Images:
-    """Takes images (B, *event_shape) of any dtype where the plain models take rows (B, D)."""
+    """Takes images (B, *event_shape) of any dtype; the plain models take rows (B, D)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         return super().log_prob(x.flatten(1).to(self.out_bias.dtype))
@@ -43,7 +43,7 @@ class PlainNADE(_Images, ReferenceNADE):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """n rows, (n, D), in one pass: the hidden state is updated in place."""
+        """n rows, (n, D), drawn in one pass: the hidden state is updated in place."""
         activation = ACTIVATIONS[self.activation]
         state = self.in_bias.expand(n, -1).clone()
         x = self.out_bias.new_empty(self.variables, n)
@@ -92,7 +92,7 @@ class TrainingComparison:
 
 @dataclass(frozen=True)
 class SamplingComparison:
-    """Medians in seconds of drawing `count` images."""
+    """Medians in seconds for drawing `count` images."""
 
     fast: float
     plain: float
@@ -109,7 +109,7 @@ def _timed_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tenso
 def compare_training(
     model: NADE | MADE, images: Tensor, settings: Settings, steps: int = 20, *, progress: bool = True
 ) -> TrainingComparison:
-    """Takes the same steps from the same parameters with both, in turns. Leaves `model` as it was."""
+    """Takes the same steps from the same parameters with both models, in turns. Leaves `model` unchanged."""
     model, plain = copy.deepcopy(model), plain_twin(model)
     entrants = {"fast": (model, make_optimizer(model, settings)), "plain": (plain, make_optimizer(plain, settings))}
     losses: dict[str, list[float]] = {name: [] for name in entrants}
@@ -122,7 +122,7 @@ def compare_training(
             losses[name].append(loss)
             seconds[name].append(elapsed)
     difference = max(abs(a - b) / abs(b) for a, b in zip(losses["fast"], losses["plain"], strict=True))
-    # The first steps warm the allocator and the caches of both.
+    # The first steps warm up the allocator and the caches of both models.
     warm = min(3, steps - 1)
     medians = {name: statistics.median(values[warm:]) for name, values in seconds.items()}
     return TrainingComparison(medians["fast"], medians["plain"], steps, difference, losses["fast"], losses["plain"])
@@ -130,7 +130,7 @@ def compare_training(
 
 @torch.no_grad()
 def compare_sampling(model: NADE | MADE, count: int) -> SamplingComparison:
-    """Draws `count` images with both, in turns, from the same parameters."""
+    """Draws `count` images with both models, in turns, from the same parameters."""
     plain = plain_twin(model)
     timings = interleave(
         {"fast": lambda: model.sample(count), "plain": lambda: plain.sample(count)},

@@ -19,7 +19,7 @@ DRAWN = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model of the family at 8 x 8, and a training of it that was chosen on the validation part."""
+    """A model of the family at 8 x 8, and training settings that were chosen on the validation part."""
 
     make: type[AutoregressiveModel]
     arguments: dict
@@ -53,7 +53,7 @@ def make_models(images: Images, names: tuple[str, ...]) -> dict[str, Autoregress
 
 
 def save_samples(path: Path, table: Comparison, test: Tensor, seed: int) -> None:
-    """A line of samples of each model under a line of test images, each with its name."""
+    """A line of samples of each model below a line of test images, each with its name."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,10 +77,10 @@ def save_samples(path: Path, table: Comparison, test: Tensor, seed: int) -> None
 @click.option(
     "--model", "names", type=click.Choice(list(RECIPES)), multiple=True, default=list(RECIPES), help="May be repeated."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Most epochs to train, instead of each model's own.")
-@click.option("--rows", type=click.IntRange(1), help="Train on the first so many images.")
-@click.option("--seed", type=int, default=0, help="Of the split, the batches and the samples.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Where table and picture go.")
+@click.option("--epochs", type=click.IntRange(1), help="Train at most this many epochs, instead of each model's own.")
+@click.option("--rows", type=click.IntRange(1), help="Train on this many images, the first ones.")
+@click.option("--seed", type=int, default=0, help="Seed of the split, the batches and the samples.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder of the table and picture.")
 def main(data, names, epochs, rows, seed, out):
     """Trains the models of the family on binarized digits: one table, and one picture with samples of each."""
     try:

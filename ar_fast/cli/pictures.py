@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def grid(images: Tensor, columns: int, *, zoom: int = 2, gap: int = 2, marked_rows: int | None = None) -> np.ndarray:
-    """(N, height, width) of 0 and 1 -> one grey picture, ink dark on light paper, `columns` images to a line.
+    """(N, height, width) of 0 and 1 -> one grey picture, dark ink on light paper, `columns` images to a line.
 
-    The first `marked_rows` rows of every image are tinted: that part was given, not drawn.
+    The first `marked_rows` rows of every image are tinted: they were given, not drawn.
     """
     values = images.detach().float().cpu().numpy()
     count, height, width = values.shape

@@ -1,4 +1,4 @@
-"""The demo's last words: a table that a person can read."""
+"""The demo's report: a table for people."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ..tasks._table import aligned
 
 
 def environment(device: torch.device) -> dict:
-    """What the figures depend on."""
+    """The environment that the figures depend on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

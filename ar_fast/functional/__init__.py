@@ -1,9 +1,9 @@
-"""The ops as functions: names, keyword arguments and documentation over the compiled library.
+"""The ops as functions: names, keyword arguments and documentation for the compiled library.
 
-Each call takes the fastest entry point: the pybind11 module eagerly, ``torch.ops`` under ``torch.compile``, and the
-plain-torch reference of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched, which is under
-``torch.func`` transforms and for tensors with a tangent of ``torch.autograd.forward_ad``; also under
-``AR_FAST_BACKEND=reference``. A reference says once that it runs.
+Each call takes the fastest entry point: the pybind11 module in eager mode, and ``torch.ops`` under ``torch.compile``. A
+call runs the plain-torch reference of ``ar_fast.reference`` where a compiled op cannot be differentiated or batched
+(under ``torch.func`` transforms, and for tensors with a tangent of ``torch.autograd.forward_ad``), and under
+``AR_FAST_BACKEND=reference``. A warning says once that a reference runs.
 """
 
 from ._call import call as call

@@ -1,4 +1,4 @@
-"""Which implementation answers a call of an op."""
+"""Chooses which implementation runs a call of an op."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["call", "transformed"]
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """The op ``name`` with its schema's arguments, through the entry point that serves it."""
-    # None also while torch.compile traces; peek_interpreter_stack is not None there.
+    """Calls the op ``name`` with its schema's arguments, through the entry point that can run it."""
+    # This is None also while torch.compile traces, whereas peek_interpreter_stack is not None there.
     if torch._C._functorch.maybe_current_level() is not None:
         return _fallback.call(name, "under torch.func transforms", *arguments)
-    # Outside of forward_ad.dual_level no tensor has a tangent, and none is looked at.
+    # Outside forward_ad.dual_level no tensor can have a tangent, so none is checked.
     if forward_ad._current_level >= 0 and _any_tangent(arguments):
         return _fallback.call(name, "under forward-mode AD", *arguments)
     entry_point = _library.entry_point(name)

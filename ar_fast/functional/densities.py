@@ -32,13 +32,13 @@ def nade(
     with W = in_weight, c = in_bias, V = out_weight, b = out_bias, f = activation and s = activation_scale.
 
     Args:
-        x: (B, D). Bool, integer, or floating of the dtype of in_weight or of the compute dtype. Where in_weight has
-            D rows, x scales the row of its variable; where it has more, or in_offsets is given, an integer x gathers
-            one of the rows of its variable. A floating x with in_offsets holds both: categories for variables of
-            several rows, values for those of one.
+        x: (B, D). Bool, integer, or floating with in_weight's dtype or the compute dtype. If in_weight has D rows, x
+            scales the row of its variable; if it has more, or in_offsets is given, an integer x selects one of the rows
+            of its variable. A floating x with in_offsets holds both: categories for variables with several rows, values
+            for variables with one.
         in_weight: (R_in, H), float32, float64, bfloat16 or float16.
-        in_bias: (H) or (B, H), in in_weight's dtype, as all that follow.
-        out_weight: (R_out, H), one row per parameter; R_out / D rows per variable, or as out_offsets says.
+        in_bias: (H) or (B, H), in in_weight's dtype, as are all tensors below.
+        out_weight: (R_out, H), one row per parameter: R_out / D rows per variable, or as out_offsets says.
         out_bias: (R_out).
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
@@ -90,16 +90,16 @@ def nade_log_prob(
 
     .. math:: \log p(x) = \sum_i \log p_{\mathrm{head}}(x_i; \theta_i)
 
-    with the parameters :math:`\theta` of :func:`nade` and the head of :func:`head_log_prob`. Where a gradient is wanted
-    and the parameters of the batch exceed 64 MiB they are not kept but computed again, some rows at a time. Under
-    torch.compile that is decided where the size of the batch is known; those of a batch of any size (``dynamic``) are
-    kept, B R_out numbers.
+    with the parameters :math:`\theta` of :func:`nade` and the head of :func:`head_log_prob`. If a gradient is required
+    and the parameters of the batch exceed 64 MiB, they are not kept but computed again in the backward pass, some rows
+    at a time. Under torch.compile this is decided if the size of the batch is known; for a batch of any size
+    (``dynamic``) the B R_out parameters are kept.
 
     Args:
-        x: (B, D), values as the head wants them; dtypes and in_weight rows as in :func:`nade`.
+        x: (B, D), values that the head supports; dtypes and in_weight rows as in :func:`nade`.
         in_weight: (R_in, H).
         in_bias: (H) or (B, H).
-        out_weight: (R_out, H), for each variable as many rows as the head has parameters.
+        out_weight: (R_out, H); each variable has as many rows as the head has parameters.
         out_bias: (R_out).
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
@@ -107,7 +107,7 @@ def nade_log_prob(
         activation_scale: (D); None is 1.
         activation: "sigmoid", "tanh" or "relu".
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
         per_variable: return each variable's term instead of their sum.
@@ -151,16 +151,16 @@ def head_log_prob(
             \big(F(\tfrac{x + g - \mu_k}{e^{s_k}}) - F(\tfrac{x - g - \mu_k}{e^{s_k}})\big),
             \quad g = 1 / (\mathrm{levels} - 1)
 
-    with F the sigmoid. A variable's parameters lie side by side: one logit; K logits; or K logits, K means, K
-    log-scales. The bins of logistic_mixture lie on the grid of ``levels`` values from -1 to 1, those at the ends open.
-    Every parameter that the dtype can hold has a finite log-likelihood and finite gradients.
+    where F is the sigmoid. A variable's parameters lie side by side: one logit; K logits; or K logits, K means, K
+    log-scales. The bins of logistic_mixture lie on the grid of ``levels`` values from -1 to 1; the first and the last
+    bin are open. All parameters that the dtype can hold have a finite log-likelihood and finite gradients.
 
     Args:
         parameters: (B, R_out), float32 or float64.
-        x: (B, D), bool, integer or floating: in [0, 1]; a category; real; on the grid.
+        x: (B, D), bool, integer or floating: a value in [0, 1], a category, a real value, or a value on the grid.
         offsets: (D + 1) int64, the first parameter of each variable; None is R_out / D each.
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
 

@@ -19,13 +19,14 @@ def masked_linear(
     activation: str | None = None,
     algorithm: str = "auto",
 ) -> Tensor:
-    r"""A linear map with masked weights, and the activation behind it.
+    r"""A linear map with masked weights and an optional activation.
 
     .. math:: y = f\big(x (W \odot M)^T + b\big)
 
-    Masked weights have no effect whatever they hold, NaN included, and get a gradient of exactly zero. Nor do they see
-    their input: a NaN or infinity in it reaches the outputs whose mask allows it and no others, at every batch size
-    (docs/masks.md says where not). Only the unmasked part is computed, and nothing of the weight's size is written.
+    Masked weights have no effect whatever they hold, including NaN, and get a gradient of exactly zero. They do not
+    read their input either: a NaN or infinity in the input reaches only the outputs whose mask allows it, at every
+    batch size (docs/masks.md lists the exceptions). Only the unmasked part is computed, and nothing as large as the
+    weight is written.
 
     Args:
         input: (..., I) in weight's dtype.
@@ -33,13 +34,13 @@ def masked_linear(
         mask: an :class:`ar_fast.Mask` of O outputs and I inputs on weight's device.
         bias: (O), or None.
         activation: f: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu", each with torch's
-            default arguments, in the same pass over the sums (on CUDA for more than 8 rows: the first and the last of
-            them); None is the identity.
+            default arguments; None is the identity. f is applied in the same pass as the sums (on CUDA with more than 8
+            rows, only the first and the last of these names).
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., O) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``. On CUDA
-        float32 may be rounded to TF32 in products where torch's settings allow it to ``F.linear``.
+        (..., O) in weight's dtype; 16-bit dtypes are summed in float32. Under autocast it behaves as ``F.linear``. On
+        CUDA, products of float32 may be rounded to TF32 if torch's settings allow this for ``F.linear``.
 
     Raises:
         TypeError: if mask is not a Mask.
@@ -58,13 +59,13 @@ def masked_linear(
 
 
 def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *, algorithm: str = "auto") -> Tensor:
-    r"""The other way through a masked linear map: the gradient of :func:`masked_linear` by its input.
+    r"""The gradient of :func:`masked_linear` with respect to its input.
 
     .. math:: dx = dy \, (W \odot M)
 
-    Also a masked linear map in its own right, for weights that are stored with a row per input: those of FVSBN are. A
-    NaN or infinity in grad_output reaches the inputs that its output sees, and no others.
-    Differentiable any number of times, as :func:`masked_linear` is.
+    It is also useful as a masked linear map for weights that are stored with one row per input, as those of FVSBN are.
+    A NaN or infinity in grad_output reaches only the inputs that its output sees. It can be differentiated any number
+    of times, as :func:`masked_linear` can.
 
     Args:
         grad_output: (..., O) in weight's dtype.
@@ -73,8 +74,8 @@ def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *,
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
-        (..., I) in weight's dtype; sums are in float32 for 16-bit dtypes. Under autocast as ``F.linear``, TF32 as
-        for :func:`masked_linear`.
+        (..., I) in weight's dtype; 16-bit dtypes are summed in float32. Autocast and TF32 act as in
+        :func:`masked_linear`.
 
     Raises:
         TypeError: if mask is not a Mask.

@@ -1,4 +1,4 @@
-"""The op that draws with recurrent networks."""
+"""The op that samples from recurrent networks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["RnnSample", "rnn_sample"]
 
 
 class RnnSample(NamedTuple):
-    """What :func:`rnn_sample` returns, and what a next call goes on from.
+    """What :func:`rnn_sample` returns, and what a following call continues from.
 
     Attributes:
         values: (B, stop - start) by position, in the compute dtype.
         log_prob: (B) float64, nats of the drawn variables at temperature 1, without top_k and top_p.
-        state: (L, B, H), after the values before the last one.
+        state: (L, B, H), the state after all values except the last one.
         cell_state: (L, B, H) of an LSTM, else None.
-        last: (B), the value at position stop - 1, which state has not seen.
-        finished: (B) bool: rows that go on no further.
+        last: (B), the value at position stop - 1, which is not in state yet.
+        finished: (B) bool: rows that are finished and draw nothing more.
     """
 
     values: Tensor
@@ -65,15 +65,15 @@ def rnn_sample(
     stop_token: int = -1,
     algorithm: str = "auto",
 ) -> RnnSample:
-    r"""Draws positions start ... stop-1 of a recurrent model: every step of a run in one call.
+    r"""Draws positions start ... stop-1 of a recurrent model: one call runs all steps.
 
     .. math::
         h^0_p = \mathrm{cell}\big(U x_{p-1} + c, \; h^0_{p-1}\big), \quad
         h^l_p = \mathrm{cell}\big(W^l h^{l-1}_p + b^l, \; h^l_{p-1}\big), \quad
         \theta_p = V h^{L-1}_p + d, \quad x_p \sim p_{\mathrm{head}}(\cdot; \theta_p)
 
-    The cells are those of torch.nn, with its gates in its order: with a = W x + b of the input and s = W h + b of the
-    state, of each gate,
+    The cells and the order of their gates are those of torch.nn. For each gate, a = W x + b comes from the input and
+    s = W h + b from the state:
 
     .. math::
         \mathrm{gru}: \; & n = \tanh(a_n + \sigma(a_r + s_r) \, s_n), \quad
@@ -82,47 +82,47 @@ def rnn_sample(
             h' = \sigma(a_o + s_o) \tanh(k') \\
         \mathrm{rnn}: \; & h' = \tanh(a + s), \qquad \mathrm{rnn\_relu}: \; h' = \max(a + s, 0)
 
-    The product of the first layer with every input that there is comes as a table. The first variable of a run has no
-    value before it: its input is zero. A known variable is taken and not drawn, so a prompt is given variables. The
-    draws are those of :func:`nade_sample`, with the random counter's variable first_position + i. A row does not depend
-    on the other rows, nor on where a run is cut into calls, bit for bit. Nothing is differentiated.
+    The first layer's products with all possible inputs are given as a table. The first variable of a run has no value
+    before it: its input is zero. A known variable is taken from given and not drawn, so a prompt is a set of known
+    variables. The draws are those of :func:`nade_sample`; the random counter's variable is first_position + i. A row's
+    result does not depend on the other rows or on how a run is cut into calls, bit for bit. The op has no gradient.
 
     Args:
-        state: (L, B, H) in the compute dtype: the state of each layer, zeros in a run that begins. Not modified.
-        last: (B) in the compute dtype: the value before start, a category by its number. In a run that begins
-            (first_position + start = 0) it is not read.
-        in_table: U by columns, (V, G H), in the dtype of the weights or the compute dtype; G = 3, 4, 1 and 1 gates.
-            With a categorical head, a row for each of its V = K categories, and a value gathers its row; else V = 1,
-            and a value scales the row.
-        in_bias: c, (G H), or (B, G H) where each row has a context; either dtype.
+        state: (L, B, H) in the compute dtype: the state of each layer, zeros at the start of a run. Not modified.
+        last: (B) in the compute dtype: the value before start, a category by its number. It is not read at the start of
+            a run (first_position + start = 0).
+        in_table: the columns of U as rows, (V, G H), in the dtype of the weights or the compute dtype; G = 3, 4, 1 and
+            1 gates. With a categorical head there is a row for each of its V = K categories, and a value selects its
+            row; else V = 1, and a value scales the row.
+        in_bias: c, (G H), or (B, G H) if each row has a context; in either of those two dtypes.
         recurrent_weights: for each layer (G H, H), torch's weight_hh; float32, float64, bfloat16 or float16.
         recurrent_biases: for each layer (G H), torch's bias_hh; either dtype.
         out_weight: V, (K, H): as many rows as the head has parameters, the same for every variable.
         out_bias: d, (K); either dtype.
         seed: key of the random numbers.
         cell: "gru", "lstm", "rnn" (tanh) or "rnn_relu".
-        variables: D; None is that of order or of given, else stop.
+        variables: D; None takes it from order or given, else from stop.
         cell_state: (L, B, H) in the compute dtype, of an LSTM; None elsewhere. Not modified.
-        finished: (B) bool: rows that draw nothing more; None is none.
+        finished: (B) bool: rows that draw nothing more; None means that no row is finished.
         in_weights: for each layer after the first (G H, H), torch's weight_ih.
         in_biases: for each layer after the first (G H), torch's bias_ih; either dtype.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
-        limits: (B) int64: a row is finished once it has so many positions, counted from position 0; None is no limit.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
+        limits: (B) int64: a row is finished once it has this many positions, counted from position 0; None is no limit.
         head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         first_index: sample index of row 0.
         first_position: how many variables of the run lie before position 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
-        top_k: > 0 draws from the top_k likeliest categories only, of equally likely ones the first; 0 from all.
-        top_p: < 1 draws from the fewest of them whose probability at this temperature reaches top_p, the likeliest
-            first and one at least.
+        temperature: > 0, changes the draw but not log_prob.
+        top_k: > 0 draws only from the top_k likeliest categories, ties in favour of the first; 0 draws from all.
+        top_p: < 1 draws from the fewest of these categories whose total probability at this temperature reaches top_p,
+            in descending order of probability and at least one.
         stop_token: a row that draws this category is finished; -1 is none.
-        algorithm: "auto"; on CUDA also "block", whose blocks of threads have rows of their own, or "grid", whose blocks
-            share out the units; see ``ar_fast.explain``.
+        algorithm: "auto"; on CUDA also "block", where each block of threads has its own rows, or "grid", where the
+            blocks share the units; see ``ar_fast.explain``.
 
     Returns:
         values, log_prob, state, cell_state, last and finished, an :class:`RnnSample`. A row that is finished keeps its

@@ -1,4 +1,4 @@
-"""The ops that draw: one for each family of models without recurrence."""
+"""The sampling ops: one for each family of models without recurrence."""
 
 from __future__ import annotations
 
@@ -49,33 +49,33 @@ def nade_sample(
     .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_i), \quad i = \mathrm{order}[p]
 
     with the parameters of :func:`nade` and the uniform numbers of Philox at key seed and counter
-    (first_index + row, variable, slot); csrc/kernels/head.h says how a draw follows from them, and what temperature
-    does. A row does not depend on the other rows. Nothing is differentiated.
+    (first_index + row, variable, slot). csrc/kernels/head.h defines how a value is drawn from them, and what
+    temperature does. A row's result does not depend on the other rows. The op has no gradient.
 
     Args:
         state: (B, H) in the compute dtype: the pre-activations at position start. At position 0 they are in_bias; for
-            later positions they are what the call up to there returned. Not modified.
+            later positions they are what the previous call returned. Not modified.
         in_weight: (R_in, H): D rows, scaled by the drawn values, or a row for each category of each variable.
-        out_weight: (R_out, H), for each variable as many rows as the head has parameters.
+        out_weight: (R_out, H); each variable has as many rows as the head has parameters.
         out_bias: (R_out).
         seed: key of the random numbers.
-        variables: D; None is that of the offsets or of order, else R_in.
+        variables: D; None takes it from the offsets or order, else it is R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
         out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each. A variable
             without rows is an input only, and must be known.
         activation_scale: (D); None is 1.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
         activation: "sigmoid", "tanh" or "relu".
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by variable, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw but not log_prob.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -126,23 +126,24 @@ def offset_nade_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Draws the variables at positions start ... stop-1 of a NADE whose input weights are tied by offset.
 
-    Position p is channel p mod C of pixel p // C; pixels lie row by row. With t over the taps of a pixel's
-    neighbourhood that lie on the grid, and s over channels,
+    Position p is channel p mod C of pixel p // C; pixels lie row by row. The sums below run over the taps t of a
+    pixel's neighbourhood that lie on the grid, and over the channels s:
 
     .. math::
         a = c + \sum_{t, s} x_{t, s} W_{t, s} + \sum_{s < \mathrm{channel}} x_s W_{T, s}, \quad
         \theta = b + V f(a), \quad x \sim p_{\mathrm{head}}(\cdot; \theta)
 
-    A pixel's neighbourhood is the ``up`` rows above, ``side`` columns to each side, and the ``side`` pixels to the
-    left: T = up (2 side + 1) + side taps, row by row. The sum over it is taken once for all channels of a pixel.
-    The draws are those of :func:`nade_sample`. A row does not depend on the other rows. Nothing is differentiated.
+    A pixel's neighbourhood consists of the ``up`` rows above, with ``side`` columns to each side, and the ``side``
+    pixels to the left: T = up (2 side + 1) + side taps, row by row. The sum over it is computed once for all channels
+    of a pixel. The draws are those of :func:`nade_sample`. A row's result does not depend on the other rows. The op has
+    no gradient.
 
     Args:
         state: (B, (up columns + side) C + C - 1) in the compute dtype: the values at the positions before start, the
-            last one last. At position 0 anything; for later positions what the call up to there returned. Not
-            modified.
+            last position last. At position 0 it may hold anything; for later positions it is what the previous call
+            returned. Not modified.
         in_weight: ((T C + C - 1) V, H): W, by tap, then channel, then value; the last C - 1 inputs are the earlier
-            channels of the pixel itself. V is K for "categorical", whose values gather a row, else 1.
+            channels of the pixel itself. V is K for "categorical", where a value selects a row, else 1.
         in_bias: (H) or (B, H), in in_weight's dtype or the compute dtype.
         out_weight: (C K, H), as many rows for each channel as the head has parameters; or (D K, H), by variable.
         out_bias: (C K) or (D K).
@@ -151,15 +152,15 @@ def offset_nade_sample(
         seed: key of the random numbers.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
-        shared_output: out_weight is by channel; else by variable.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
+        shared_output: whether out_weight is by channel; otherwise it is by variable.
         activation: "sigmoid", "tanh" or "relu".
         head: "bernoulli", "categorical", "gaussian_mixture" or "logistic_mixture".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw but not log_prob.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -186,12 +187,12 @@ def offset_nade_sample(
 
 
 class MlpLayer(NamedTuple):
-    """A layer of the program of :func:`masked_mlp_sample`. Value 0 is the columns, value l + 1 what layer l gives.
+    """A layer of the program of :func:`masked_mlp_sample`. Value 0 is the columns, value l + 1 the result of layer l.
 
     Attributes:
-        sources: the value that each term reads; two terms at most, and none where a value is added.
-        add: the value added, of as many units; None adds nothing.
-        activated: apply the activation.
+        sources: the value that each term reads; at most two terms, and none where a value is added.
+        add: the value that is added; it must have as many units. None adds nothing.
+        activated: whether the activation is applied.
 
     Example:
         >>> MlpLayer((0,), activated=False).numbers()
@@ -246,50 +247,52 @@ def masked_mlp_sample(
         v_{l+1}[u] = f\Big(b_l[u] + \sum_t \sum_{k < e_t[u]} W_t[u, k] v_{s_t}[k] + v_{a_l}[u]\Big),
         \quad v_0 = x \text{ by position}
 
-    for the layers l of a program: up to two terms t, each of one value before it, perhaps a value added, and f the
-    activation or nothing. Without a program the layers are a plain stack with a linear last layer. The units of the
-    last layer are the parameters of the head by position. A variable with one column in v_0 is there by its value, one
-    with several by a one in the column of its category. Each unit is computed once, when the last variable it sees is
-    known, so the arithmetic in all is that of one masked forward pass. The draws are those of :func:`nade_sample`.
+    for the layers l of a program: each has up to two terms t, which read one earlier value each, an optional value that
+    is added, and f, the activation or the identity. Without a program the layers are a plain stack with a linear last
+    layer. The units of the last layer are the parameters of the head by position. In v_0 a variable with one column is
+    represented by its value, a variable with several columns by a one in the column of its category. Each unit is
+    computed once, when the last variable it sees is known, so all the arithmetic together is that of one masked forward
+    pass. The draws are those of :func:`nade_sample`.
 
     Without hidden layers the network is a linear model for every variable, an FVSBN. Its one weight may then be stored
-    ``by_input``, so that a drawn value is added to the parameters after it from contiguous weights, and a zero costs
-    nothing: that is the faster way to draw few rows, or mostly zeros. It draws the same samples on the CPU, and is
-    not implemented on CUDA, where the model :class:`ar_fast.models.FVSBN` draws through an op of its own.
+    ``by_input``, so that adding a drawn value to the parameters after it reads contiguous weights, and a zero costs
+    nothing: this is faster for few rows, or for mostly zeros. On the CPU it draws the same samples. On CUDA it is not
+    implemented: there the model :class:`ar_fast.models.FVSBN` uses another op, :func:`fvsbn_sample`.
 
     Args:
         state: (B, R_in + units of all layers but the last) in the compute dtype: the columns of v_0, then the layers'
-            values. Zeros at position 0; later what the call up to there returned. Not modified.
+            values. Zeros at position 0; later it is what the previous call returned. Not modified.
         weights: one for each term, in the order of the program, (units, units of the value it reads): the columns of
             v_0 and the units of the last layer by position, other units by ascending degree.
         biases: one for each layer, (units), or (B, units) in the compute dtype, or (0) for none.
-        extents: one for each term, (units) int32: how many units of the value it reads a unit sees, never decreasing.
-            None at all ``by_input``: a unit sees the columns of all positions before its own.
-        unit_ends: one for each layer but the last, (D) int32: how many of its units are computable once the first p
+        extents: one for each term, (units) int32: how many units of the value that the term reads each unit sees, never
+            decreasing. ``by_input`` takes none: a unit sees the columns of all positions before its own.
+        unit_ends: one for each layer except the last, (D) int32: how many of its units can be computed once the first p
             variables are known.
-        program: an :class:`MlpLayer` for each layer; None is a plain stack of as many as there are weights.
+            variables are known.
+        program: an :class:`MlpLayer` for each layer; None is a plain stack with one layer per weight.
         seed: key of the random numbers.
-        variables: D; None is that of the offsets, of order or of unit_ends, else R_in.
+        variables: D; None takes it from the offsets, order or unit_ends, else it is R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
-        in_offsets: (D + 1) int64, the first column of each position; None is R_in / D each. A variable of a categorical
-            head has one column, or one for each category; any other one column.
+        in_offsets: (D + 1) int64, the first column of each position; None is R_in / D each. A variable with a
+            categorical head has one column, or one for each category; any other variable has one column.
         out_offsets: (D + 1) int64, the first output row of each position; None is R_out / D each.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by position, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw but not log_prob.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
-        by_input: the one weight is (R_in, R_out), from the last position to the first; a variable's own rows, and its
-            own columns, ascend. What is masked, the columns from a row's own variable on, has no effect. With a
-            categorical head a variable has a row for each category, also where that is one. An input that is zero is
-            left out: weights that are not finite have no effect then.
+        by_input: the one weight is (R_in, R_out), from the last position to the first; the rows of one variable ascend,
+            and so do its columns. The masked part of a row, its own variable's columns and all after them, has no
+            effect. With a categorical head a variable has one row per category, even if it has one category. Inputs
+            that are zero are skipped, so weights that are not finite have no effect there.
 
     Returns:
         values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
@@ -343,37 +346,37 @@ def fvsbn_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Draws the variables at positions start ... stop-1 of a fully visible belief network, on CUDA.
 
-    On the CPU :func:`masked_mlp_sample` with ``by_input=True`` draws the same, and there this op has no kernel; the
-    reference has one for any device.
+    On the CPU :func:`masked_mlp_sample` with ``by_input=True`` draws the same samples; this op has no CPU kernel. The
+    reference runs on any device.
 
     .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_p), \quad \theta_p = b_p + \sum_{j < p} x_{\mathrm{order}[j]}
         W_{jp}, \quad i = \mathrm{order}[p]
 
-    Each value is pushed into the parameters of the variables after it, and a zero costs nothing. Everything is stored
-    by place, and place q is position D-1-q: row q of weight holds what the input at place q adds to the parameters of
-    places 0 ... q-1; the rest of the row has no effect. With a categorical head each category has a row of its own. The
+    Each value is added into the parameters of the variables after it, and a zero costs nothing. Everything is stored by
+    place, where place q is position D-1-q: row q of weight holds what the input at place q adds to the parameters of
+    places 0 ... q-1; the rest of the row has no effect. With a categorical head each category has its own row. The
     draws are those of :func:`nade_sample`.
 
     Args:
-        state: (B, R_out) in the compute dtype, the parameters by place: bias at position 0; for later positions what
-            the call up to there returned. Not modified.
+        state: (B, R_out) in the compute dtype, the parameters by place: the bias at position 0; for later positions
+            what the previous call returned. Not modified.
         weight: (R_in, R_out), float32, float64, bfloat16 or float16; R_in is R_out for "categorical" and D otherwise.
         seed: key of the random numbers.
-        variables: D; None is that of offsets or of order, else R_in.
+        variables: D; None takes it from offsets or order, else it is R_in.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         offsets: (D + 1) int64, the first parameter of each place; None is R_out / D each.
-        in_offsets: (D + 1) int64, the first weight row of each place, for a per_variable head: a category has as many
-            as parameters, another variable has one. None elsewhere.
+        in_offsets: (D + 1) int64, the first weight row of each place, for a per_variable head: a categorical variable
+            has as many rows as parameters, any other variable has one. None elsewhere.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by place, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw but not log_prob.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:
@@ -416,39 +419,40 @@ def armlp_sample(
     temperature: float = 1.0,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Draws the variables at positions start ... stop-1 of a model with a network of its own for every variable.
+    r"""Draws the variables at positions start ... stop-1 of a model with a separate network for every variable.
 
     .. math:: x_i \sim p_{\mathrm{head}}(\cdot; \theta_p), \quad
         \theta_p = b_p + V_p \, f\big(c_p + \sum_{j < p} x_{\mathrm{order}[j]} W_{pj}\big), \quad i = \mathrm{order}[p]
 
-    Each network is evaluated once, from the values before it that are not zero. Everything is stored by position, and
-    networks in blocks of 8: for input row r, network p has row block_starts[p // 8] + r n + p % 8 of in_weight, n the
-    networks of its block; a block has input rows as far as its last network sees. An input row belongs to a variable,
-    or with a categorical head to a category of one. The draws are those of :func:`nade_sample`.
+    Each network is evaluated once, from the nonzero values before it. Everything is stored by position, and networks
+    are stored in blocks of 8: the weights of network p for input row r are row block_starts[p // 8] + r n + p % 8 of
+    in_weight, where n is the number of networks in its block. A block has the input rows that its last network sees. An
+    input row belongs to a variable, or with a categorical head to one category of it. The draws are those of
+    :func:`nade_sample`.
 
     Args:
         state: (B, D) in the compute dtype, by position: the values before start; the others are ignored. Not modified.
         in_weight: (rows, H), float32, float64, bfloat16 or float16.
         block_starts: (ceil(D / 8) + 1) int64, the first row of in_weight of each block.
         in_bias: (D, H) or (B, D, H), in the dtype of in_weight or in the compute dtype.
-        out_weight: (R_out, H), for each position as many rows as the head has parameters.
+        out_weight: (R_out, H); each position has as many rows as the head has parameters.
         out_bias: (R_out), in the dtype of in_weight or in the compute dtype.
         seed: key of the random numbers.
         order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
         offsets: (D + 1) int64, the first parameter of each position; None is R_out / D each.
-        in_offsets: (D + 1) int64, the first input row of each position, for a per_variable head: a category has as many
-            as parameters, another variable has one. None elsewhere.
+        in_offsets: (D + 1) int64, the first input row of each position, for a per_variable head: a categorical variable
+            has as many rows as parameters, any other variable has one. None elsewhere.
         given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take given and do not draw.
+        known: (B, D) bool, by variable: take the value from given and do not draw.
         activation: "sigmoid", "tanh" or "relu".
         head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
-        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by position, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
         first_index: sample index of row 0.
         start: first position.
         stop: the position after the last; None is D.
-        temperature: > 0, changes the draw and leaves log_prob alone.
+        temperature: > 0, changes the draw but not log_prob.
         algorithm: "auto" or the name of one path; see ``ar_fast.explain``.
 
     Returns:

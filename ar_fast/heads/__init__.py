@@ -1,7 +1,7 @@
 """Heads: the family of distributions that the conditionals p(x_i | x_<i) are taken from.
 
-A head says what the parameters of a variable mean. A model gives each variable ``counts`` of them, side by side; the
-arithmetic, and what temperature does to a draw, is written down in csrc/kernels/head.h and in ``ar_fast.reference``.
+A head says what the parameters of a variable mean. A model gives each variable ``counts`` of them, side by side.
+csrc/kernels/head.h and ``ar_fast.reference`` define the arithmetic, and how temperature changes a draw.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def from_config(config: dict[str, Any]) -> Head:
     """The head that ``config()`` described.
 
     Raises:
-        ValueError: if there is no such head, or its arguments are not its own.
+        ValueError: if there is no such head, or it does not take these arguments.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)

@@ -18,8 +18,8 @@ __all__ = ["Head"]
 
 
 def _comparable(x: Tensor) -> Tensor:
-    """The same values in a dtype that has every bound: a comparison takes a number into the dtype of x, where 256 is 0
-    in uint8 and 257 is 256 in bfloat16."""
+    """The same values in a dtype that can hold every bound: a comparison casts a number to the dtype of x, where 256
+    becomes 0 in uint8 and 257 becomes 256 in bfloat16."""
     if not x.is_floating_point():
         return x.long()
     return x.float() if x.dtype.itemsize == 2 else x
@@ -44,7 +44,7 @@ def one_hot(x: Tensor, bound: int, dtype: torch.dtype) -> Tensor:
 
 
 class IntegerInterval(constraints.integer_interval):
-    """torch's, for values of any dtype."""
+    """torch's constraint, for values of any dtype."""
 
     def check(self, value: Tensor) -> Tensor:
         return super().check(_comparable(value))
@@ -60,7 +60,7 @@ class Head(abc.ABC):
 
     @abc.abstractmethod
     def counts(self, variables: int) -> int | list[int]:
-        """How many parameters a variable has: one number where all have as many, else one for each variable.
+        """How many parameters a variable has: one number if all have the same, else one number for each variable.
 
         Raises:
             ValueError: if the head was made for another number of variables.
@@ -78,11 +78,11 @@ class Head(abc.ABC):
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
         """Bool, the shape of x (..., D): True where a value is outside the support or NaN.
 
-        ``upper`` broadcasts against x: the number of categories of each value's variable, where they differ.
+        ``upper`` broadcasts against x: the number of categories of each value's variable, if they differ.
         """
 
     def supports(self, x: Tensor, upper: Tensor | None = None) -> bool:
-        """Whether no value violates the support, in as few passes over x as it takes."""
+        """Whether all values are in the support, in as few passes over x as possible."""
         return not bool(self.violation(x, upper).any())
 
     @abc.abstractmethod
@@ -91,21 +91,21 @@ class Head(abc.ABC):
 
     @abc.abstractmethod
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
-        """Expected values (D) -> parameters (D, K) that have them: a good start for the output bias.
+        """Expected values (D) -> parameters (D, K) that have these means: a good start for the output bias.
 
-        (R_out) where variables differ in K.
+        The result is (R_out) if variables differ in K.
         """
 
     def initial_parameters(self, variables: int) -> Tensor | None:
-        """Parameters that a mixture had better start from, as ``parameters_from_mean`` has them; else None."""
+        """Parameters from which a mixture should start, shaped as in ``parameters_from_mean``; else None."""
         return None
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """parameters (..., D, K), or (..., R_out) where K differs; x (..., D) -> nats of each variable (..., D)."""
+        """parameters (..., D, K), or (..., R_out) if K differs; x (..., D) -> nats of each variable (..., D)."""
         return self.encoded_log_prob(parameters, self.encode(x, parameters.dtype))
 
     def encoded_log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """The same for x as ``encode`` gives it."""
+        """The same, for x as ``encode`` returns it."""
         variables = x.shape[-1]
         counts = self.counts(variables)
         flat = parameters.reshape(-1, counts * variables if isinstance(counts, int) else sum(counts))
@@ -121,14 +121,14 @@ class Head(abc.ABC):
         """Expected values.
 
         Args:
-            parameters: (..., D, K) as a model returns them, or (..., K) of one variable; (..., R_out) where K differs
-                from variable to variable, as every parameter below.
+            parameters: (..., D, K) as a model returns them, or (..., K) of one variable; (..., R_out) if K differs
+                from variable to variable. The same holds for every ``parameters`` below.
 
         Returns:
             (..., D), or (...) of one variable, in units of x; floating.
 
         Raises:
-            ValueError: for another number of parameters; for categories, which have no mean.
+            ValueError: for a wrong number of parameters; for categories, which have no mean.
 
         Example:
             >>> Bernoulli().mean(torch.zeros(2, 1))
@@ -137,11 +137,11 @@ class Head(abc.ABC):
         return self._each(parameters, lambda head, own: head._mean(own))
 
     def mode(self, parameters: Tensor) -> Tensor:
-        """The likeliest values; of equally likely ones the first.
+        """The likeliest values; ties go to the first.
 
-        Exact, except for a GaussianMixture of several components: there a local search goes uphill from each mean, and
-        the highest end wins (Carreira-Perpinan, "Mode-finding for mixtures of Gaussian distributions", TPAMI 2000).
-        Shapes and errors as ``mean``; bits, categories and levels as ``sample`` returns them.
+        Exact, except for a GaussianMixture of several components: there a local search climbs from each mean, and the
+        highest point wins (Carreira-Perpinan, "Mode-finding for mixtures of Gaussian distributions", TPAMI 2000).
+        Shapes and errors are those of ``mean``; bits, categories and levels have the dtypes that ``sample`` returns.
 
         Example:
             >>> Categorical(3).mode(torch.tensor([0.0, 2.0, 1.0]))
@@ -152,17 +152,17 @@ class Head(abc.ABC):
     def sample(
         self, parameters: Tensor, *, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """One draw from each distribution, by torch's generator: not the numbers that a model's ``sample`` takes.
+        """One draw from each distribution, by torch's generator: the numbers differ from those of a model's ``sample``.
 
-        Shapes and errors as ``mean``; categories and levels in int64, else the dtype of the parameters.
+        Shapes and errors are those of ``mean``; categories and levels are int64, others have the parameters' dtype.
 
         Args:
-            parameters: as of ``mean``.
+            parameters: as for ``mean``.
             temperature: > 0, as the head's class defines it.
             generator: None is torch's default generator.
 
         Raises:
-            ValueError: for another number of parameters, or a temperature that is not positive.
+            ValueError: for a wrong number of parameters, or a temperature that is not positive.
 
         Example:
             >>> GaussianMixture(2).sample(torch.zeros(4, 5, 6)).shape
@@ -173,7 +173,7 @@ class Head(abc.ABC):
         return self._each(parameters, lambda head, own: head._sample(own, temperature, generator))
 
     def of(self, variable: int) -> Head:
-        """The head of one variable: another one than this only where variables differ.
+        """The head of one variable; it differs from this head only if variables have different distributions.
 
         Example:
             >>> Categorical([2, 3]).of(1)
@@ -182,7 +182,7 @@ class Head(abc.ABC):
         return self
 
     def _each(self, parameters: Tensor, value_of: Callable[[OneKind, Tensor], Tensor]) -> Tensor:
-        """value_of(head, (..., K)) -> (...), for every variable where they differ."""
+        """Applies value_of(head, (..., K)) -> (...) to all variables at once, or to each one if they differ."""
         own = self._own_counts
         expected = self.counts(1) if own is None else sum(own)
         if parameters.dim() == 0 or parameters.shape[-1] != expected:
@@ -198,30 +198,30 @@ class Head(abc.ABC):
 
     @property
     def _own_counts(self) -> list[int] | None:
-        """The number of parameters of each variable, where the head was made for certain variables."""
+        """The number of parameters of each variable, if the head was made for certain variables."""
         return None
 
     def inputs(self, variables: int) -> list[int]:
-        """How many inputs of a network each variable is: one, its value, or one for each category."""
+        """How many inputs of a network each variable is: one (its value), or one for each category."""
         return [1] * variables
 
     def offsets(self, variables: int, device: torch.device | str | None = None) -> Tensor | None:
-        """(D + 1) int64, the first parameter of each variable; None where all have as many."""
+        """(D + 1) int64, the first parameter of each variable; None if all have the same number."""
         counts = self.counts(variables)
         if isinstance(counts, int):
             return None
         return torch.tensor([0, *counts], device=device).cumsum(0)
 
     def kinds(self, variables: int, device: torch.device | str | None = None) -> Tensor | None:
-        """(D, 2) int64, each variable's head as the ops number them, and its levels; None where all have one."""
+        """(D, 2) int64, the number of each variable's head in the ops, and its levels; None if all have one head."""
         return None
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the ops take for x (..., D); dtype is that of the parameters."""
+        """x (..., D) as the ops take it; dtype is that of the parameters."""
         return x
 
     def decode(self, values: Tensor) -> Tensor:
-        """x from what the ops draw, (..., D)."""
+        """x from the values that the ops draw, (..., D)."""
         return values
 
     def __eq__(self, other: object) -> bool:

@@ -38,7 +38,7 @@ class Bernoulli(OneKind):
         return (x != 0) & (x != 1)
 
     def supports(self, x: Tensor, upper: Tensor | None = None) -> bool:
-        # 0 and 1 alone are their own squares, in floating point too, but for infinity, which this leaves as NaN.
+        # Only 0 and 1 equal their squares, in floating point too, except infinity, which this test turns into NaN.
         if x.is_floating_point():
             return not bool(torch.addcmul(x, x, x, value=-1).any())
         return torch.equal(x * x, x)

@@ -17,10 +17,10 @@ __all__ = ["Categorical"]
 
 
 class Categorical(OneKind):
-    """p(x = k) = softmax(logits)_k, x in 0 ... K-1; K logits a variable. Samples are int64.
+    """p(x = k) = softmax(logits)_k, x in 0 ... K-1; K logits per variable. Samples are int64.
 
-    Models feed a category by a weight row of its own, never as a number, so relabelling the categories changes nothing.
-    Temperature divides the logits.
+    A model gives each category its own weight row and never feeds it as a number, so relabelling the categories changes
+    nothing. Temperature divides the logits.
 
     Args:
         categories: K, or one K for each variable.

@@ -1,4 +1,4 @@
-"""The heads that are mixtures: of Gaussians for real variables, of logistic distributions for levels."""
+"""Mixture heads: of Gaussians for real variables, of logistic distributions for levels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .categorical import draw_category
 
 __all__ = ["GaussianMixture", "LogisticMixture"]
 
-# Steps uphill to a mode of a mixture of Gaussians. They slow down only where the density is all but flat.
+# Uphill steps to a mode of a mixture of Gaussians. They get slow only where the density is nearly flat.
 _MODE_STEPS = 200
 
 
@@ -39,7 +39,7 @@ class _Mixture(OneKind):
     def _draw_component(
         self, mean: Tensor, scale: Tensor, temperature: float, generator: torch.Generator | None
     ) -> Tensor:
-        """Draws from components of these means and scales."""
+        """Draws from components with these means and scales."""
 
     def initial_parameters(self, variables: int) -> Tensor:
         middle = (self.levels - 1) / 2 if self.levels else 0.0
@@ -47,11 +47,10 @@ class _Mixture(OneKind):
 
 
 class GaussianMixture(_Mixture):
-    r"""p(x) = sum_k softmax(logits)_k N(x; mean_k, scale_k^2), x real; K logits, K means, K log-scales a variable.
+    r"""p(x) = sum_k softmax(logits)_k N(x; mean_k, scale_k^2), x real; K logits, K means, K log-scales per variable.
 
-    Log-scales are cut off at -7 from below (a scale of 0.0009; no gradient there), so standardise the data:
-    ``model.standardize(data)``.
-    Temperature divides the logits and multiplies the variances.
+    Log-scales below -7 count as -7 (a scale of 0.0009) and get no gradient, so standardise the data:
+    ``model.standardize(data)``. Temperature divides the logits and multiplies the variances.
 
     Args:
         components: K.
@@ -75,7 +74,7 @@ class GaussianMixture(_Mixture):
         return ~x.isfinite()
 
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
-        """Components one standard deviation around the mean, of unit scale."""
+        """Components within one standard deviation around the mean, of unit scale."""
         spread = torch.linspace(-1, 1, self.components + 2, device=mean.device, dtype=mean.dtype)[1:-1]
         zeros = mean.new_zeros(*mean.shape, self.components)
         return torch.cat([zeros, mean.unsqueeze(-1) + spread, zeros], -1)
@@ -87,7 +86,7 @@ class GaussianMixture(_Mixture):
     def _mode(self, parameters: Tensor) -> Tensor:
         logits, means, log_scales = (part.unsqueeze(-2) for part in _mixture_parameters(parameters.double()))
         precision = (-2 * log_scales).exp()
-        # (..., K, K): from each mean, in the light of each component.
+        # (..., K, K): from each mean, for each component.
         x = means.transpose(-1, -2)
         for _ in range(_MODE_STEPS if self.components > 1 else 0):
             log_joint = logits - log_scales - 0.5 * precision * (x - means) ** 2
@@ -109,9 +108,8 @@ class GaussianMixture(_Mixture):
 class LogisticMixture(_Mixture):
     r"""A mixture of logistic distributions over 0 ... levels-1, each value a bin; the bins at the ends are open.
 
-    The levels are fed and modelled on a grid from -1 to 1; K logits, K means, K log-scales a variable on that grid.
-    Log-scales are cut off at -7 from below. Temperature divides the logits and multiplies the scales. Samples are
-    int64.
+    The levels are fed and modelled on a grid from -1 to 1, with K logits, K means, K log-scales per variable on that
+    grid. Log-scales below -7 count as -7. Temperature divides the logits and multiplies the scales. Samples are int64.
 
     Args:
         components: K.
@@ -149,14 +147,14 @@ class LogisticMixture(_Mixture):
         return ((values + 1) / 2 * (self.levels - 1)).round().long()
 
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
-        """Components around the mean, of a tenth of the range."""
+        """Components around the mean, with a scale of a tenth of the range."""
         spread = torch.linspace(-1, 1, self.components + 2, device=mean.device, dtype=mean.dtype)[1:-1]
         zeros = mean.new_zeros(*mean.shape, self.components)
         center = 2 * mean.unsqueeze(-1) / (self.levels - 1) - 1
         return torch.cat([zeros, center + spread / 2, zeros - math.log(10)], -1)
 
     def _mean(self, parameters: Tensor) -> Tensor:
-        """The sum over levels k >= 1 of P(x >= k), a level at a time."""
+        """The sum over levels k >= 1 of P(x >= k), one level at a time."""
         logits, means, log_scales = _mixture_parameters(parameters)
         weight, inverse = logits.softmax(-1), (-log_scales).exp()
         total = torch.zeros_like(means[..., 0])
@@ -186,6 +184,6 @@ class LogisticMixture(_Mixture):
 
 
 def _mixture_parameters(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., 3 K) -> logits, means and log-scales, (..., K) each; log-scales end at the kernels' least, -7."""
+    """(..., 3 K) -> logits, means and log-scales, (..., K) each; log-scales are at least -7, as in the kernels."""
     logits, means, log_scales = parameters.unflatten(-1, (3, -1)).unbind(-2)
     return logits, means, log_scales.clamp(min=-7.0)

@@ -1,4 +1,4 @@
-"""The head of tables, whose variables have heads of different kinds."""
+"""The head of tables, whose variables have different kinds of heads."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .categorical import Categorical
 
 __all__ = ["PerVariable"]
 
-# float32 has every whole number up to this one.
+# float32 represents every whole number up to this one exactly.
 _MOST_CATEGORIES = 2**24
 
 
 class PerVariable(Head):
-    r"""Each variable its own head: the columns of a table, binary, categorical, real or of levels, in one model.
+    r"""Each variable has its own head: binary, categorical, real and level columns of a table in one model.
 
-    x is floating, with whole numbers for binary, categorical and level variables; so are samples, in the compute dtype.
-    A model feeds each variable as its head wants it: a category by a weight row of its own, never as a number. The
-    parameters of a variable are those of its head, side by side. Temperature does to each variable what its head says.
+    x is floating, with whole numbers for binary, categorical and level variables. So are samples, in the compute dtype.
+    A model feeds each variable as its head requires: each category has its own weight row and is never fed as a number.
+    The parameters of a variable are those of its head, side by side. Temperature acts as each variable's head says.
 
     Args:
         heads: one for each variable, by flat index: Bernoulli(), Categorical(K) with an int K of at least 2,
@@ -93,7 +93,7 @@ class PerVariable(Head):
         return ~torch.where(sizes.isinf(), x.isfinite(), is_whole(x, sizes))
 
     def _steps(self, device: torch.device) -> Tensor:
-        """(D) levels - 1 of the variables on a grid, 0 for the others."""
+        """(D) levels - 1 for the variables on a grid, 0 for the others."""
         return torch.tensor([max(head.levels - 1, 0) for head in self.heads], device=device)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,7 +110,7 @@ class PerVariable(Head):
         return torch.where(steps > 0, ((values + 1) / 2 * steps).round(), values)
 
     def parameters_from_mean(self, mean: Tensor) -> Tensor:
-        """(R_out). A category has no mean: whatever mean holds for it, its categories start alike."""
+        """(R_out). A category has no mean: whatever mean holds for it, all its categories start equally likely."""
         self._check(len(mean))
         own = [
             mean.new_zeros(head.categories)

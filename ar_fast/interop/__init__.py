@@ -1,1 +1,1 @@
-"""What is made of modules of other libraries, one file each."""
+"""Models made from modules of other libraries, one file for each library."""

@@ -1,4 +1,4 @@
-"""Reading an ordinary autoencoder: an nn.Sequential of linear layers with one activation between them."""
+"""Reads an ordinary autoencoder: an nn.Sequential of linear layers with one activation between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_autoencoder"]
 
-# The activations, and what an argument of theirs must be.
+# The activations, and the values that their arguments must have.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
     nn.ReLU: ("relu", {}),
     nn.Sigmoid: ("sigmoid", {}),
@@ -42,7 +42,7 @@ def from_autoencoder(
     degrees: str | Sequence[Tensor | Sequence[int]],
     **arguments: Any,
 ) -> Model:
-    """The model of class ``kind``, MADE or one derived from it, with the layers of module; see MADE.from_autoencoder.
+    """A model of class ``kind``, MADE or a subclass, with the layers of module; see MADE.from_autoencoder.
 
     The other arguments are those of the constructor.
     """
@@ -110,7 +110,7 @@ class _Autoencoder:
 
 
 def _read(module: nn.Module) -> _Autoencoder:
-    """Raises ValueError for anything but linear layers with the same activation between each two of them."""
+    """Raises ValueError for anything except linear layers with the same activation between each two of them."""
     if not isinstance(module, nn.Sequential):
         raise _refused(f"module must be an nn.Sequential, got {type(module).__name__}")
     found, between = _Autoencoder(), []
@@ -191,6 +191,6 @@ def _take_activation(found: _Autoencoder, between: list[tuple[str, nn.Module]], 
 
 
 def _columns_of(counts: Tensor, order: Tensor) -> Tensor:
-    """The columns (or rows) of variables 0 ... D-1, which have ``counts`` of them each, in this order of variables."""
+    """The columns (or rows) of variables 0 ... D-1, sorted into this order of variables; ``counts`` is by variable."""
     starts = counts.cumsum(0) - counts
     return torch.cat([torch.arange(int(counts[v])) + starts[v] for v in order])

@@ -1,4 +1,4 @@
-"""Autoregressive models: log_prob, gradient, sample and completion."""
+"""Autoregressive models: log_prob, gradients, sampling and completion."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat
 
 
 def load(directory: str | Path, device: torch.device | str | None = None) -> AutoregressiveModel | CharRNN | Ensemble:
-    """The model that ``model.save(directory)`` wrote, or the ensemble.
+    """The model, or the ensemble, that ``model.save(directory)`` wrote.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is truncated or foreign.
+        ValueError: if a file is truncated or not a model's.
     """
     stored = _files.read_config(Path(directory))
     name = stored.get("model")
@@ -80,7 +80,7 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
         else:
             arguments["head"] = heads.from_config(arguments["head"])
         if stored["order"] == "permutation":
-            # Shapes can depend on it, where variables differ in their number of categories.
+            # Shapes can depend on the order, if variables differ in their number of categories.
             order = _files.read_order(Path(directory))
             arguments["order"] = torch.arange(math.prod(arguments["event_shape"])) if order is None else order
         model = _MODELS[name](**arguments, device=device)

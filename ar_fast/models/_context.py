@@ -1,4 +1,4 @@
-"""How a context enters a model while it samples."""
+"""How a context enters a model during sampling."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 def add_context(bias: Tensor, context: Tensor, weight: Tensor) -> Tensor:
     """bias (H) + context (B, C) weight^T -> (B, H) in the dtype of bias.
 
-    One feature at a time and not as a matrix product: a row's rounding must not depend on the other rows, so that
-    samples do not depend on how many are drawn at once.
+    It adds one feature at a time, instead of a matrix product: a row's rounding must not depend on the other rows, so
+    that samples do not depend on how many are drawn at once.
     """
     context, weight = context.to(bias.dtype), weight.to(bias.dtype)
     total = bias.expand(context.shape[0], -1)

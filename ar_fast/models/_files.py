@@ -40,11 +40,11 @@ def _description(model: AutoregressiveModel | CharRNN) -> dict[str, Any]:
 
 
 def save(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[str, Any] | None = None) -> None:
-    """``metadata`` goes into the file of the weights, each value as JSON."""
+    """Each value of ``metadata`` is written as JSON into the file of the weights."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _check_separate(tensors)
-    # Through temporary names, so that an interrupted save leaves what was there.
+    # Written under temporary names, so that an interrupted save leaves the old files.
     weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
     save_file(tensors, weights, {key: json.dumps(value) for key, value in (metadata or {}).items()} or None)
     config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
@@ -53,7 +53,7 @@ def save(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[s
 
 
 def _check_separate(tensors: dict[str, Tensor]) -> None:
-    """Raises where two tensors, contiguous, have memory in common: the file has no place for that."""
+    """Raises if two contiguous tensors share memory, which the file format cannot express."""
     spans = sorted((tensor.data_ptr(), tensor.nbytes, name) for name, tensor in tensors.items() if tensor.numel())
     for (start, size, name), (next_start, _, next_name) in itertools.pairwise(spans):
         if next_start < start + size:
@@ -83,7 +83,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def save_ensemble(models: Iterable[AutoregressiveModel], directory: Path) -> None:
-    """A directory of its own for each model, and config.json that says how many there are."""
+    """Writes one directory per model, and a config.json that says how many there are."""
     count = 0
     for model in models:
         save(model, directory / f"member_{count}")
@@ -120,7 +120,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(directory: Path, key: str) -> Any:
-    """What ``save`` was given under a key."""
+    """The value that ``save`` wrote under a key."""
     path = directory / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
@@ -141,7 +141,7 @@ def _check_equal(name: str, own: object, given: object, directory: Path) -> None
 
 
 def read(model: AutoregressiveModel | CharRNN, directory: Path) -> dict[str, Tensor]:
-    """The tensors of a model that was made as this one, after all checks."""
+    """The tensors of a stored model that was made like this one, after all checks."""
     given, own = read_config(directory), json.loads(json.dumps(_description(model)))
     for key in ("model", "order"):
         _check_equal(key, own[key], given.get(key), directory)
@@ -157,7 +157,7 @@ def read(model: AutoregressiveModel | CharRNN, directory: Path) -> dict[str, Ten
         )
     tensors, targets = _read_tensors(directory), model.state_dict()
     if model.standardization is not None and "standardization.shift" not in tensors:
-        # Saved before there was one.
+        # The files were saved before models had a standardization.
         tensors |= model.standardization.none("standardization.")
     if tensors.keys() != targets.keys():
         raise ValueError(f"load: tensors must be {sorted(targets)}, got {sorted(tensors)} in {directory}")

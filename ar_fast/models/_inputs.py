@@ -1,5 +1,5 @@
-"""The checks of a model's inputs, and their flattening to rows. Each error names the argument, the rule and what was
-given."""
+"""Checks of a model's inputs, and their flattening to rows. Each error names the argument, the rule and the given
+value."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _capturing(x: Tensor) -> bool:
 def check_values(
     model: AutoregressiveModel, name: str, x: Tensor, where: Tensor | None = None, variable: int | None = None
 ) -> None:
-    """Raises where x, or its part where ``where``, is outside the head's support; NaN is. x holds events, or values of
-    one variable."""
+    """Raises if a value of x, or of the part of x selected by ``where``, is outside the head's support; NaN always is.
+    x holds events, or values of one variable."""
     if x.dtype == torch.bool or not _validates(model, x):
         return
     upper = None
@@ -97,14 +97,14 @@ def check_tensor(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
 
 
 def _of_autocast(tensor: Tensor) -> bool:
-    """Whether autocast is on and the tensor of the dtype that it gives to what is computed: a network before the model
-    produces it."""
+    """Whether autocast is on and the tensor has the dtype that autocast gives to results, as the output of a network
+    in front of the model has."""
     kind = tensor.device.type
     return torch.is_autocast_enabled(kind) and tensor.dtype == torch.get_autocast_dtype(kind)
 
 
 def own_dtype(model: AutoregressiveModel, tensor: Tensor) -> Tensor:
-    """The tensor in the compute dtype where autocast alone let it in, else as it is."""
+    """The tensor in the compute dtype if only autocast made its dtype acceptable, else unchanged."""
     own = not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
     return tensor if own else tensor.to(model.compute_dtype)
 
@@ -161,7 +161,7 @@ def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tu
 def flatten_known(
     model: AutoregressiveModel, given: Tensor | None, known: Tensor | None, clamp: bool, batch: torch.Size
 ) -> tuple[Tensor | None, Tensor | None]:
-    """given as the head encodes it, in the compute dtype, and known as (B, D), after all checks."""
+    """given as (B, D), encoded by the head in the compute dtype, and known as (B, D), after all checks."""
     if given is None and known is None:
         return None, None
     if given is None or known is None:
@@ -192,7 +192,7 @@ def flatten_known(
 
 
 def mean_and_std(model: AutoregressiveModel, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of data's real variables, (*event_shape) in float64; 0 and 1 for the others."""
+    """Mean and std of data's real variables, (*event_shape) in float64; 0 and 1 for the other variables."""
     if not isinstance(data, Tensor) or data.is_complex():
         raise TypeError(f"{model._name}: data must be a real tensor, got {getattr(data, 'dtype', type(data).__name__)}")
     shape = ", ".join(map(str, model.event_shape))
@@ -253,8 +253,8 @@ def _flat(model: AutoregressiveModel, index: tuple[int, ...]) -> int:
 
 
 def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """x, where it is missing zeros (in standardised units), which every head knows, and observed as (B, D), after all
-    checks."""
+    """x with zeros (in standardised units), which every head supports, where it is missing; and observed as (B, D);
+    after all checks."""
     check_tensor(model, "x", x)
     check_tensor(model, "observed", observed)
     if observed.dtype != torch.bool:
@@ -268,14 +268,14 @@ def observed_only(model: AutoregressiveModel, x: Tensor, observed: Tensor) -> tu
     if model.standardization is None:
         zeros = torch.zeros_like(x)
     else:
-        # A smaller integer dtype may not hold the mean.
+        # A smaller integer dtype might not be able to hold the mean.
         x = x if x.is_floating_point() else x.long()
         zeros = model.standardization.shift.reshape(model.event_shape).to(x.dtype).expand_as(x)
     return torch.where(observed, x, zeros), observed.reshape(-1, model.variables)
 
 
 def check_prefix(model: AutoregressiveModel, names: tuple[str, str], mask: Tensor, otherwise: str) -> None:
-    """Raises where mask (B, D) is no prefix of the model's order; names are those of true and false."""
+    """Raises if mask (B, D) is not a prefix of the model's order; names are the words for true and for false."""
     by_position = model._by_position(mask, 1)
     gaps = (by_position[:, 1:] & ~by_position[:, :-1]).nonzero()
     if gaps.numel():
@@ -287,5 +287,5 @@ def check_prefix(model: AutoregressiveModel, names: tuple[str, str], mask: Tenso
 
 
 def _ends(shape: torch.Size, suffix: torch.Size) -> bool:
-    """Whether suffix is the last dimensions of shape."""
+    """Whether shape ends with the dimensions of suffix."""
     return len(suffix) <= len(shape) and shape[len(shape) - len(suffix) :] == suffix

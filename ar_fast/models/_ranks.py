@@ -1,4 +1,4 @@
-"""Whether the processes that train a model together do the same thing, where each decides it for itself."""
+"""Checks that the processes that train a model together agree, where each process decides something by itself."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import distributed, nn
 
 __all__ = ["check_agreement"]
 
-# As many turns later no rank can be at one still: each waits for the others in every backward pass.
+# After this many more turns no rank can still be in a turn: every rank waits for the others in every backward pass.
 _KEPT_TURNS = 64
 
 _numbers = itertools.count()
-#: The models by the order in which they were first compared: the same one has the same number in every process.
+#: A number for each model, in the order of first comparison, so that a model has the same number in every process.
 _number_of: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-#: What each last said, so that it says it once.
+#: What this process last published for each model, so that it publishes it only once.
 _said: weakref.WeakKeyDictionary[nn.Module, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
 def check_agreement(model: nn.Module, name: str, turn: int, value: int) -> None:
-    """Raises where another rank has another ``value`` in the same turn of its copy of the model.
+    """Raises if another rank has a different ``value`` in the same turn of its copy of the model.
 
-    Through the store of the process group, where the first rank that comes leaves its value: no rank waits for another,
-    so none is left waiting by one that raises, or that does not ask.
+    The ranks compare through the store of the process group, in which the first rank leaves its value. No rank waits
+    for another here, so none hangs if another raises or never compares.
 
     Raises:
-        RuntimeError: in each rank that comes later with another value.
+        RuntimeError: in each later rank that has another value.
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
     store = distributed.distributed_c10d._get_default_store()
-    # A group over MPI has no store.
+    # A process group over MPI has no store.
     if store is None or _said.get(model) == (turn, value):
         return
     if model not in _number_of:

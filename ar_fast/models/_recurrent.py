@@ -1,4 +1,4 @@
-"""Recurrent layers: torch.nn's weights and fused functions, one step at a time, and what the sampling op takes."""
+"""Recurrent layers: torch.nn's weights and fused functions, single steps, and the arguments of the sampling op."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from .. import functional
 
-# The names of the cells in the sampling op, and torch.nn's.
+# The names of the cells in the sampling op, and their names in torch.nn.
 _MODES = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN_TANH", "rnn_relu": "RNN_RELU"}
 _MODULES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN, "rnn_relu": nn.RNN}
 _FUSED = {"gru": torch.gru, "lstm": torch.lstm, "rnn": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
@@ -33,10 +33,10 @@ class Layer:
 
 
 class Recurrent(nn.RNNBase):
-    """The weights of a torch.nn.GRU, LSTM or RNN under their names, which its fused functions run on.
+    """The weights of a torch.nn.GRU, LSTM or RNN under their names, on which its fused functions run.
 
-    It is none of the three itself: torch.compile refuses to trace a function that sees one of those. Sums and states
-    are in the dtype of the inputs, the compute dtype, whatever the weights are stored in.
+    It is not one of these three classes: torch.compile refuses to trace a function that sees one of them. Sums and
+    states are in the dtype of the inputs, the compute dtype, whatever dtype the weights are stored in.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Recurrent(nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """``name`` is that of the model whose arguments these are, for the errors."""
+        """``name`` is the name of the model for error messages."""
         if cell not in _MODES:
             raise ValueError(f"{name}: cell must be one of {', '.join(_MODES)}, got {cell!r}")
         for argument, value in (("hidden_features", hidden_features), ("num_layers", num_layers)):
@@ -67,10 +67,10 @@ class Recurrent(nn.RNNBase):
 
     @classmethod
     def from_torch(cls, name: str, rnn: nn.RNNBase) -> Self:
-        """One that shares the parameters of a torch.nn.GRU, LSTM or RNN.
+        """An object that shares the parameters of a torch.nn.GRU, LSTM or RNN.
 
         Raises:
-            ValueError: for another module, a bidirectional one, and one with a projection or without biases.
+            ValueError: for another module, for a bidirectional one, and for one with a projection or without biases.
         """
         if not isinstance(rnn, (nn.GRU, nn.LSTM, nn.RNN)):
             raise ValueError(f"{name}: rnn must be a torch.nn.GRU, LSTM or RNN, got {type(rnn).__name__}")
@@ -86,7 +86,7 @@ class Recurrent(nn.RNNBase):
         return cls(name, cell, *sizes, dropout, device="meta")._share(rnn)
 
     def to_torch(self) -> nn.RNNBase:
-        """The torch.nn.GRU, LSTM or RNN with these parameters themselves."""
+        """A torch.nn.GRU, LSTM or RNN that shares these parameters."""
         options = {"nonlinearity": "relu"} if self.cell == "rnn_relu" else {}
         sizes = self.input_size, self.hidden_size, self.num_layers
         other = _MODULES[self.cell](*sizes, batch_first=True, dropout=self.dropout, device="meta", **options)
@@ -98,7 +98,7 @@ class Recurrent(nn.RNNBase):
         return self.train(source.training)
 
     def layers(self, dtype: torch.dtype) -> list[Layer]:
-        """The weights as they are now, those of functional_call too."""
+        """The current weights, including those that functional_call replaces."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return [
             Layer(*(getattr(self, f"{name}_l{number}").to(dtype) for name in names))
@@ -106,15 +106,15 @@ class Recurrent(nn.RNNBase):
         ]
 
     def zero_states(self, like: Tensor, batch: tuple[int, ...]) -> States:
-        """Those that a run begins with, (L, *batch, H)."""
+        """The states at the start of a run, (L, *batch, H)."""
         zeros = like.new_zeros(self.num_layers, *batch, self.hidden_size)
         return (zeros, zeros) if self.cell == "lstm" else (zeros,)
 
     def forward(self, inputs: Tensor, states: States) -> tuple[Tensor, States]:
-        """The last layer's states after each of the inputs (B, T, I), (B, T, H), and all layers' after the last one.
+        """Inputs (B, T, I) -> the last layer's states after each input, (B, T, H), and all layers' after the last one.
 
-        torch's fused functions do not run under torch.compile, torch.func and forward-mode AD: there, the steps are
-        written out. On the CPU autocast changes nothing here: its 16-bit LSTM is not for every processor.
+        torch's fused functions do not run under torch.compile, torch.func and forward-mode AD: there this runs the
+        steps one by one. On the CPU autocast changes nothing here, since not every processor has its 16-bit LSTM.
         """
         with torch.autocast("cpu", enabled=False):
             if inputs.shape[1] == 0 or torch.compiler.is_compiling() or functional.transformed():
@@ -167,7 +167,7 @@ class Recurrent(nn.RNNBase):
         return ((torch.tanh if self.cell == "rnn" else torch.relu)(from_input + from_state),)
 
     def sampling_arguments(self) -> dict[str, Any]:
-        """Those of functional.rnn_sample, but for what the first layer's input needs."""
+        """The arguments of functional.rnn_sample, except those for the first layer's input."""
         layers = self.layers(self.weight_hh_l0.dtype)
         return {
             "recurrent_weights": [layer.weight_hh for layer in layers],
@@ -182,6 +182,6 @@ class Recurrent(nn.RNNBase):
 
     @property
     def multiply_adds(self) -> int:
-        """Of one step of one row, but for the first layer's input."""
+        """Multiply-adds of one step of one row, except those for the first layer's input."""
         own = [parameter.numel() for name, parameter in self.named_parameters() if name.startswith("weight")]
         return sum(own) - self.weight_ih_l0.numel()

@@ -1,4 +1,4 @@
-"""The shift and the scale between real variables in the data's units and in those that a model computes in."""
+"""Shift and scale between real variables in the data's units and in the units that a model computes in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing_extensions import Self
 class Standardization(nn.Module):
     """z = (x - shift) / scale for each variable, and back; 0 and 1 for the variables that are not real.
 
-    Both are float64 whatever the model is moved to: shifts may be large. With 0 and 1 the numbers come out as they
-    were, bit for bit, so that nothing need know whether that is so. Models in other orders share the module.
+    Both are always float64, whatever dtype the model is moved to, since shifts may be large. With 0 and 1 the numbers
+    stay the same bit for bit, so no caller needs to treat that case. A model and its copies by in_order share it.
     """
 
     shift: Tensor
@@ -38,7 +38,7 @@ class Standardization(nn.Module):
         return (z * self.scale[index] + self.shift[index]).to(z.dtype)
 
     def log_scale(self, index: slice | Tensor = slice(None)) -> Tensor:
-        """(D) float64, or of the variables ``index``: what a log-density in standardised units is above one of x."""
+        """(D) float64, or for the variables ``index``: the log-density in standardised units minus that of x."""
         return self.scale[index].log()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -47,15 +47,15 @@ class Standardization(nn.Module):
         for name, before in kept.items():
             moved = self._buffers[name]
             if before.is_meta and not moved.is_meta:
-                # Of to_empty: without a value until one is loaded, and none of the parameters' initialisations sets it.
+                # After to_empty it has no value until one is loaded, and no reset_parameters would set it.
                 self._buffers[name] = torch.full_like(moved, float(name == "scale"), dtype=torch.float64)
             else:
                 self._buffers[name] = moved.double() if before.is_meta else before.to(moved.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # Models that were saved before there was a standardisation have none, which is what this one is, unless it was
-        # set: then its keys are missing, as any others, and it stays.
+        # Models that were saved before standardisation existed have no keys for it, which means that it changes
+        # nothing. If this one was set, the keys count as missing like any others, and it stays as it is.
         if not any(prefix + name in state_dict for name in self._buffers) and self._changes_nothing():
             state_dict = state_dict | self.none(prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -64,7 +64,7 @@ class Standardization(nn.Module):
         return self.shift.is_meta or (not bool(self.shift.any()) and bool((self.scale == 1).all()))
 
     def none(self, prefix: str) -> dict[str, Tensor]:
-        """The state of one that changes nothing."""
+        """The state of a standardisation that changes nothing."""
         device = "cpu" if self.shift.is_meta else self.shift.device
         return {
             prefix + "shift": torch.zeros_like(self.shift, device=device),
@@ -73,7 +73,7 @@ class Standardization(nn.Module):
 
 
 def in_data_units(standardization: Standardization | None, log_prob: Tensor, per_variable: bool) -> Tensor:
-    """A log-density in standardised units, (B) or (B, D), of x as it was given; None: there are no such units."""
+    """Converts a log-density of standardised units, (B) or (B, D), to the units of x; None changes nothing."""
     if standardization is None:
         return log_prob
     log_scale = standardization.log_scale()

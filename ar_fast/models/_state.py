@@ -1,4 +1,4 @@
-"""Where an evaluation one variable at a time stands."""
+"""The state of an evaluation one variable at a time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["State"]
 
 @dataclass(frozen=True)
 class State:
-    """Where an evaluation one variable at a time stands: what ``begin`` and ``next`` return.
+    """The state of an evaluation one variable at a time: what ``begin`` and ``next`` return.
 
     Attributes:
         position: how many variables are known.
         variable: the flat index of the next variable, or None when all are known.
-        parameters: (*batch, K), the parameters of its conditional given the known ones, or None when all are known; in
-            standardised units where the model has some.
-        tensors: what the model carries from one variable to the next.
+        parameters: (*batch, K), the parameters of its conditional given the known variables, or None when all are
+            known; in standardised units if the model is standardised.
+        tensors: what the model passes on from one variable to the next.
     """
 
     position: int

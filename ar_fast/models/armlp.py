@@ -1,4 +1,4 @@
-"""ARMLP: one network with a hidden layer per variable, nothing shared."""
+"""ARMLP: a separate network with one hidden layer for every variable; nothing is shared."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from .sampling import Request, Rows, Sampler
 
 __all__ = ["ARMLP"]
 
-#: Networks whose weights make one matrix; armlp_block in csrc/kernels/armlp.h.
+#: How many networks share one matrix of weights; armlp_block in csrc/kernels/armlp.h.
 BLOCK = 8
-# What a nested plan of a Mask consists of.
+# The attributes of a Mask that make up a nested plan.
 _PLAN = "extents", "rows", "columns"
 
 
 class ARMLP(AutoregressiveModel):
-    r"""A network with one hidden layer for every variable, with weights of its own: what NADE ties.
+    r"""A network with one hidden layer and separate weights for every variable; NADE ties these weights.
 
     .. math::
         p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; \theta_i), \quad
         \theta_i = b_i + V_i \, f\big(c_i + U_i z + \sum_{j < i} x_j W_{ij}\big)
 
     with W = in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context and f = activation;
-    "before" is in the sense of the order. With a Categorical head variable j adds the row of its category. For binary
-    variables D (D - 1) / 2 H + 2 D H + D weights, and as many multiply-adds for evaluating or drawing an event (zeros
-    are left out of a draw): memory and time grow with the square of D, where NADE's do with D.
+    "<" is in the sense of the order. With a Categorical head variable j adds the row of its category. With binary
+    variables there are D (D - 1) / 2 H + 2 D H + D weights, and evaluating or drawing an event takes as many
+    multiply-adds (a draw skips zeros): memory and time grow with the square of D, where those of NADE grow with D.
 
-    Everything is stored by position. Networks go in blocks of 8; a block has in in_weight, for each input row that one
-    of them sees, a row of H weights for each of its networks: one matrix, of which the corner where inputs meet
-    networks of their own block is masked (28 rows of H in a block of binary variables). Evaluation is two matrix
-    products a block. A gradient keeps the hidden units of the batch, B D H numbers: fewer than the weights are as long
-    as B < D / 2.
+    Everything is stored by position. Networks are stored in blocks of 8. For each input row that one of its networks
+    sees, a block has one row of H weights per network in in_weight. Together they are one matrix, in which only the
+    corner where inputs meet networks of their own block is masked (28 rows of H in a block of binary variables).
+    Evaluation takes two matrix products per block. A gradient keeps the hidden units of the batch, B D H numbers:
+    these are fewer than the weights as long as B < D / 2.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
-        hidden_features: H, of each network.
+        hidden_features: H, the hidden units of each network.
         activation: "sigmoid", "tanh" or "relu".
         head: None is heads.Bernoulli().
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
-        MemoryError: if the parameters would not fit into the device's memory; nothing has been allocated then.
+        MemoryError: if the parameters would not fit into the device's memory; nothing is allocated then.
 
     Source: Bengio and Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS 1999;
-    untied as Larochelle and Murray, AISTATS 2011, section 3, have it.
+    untied as in Larochelle and Murray, AISTATS 2011, section 3.
 
     Example:
         >>> model = ARMLP((8, 8), hidden_features=10)
@@ -121,7 +121,7 @@ class ARMLP(AutoregressiveModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; the means of mixtures are spread out."""
         starts = self._block_starts()
         with torch.no_grad():
             for block, (begin, end) in enumerate(itertools.pairwise(starts)):
@@ -149,10 +149,10 @@ class ARMLP(AutoregressiveModel):
         return [counts[variable] for variable in self._orders[0]]
 
     def _derive(self) -> dict[str, Tensor | None]:
-        """The plans of the masks within blocks; blocks of the same numbers of inputs share theirs."""
+        """The plans of the masks within blocks; blocks with the same numbers of inputs share a plan."""
         self._list_order()
         rows, plans = self._input_list(), {}
-        #: Of each block the number of its plan, None where its networks see nothing of the block itself.
+        #: The number of each block's plan; None if its networks see no inputs of the block itself.
         self._plan_of: list[int | None] = []
         derived = super()._derive()
         for begin, end in self._blocks():
@@ -160,7 +160,7 @@ class ARMLP(AutoregressiveModel):
             index = plans.setdefault((end - begin, counts), len(plans)) if counts else None
             self._plan_of.append(index)
             if index is not None and f"block_extents_{index}" not in derived:
-                # An input row of a position is seen by the networks after it.
+                # The networks after a position see its input rows.
                 place = torch.arange(end - begin)
                 mask = Mask.from_degrees(
                     -place.repeat_interleave(self.hidden_features),
@@ -170,7 +170,7 @@ class ARMLP(AutoregressiveModel):
         return derived
 
     def _list_order(self) -> None:
-        # As lists: what torch.compile reads from a tensor is a number that it does not know.
+        # Kept as lists, since torch.compile treats a number read from a tensor as unknown.
         order = torch.arange(self.variables, device="cpu") if self._order is None else self._order
         #: The variable at each position, and the position of each variable.
         self._orders = order.tolist(), order.argsort().tolist()
@@ -179,11 +179,11 @@ class ARMLP(AutoregressiveModel):
         return self._list_by_position(self.counts)
 
     def _offset_list(self) -> list[int]:
-        """The first parameter of each position, and the number of all."""
+        """The first parameter of each position, and at the end the number of all parameters."""
         return [0, *itertools.accumulate(self._counts_by_position())]
 
     def _input_list(self) -> list[int]:
-        """The first input row of each position, and the number of all."""
+        """The first input row of each position, and at the end the number of all input rows."""
         counts = 1
         if self._gathers:
             counts = self.counts
@@ -192,7 +192,7 @@ class ARMLP(AutoregressiveModel):
         return [0, *itertools.accumulate(self._list_by_position(counts))]
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """First and last position of each block of networks, the last excluded."""
+        """First and last position of each block of networks, where the last is excluded."""
         return [(begin, min(begin + BLOCK, self.variables)) for begin in range(0, self.variables, BLOCK)]
 
     def _block_starts(self) -> list[int]:
@@ -210,7 +210,7 @@ class ARMLP(AutoregressiveModel):
     # Evaluation.
 
     def _inputs(self, x: Tensor, offsets: list[int]) -> Tensor:
-        """x by position (B, D) as weight rows take it: (B, R_in), categories one-hot."""
+        """x by position (B, D) -> (B, R_in), one column per input row; categories are one-hot."""
         if self.head_kinds is not None:
             return self._mixed_inputs(x, self.order).to(self.dtype)
         if not self._gathers:
@@ -225,7 +225,7 @@ class ARMLP(AutoregressiveModel):
         in_bias = self.in_bias.flatten()
         if context is not None:
             in_bias = F.linear(context, self.context_weight, in_bias).to(self.dtype)
-        # Split, not cut out one by one: the gradient of a cut is a tensor of zeros as large as the weights.
+        # torch.split instead of slices: the gradient of each slice is a zero tensor as large as all weights.
         starts, rows = self._block_starts(), self._input_list()
         weights = self.in_weight.split([end - begin for begin, end in itertools.pairwise(starts)])
         biases = in_bias.split([(end - begin) * self.hidden_features for begin, end in blocks], -1)
@@ -286,7 +286,7 @@ class ARMLP(AutoregressiveModel):
             return self._by_variable(log_prob)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # State.tensors: the input rows of the known positions, and the first layer's biases with the context's share.
+    # State.tensors: the input rows of the known positions, and the first layer's biases including the context's part.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         bias = self.in_bias.flatten()
@@ -334,7 +334,7 @@ class ARMLP(AutoregressiveModel):
             activation=self.activation,
             **self._head_arguments(self.order),
         )
-        # With a context a row has biases of its own.
+        # With a context each row has its own biases.
         return Sampler(self.variables * (self.hidden_features if self.context_features else 1), begin, step)
 
     def _set_output_bias(self, parameters: Tensor) -> None:
@@ -342,7 +342,7 @@ class ARMLP(AutoregressiveModel):
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had there; None where that is not known."""
+    """Bytes that can still be allocated there; None if this is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""What every autoregressive model shares: the interface, sampling, one variable at a time, files."""
+"""What all autoregressive models share: the interface, sampling, one variable at a time, files."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
-        head: what the conditionals are; None is heads.Bernoulli().
+        head: the distribution of the conditionals; None is heads.Bernoulli().
         order: (D) integers, order[p] = flat index of the variable at position p. None is
             ``orderings.raster(event_shape)``: for (C, H, W) pixel by pixel, the channels of a pixel next to each other.
-        context_features: C, how many numbers every conditional is conditioned on; 0 is none.
-        validate_args: check values (support, NaN). None does so on the CPU only, as torch.distributions; True on CUDA
-            too, at the price of a synchronisation; never while compiling or capturing a graph.
-        device: of the order; a model puts its parameters there too.
+        context_features: C, how many numbers every conditional depends on in addition; 0 is none.
+        validate_args: check values (support, NaN). None checks on the CPU only, as in torch.distributions; True checks
+            on CUDA too, which costs a synchronisation; nothing checks while compiling or capturing a graph.
+        device: device of the order; a model puts its parameters there too.
     """
 
     order: Tensor | None
-    #: Whether every weight belongs to a variable and none to a position, so that another order is a model too.
+    #: Whether weights belong to variables and not to positions, so that they also make a model of another order.
     _any_order: ClassVar[bool] = False
-    #: The heads that a model takes.
+    #: The heads that a model accepts.
     _heads: ClassVar[tuple[type[heads.Head], ...]] = (heads.Head,)
-    #: Whether known variables may be any, and not only a prefix of the order.
+    #: Whether any variables may be known, not only a prefix of the order.
     _conditions_on_any_subset: ClassVar[bool] = False
 
     def __init__(
@@ -70,7 +70,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         if not isinstance(self.head, self._heads):
             names = " or ".join(f"heads.{kind.__name__}" for kind in self._heads)
             raise ValueError(f"{self._name}: head must be {names}, got {head!r}")
-        #: K of each variable, or one K.
+        #: K of each variable, or one K if all have the same.
         self.counts = self.head.counts(self.variables)
         if not isinstance(context_features, Integral) or context_features < 0:
             raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
@@ -88,7 +88,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         self._real = torch.tensor([size is None for size in self.head.sizes(self.variables)], device="cpu")
         self.standardization = Standardization(self.variables, device) if bool(self._real.any()) else None
 
-    # What a model defines. Here x is (B, D), context is (B, C) or None; real variables are in standardised units.
+    # What a model must define. Here x is (B, D), context is (B, C) or None; real variables are in standardised units.
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:
@@ -96,21 +96,21 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
-        """What the model was made with, as JSON holds it, except the device and the order."""
+        """The model's arguments as JSON holds them, except the device and the order."""
 
     @abc.abstractmethod
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """(B, R_out) in the compute dtype. Here and below x is as head.encode gives it."""
+        """(B, R_out) in the compute dtype. Here and below x is encoded by head.encode."""
 
     @abc.abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         """(B), summed in float64, or (B, D); in the compute dtype."""
 
     def _log_prob_observed(self, x: Tensor, observed: Tensor, context: Tensor | None) -> Tensor:
-        """(B, D), whose sum is log p of the variables where observed (B, D); 0 elsewhere, where x holds zeros.
+        """(B, D), whose sum is log p of the variables that observed (B, D) marks; 0 elsewhere, where x holds zeros.
 
-        A model of one fixed order knows that of a prefix of its order only. A model that was trained with variables
-        missing overrides this.
+        A model of one fixed order can only do this for a prefix of its order. A model that was trained with missing
+        variables overrides this.
         """
         if not torch.compiler.is_compiling():
             _inputs.check_prefix(
@@ -124,7 +124,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
-        """State.tensors when nothing is known; context is (*batch, C)."""
+        """State.tensors when no variable is known; context is (*batch, C)."""
 
     @abc.abstractmethod
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
@@ -132,21 +132,21 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
-        """(*batch, K) of the variable at position, an int."""
+        """(*batch, K), the parameters of the variable at position, an int."""
 
     @abc.abstractmethod
     def _sampler(self, request: Request) -> Sampler:
-        """What draws the request's events; whatever depends on neither rows nor positions is done here, once."""
+        """The sampler of the request's events; work that depends on neither rows nor positions is done here, once."""
 
     @abc.abstractmethod
     def _set_output_bias(self, parameters: Tensor) -> None:
-        """Takes (D, K) by variable, (R_out) where variables differ in K, in float64."""
+        """Takes (D, K) by variable, or (R_out) if variables differ in K, in float64."""
 
-    # Structure: what follows from the arguments and the order. A model calls _build once it has its parameters.
+    # Structure: what follows from the arguments and the order. A model calls _build after it has made its parameters.
 
     def _derive(self) -> dict[str, Tensor | None]:
-        """The derived tensors by the names of their attributes; tensors made here are on the CPU."""
-        # Of a head per variable, by variable: its kinds, and how many inputs each has.
+        """The derived tensors by the names of their attributes; they are made on the CPU."""
+        # For a per_variable head, by variable: the kinds, and how many inputs each variable has.
         mixed = self.head.kinds(self.variables)
         inputs = None if mixed is None else torch.tensor(self.head.inputs(self.variables))
         return {"order": self._order, "head_kinds": mixed, "input_counts": inputs}
@@ -165,7 +165,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             self._order_seen = self.order, version_of(self.order)
 
     def _settle(self) -> None:
-        """Before the structure is used: brings it to the parameters' device, and checks an order that was written."""
+        """Before the structure is used: moves it to the parameters' device, and checks an order that was written."""
         self._follow(self.device)
         if torch.compiler.is_compiling():
             return
@@ -174,24 +174,24 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             self._take_order(self.order)
 
     def _take_order(self, order: Tensor | Sequence[int] | None) -> None:
-        """Makes the model one of another order.
+        """Gives the model another order.
 
         Raises:
-            ValueError: if order is no permutation.
+            ValueError: if order is not a permutation.
         """
         with building():
             self._order = None if order is None else orderings.check(order, self.variables).cpu()
         self._build()
 
     def _decisive(self) -> dict[str, Tensor]:
-        """What of the structure is saved beside the parameters, since it decides the results."""
+        """The part of the structure that is saved beside the parameters, since the results depend on it."""
         return {} if self.order is None else {"order": self.order}
 
     def _take_decisive(self, given: dict[str, Tensor]) -> None:
-        """Takes what ``_decisive`` gave, or some of it.
+        """Takes what ``_decisive`` returned, or a part of it.
 
         Raises:
-            ValueError: for values that it must not have.
+            ValueError: for values that are not allowed.
         """
         if "order" in given and not nearly(given["order"], self._order):
             self._take_order(given["order"])
@@ -222,23 +222,23 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             error_msgs.append(f"{prefix.removesuffix('.') or self._name}: {error}")
 
     def _head_arguments(self, index: Tensor | None = None) -> dict[str, Any]:
-        """The head as every op takes it; ``index`` (D) are the variables by what the op's offsets go by."""
+        """The head as every op takes it; ``index`` (D) is the variable at each place of the op's offsets."""
         kinds = self.head_kinds
         if kinds is not None and index is not None:
             kinds = kinds.index_select(0, index)
         return {"head": self.head.kind, "levels": self.head.levels, "head_kinds": kinds}
 
     def _input_offsets(self, index: Tensor | None = None) -> Tensor | None:
-        """(D + 1) the first input of each variable of a per_variable head; None elsewhere. ``index`` as above."""
+        """(D + 1), the first input of each variable of a per_variable head; None elsewhere. ``index`` as above."""
         counts = self.input_counts
         if counts is None:
             return None
         return starts(counts if index is None else counts.index_select(0, index))
 
     def _mixed_inputs(self, x: Tensor, index: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        """(B, R_in) of a head per variable, zeros where not observed: categories one-hot, the others their value.
+        """(B, R_in) for a per_variable head: categories one-hot, others by value, zeros where not observed.
 
-        x and observed (B, D) by what ``index`` says.
+        x and observed are (B, D) in the order of ``index``.
         """
         offsets = self._input_offsets(index)
         counts = offsets.diff()
@@ -251,7 +251,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         return value.new_zeros(x.shape[0], sum(self.head.inputs(self.variables))).scatter(1, row, value)
 
     def _parameters_by(self, index: Tensor | None, parameters: Tensor) -> Tensor:
-        """(D, K) or, where K differs, (R_out) by variable -> (R_out) by what ``index`` (D) says."""
+        """(D, K), or (R_out) if K differs, by variable -> (R_out) in the order of ``index`` (D)."""
         if index is None:
             return parameters.flatten()
         if parameters.dim() == 2:
@@ -271,7 +271,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of conditionals' parameters, of log_prob and of samples: float64 for float64, else float32."""
+        """The dtype of head parameters, log_prob and samples: float64 for float64 parameters, else float32."""
         return compute_dtype(self.dtype)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -279,14 +279,14 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
-            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
-                batch, as in the shapes that ``sample`` returns. Of the model's dtype or compute dtype; under autocast
-                it, and x, may be of the dtype of autocast too, as a network before the model gives it.
+            context: (*context_batch, C) if the model has context_features; context_batch are the last dimensions of
+                batch, as in the shapes that ``sample`` returns. In the model's dtype or compute dtype; under autocast
+                context and x may also have autocast's dtype, as the output of a network before the model has.
 
         Returns:
-            (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) where variables differ
-            in K, those of a variable side by side. Those of real variables are in standardised units where the model
-            has some.
+            (*batch, D, K) in the compute dtype, by flat index of the variable; (*batch, R_out) if variables differ in
+            K, with the parameters of a variable side by side. Parameters of real variables are in standardised units
+            if the model is standardised.
 
         Raises:
             ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support.
@@ -304,23 +304,23 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         per_variable: bool = False,
         observed: Tensor | None = None,
     ) -> Tensor:
-        """The log-probability in nats; of real variables the log-density, in the units of x whatever was standardised.
+        """The log-probability in nats; for real variables the log-density, in the units of x even if standardised.
 
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
-            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
+            context: (*context_batch, C) if the model has context_features; context_batch are the last dimensions of
                 batch.
             per_variable: return the logarithm of each conditional instead of their sum.
             observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: which variables
-                are there. The rest are missing, whatever x holds for them, NaN included, and the result is the exact
-                log-probability of the observed ones alone, 0 for each missing one. They must be a prefix of the
-                order: then the missing ones sum out of the product.
+                are observed. The rest are missing, whatever x holds for them (even NaN), and the result is the exact
+                log-probability of the observed variables alone, 0 for each missing one. The observed variables must be
+                a prefix of the order, so that the missing ones sum out of the product.
 
         Returns:
             (*batch), summed in float64, or the shape of x; in the compute dtype.
 
         Raises:
-            ValueError: for a wrong shape, dtype or device; for observed variables that are no prefix of the order;
+            ValueError: for a wrong shape, dtype or device; for observed variables that are not a prefix of the order;
                 under validate_args for values outside the support.
         """
         if observed is not None:
@@ -353,33 +353,33 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         return_log_prob: bool = False,
         progress: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draws events, for the arithmetic of one evaluation in all.
+        """Draws events; all positions together cost the arithmetic of one evaluation.
 
         Sample number first_index + i is the same whatever n is: ``sample(100, seed=s)`` equals ``sample(40, seed=s)``
         followed by ``sample(60, seed=s, first_index=40)``, bit for bit.
 
         Args:
             n: how many, or a shape of samples.
-            context: (*context_batch, C) where the model has context_features; n events are drawn for each.
+            context: (*context_batch, C) if the model has context_features; n events are drawn for each.
             seed: 0 ... 2^63 - 1. None takes one number from generator.
-            generator: where the seed is drawn from; None is torch's default generator. Not touched if seed is given.
+            generator: the seed is drawn from it; None is torch's default generator. Not used if seed is given.
             first_index: number of the first sample.
             given: values of known variables, (*event_shape), preceded by none or some of the last dimensions of
                 (*n, *context_batch). What it holds for other variables is ignored.
             known: bool, of such a shape too: which variables are taken from given and not drawn. They must be a prefix
                 of the order, so that the samples are draws from the conditional distribution.
-            clamp: allow any known variables. Those are fixed to given, and every other one is drawn given the ones
-                before it only: this is clamping, not conditional sampling.
-            temperature: > 0; the head says what it does (for Bernoulli it divides the logits).
+            clamp: allow any known variables. They are fixed to given, and every other variable is drawn given only the
+                variables before it: this is clamping, not conditional sampling.
+            temperature: > 0; the head defines its effect (for Bernoulli it divides the logits).
             return_log_prob: also return the log-probability of the drawn variables, at temperature 1.
             progress: show a progress bar, on a terminal or in a notebook.
 
         Returns:
-            (*n, *context_batch, *event_shape) in the compute dtype, int64 for categories and levels (not within a
-            heads.PerVariable); with return_log_prob also (*n, *context_batch).
+            (*n, *context_batch, *event_shape) in the compute dtype, or int64 for categories and levels (but not within
+            a heads.PerVariable); with return_log_prob also (*n, *context_batch).
 
         Raises:
-            ValueError: for a wrong argument; for known variables that are no prefix of the order, unless clamp.
+            ValueError: for a wrong argument; for known variables that are not a prefix of the order, unless clamp.
         """
         request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
         sampler, total = self._sampler(request), request.rows * self.variables
@@ -402,9 +402,9 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         clamp: bool = False,
         temperature: float = 1.0,
     ) -> Sampling:
-        """Starts to draw what ``sample`` draws at once; the arguments are the same, and so are the errors.
+        """Starts a draw of the same samples in steps; arguments and errors are those of ``sample``.
 
-        For events of very many variables: look at what is there already, stop, and go on later.
+        It is for events of very many variables: look at what is drawn already, stop, and continue later.
         """
         request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
         return Sampling(request, self._sampler(request), slice(0, request.rows))
@@ -414,7 +414,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
         Args:
             batch: the batch shape; with a context it can be left out.
-            context: (*batch, C) where the model has context_features.
+            context: (*batch, C) if the model has context_features.
 
         Returns:
             The state whose ``parameters``, (*batch, K), are those of the first variable of the order.
@@ -466,15 +466,15 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         return x if self.order is None else x.index_select(dim, self.order)
 
     def in_order(self, order: Tensor | Sequence[int]) -> Self:
-        """The model in another order, with the same parameters: training either trains both.
+        """The model in another order, with shared parameters: training one trains the other.
 
-        For another order in every batch, and for ensembles of orders. Models whose weights belong to positions refuse.
+        Use it for another order in every batch, or for ensembles of orders. Models with weights by position refuse.
 
         Args:
             order: (D) integers, order[p] = flat index of the variable at position p.
 
         Raises:
-            ValueError: if order is no permutation, or the model is one of its own order only.
+            ValueError: if order is not a permutation, or the model's weights belong to one order only.
 
         Example:
             >>> from ar_fast.models import NADE
@@ -499,22 +499,22 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @torch.no_grad()
     def standardize(self, data: Tensor | None = None, *, mean: Tensor | None = None, std: Tensor | None = None) -> Self:
-        """From now on the model computes with (x - mean) / std of its real variables; x and samples stay as they are.
+        """Makes the model compute with (x - mean) / std of its real variables; x and samples keep their units.
 
-        Real variables are those of a GaussianMixture, whose scales are cut off below at e^-7 of these units and whose
-        parameters start near them: without this, data of other units train slowly or not at all. log_prob stays the
-        log-density of x itself: it includes -log(std). What the model was trained to be changes with the units, so call
-        this before training. Mean and std are saved and loaded with the model.
+        Real variables are those of a GaussianMixture. Its scales are cut off below e^-7 of these units, and its
+        components start near 0 with scale 1: without standardisation, other data train slowly or not at all. log_prob
+        is still the log-density of x itself: it includes -log(std). Changing the units later changes what the trained
+        weights mean, so call this before training. Mean and std are saved and loaded with the model.
 
         Args:
-            data: (*batch, *event_shape), on any device. Of each real variable mean and std, that of the batch itself
-                (divided by n), are taken; what it holds for others is ignored.
+            data: (*batch, *event_shape), on any device. The mean and std of each real variable are taken over the batch
+                (divided by n); the values of other variables are ignored.
             mean: (*event_shape), with std instead of data; ignored where a variable is not real.
             std: (*event_shape), positive.
 
         Raises:
-            ValueError: if the model has no real variable; for a wrong shape; for a NaN or infinity in a real variable,
-                or one of zero variance.
+            ValueError: if the model has no real variable; for a wrong shape; for a NaN or infinity in a real variable;
+                for a real variable with zero variance.
 
         Example:
             >>> from ar_fast.models import RNADE
@@ -531,14 +531,14 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
 
     @torch.no_grad()
     def _spread_mixtures(self) -> None:
-        """Sets the output bias of a mixture head: components that start alike stay alike for long."""
+        """Spreads out the output bias of a mixture head: components that start alike stay alike for a long time."""
         parameters = self.head.initial_parameters(self.variables)
         if parameters is not None and self.device.type != "meta":
             self._set_output_bias(parameters.to(self.device))
 
     @torch.no_grad()
     def initialize_from_mean(self, mean: Tensor) -> None:
-        """Sets the output bias so that training starts near independent variables of this mean, (*event_shape)."""
+        """Sets the output bias so that training starts near independent variables with this mean, (*event_shape)."""
         if mean.shape != self.event_shape:
             raise ValueError(f"{self._name}: mean must have shape {tuple(self.event_shape)}, got {tuple(mean.shape)}")
         mean = mean.reshape(-1).to(self.device, torch.float64)
@@ -547,7 +547,7 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         self._set_output_bias(self.head.parameters_from_mean(mean))
 
     def count_parameters(self) -> int:
-        """How many numbers the density depends on: masked weights do not count.
+        """How many numbers the density depends on; masked weights do not count.
 
         Example:
             >>> from ar_fast.models import FVSBN
@@ -561,27 +561,27 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         return sum(layer.weight.numel() - layer.mask.count() for layer in layers)
 
     def save(self, directory: str | Path) -> None:
-        """Writes model.safetensors and config.json into directory, which is made where needed."""
+        """Writes model.safetensors and config.json into directory, which is created if needed."""
         _files.save(self, Path(directory))
 
     def load(self, directory: str | Path) -> Self:
         """Reads what ``save`` wrote into this model, and returns it. Nothing is unpickled.
 
-        ``ar_fast.models.load`` makes the model as well.
+        ``ar_fast.models.load`` also makes the model.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file is truncated or foreign, or of a model that was made differently. The model is
-                untouched then.
+            ValueError: if a file is truncated or not a model's, or of a model with other arguments. This model does
+                not change then.
         """
         _files.load(self, Path(directory))
         return self
 
     def _unsaved_structure(self) -> list[Any] | None:
-        """Of the structure what is no tensor of a file and not said in full by ``config``; files hold a fingerprint."""
+        """Structure that is neither in a file's tensors nor fully in ``config``; files hold a fingerprint of it."""
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
-        """Raises ValueError where buffers, which have the shapes of the model's own, hold what they must not."""
+        """Raises ValueError if buffers, whose shapes were checked already, hold values that are not allowed."""
         if "order" in tensors:
             orderings.check(tensors["order"], self.variables)
 

@@ -26,9 +26,9 @@ from .vocabulary import Vocabulary
 
 __all__ = ["CharRNN"]
 
-# A call of the sampling op draws so many positions that all rows take about this many multiply-adds.
+# One call of the sampling op draws so many positions that all rows together take about this many multiply-adds.
 _CALL_MULTIPLY_ADDS = 2**36
-# Long sequences are measured in pieces of about so many tokens, rows times positions.
+# Long sequences are measured in pieces of about this many tokens (rows times positions).
 _MEASURED_TOKENS = 2**16
 
 
@@ -39,24 +39,24 @@ class CharRNN(nn.Module):
         h_t = \mathrm{cell}(W e(x_{t-1}), h_{t-1}), \quad p(x_t = v \mid x_{<t}) = \mathrm{softmax}(V h_t + c)_v
 
     where e is an indicator of the symbol, or its row of an embedding; before the first symbol e and h are zero vectors.
-    G H (H + E) + 2 G H weights in the first layer, with E the vocabulary's size V or embedding_features, G H 2 H + 2 G
-    H in each further one and V (H + 1) in the readout; G = 3, 4, 1 for gru, lstm, rnn. A token costs about G H^2 per
-    layer and V H, evaluated or drawn.
+    The first layer has G H (H + E) + 2 G H weights, each further layer 2 G H H + 2 G H, and the readout V (H + 1). E is
+    the vocabulary's size V or embedding_features; G = 3, 4, 1 for gru, lstm, rnn. A token costs about G H^2
+    multiply-adds per layer and V H for the readout, to evaluate or to draw.
 
     Args:
         vocabulary: the symbols, a str or a list of strings, or "bytes"; see :class:`Vocabulary`.
         hidden_features: H.
         cell: "gru", "lstm", "rnn" (tanh) or "rnn_relu".
-        num_layers: how many.
-        dropout: probability of a zero between layers while training; nothing is dropped in ``sample``.
-        embedding_features: E of an embedding of the symbols; None is none.
-        validate_args: check that tokens are in the vocabulary. None does so on the CPU only; True on CUDA too.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        num_layers: how many layers.
+        dropout: probability of a zero between layers while training; ``sample`` drops nothing.
+        embedding_features: E, the size of an embedding of the symbols; None means no embedding.
+        validate_args: check that tokens are in the vocabulary. None checks on the CPU only; True checks on CUDA too.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Attributes:
         vocabulary: the :class:`Vocabulary`.
-        rnn: the recurrent weights, under the names of torch.nn.GRU, LSTM or RNN, whose functions log_prob runs on them.
+        rnn: the recurrent weights, under the names of torch.nn.GRU, LSTM or RNN, whose fused functions log_prob uses.
         readout: torch.nn.Linear, (H) to (V).
         embedding: torch.nn.Embedding, or None.
 
@@ -114,12 +114,12 @@ class CharRNN(nn.Module):
         *,
         vocabulary: str | Sequence[str] | Vocabulary | None = None,
     ) -> Self:
-        """The model with the parameters of torch's modules themselves: training either trains both.
+        """The model that shares the parameters of torch's modules: training one trains the other.
 
         Args:
             rnn: a torch.nn.GRU, LSTM or RNN whose inputs are V indicators or the embedding's features.
             readout: from (H) to (V), with a bias.
-            embedding: of V symbols.
+            embedding: an embedding of V symbols.
             vocabulary: V symbols; None names them "0", "1", ...
 
         Raises:
@@ -152,11 +152,11 @@ class CharRNN(nn.Module):
         return model.train(rnn.training)
 
     def to_torch(self) -> tuple[nn.RNNBase, nn.Linear, nn.Embedding | None]:
-        """rnn (batch_first), readout and embedding as modules of torch.nn, with these parameters themselves."""
+        """rnn (batch_first), readout and embedding as modules of torch.nn that share these parameters."""
         return self.rnn.to_torch(), self.readout, self.embedding
 
     def reset_parameters(self) -> None:
-        """torch.nn's initial parameters, from torch's default generator."""
+        """Initialises as torch.nn does, from torch's default generator."""
         for module in (self.rnn, self.readout, self.embedding):
             if module is not None:
                 module.reset_parameters()
@@ -218,10 +218,10 @@ class CharRNN(nn.Module):
     def _advance(
         self, tokens: Tensor, lengths: Tensor | None, state: CharState, keep: bool
     ) -> tuple[Tensor, CharState | None]:
-        """The logits of each of tokens (B, T), and with ``keep`` the state after each row's lengths (B)."""
+        """The logits for each of tokens (B, T), and with ``keep`` the state after each row's lengths (B)."""
         inputs = self._inputs(torch.cat([state.last[:, None], tokens[:, :-1]], 1)[:, : tokens.shape[1]])
         states, hidden, start = state._states, [], 0
-        # A row's state is the one after its own last token: the run is cut where rows end.
+        # A row's state is the one after its own last token, so the run is cut where rows end.
         ends = [tokens.shape[1]]
         if keep and lengths is not None:
             ends = sorted({*lengths.tolist(), *ends} - {0}) or [0]
@@ -255,12 +255,12 @@ class CharRNN(nn.Module):
 
         Args:
             tokens: (*batch, T) integers.
-            lengths: (*batch) integers in 0 ... T: of each sequence only so many tokens count, whatever the others are.
-                None is T.
-            state: the sequences go on from there. Gradients go on to where it came from: ``detach`` it for truncated
-                backpropagation.
+            lengths: (*batch) integers in 0 ... T: only this many tokens of each sequence count, whatever the others
+                hold. None is T.
+            state: the sequences continue from it. Gradients flow back into the computation of the state; ``detach`` it
+                for truncated backpropagation.
             per_token: return the log-probability of each token, 0 for those that do not count.
-            return_state: return the state after these tokens too.
+            return_state: also return the state after these tokens.
 
         Returns:
             (*batch), summed in float64, or (*batch, T); in the compute dtype. With return_state also a
@@ -286,7 +286,7 @@ class CharRNN(nn.Module):
         return (log_prob, after) if return_state else log_prob
 
     def forward(self, tokens: Tensor, state: CharState | None = None) -> Tensor:
-        """The logits of each of tokens (*batch, T) given those before it, (*batch, T, V)."""
+        """The logits for each of tokens (*batch, T) given the tokens before it, (*batch, T, V)."""
         batch, rows, _ = self._check_tokens(tokens, None)
         logits, _ = self._advance(rows, None, self._checked(state, len(rows)), False)
         return logits.reshape(*batch, *logits.shape[1:])
@@ -302,7 +302,7 @@ class CharRNN(nn.Module):
             _check_integers("lengths", lengths, self.device)
             if lengths.shape != batch:
                 raise ValueError(
-                    f"CharRNN: lengths must have shape {tuple(batch)}, as tokens but for the last dimension, "
+                    f"CharRNN: lengths must have shape {tuple(batch)}, as tokens except for the last dimension, "
                     f"got {tuple(lengths.shape)}"
                 )
             lengths = lengths.reshape(-1).long()
@@ -333,7 +333,7 @@ class CharRNN(nn.Module):
 
     @torch.no_grad()
     def _measure(self, tokens: Tensor, lengths: Tensor | None, state: CharState | None) -> tuple[float, int, int]:
-        """Nats, tokens and characters of sequences, in bounded memory."""
+        """The nats, tokens and characters of sequences, computed in bounded memory."""
         _, rows, ends = self._check_tokens(tokens, lengths)
         ends = torch.full_like(rows[:, :1], rows.shape[1])[:, 0] if ends is None else ends
         state = self._checked(state, len(rows))
@@ -350,9 +350,9 @@ class CharRNN(nn.Module):
         return nats, total, int((self.vocabulary.characters(rows) & counts).sum())
 
     def perplexity(self, tokens: Tensor, lengths: Tensor | None = None, *, state: CharState | None = None) -> float:
-        """exp of the mean nats per token, over all tokens of all sequences; arguments as ``log_prob``.
+        """exp of the mean nats per token, over all tokens of all sequences; the arguments are those of ``log_prob``.
 
-        Put the model into evaluation mode where it has dropout.
+        Put a model with dropout into evaluation mode first.
         """
         nats, count, _ = self._measure(tokens, lengths, state)
         return math.exp(nats / count)
@@ -360,9 +360,9 @@ class CharRNN(nn.Module):
     def bits_per_character(
         self, tokens: Tensor, lengths: Tensor | None = None, *, state: CharState | None = None
     ) -> float:
-        """Mean bits per character, over all sequences; arguments as ``log_prob``.
+        """Mean bits per character over all sequences; the arguments are those of ``log_prob``.
 
-        With the vocabulary "bytes" a character is that of UTF-8, of one byte or several, else a symbol.
+        With the vocabulary "bytes" a character is one of UTF-8, which has one or more bytes; else it is a symbol.
         """
         nats, _, characters = self._measure(tokens, lengths, state)
         return nats / math.log(2) / max(1, characters)
@@ -386,9 +386,9 @@ class CharRNN(nn.Module):
         first_index: int = 0,
         state: CharState | None = None,
     ) -> CharSampling:
-        """Starts to draw what ``sample`` draws at once; the arguments are the same, and so are the errors.
+        """Starts a draw of the same samples in steps; arguments and errors are those of ``sample``.
 
-        For long texts: look at what is there already, stop, and go on later.
+        It is for long texts: look at what is drawn already, stop, and continue later.
         """
         for name, value in (("n", n), ("length", length), ("first_index", first_index)):
             if not isinstance(value, Integral) or value < 0:
@@ -445,35 +445,35 @@ class CharRNN(nn.Module):
         return_log_prob: bool = False,
         progress: bool = False,
     ) -> tuple[Any, ...]:
-        """Draws what comes next in n sequences.
+        """Draws how n sequences continue.
 
-        Row i is the same whatever n and the other rows' prompts are: it depends on the seed, first_index + i and its
-        own prompt alone. ``sample(n, 500)`` equals ``sample(n, 200, return_state=True)`` and 300 more from that state,
-        bit for bit.
+        Row i is the same whatever n and the other rows' prompts are: it depends only on the seed, first_index + i and
+        its own prompt. ``sample(n, 500)`` equals ``sample(n, 200, return_state=True)`` followed by 300 more tokens from
+        that state, bit for bit.
 
         Args:
             n: how many sequences.
-            length: how many tokens to draw at most in each; the prompt does not count.
-            prompt: what each sequence begins with, or goes on with after ``state``, and is not drawn: a text, or tokens
-                (P), the same for all, or (n, P).
+            length: how many tokens to draw at most in each sequence; the prompt does not count.
+            prompt: what each sequence starts with, or continues with after ``state``, without being drawn: a text, or
+                tokens (P), the same for all, or (n, P).
             prompt_lengths: (n) integers in 0 ... P: how many tokens of each prompt count.
             stop: a symbol, or its token: a sequence that draws it draws nothing more.
             temperature: > 0; divides the logits.
-            top_k: draw from the k likeliest symbols only.
-            top_p: draw from the fewest of the likeliest symbols only whose probability, at this temperature, is top_p
-                or more.
-            seed: 0 ... 2^63 - 1. None takes that of the state if it has one, else one number from generator.
-            generator: where the seed is drawn from; None is torch's default generator. Not touched if seed is given.
+            top_k: draw only from the k likeliest symbols.
+            top_p: draw only from the smallest set of likeliest symbols whose total probability, at this temperature, is
+                at least top_p.
+            seed: 0 ... 2^63 - 1. None takes the state's seed if it has one, else one number from generator.
+            generator: the seed is drawn from it; None is torch's default generator. Not used if seed is given.
             first_index: number of the first row.
-            state: what an earlier call, or ``log_prob``, returned. A sequence that is finished stays as it is.
+            state: what an earlier call, or ``log_prob``, returned. A finished sequence stays as it is.
             return_state: also return the state after the last token, a :class:`CharState`.
             return_log_prob: also return the log-probability of the drawn tokens, (n), at temperature 1 and without
                 top_k and top_p.
             progress: show a progress bar, on a terminal or in a notebook.
 
         Returns:
-            tokens (n, length) int64, filled up with stop, or 0, and lengths (n) int64, how many were drawn, with the
-            stop token; then the log-probability and the state where they are asked for.
+            tokens (n, length) int64, padded with stop, or with 0; lengths (n) int64, how many tokens were drawn,
+            including the stop token; then the log-probability and the state if they were requested.
 
         Raises:
             ValueError: for a wrong argument.
@@ -510,7 +510,7 @@ class CharRNN(nn.Module):
     def _check_prompt(
         self, n: int, prompt: str | bytes | Sequence[str] | Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The prompts (n, P), zeros where they do not count, and their lengths (n)."""
+        """The prompts (n, P), with zeros where they do not count, and their lengths (n)."""
         if prompt is None:
             if lengths is not None:
                 raise ValueError("CharRNN: prompt_lengths must come with a prompt, got no prompt")
@@ -538,15 +538,15 @@ class CharRNN(nn.Module):
 
     # Files.
 
-    #: Nothing is in an order and nothing is standardised: what ``_files`` asks of every model.
+    #: ``_files`` reads these two of every model: a CharRNN has no order and no standardisation.
     order = None
     standardization = None
 
     def _unsaved_structure(self) -> None:
-        """Of the structure ``config`` says everything."""
+        """``config`` describes the whole structure."""
 
     def config(self) -> dict[str, Any]:
-        """What the model was made with, as JSON holds it, except the device and the vocabulary."""
+        """The model's arguments as JSON holds them, except the device and the vocabulary."""
         return {
             "hidden_features": self.rnn.hidden_size,
             "cell": self.rnn.cell,
@@ -557,7 +557,7 @@ class CharRNN(nn.Module):
         }
 
     def _check_loaded(self, tensors: dict[str, Tensor]) -> None:
-        """There is nothing that a value could break."""
+        """Every value of a tensor is valid."""
 
     def save(self, directory: str | Path) -> None:
         """Writes model.safetensors, with the vocabulary in its metadata, and config.json into directory."""
@@ -566,12 +566,12 @@ class CharRNN(nn.Module):
     def load(self, directory: str | Path) -> Self:
         """Reads what ``save`` wrote into this model, and returns it. Nothing is unpickled.
 
-        ``ar_fast.models.load`` makes the model as well.
+        ``ar_fast.models.load`` also makes the model.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file is truncated or foreign, or of a model that was made differently. The model is
-                untouched then.
+            ValueError: if a file is truncated or not a model's, or of a model with other arguments. This model does
+                not change then.
         """
         _files.load(self, Path(directory), {"vocabulary": self.vocabulary.config()})
         return self

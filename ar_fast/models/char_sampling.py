@@ -1,4 +1,4 @@
-"""Sequences of a CharRNN that are being drawn, and where they stand."""
+"""Sequences of a CharRNN that are being drawn, and their states."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["CharSampling", "CharState"]
 
 @dataclass(frozen=True)
 class CharState:
-    """Where a CharRNN stands in B sequences; what ``log_prob`` and ``sample`` go on from.
+    """The state of a CharRNN in B sequences, from which ``log_prob`` and ``sample`` continue.
 
     Attributes:
-        state: (L, B, H) of each layer, as torch.nn has it, after the tokens before the last one.
+        state: (L, B, H) of each layer, as in torch.nn, after all tokens except the last one.
         cell_state: (L, B, H) of an LSTM, else None.
-        last: (B) int64, the last token, which state has not seen; -1 where there is none yet.
+        last: (B) int64, the last token, which is not in state yet; -1 if there is none.
         position: (B) int64, how many tokens there are.
         finished: (B) bool: which sequences drew their stop token.
-        seed: of the draws, once there were some.
-        first_index: sample index of row 0 of those.
+        seed: seed of the draws, if there were any.
+        first_index: sample index of row 0 of these draws.
     """
 
     state: Tensor
@@ -42,7 +42,7 @@ class CharState:
     first_index: int = 0
 
     def detach(self) -> CharState:
-        """The same without a graph: gradients end here, as truncated backpropagation wants."""
+        """The same state without a graph, so that gradients end here: for truncated backpropagation."""
         cell_state = None if self.cell_state is None else self.cell_state.detach()
         return replace(self, state=self.state.detach(), cell_state=cell_state)
 
@@ -54,12 +54,12 @@ class CharState:
 class CharSampling:
     """Sequences that are being drawn: what :meth:`CharRNN.sampling` returns.
 
-    Each call of ``advance`` takes some more steps in all sequences, first over their prompts. One that is interrupted
-    (Ctrl-C) leaves what the calls before it drew, and a later one goes on, bit for bit.
+    Each call of ``advance`` takes some more steps in all sequences, first over their prompts. An interrupted call
+    (Ctrl-C) keeps what earlier calls drew, and a later call continues from there, bit for bit.
 
     Attributes:
-        position: how many steps are taken.
-        positions: how many there are.
+        position: how many steps are done.
+        positions: how many steps there are.
 
     Example:
         >>> from ar_fast.models import CharRNN
@@ -73,8 +73,9 @@ class CharSampling:
         True
     """
 
-    # Steps go by the position in the sequence, so that the random numbers go on where a state goes on: step 0 is the
-    # lowest position of all sequences that are not finished. Those that are further wait for theirs, as finished ones.
+    # Steps follow the position in the sequence, so that the random numbers continue where a state's ended: step 0 is
+    # the lowest position of all sequences that are not finished. Until their position comes, sequences that are further
+    # along count as finished.
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class CharSampling:
         self._prompt_lengths = prompt_lengths
         self._ends = self._starts + prompt_lengths
         self._limits = self._ends + length
-        #: Where sequences start to run, in order.
+        #: The steps at which sequences start to run, ascending.
         self._cuts = sorted(set(self._starts[running].tolist()))
         self.position, self.positions = 0, int(self._limits[running].max()) if self._cuts else 0
         given = known = None
@@ -129,12 +130,12 @@ class CharSampling:
 
     @property
     def done(self) -> bool:
-        """Whether every step is taken."""
+        """Whether all steps are done."""
         return self.position == self.positions
 
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
-        """Takes the next ``positions`` steps, or as many as are left; None is all of them."""
+        """Takes the next ``positions`` steps, or all that are left if there are fewer; None takes all of them."""
         if positions is not None and (not isinstance(positions, Integral) or positions < 0):
             raise ValueError(f"CharSampling: positions must be an integer >= 0 or None, got {positions!r}")
         stop = self.positions if positions is None else min(self.position + int(positions), self.positions)
@@ -146,13 +147,13 @@ class CharSampling:
             state, cell_state = self._states
             drawn = self._step(state, self._last, cell_state=cell_state, finished=finished, start=begin, stop=end)
             self._values[:, begin:end] = drawn.values
-            # From here on nothing can fail: an interrupted call leaves the sampling where it was.
+            # Nothing can fail after this point: an interrupted call leaves the sampling as it was.
             self._states, self._last, self._finished = (drawn.state, drawn.cell_state), drawn.last, drawn.finished
             self._log_prob, self.position = self._log_prob + drawn.log_prob, end
 
     @property
     def _drawn(self) -> tuple[Tensor, Tensor]:
-        """The tokens (n, length), whatever those are that were not drawn, and the lengths."""
+        """The tokens (n, length), with arbitrary values where none were drawn, and the lengths."""
         numbers = torch.arange(self._length, device=self._values.device)
         count = (self.position - self._ends).clamp(0, self._length).masked_fill(self._begins.finished, 0)
         if self.positions == 0 or self._length == 0:
@@ -164,14 +165,14 @@ class CharSampling:
 
     @property
     def tokens(self) -> Tensor:
-        """(n, length) int64, drawn so far; filled up with stop, or 0."""
+        """(n, length) int64, the tokens drawn so far; padded with stop, or with 0."""
         tokens, lengths = self._drawn
         beyond = torch.arange(self._length, device=tokens.device) >= lengths[:, None]
         return tokens.masked_fill(beyond, max(0, self._stop))
 
     @property
     def lengths(self) -> Tensor:
-        """(n) int64, how many tokens are drawn so far, with the stop token."""
+        """(n) int64, how many tokens are drawn so far, including the stop token."""
         return self._drawn[1]
 
     @property
@@ -181,7 +182,7 @@ class CharSampling:
 
     @property
     def state(self) -> CharState:
-        """Where the sequences stand."""
+        """The state after the tokens drawn so far."""
         tokens, lengths = self._drawn
         known = torch.minimum((self.position - self._starts).clamp(min=0), self._prompt_lengths)
         position = self._begins.position + known.masked_fill(self._begins.finished, 0) + lengths

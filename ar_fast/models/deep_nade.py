@@ -27,11 +27,11 @@ from .sampling import Request, Rows, Sampler
 
 __all__ = ["DeepNADE"]
 
-# With more than one hidden layer the hidden units of many positions are computed at a time, about this many numbers.
+# With several hidden layers, positions are computed in blocks of about this many hidden numbers.
 _BLOCK_ELEMENTS = 2**22
-# A compiled batch, which may have any size, is cut into as many blocks of positions as one of this many rows.
+# A compiled batch can have any size, so it is cut into as many blocks of positions as one of this many rows.
 _COMPILED_ROWS = 128
-# And with more than one, positions are drawn by a loop in Python, about this many between two signs of progress.
+# With several hidden layers, positions are drawn by a loop in Python that reports progress after about this many.
 _LAYERED_POSITIONS = 64
 
 
@@ -43,26 +43,25 @@ class DeepNADE(AutoregressiveModel):
         p(x_i \mid x_O) = p_{\mathrm{head}}(x_i; b_i + V_i h_L)
 
     with O the observed variables, W = in_weight, M = mask_weight, c = in_bias, U = context_weight, z = context, A, a =
-    layers, V = out_weight, b = out_bias, f = activation: an ordinary network whose inputs are x, zero where it is not
-    observed, and the mask of what is. With a Categorical head variable j adds the row of W that belongs to its
-    category.
+    layers, V = out_weight, b = out_bias, f = activation. It is an ordinary network whose inputs are x, with zeros where
+    it is not observed, and the mask of the observed variables. With a Categorical head variable j adds the row of W
+    that belongs to its category.
 
-    ``loss`` trains it for all orderings at once. ``log_prob`` evaluates it in one ordering or in an ensemble of them,
-    and ``sample`` draws given any known subset: those first, then the others in the order. Each ordering is a
-    distribution of its own; they agree only as far as training made them.
+    ``loss`` trains it for all orderings at once. ``log_prob`` evaluates it in one ordering or in an ensemble of them.
+    ``sample`` takes any known subset: it puts those variables first, and then draws the others in order. Each ordering
+    is a different distribution; they agree only as far as training made them agree.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: units of each hidden layer. With one layer, evaluating and drawing an event are incremental
-            and cost O(D H) as in NADE; with more, they run the further layers D times.
-        activation: "sigmoid", "tanh" or "relu".
+            and cost O(D H) as in NADE; with more, the further layers run D times.
         head: None is heads.Bernoulli().
-        order: (D) integers, the ordering that is used where no other is asked for; None is
+        order: (D) integers, the ordering that is used unless another is given; None is
             ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -134,19 +133,19 @@ class DeepNADE(AutoregressiveModel):
     def _derive(self) -> dict[str, Tensor | None]:
         counts = torch.tensor([self.counts] * self.variables if isinstance(self.counts, int) else self.counts)
         offsets = starts(counts)
-        # A variable that gathers has a row for each of its values and a last one, of zeros, for "not observed".
+        # If a variable selects rows, it has one for each of its values and a last row of zeros for "not observed".
         values = counts if self._gathers else torch.full_like(counts, 2)
         return super()._derive() | {
             "out_offsets": offsets,
             "values": values,
             "table_offsets": starts(values + 1),
-            # The variable of each row of out_weight, and which of its rows that is.
+            # The variable of each row of out_weight, and the number of the row within that variable.
             "row_variable": torch.arange(self.variables).repeat_interleave(counts),
             "row_index": torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(counts),
         }
 
     def reset_parameters(self) -> None:
-        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; the means of mixtures are spread out."""
         inputs = 2 * self.variables + self.context_features
         fans = [(self.in_weight, inputs), (self.mask_weight, inputs), (self.out_weight, self.hidden_features[-1])]
         if self.context_weight is not None:
@@ -178,20 +177,20 @@ class DeepNADE(AutoregressiveModel):
 
         .. math::
             \frac{1}{D \, q(d)} \, \frac{D}{D - d + 1} \sum_{i \notin O} -\log p(x_i \mid x_O), \quad d \sim q,
-            \quad O \text{ of } d - 1 \text{ variables, each set as likely}
+            \quad O \text{ uniform among the sets of } d - 1 \text{ variables}
 
-        with d in 1 ... D and O drawn anew for each event. The second factor is there since any of the D - d + 1
-        variables that are left may be the next one of an ordering. In the paper q is uniform, and the first factor 1;
-        here q(d) falls off as the square root of 1 / (D - d + 1): the expectation is the same, and since a sum over n
-        variables varies as the square root of n, this choice has the least variance. With q uniform a single variable
-        that is left counts D times.
+        with d in 1 ... D and O drawn anew for each event. The second factor is there because any of the D - d + 1
+        remaining variables may be the next one of an ordering. In the paper q is uniform, and the first factor is 1.
+        Here q(d) falls off as the square root of 1 / (D - d + 1): the expectation is the same, and this choice has the
+        least variance, since the standard deviation of a sum over n variables grows with the square root of n.
+        With a uniform q, a single remaining variable counts D times.
 
         Args:
             x: (*batch, *event_shape), as ``log_prob`` takes it.
-            context: (*context_batch, C) where the model has context_features.
+            context: (*context_batch, C) if the model has context_features.
             observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: False where x is
-                missing. Missing variables are neither conditioned on nor predicted, and D counts the others.
-            generator: of the random sets; None is torch's default generator.
+                missing. Missing variables are neither conditioned on nor predicted, and D counts only the others.
+            generator: generator of the random sets; None is torch's default generator.
 
         Returns:
             (*batch) nats, summed in float64, in the compute dtype: minimise its mean.
@@ -207,8 +206,8 @@ class DeepNADE(AutoregressiveModel):
         share = torch.rand(len(rows), 1, device=device, generator=generator).to(self.device)
         if present is not None:
             keys = keys.masked_fill(~present, 0.0)
-        # Relative to the largest of D uniform numbers the others are uniform too: any variables are as likely to be
-        # below a share of it as any others, and at most D - 1 are. No sorting.
+        # Divided by the largest of D uniform numbers, the others are uniform too: every set of variables of one size is
+        # equally likely to be below a threshold, and at most D - 1 variables are below it. No sorting is needed.
         seen = keys < (1 - share.square()) * keys.amax(1, keepdim=True)
         predicted = ~seen
         if present is not None:
@@ -223,7 +222,7 @@ class DeepNADE(AutoregressiveModel):
         return total.to(self.compute_dtype).reshape(batch)
 
     def _pre_activation(self, x: Tensor, observed: Tensor, bias: Tensor) -> Tensor:
-        """(B, H) of the first layer, as matrix products."""
+        """(B, H), the pre-activations of the first layer, by matrix products."""
         mask = observed.to(self.compute_dtype)
         if self.head_kinds is not None:
             inputs = self._mixed_inputs(x, None, observed)
@@ -250,13 +249,13 @@ class DeepNADE(AutoregressiveModel):
 
         Args:
             x: (*batch, *event_shape); bool, integer, or floating of the model's dtype or compute dtype.
-            context: (*context_batch, C) where the model has context_features; context_batch are the last dimensions of
+            context: (*context_batch, C) if the model has context_features; context_batch are the last dimensions of
                 batch.
             order: (D), one ordering; or (n, D), an ensemble: the average of the n probabilities,
                 :math:`\log \frac{1}{n} \sum_o p(x; o)`, computed in float64. None is the model's order.
             observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: False where x is
-                missing (whatever it holds). They may be any. The log-probability is that of the observed ones: in any
-                ordering they can come first, and the rest sums to one.
+                missing (whatever it holds). Any variables may be missing. The result is the log-probability of the
+                observed ones: in any ordering they can come first, and the rest sums to one.
             per_variable: return the logarithm of each conditional instead of their sum (zero where not observed); for
                 one ordering only.
 
@@ -265,7 +264,7 @@ class DeepNADE(AutoregressiveModel):
 
         Raises:
             ValueError: for a wrong shape, dtype or device; under validate_args for values outside the support; for
-                per_variable with an ensemble, which has no conditionals of its own.
+                per_variable with an ensemble, which has no conditionals.
         """
         if order is None:
             return super().log_prob(x, context, per_variable=per_variable, observed=observed)
@@ -292,7 +291,7 @@ class DeepNADE(AutoregressiveModel):
         return F.linear(self._compute(context), self._compute(self.context_weight), bias).to(self.compute_dtype)
 
     def _terms(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """(B, D) nats; x as the head encodes it."""
+        """(B, D) nats; x is encoded by the head."""
         offsets = None if isinstance(self.counts, int) else self.out_offsets
         return functional.head_log_prob(parameters, x, offsets=offsets, **self._head_arguments())
 
@@ -313,11 +312,11 @@ class DeepNADE(AutoregressiveModel):
         )
 
     def _steps(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
-        """The model as a NADE: its input and arguments.
+        """The input and the arguments of a NADE that computes the same as the model.
 
-        A variable that gathers a row adds W + M at once, or zeros where it is not observed. For a real one the NADE has
-        a further variable, without parameters, whose value is 1 where the variable is observed and which adds M. With a
-        head per variable all have one, and a category that is not observed gathers a row of zeros.
+        A variable that selects a row adds W + M at once, or zeros if it is not observed. For a real variable, the NADE
+        has a further variable without parameters, whose value is 1 if the variable is observed, and which adds M. With
+        a per_variable head all variables have a further one, and an unobserved category selects a row of zeros.
         """
         if self._gathers:
             x = self._categories(x)
@@ -354,12 +353,12 @@ class DeepNADE(AutoregressiveModel):
         return torch.where(counts > 1, counts, 0).to(self.compute_dtype)
 
     def _paired(self) -> dict[str, Any]:
-        """The arguments of a NADE over (x, mask), where both of a variable come one after the other."""
+        """The arguments of a NADE over (x, mask), in which each variable is followed by its mask."""
         order = torch.arange(self.variables, device=self.device) if self.order is None else self.order
         none = self.out_offsets[-1:].expand(self.variables)
         weight, in_offsets = self._compute(self.in_weight), None
         if self.input_counts is not None:
-            # After the rows of a category's values one of zeros.
+            # A row of zeros follows the rows of a category's values.
             counts = self.input_counts
             rows = counts + (counts > 1)
             in_offsets = F.pad(torch.cat([rows, torch.ones_like(rows)]).cumsum(0), (1, 0))
@@ -377,14 +376,14 @@ class DeepNADE(AutoregressiveModel):
         }
 
     def _paired_head(self) -> dict[str, Any]:
-        """The head of a NADE over (x, mask); the masks have no parameters, so any will do."""
+        """The head of a NADE over (x, mask); the masks have no parameters, so their heads do not matter."""
         head = self._head_arguments()
         if self.head_kinds is not None:
             head["head_kinds"] = torch.cat([self.head_kinds, torch.zeros_like(self.head_kinds)])
         return head
 
     def _table(self) -> Tensor:
-        """(values + 1 rows for each variable, H): what observing each value adds to the state, and zeros."""
+        """(values + 1 rows for each variable, H): what observing each value adds to the state, then a row of zeros."""
         weight, mask = self._compute(self.in_weight), self._compute(self.mask_weight)
         if not self._gathers:
             return torch.stack([mask, weight + mask, torch.zeros_like(mask)], 1).flatten(0, 1)
@@ -397,7 +396,7 @@ class DeepNADE(AutoregressiveModel):
         return [(self._compute(layer.weight), self._compute(layer.bias)) for layer in self.layers]
 
     def _hidden(self, pre_activation: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The last hidden layer from the pre-activations of the first; ``layers`` are those of ``_layers``."""
+        """The last hidden layer from the pre-activations of the first; ``layers`` is what ``_layers`` returns."""
         activation = ACTIVATIONS[self.activation]
         hidden = activation(pre_activation)
         for weight, bias in layers:
@@ -405,20 +404,20 @@ class DeepNADE(AutoregressiveModel):
         return hidden
 
     def _deep_parameters(self, x: Tensor, bias: Tensor, observed: Tensor | None) -> Tensor:
-        """One pass of the further layers for each position, a block of positions at a time; a block's hidden units are
-        computed again in the backward pass."""
+        """Runs the further layers once for each position, a block of positions at a time; the backward pass computes a
+        block's hidden units again."""
         order = torch.arange(self.variables, device=self.device) if self.order is None else self.order
         most = max(self.counts) if isinstance(self.counts, list) else self.counts
         weight = self._compute(self.out_weight)
-        # (D, most, H): K differs where variables do.
+        # (D, most, H), where variables may have fewer parameters than most.
         weight = weight.new_zeros(self.variables, most, weight.shape[1]).index_put(
             (self.row_variable, self.row_index), weight
         )
         state = bias.expand(x.shape[0], -1)
         rows = _COMPILED_ROWS if torch.compiler.is_compiling() else max(1, x.shape[0])
         positions = max(1, _BLOCK_ELEMENTS // (rows * max(self.hidden_features)))
-        # Read once: under torch.func.functional_call the model has its own parameters again when a block is computed
-        # again, in the backward pass.
+        # Read only once: under torch.func.functional_call the model has its original parameters again by the time the
+        # backward pass recomputes a block.
         layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
         check_unmodified = unmodified("DeepNADE: x and parameters", [x, *inputs, *itertools.chain(*layers)])
 
@@ -434,7 +433,7 @@ class DeepNADE(AutoregressiveModel):
 
         blocks = []
         for index in (order,) if positions >= self.variables else order.split(positions):
-            # The hooks by which a checkpoint saves its inputs are not for torch.func transforms, nor for tangents.
+            # A checkpoint saves its inputs by hooks, which torch.func transforms and forward-mode AD do not allow.
             if torch.is_grad_enabled() and not functional.transformed():
                 parameters, state = checkpoint(block, state, index, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -447,8 +446,8 @@ class DeepNADE(AutoregressiveModel):
     def _added(
         self, x: Tensor, index: Tensor, in_weight: Tensor | None = None, mask_weight: Tensor | None = None
     ) -> Tensor:
-        """What observing the variables index (P), values x (*batch, P), adds to the state: (*batch, P, H); the weights
-        are the model's, in the compute dtype where the caller has them so."""
+        """(*batch, P, H): what observing the variables index (P) with values x (*batch, P) adds to the state. The
+        weights are the model's, in the compute dtype if the caller has converted them."""
         weight = self._compute(self.in_weight) if in_weight is None else in_weight
         mask = (self._compute(self.mask_weight) if mask_weight is None else mask_weight).index_select(0, index)
         if self.input_counts is not None:
@@ -486,14 +485,14 @@ class DeepNADE(AutoregressiveModel):
         return F.linear(hidden, self._compute(self.out_weight[rows]), self._compute(self.out_bias[rows]))
 
     # Sampling. The known variables enter the state first, wherever they are in the order, so that every other variable
-    # is drawn given all of them; where the order comes to them they add nothing more.
+    # is drawn given all of them; when the order reaches a known variable, it adds nothing more.
 
     def _sampler(self, request: Request) -> Sampler:
         by_table = self._gathers or isinstance(self.head, heads.Bernoulli)
         nade = None
         if not self.layers or request.known is not None:
             nade = self._sampled_nade(by_table, request.known is not None)
-        # The NADE of pairs has two variables for each of the model's.
+        # The NADE of pairs has two variables for each variable of the model.
         each = 1 if by_table or self.layers else 2
         op = self._layered_draws() if self.layers else functools.partial(functional.nade_sample, **nade)
 
@@ -504,11 +503,11 @@ class DeepNADE(AutoregressiveModel):
             state, known, arguments = bias.expand(rows.count, -1).contiguous(), rows.known, {}
             if known is not None:
                 state = self._state_given(state, rows.given, known, nade, by_table)
-                # What the op takes for a known variable adds nothing.
+                # The value that the op receives for a known variable adds nothing.
                 nothing = self.values.to(state.dtype) if by_table and not self.layers else state.new_zeros(())
                 arguments = {"given": nothing.expand(known.shape).contiguous(), "observed": (rows.given, known)}
             if each == 2:
-                # Of each pair, the mask is known: 1, but 0 where the variable was known before.
+                # The mask of each pair is known: 1, or 0 if the variable has been observed already.
                 if known is None:
                     known = torch.zeros(rows.count, self.variables, dtype=torch.bool, device=state.device)
                 given = torch.cat([self._not_observed.expand(known.shape), (~known).to(state.dtype)], 1)
@@ -529,9 +528,9 @@ class DeepNADE(AutoregressiveModel):
         return Sampler(sum(self.hidden_features), begin, step, _LAYERED_POSITIONS if self.layers else None)
 
     def _sampled_nade(self, by_table: bool, observes: bool) -> dict[str, Any]:
-        """The arguments of the NADE that draws where there is one hidden layer, and that observes what is known."""
+        """The arguments of the NADE that draws with one hidden layer, or that observes the known variables."""
         if by_table and not (observes or self._gathers):
-            # Nothing is left unobserved: two rows for each variable, written where they stay.
+            # Nothing stays unobserved: two rows for each variable, without the row of zeros.
             mask = self._compute(self.mask_weight)
             table = mask.new_empty(self.variables, 2, mask.shape[1])
             table[:, 0] = mask
@@ -548,7 +547,7 @@ class DeepNADE(AutoregressiveModel):
         return structure | {"activation": self.activation}
 
     def _state_given(self, state: Tensor, given: Tensor, known: Tensor, nade: dict[str, Any], by_table: bool) -> Tensor:
-        """The state once the known variables are observed."""
+        """The state after the known variables are observed."""
         if by_table:
             own = torch.where(is_whole(given, self.values), given, -1.0)
             values = torch.where(known, own, self.values.to(given.dtype))
@@ -557,7 +556,7 @@ class DeepNADE(AutoregressiveModel):
             values = torch.cat([torch.where(known, own, self._not_observed), known.to(given.dtype)], 1)
         if self.head_kinds is None:
             nade = nade | {"head": "categorical", "levels": 0}
-        # No variable has parameters here: nothing is drawn, and no output is computed.
+        # Here no variable has parameters: nothing is drawn, and no output is computed.
         nothing = {
             "out_weight": self._compute(self.out_weight)[:0, :1].expand(0, state.shape[1]),
             "out_bias": self._compute(self.out_bias)[:0],
@@ -567,11 +566,11 @@ class DeepNADE(AutoregressiveModel):
         return functional.nade_sample(state, given=values, known=all_known, seed=0, **(nade | nothing))[2]
 
     def _layered_draws(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        """More hidden layers: all of them for every position, each layer as a NADE of one variable without inputs,
-        whose rounding does not depend on the batch."""
+        """The sampler with several hidden layers: it runs all layers at every position, each as a NADE of one variable
+        without inputs, whose rounding does not depend on the batch."""
         layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
         out_weight = self._compute(self.out_weight)
-        # The last layer's op draws; what it would add to its state, by any weight, is not used.
+        # The last layer's op draws. What it adds to its state, by any weight, is not used.
         last = functools.partial(
             functional.nade_sample,
             out_weight=out_weight,
@@ -614,7 +613,7 @@ class DeepNADE(AutoregressiveModel):
 def _weight(left: Tensor, variables: Tensor) -> Tensor:
     """1 / (q n), float64, for n = ``left`` of D = ``variables``.
 
-    n - 1 is Beta-binomial, of D - 1 trials with a probability whose square root is uniform: B(1/2, 1). So
+    n - 1 is Beta-binomial: D - 1 trials with a probability whose square root is uniform, which is Beta(1/2, 1). So
     q = Gamma(D) Gamma(n - 1/2) / (2 Gamma(n) Gamma(D + 1/2)).
     """
     n, d = left.clamp(min=1).double(), variables.clamp(min=1).double()

@@ -15,7 +15,7 @@ __all__ = ["AutoregressiveDistribution"]
 
 
 class AutoregressiveDistribution(Distribution):
-    """An autoregressive model given a context, or none.
+    """An autoregressive model, with a context or without.
 
     Example:
         >>> from ar_fast.models import NADE
@@ -36,7 +36,7 @@ class AutoregressiveDistribution(Distribution):
         self.context = context
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]
-        # The model checks values itself, by its own validate_args.
+        # The model itself checks values, as its validate_args says.
         super().__init__(torch.Size(batch_shape), model.event_shape, validate_args=False)
 
     @property

@@ -1,4 +1,4 @@
-"""Several models of the same events as one distribution: the average of their probabilities."""
+"""An ensemble: several models of the same events as one distribution with the average of their probabilities."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Ensemble"]
 
 # The counter of the random numbers that pick members: no variable has this index.
 _PICK = 2**32 - 1
-# Samples are numbered within blocks, and a member numbers its own within each block.
+# Samples are numbered in blocks, and each member numbers its own samples within a block.
 _BLOCK = 1024
 
 
 class Ensemble(nn.Module):
-    r"""The mixture, in equal parts, of models of the same events.
+    r"""The mixture, with equal weights, of models of the same events.
 
     .. math:: p(x) = \frac{1}{M} \sum_m p_m(x)
 
-    Members may differ in everything but the event, its values and the context: most often in their order
-    (:meth:`AutoregressiveModel.in_order` makes such members that share all parameters). A mixture of different orders
-    has no conditionals of its own, so an ensemble has no ``forward``, ``begin`` and ``per_variable``.
+    Members may differ in everything except the event, its values and the context. Most often they differ in their order
+    (:meth:`AutoregressiveModel.in_order` makes such members, which share all parameters). A mixture of different orders
+    has no conditionals, so an ensemble has no ``forward``, ``begin`` and ``per_variable``.
 
     Args:
         members: M models.
@@ -102,13 +102,13 @@ class Ensemble(nn.Module):
             x: (*batch, *event_shape).
             context: (*context_batch, C); see :meth:`AutoregressiveModel.log_prob`.
             observed: bool, (*event_shape), preceded by none or some of the last dimensions of batch: which variables
-                are there. Each member must know the marginal of those.
+                are observed. Each member must be able to compute their marginal.
 
         Returns:
             (*batch), in the members' compute dtype.
 
         Raises:
-            ValueError: as the members raise it.
+            ValueError: as raised by the members.
         """
         terms = [member.log_prob(x, context, observed=observed) for member in self.members]
         total = torch.stack(terms).double().logsumexp(0) - math.log(len(terms))
@@ -129,34 +129,34 @@ class Ensemble(nn.Module):
         return_log_prob: bool = False,
         progress: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draws events: for each a member, by its own random number, and the event from it.
+        """Draws events: a random number picks a member for each event, and this member draws it.
 
-        Sample number first_index + i is the same whatever n is, as in the members.
+        Sample number first_index + i is the same whatever n is, as with a single model.
 
         Args:
             n: how many, or a shape of samples.
-            context: (*context_batch, C) where the members have context_features; n events are drawn for each.
+            context: (*context_batch, C) if the members have context_features; n events are drawn for each.
             seed: 0 ... 2^63 - 1. None takes one number from generator.
-            generator: where the seed is drawn from; None is torch's default generator. Not touched if seed is given.
+            generator: the seed is drawn from it; None is torch's default generator. Not used if seed is given.
             first_index: number of the first sample.
             given: values of known variables, (*event_shape), preceded by none or some of the last dimensions of
-                context_batch: the same for all n. A member is picked in proportion to its probability of them.
+                context_batch: the same for all n. Members are picked in proportion to the probability they give them.
             known: bool, of such a shape too: which variables are taken from given and not drawn, a prefix of every
                 member's order.
-            temperature: > 0, of each draw; it does not change which member is picked.
+            temperature: > 0, used by each draw; it does not change which member is picked.
             return_log_prob: also return the log-probability of the drawn variables, at temperature 1.
             progress: show a progress bar, on a terminal or in a notebook.
 
         Returns:
             (*n, *context_batch, *event_shape), as the members return it; with return_log_prob also
-            (*n, *context_batch), by one evaluation of all members.
+            (*n, *context_batch), computed by one evaluation of all members.
 
         Raises:
             ValueError: for a wrong argument.
         """
         shape = _inputs.sample_shape("Ensemble", "n", n)
         seed = _inputs.draw_seed("Ensemble", seed, generator)
-        # Of one sample for each context; the rows of all samples are made of it below.
+        # Requests of one sample for each context; the requests of all samples are made from them below.
         one = [
             make_request(member, (), context, seed, None, first_index, given, known, False, temperature)
             for member in self.members
@@ -192,7 +192,7 @@ class Ensemble(nn.Module):
         return samples, log_prob
 
     def _shares(self, one: list, context: Tensor | None, given: Tensor | None, known: Tensor | None) -> Tensor:
-        """(contexts, M) float64: how probable each member is, given what is known."""
+        """(contexts, M) float64: the probability of each member, given what is known."""
         if given is None or known is None:
             return torch.ones(one[0].rows, len(one), dtype=torch.float64)
         given, known, context = self._expanded(context, given, known)
@@ -204,12 +204,12 @@ class Ensemble(nn.Module):
         return self.log_prob(given, context, observed=known)
 
     def _expanded(self, context: Tensor | None, given: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """given and known, (*context_batch, *event_shape)."""
+        """given and known as (*context_batch, *event_shape), and the context."""
         batch = torch.Size() if context is None else context.shape[:-1]
         return given.expand(batch + self.event_shape), known.expand(batch + self.event_shape), context
 
     def _picks(self, seed: int, first_row: int, rows: int, contexts: int, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Which member draws each row, and how many rows of its block the member draws before it."""
+        """Which member draws each row, and how many earlier rows of the same block that member draws."""
         start = first_row // _BLOCK * _BLOCK
         numbers = torch.arange(start, first_row + rows)
         uniform = philox_uniform(seed, numbers, torch.tensor(_PICK))
@@ -231,7 +231,7 @@ class Ensemble(nn.Module):
         return AutoregressiveDistribution(self, context)
 
     def save(self, directory: str | Path) -> None:
-        """Writes config.json and a directory for each member; members that share parameters are written whole."""
+        """Writes config.json and a directory for each member; shared parameters are written with every member."""
         _files.save_ensemble(self.members, Path(directory))
 
     def load(self, directory: str | Path) -> Self:
@@ -239,8 +239,8 @@ class Ensemble(nn.Module):
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file is truncated or foreign, or a member was made differently. The members are untouched
-                then.
+            ValueError: if a file is truncated or not a model's, or a member was made with other arguments. The members
+                do not change then.
         """
         directories = _files.members(Path(directory), _files.read_config(Path(directory)))
         if len(directories) != len(self.members):
@@ -255,5 +255,5 @@ class Ensemble(nn.Module):
 
 
 def _member_seed(seed: int, index: int) -> int:
-    """A seed of its own for each member: two of them may draw under the same number."""
+    """A different seed for each member, since two of them may draw under the same number."""
     return int(philox_uniform(seed, torch.tensor(index), torch.tensor(_PICK), slot=1).item() * 2**63)

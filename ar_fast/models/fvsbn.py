@@ -22,21 +22,21 @@ __all__ = ["FVSBN"]
 
 
 class FVSBN(AutoregressiveModel):
-    r"""The fully visible sigmoid belief network: every variable is a (generalised) linear model of those before it.
+    r"""The fully visible sigmoid belief network: every variable is a (generalised) linear model of the earlier ones.
 
     .. math::
         p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; \theta_i), \quad
         \theta_i = b_i + U_i z + \sum_{j < i} x_j W_{ji}
 
-    with W = weight, b = bias, U = context_weight and z = context; "before" is in the sense of the order. With a
-    Categorical head variable j adds the row of W that belongs to its category. For binary variables: D (D - 1) / 2 + D
-    parameters that have an effect, and as many multiply-adds for an evaluation; drawing an event adds one weight row,
-    up to its diagonal, for each value that is not zero.
+    with W = weight, b = bias, U = context_weight and z = context; "<" is in the sense of the order. With a Categorical
+    head variable j adds the row of W that belongs to its category. With binary variables D (D - 1) / 2 + D parameters
+    have an effect, and an evaluation takes as many multiply-adds; drawing an event adds one weight row, up to its
+    diagonal, for each nonzero value.
 
-    Weights are stored by place, and place q is position D - 1 - q, the last variable first: row q of weight, of which
-    the part before column q has an effect, is what a value at place q adds to the parameters of the variables after it
-    when it is drawn, contiguous; and the mask is a staircase in place, whose other half no product touches. What is
-    masked has no effect, whatever it is.
+    Weights are stored by place, where place q is position D - 1 - q: the last variable comes first. Row q of weight is
+    what a value at place q adds to the parameters of the variables after it when it is drawn. Its part before column q
+    has an effect and is contiguous. So the mask is a staircase, and no product touches the masked half, which has no
+    effect whatever it holds.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
@@ -44,8 +44,8 @@ class FVSBN(AutoregressiveModel):
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -90,7 +90,7 @@ class FVSBN(AutoregressiveModel):
         self.reset_parameters()
 
     def _derive(self) -> dict[str, Tensor | None]:
-        # Where variables differ in K the mask depends on the order.
+        # If variables differ in K, the mask depends on the order.
         own = {"_counts": None, "_uniform_extents": None}
         if isinstance(self.counts, int):
             first = self.counts * torch.arange(self.variables)
@@ -98,13 +98,13 @@ class FVSBN(AutoregressiveModel):
         else:
             own["_counts"] = torch.tensor(self.counts)
             order = list(range(self.variables)) if self._order is None else self._order.tolist()
-            #: The parameters at each place, and the place of each variable.
+            #: How many parameters each place has, and the place of each variable.
             self._sizes_by_place = [self.counts[variable] for variable in reversed(order)]
             self._place_of = [self.variables - 1 - position for position in torch.tensor(order).argsort().tolist()]
         return super()._derive() | own
 
     def reset_parameters(self) -> None:
-        """Weights of zero, from which every variable is on its own; means of mixtures spread out."""
+        """Zero weights, which make all variables independent; the means of mixtures are spread out."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         self._spread_mixtures()
@@ -125,7 +125,7 @@ class FVSBN(AutoregressiveModel):
         return self.order.flip(0)
 
     def _by_place(self, x: Tensor) -> Tensor:
-        """(B, D) by variable -> by place. A flip costs less than a gather."""
+        """(B, D) by variable -> by place. A flip is cheaper than a gather."""
         return x.flip(1) if self.order is None else x.index_select(1, self._places)
 
     def _by_variable(self, by_place: Tensor) -> Tensor:
@@ -133,13 +133,13 @@ class FVSBN(AutoregressiveModel):
         return by_place.flip(1) if self.order is None else by_place.index_select(1, self._places.argsort())
 
     def _offsets(self) -> Tensor | None:
-        """(D + 1), the first parameter of each place; None where all have as many."""
+        """(D + 1), the first parameter of each place; None if all places have the same number."""
         if self._counts is None:
             return None
         return F.pad(self._counts[self._places].cumsum(0), (1, 0))
 
     def _extents(self, first: Tensor) -> Tensor:
-        """How many parameters each row of weight reaches: those of the places before; ``first`` (D) of each place."""
+        """How many parameters each row of weight affects, those of lower places; ``first`` (D) is by place."""
         if self._gathers:
             counts = self.counts if isinstance(self.counts, int) else self._counts[self._places]
             first = first.repeat_interleave(counts, output_size=len(self.weight))
@@ -149,7 +149,7 @@ class FVSBN(AutoregressiveModel):
 
     @property
     def _mixed_places(self) -> Tensor | None:
-        """The variable at each place where each has a head of its own."""
+        """The variable at each place if the head is per_variable, else None."""
         return None if self.head_kinds is None else self._places
 
     def _mask(self, offsets: Tensor | None) -> Mask:
@@ -165,7 +165,7 @@ class FVSBN(AutoregressiveModel):
     # Evaluation.
 
     def _inputs(self, x: Tensor, offsets: Tensor | None) -> Tensor:
-        """x by place (B, D) as rows of weight take it: (B, R_in), categories one-hot."""
+        """x by place (B, D) -> (B, R_in), one column per row of weight; categories are one-hot."""
         if self.head_kinds is not None:
             return self._mixed_inputs(x, self._places).to(self.dtype)
         if not self._gathers:
@@ -198,7 +198,7 @@ class FVSBN(AutoregressiveModel):
             return self._by_variable(log_prob)
         return log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # State.tensors: the parameters by place, as far as the known variables determine them.
+    # State.tensors: the parameters by place, each summed over the known variables.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         state = self.bias.to(self.compute_dtype)
@@ -227,14 +227,14 @@ class FVSBN(AutoregressiveModel):
         return self._cuda_sampler() if _library.runs_cuda(self.device) else self._cpu_sampler()
 
     def _row_bias(self, rows: Rows) -> Tensor:
-        """(R_out) by place, or with a context (B, R_out)."""
+        """(R_out) by place, or (B, R_out) with a context."""
         bias = self.bias.to(self.compute_dtype)
         if rows.context is None:
             return bias
         return add_context(bias, rows.context.to(self.dtype), self.context_weight)
 
     def _cpu_sampler(self) -> Sampler:
-        """A masked perceptron without hidden layers; what it takes goes by position, except its weight."""
+        """A masked perceptron without hidden layers; its arguments are by position, except its weight."""
         columns = len(self.weight)
 
         def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:

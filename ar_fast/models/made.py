@@ -1,4 +1,4 @@
-"""MADE: an autoencoder masked to an ordering."""
+"""MADE: an autoencoder that is masked according to an ordering."""
 
 from __future__ import annotations
 
@@ -42,41 +42,41 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         h_l = f\big((W_l \odot M_l) h_{l-1} + b_l\big), \quad h_0 = x \text{ by position}, \quad
         \theta = (W_{L+1} \odot M_{L+1}) h_L + b_{L+1} \text{ by position}
 
-    A hidden unit of degree e sees the variables at positions 0 ... e-1 and the units of degree at most e of the layer
-    before; the outputs at position p, the parameters of the head, see the units of degree at most p. A variable of a
-    Categorical head enters by one column for each category, one of them 1 and the others 0; any other by its value. A
-    context is added to the first layer through context_weight. Weights are stored by position, and units by ascending
-    degree.
+    A hidden unit of degree e sees the variables at positions 0 ... e-1 and those units of the previous layer whose
+    degree is at most e. The outputs at position p, the parameters of the head, see the units of degree at most p. A
+    variable of a Categorical head has one input column for each category (one of them is 1, the others are 0); any
+    other variable has one column for its value. A context is added to the first layer through context_weight. Weights
+    are stored by position, and units by ascending degree.
 
-    With n_masks > 1 the same weights have several sets of masks: set k has random degrees of its own, and order number
-    k modulo n_orders. One set is in use at a time. Train with another one in every batch (:meth:`next_mask`) and
-    evaluate one, or the mean probability of all: :meth:`ensemble`. Weights are then stored by variable, and units in
-    no order.
+    With n_masks > 1 the same weights are used with several sets of masks: set k has its own random degrees, and order
+    number k modulo n_orders. One set is in use at a time. Train with another one in every batch (:meth:`next_mask`) and
+    evaluate one, or the mean probability of all: :meth:`ensemble`. Weights are then stored by variable, and units are
+    not sorted.
 
-    With ``direct`` inputs and outputs are connected as well, theta += (W_D . M_D) x, where the outputs at position p
-    see the variables at positions 0 ... p-1.
+    With ``direct``, inputs and outputs are also connected directly: theta += (W_D . M_D) x, where the outputs at
+    position p see the variables at positions 0 ... p-1.
 
-    With ``residual`` the hidden layers are of equal width and degrees: the first and then two for each block,
+    With ``residual``, all hidden layers have the same width and degrees: a first layer, then two layers per block,
 
     .. math::
         h = (W_1 \odot M_1) x + b_1, \quad
         h \leftarrow h + W_{2j+1} f\big(W_{2j} f(h) + b_{2j}\big) + b_{2j+1}, \quad
         \theta = (W_{L+1} \odot M_{L+1}) f(h) + b_{L+1}
 
-    (the W of blocks masked as well). These are the blocks of ResMADE and of nflows' MADE without batch normalisation,
-    dropout and context in the blocks; the f before the output layer is ResMADE's, nflows has none there.
+    (the W of the blocks are masked too). These are the blocks of ResMADE and of nflows' MADE without batch
+    normalisation, dropout and context in the blocks; like ResMADE and unlike nflows, there is an f before the outputs.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
-        hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal ones.
+        hidden_features: units of each hidden layer, 1 to 16 layers; with residual an odd number of equal layers.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1; "random" draws them from there,
-            but from the lowest degree of the layer before on; or for each hidden layer those of its units, in
-            0 ... D-1 and in any order. With residual those of all layers are the same. With a context they are in
-            0 ... D-1, and each hidden layer has a unit of degree 0, which sees the context only: by those units alone
-            the outputs at position 0 see it. Where "even" or "random" gives none, the lowest degree becomes 0.
-        degree_seed: 0 ... 2^63 - 1, of random degrees and orders: the same on every machine.
-        n_masks: how many sets of masks the model has; more than one need random degrees or several orders.
+        degrees: "even" spreads the degrees of each hidden layer evenly over 1 ... D-1. "random" draws them from that
+            range, but not below the lowest degree of the previous layer. Or the degrees of each layer's units, in
+            0 ... D-1 and in any order. With residual all layers have the same degrees. With a context degrees are in
+            0 ... D-1, and each hidden layer has a unit of degree 0, which sees only the context, since the outputs at
+            position 0 see it only through such units; "even" and "random" change the lowest degree to 0 if needed.
+        degree_seed: 0 ... 2^63 - 1, of random degrees and orders, which are the same on every machine.
+        n_masks: how many sets of masks the model has; more than one requires random degrees or several orders.
         n_orders: how many orders they have, at most n_masks: the first is ``order``, the others are random.
         direct: connect inputs and outputs directly.
         residual: add the output of every two hidden layers after the first to their input.
@@ -84,13 +84,13 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Attributes:
         degrees: for each hidden layer the degrees of its units, ascending; in the order of storage if n_masks > 1.
         mask_index: the set of masks in use, 0 ... n_masks - 1.
-        changes: what :meth:`from_autoencoder` changed; None in any other model.
+        changes: what :meth:`from_autoencoder` changed; None for any other model.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -163,7 +163,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
                     "MADE: degrees must have a 0 in every hidden layer with context_features, since by units of degree "
                     f"0 alone the outputs at position 0 see the context, got layers whose lowest degrees are {lowest}"
                 )
-        #: (n_orders, D), if there are several, on the CPU.
+        #: (n_orders, D) on the CPU if there are several orders, else None.
         self._orders = None
         with building():
             self.degrees = self._degrees_of(0)
@@ -188,32 +188,32 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         n_orders: int = 1,
         validate_args: bool | None = None,
     ) -> Self:
-        """The MADE with the layers of an ordinary autoencoder: its weights, masked.
+        """A MADE with the layers of an ordinary autoencoder and its weights, masked.
 
-        Its parameters are those that the autoencoder with W . M in place of each W gives. They are copies, of the same
-        dtype and on the same device. An autoencoder learns what masks take away: train the model on.
+        It computes the parameters that the autoencoder would compute with W . M instead of each W. Its weights are
+        copies of the same dtype on the same device. Masks take away a part of what the autoencoder learned: train on.
 
-        What was changed is said in the model's ``changes``, a sentence each: masked weights, degrees given to units,
-        units sorted by degree, biases that were missing, modules left out, a last Sigmoid that became the head.
+        The model's ``changes`` has a sentence for each change: masked weights, degrees given to units, units sorted by
+        degree, biases that were missing, modules that were left out, a last Sigmoid that became the head.
 
         Args:
-            module: an nn.Sequential, perhaps of others, of two or more nn.Linear with the same activation between each
-                two: ReLU, Sigmoid, Tanh, ELU, Softplus, SiLU, GELU or LeakyReLU, with torch's default arguments.
-                nn.Flatten, and nn.Dropout in eval mode, are left out. With a Bernoulli head a Sigmoid may end it.
-            event_shape: as in the constructor, as all that follows. The first layer must take one input for each
-                variable (a Categorical one: one for each category), the last give the parameters of the head, both by
-                variable.
+            module: an nn.Sequential (it may be nested) of two or more nn.Linear with the same activation between them:
+                ReLU, Sigmoid, Tanh, ELU, Softplus, SiLU, GELU or LeakyReLU, with torch's default arguments. nn.Flatten,
+                and nn.Dropout in eval mode, are left out. With a Bernoulli head a Sigmoid may end it.
+            event_shape: as in the constructor, like everything below. The first layer must take one input for each
+                variable (with a Categorical head one for each category), and the last layer must return the parameters
+                of the head, both by variable.
             order: (D) integers.
             head: None is heads.Bernoulli().
-            degrees: those of the units as module has them, in any order; or "even" or "random", ascending.
-            degree_seed: of random degrees and orders.
+            degrees: the degrees of the units in module's order, in any order; or "even" or "random", ascending.
+            degree_seed: seed of random degrees and orders.
             n_masks: how many sets of masks.
             n_orders: how many orders they have.
             validate_args: check values.
 
         Raises:
-            ValueError: for a module that is none of the above, for sizes that do not fit the event and its head, and
-                as the constructor.
+            ValueError: for another kind of module, for sizes that do not fit the event and its head, and as in the
+                constructor.
 
         Example:
             >>> from torch import nn
@@ -260,7 +260,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return philox_uniform(self.degree_seed, torch.arange(count), torch.tensor(stream), slot=index)
 
     def _degrees_of(self, index: int) -> list[Tensor]:
-        """Those of the hidden layers in set ``index`` of the masks, ascending if there is one set only."""
+        """The degrees of the hidden layers in set ``index`` of the masks, ascending if there is only one set."""
         if not isinstance(self._how_degrees, str):
             return self._how_degrees
         lowest, highest = 0 if self.context_features else min(1, self.variables - 1), self.variables - 1
@@ -271,17 +271,17 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             elif self.residual and degrees:
                 own = degrees[0]
             else:
-                # A unit of a lower degree than all of the layer before would see nothing.
+                # A unit whose degree is lower than all degrees of the previous layer would see nothing.
                 below = int(degrees[-1].min()) if degrees else lowest
                 own = below + (self._uniform(layer, index, units) * (highest - below + 1)).long()
             if self.context_features:
-                # The outputs at position 0 see the context by units of degree 0 alone.
+                # The outputs at position 0 see the context only through units of degree 0.
                 own[own.argmin()] = 0
             degrees.append(own if self._by_variable else own.sort().values)
         return degrees
 
     def use_mask(self, index: int) -> Self:
-        """Takes set ``index`` of the masks, 0 ... n_masks - 1, and its order. Returns the model.
+        """Switches to set ``index`` of the masks, 0 ... n_masks - 1, and its order. Returns the model.
 
         Raises:
             ValueError: if there is no such set.
@@ -298,13 +298,13 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return self
 
     def next_mask(self) -> Self:
-        """Takes the next set of masks, after the last one the first. Returns the model.
+        """Switches to the next set of masks; the first follows the last. Returns the model.
 
-        It counts, and draws nothing: ranks of ``torch.distributed`` that call it in every step use the same set. Where
-        they do not, the rank that comes later raises, here or when it trains (eagerly), before any waits for another.
+        It counts and draws nothing: ranks of ``torch.distributed`` that call it in every step use the same set. If they
+        do not, the later rank raises, here or when it trains (in eager mode), before any rank waits for another.
 
         Raises:
-            RuntimeError: if another rank is in another set.
+            RuntimeError: if another rank uses another set.
         """
         self.use_mask((self.mask_index + 1) % self.n_masks)
         self._turn += 1
@@ -312,7 +312,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return self
 
     def with_mask(self, index: int) -> Self:
-        """The model with set ``index`` of the masks and the same parameters: training either trains both.
+        """The model with set ``index`` of the masks and shared parameters: training one trains the other.
 
         Raises:
             ValueError: if there is no such set.
@@ -324,7 +324,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return other.use_mask(index)
 
     def ensemble(self) -> Ensemble:
-        """The equal mixture of all sets of masks, with the same parameters: its log_prob is the log of their mean.
+        """The equal mixture of all sets of masks with shared parameters: its log_prob is the log of their mean.
 
         Example:
             >>> model = MADE(6, hidden_features=[20], degrees="random", n_masks=4, n_orders=2)
@@ -333,14 +333,14 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         """
         return Ensemble([self.with_mask(index) for index in range(self.n_masks)])
 
-    #: How often the set of masks was the next one.
+    #: How often next_mask was called.
     _turn = 0
 
     #: What :func:`ar_fast.frozen` keeps: the sorted model.
     _kept: Kept | None = None
 
     def _copy(self) -> Self:
-        """A model of its own with the same parameters, buffers and modules."""
+        """Another model object with the same parameters, buffers and modules."""
         other = copy.copy(self)
         other._kept = None
         other._buffers, other._modules = dict(self._buffers), dict(self._modules)
@@ -348,9 +348,9 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return other
 
     def _sorted(self) -> Self:
-        """The model of the set of masks in use alone, its weights by position and its units by ascending degree.
+        """A model with only the set of masks in use, its weights by position and its units by ascending degree.
 
-        The sampler reads weights so. They are gathered, and do not follow later changes.
+        The sampler needs this order. The weights are copies, which do not follow later changes.
         """
         places = [self._places(index) for index in range(len(self.layers) + 1)]
         other = self._copy()
@@ -368,11 +368,11 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return other
 
     def _places(self, index: int) -> Tensor:
-        """Where value ``index`` (the columns, the hidden layers, the outputs) has what comes first, second, ..."""
+        """For value ``index`` (the columns, the hidden layers, the outputs): where its sorted elements are stored."""
         return getattr(self, f"places_{index}")
 
     def _derive(self) -> dict[str, Tensor | None]:
-        """Where the columns and the outputs of each variable lie; gives the layers their masks."""
+        """Computes where the columns and outputs of each variable are stored; gives the layers their masks."""
         if self._orders is not None:
             self._order = self._orders[self.mask_index % self.n_orders]
         if self._by_variable:
@@ -381,7 +381,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         order = every if self._order is None else self._order
         counts = [self.counts] * self.variables if isinstance(self.counts, int) else self.counts
         inputs, outputs = torch.tensor(self.head.inputs(self.variables)), torch.tensor(counts)
-        # The variables as they are stored, and their positions.
+        # The variables in the order of storage, and their positions.
         stored, positions = (every, order.argsort()) if self._by_variable else (order, every)
         own_inputs = inputs[stored]
         degrees = [
@@ -396,12 +396,12 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             derived[f"unit_ends_{index}"] = ends.to(torch.int32)
         if self._by_variable:
             derived |= {f"places_{index}": of_value.argsort(stable=True) for index, of_value in enumerate(degrees)}
-        # By position; None where all variables have one column, or as many outputs.
+        # Offsets by position; None if all variables have one column, or the same number of outputs.
         encoded = bool((inputs > 1).any())
-        # Of each column: its variable, its category, -1 where it takes the value, and the columns of its variable.
+        # Each column's variable, its category (-1 for one that takes the value), and how many columns its variable has.
         category = torch.arange(len(degrees[0])) - starts(own_inputs)[:-1].repeat_interleave(own_inputs)
         single = own_inputs.repeat_interleave(own_inputs) == 1
-        # Of each output by variable: where it is stored.
+        # Where each output by variable is stored.
         shift = starts(outputs[order])[:-1][order.argsort()] - starts(outputs)[:-1]
         own = torch.arange(int(outputs.sum())) + shift.repeat_interleave(outputs)
         return derived | {
@@ -415,7 +415,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         }
 
     def _decisive(self) -> dict[str, Tensor]:
-        """All orders in place of that of the set of masks in use, and which set that is."""
+        """All orders instead of the one of the set of masks in use, and which set that is."""
         own = super()._decisive() if self.orders is None else {"orders": self.orders}
         if self._by_variable:
             own["mask_in_use"] = torch.tensor(self.mask_index, device=self.device)
@@ -445,7 +445,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             return torch.stack([orderings.check(order, self.variables).cpu() for order in given])
 
     def _unsaved_structure(self) -> list[Any]:
-        """The degrees of all sets of masks: "even" and "random" could mean others in another version."""
+        """The degrees of all sets of masks: "even" and "random" might mean others in another version."""
         with building():
             return [[layer.tolist() for layer in self._degrees_of(index)] for index in range(self.n_masks)]
 
@@ -461,7 +461,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
 
     def reset_parameters(self) -> None:
-        """Uniform within 1 / sqrt(inputs) of zero, as torch.nn.Linear; means of mixtures spread out."""
+        """Uniform within 1 / sqrt(inputs) of zero, as in torch.nn.Linear; the means of mixtures are spread out."""
         for layer in self._terms:
             layer.reset_parameters()
         self._spread_mixtures()
@@ -489,7 +489,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return x if self._by_variable else self._by_position(x, 1)
 
     def _columns(self, x: Tensor) -> Tensor:
-        """(B, R_in) as stored, from x by variable."""
+        """x by variable -> (B, R_in) as stored."""
         if self.column_variable is None:
             return self._as_stored(x).to(self.dtype)
         own = x.index_select(1, self.column_variable)
@@ -497,7 +497,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         return torch.where(self.column_category < 0, own.to(self.dtype), (row == self.column_category) * factor)
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """(B, R_out) from x by variable."""
+        """x by variable -> (B, R_out) as stored."""
         if self._by_variable and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             check_agreement(self, "mask_index", self._turn, self.mask_index)
         return self._outputs(self._columns(x), context).to(self.compute_dtype)
@@ -510,15 +510,15 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         if not isinstance(self.counts, int):
             log_prob = self.head.encoded_log_prob(self._parameters_of(x, context), x)
         else:
-            # A sum does not ask for the order.
+            # The order does not matter for a sum.
             parameters = self._parameters_as_stored(x, context).unflatten(1, (self.variables, -1))
             log_prob = self.head.encoded_log_prob(parameters, self._as_stored(x))
             if per_variable and self.order is not None and not self._by_variable:
                 log_prob = log_prob.index_select(1, self.order.argsort())
         return log_prob if per_variable else log_prob.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # State.tensors: the columns by position, the context's share of the first layer's pre-activations, then what each
-    # layer of the program but the last gives, appended when the last variable that its units see is known.
+    # State.tensors: the columns by position, the context's part of the first layer's pre-activations, then the values
+    # of each layer of the program except the last. A unit is appended when the last variable that it sees is known.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         units, dtype = self.hidden_features[0], self.compute_dtype

@@ -31,22 +31,22 @@ class NADE(AutoregressiveModel):
         \theta_i = b_i + V_i \, f\big(s_i (c + U z + \sum_{j < i} x_j W_j)\big)
 
     with W = in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation and
-    s = activation_scale (1 unless asked for); "before" is in the sense of the order. With a Categorical head variable j
-    adds the row of W that belongs to its category. R_in rows of W (one per variable, or per category), R_out rows of V
-    (one per parameter of the head): (R_in + R_out) H + R_out + H weights, and H C for a context; evaluating and drawing
-    an event both cost O(R_out H).
+    s = activation_scale (1 by default); "<" is in the sense of the order. With a Categorical head variable j adds the
+    row of W that belongs to its category. W has R_in rows (one per variable, or per category) and V has R_out rows (one
+    per parameter of the head), which makes (R_in + R_out) H + R_out + H weights, and H C for a context. Evaluating and
+    drawing an event both cost O(R_out H).
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: H.
         activation: "sigmoid", "tanh" or "relu".
-        activation_scale: learn a factor of the pre-activations for each variable, from 1; see :class:`RNADE`.
+        activation_scale: learn a factor of the pre-activations for each variable, initially 1; see :class:`RNADE`.
         head: None is heads.Bernoulli().
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -114,7 +114,7 @@ class NADE(AutoregressiveModel):
         base, offsets = super()._derive(), self.head.offsets(self.variables)
         counts = base["input_counts"]
         if isinstance(self.head, heads.Categorical):
-            # Without offsets the one row of a variable of one category would be scaled by its value.
+            # Without offsets, the one row of a variable with one category would be scaled by its value.
             inputs = torch.arange(self.variables + 1) if self.counts == 1 else offsets
         else:
             inputs = None if counts is None else starts(counts)
@@ -146,7 +146,7 @@ class NADE(AutoregressiveModel):
         """(H), or (*batch, H) with a context (*batch, C)."""
         if context is None:
             return self.in_bias
-        # Under autocast the product has 16 bits; the op wants the dtype of its weights.
+        # Under autocast the product has a 16-bit dtype, but the op needs the dtype of its weights.
         return F.linear(context, self.context_weight, self.in_bias).to(self.dtype)
 
     @property
@@ -221,28 +221,28 @@ class NADE(AutoregressiveModel):
 
 
 class RNADE(NADE):
-    r"""NADE over real variables: mixtures of Gaussians, rectified units, a learnt activation scale per variable.
+    r"""NADE for real variables: mixtures of Gaussians, rectified units, and a learnt activation scale per variable.
 
     .. math::
         p(x_i \mid x_{<i}) = \sum_k \pi_{ik} N(x_i; \mu_{ik}, \sigma_{ik}^2), \quad
         (\log \pi, \mu, \log \sigma)_i = b_i + V_i \max\big(0, s_i (c + \sum_{j < i} x_j W_j)\big)
 
-    up to the normalisation of :math:`\pi`. Standardise the data, by ``standardize``: scales below e^-7 are cut off. The
-    scale s_i lets the units keep their range while the sum grows with i; it changes every activation, so none can be
-    skipped.
+    up to the normalisation of :math:`\pi`. Standardise the data with ``standardize``: scales below e^-7 are cut off.
+    The scale s_i keeps the units in their range while the sum grows with i. It changes all activations at every
+    position, so none can be skipped.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: H.
-        components: K, of each mixture.
+        components: K, the components of each mixture.
         activation: "sigmoid", "tanh" or "relu".
         activation_scale: learn s; else s is 1.
-        head: None is heads.GaussianMixture(components); given, it must be a GaussianMixture.
+        head: None is heads.GaussianMixture(components); if given, it must be a GaussianMixture.
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.

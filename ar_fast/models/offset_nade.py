@@ -1,4 +1,4 @@
-"""OffsetNADE: a NADE whose input weights depend on how far back a variable lies; it draws events of any size."""
+"""OffsetNADE: a NADE whose input weights depend on how far back a variable is; it draws events of any size."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ __all__ = ["OffsetNADE"]
 
 
 class OffsetNADE(AutoregressiveModel):
-    r"""A NADE with input weights tied by offset: hidden units see a window of the variables before, alike anywhere.
+    r"""A NADE with input weights tied by offset: hidden units see the same window of earlier variables everywhere.
 
     .. math::
         a = c + U z + \sum_{t, s} x_{t, s} W_{t, s} + \sum_{s < \mathrm{channel}} x_s W_{T, s}, \quad
         p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; b + V f(a))
 
-    with t over the pixels of the window (T of them; those outside the event add nothing) and s over their channels, W =
+    where t runs over the T pixels of the window (those outside the event add nothing) and s over their channels, W =
     in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation. In an image
-    the window is a causal neighbourhood, the rows above within ``up``, ``side`` columns to each side, and in the same
-    row the ``side`` pixels to the left; in a sequence it is the last K variables. The channels of a pixel follow each
-    other, and a channel also sees the earlier ones of its own pixel. V and b are those of the channel, the same for all
-    pixels, so that the model has O(window H) parameters and draws events of any size: see ``resized``.
+    the window is a causal neighbourhood: the ``up`` rows above, with ``side`` columns to each side, and in the same row
+    the ``side`` pixels to the left. In a sequence it is the last K variables. The channels of a pixel are adjacent in
+    the order, and a channel also sees the earlier ones of its own pixel. V and b belong to a channel and are the same
+    for all pixels, so the model has O(window H) parameters and draws events of any size: see ``resized``.
 
     Args:
         event_shape: (D), (H, W) or (C, H, W).
         hidden_features: H.
-        window: how far a variable sees: K of a sequence; of an image one number for ``up`` and ``side``, or both.
+        window: how far a variable sees: K for a sequence; for an image one number for both ``up`` and ``side``, or two.
         activation: "sigmoid", "tanh" or "relu".
-        shared_output: the output weights are shared over pixels; else each variable has its own, as in NADE.
-        head: None is heads.Bernoulli(); every variable must have as many parameters.
-        order: (D) integers, which variable lies where on the grid, row by row; None is
-            ``orderings.raster(event_shape)``. ``orderings.reversed`` looks from the lower right.
+        shared_output: share the output weights over pixels; otherwise each variable has its own, as in NADE.
+        head: None is heads.Bernoulli(); every variable must have the same number of parameters.
+        order: (D) integers, the variable at each place of the grid, row by row; None is
+            ``orderings.raster(event_shape)``. ``orderings.reversed`` starts at the lower right.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -124,7 +124,7 @@ class OffsetNADE(AutoregressiveModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; means of mixtures spread out."""
+        """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; the means of mixtures are spread out."""
         inputs = len(self.in_weight) // (self.counts if self._gathers else 1)
         fans = [(self.in_weight, inputs), (self.out_weight, self.hidden_features)]
         if self.context_weight is not None:
@@ -146,10 +146,10 @@ class OffsetNADE(AutoregressiveModel):
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
     def resized(self, event_shape: int | Sequence[int]) -> Self:
-        """The same model over events of another size; it shares all parameters with this one.
+        """The same model for events of another size; it shares all parameters with this one.
 
         Args:
-            event_shape: of as many dimensions, and as many channels.
+            event_shape: it must have the same number of dimensions and of channels.
 
         Raises:
             ValueError: for another kind of event; for a model whose parameters or order belong to one size.
@@ -168,7 +168,7 @@ class OffsetNADE(AutoregressiveModel):
             raise ValueError(f"OffsetNADE: a model with {reason} cannot be resized, got event_shape {tuple(shape)}")
         other = copy.copy(self)
         other.event_shape, other.variables, other.grid = shape, math.prod(shape), _grid(shape)
-        # As for any model, the identity is None: of a raster order that depends on the number of channels alone.
+        # A raster order that is the identity is None, as in any model; whether it is depends only on the channels.
         with building():
             order = None if other.grid[2] == 1 else orderings.raster(shape)
         other._take_order(order)
@@ -187,7 +187,7 @@ class OffsetNADE(AutoregressiveModel):
         return F.linear(self._compute(context), self._compute(self.context_weight), bias).to(self.compute_dtype)
 
     def _inputs_of(self, x: Tensor) -> Tensor:
-        """x (..., C) -> (..., C V): itself, or each category as an indicator."""
+        """x (..., C) -> (..., C V): x itself, or each category as an indicator."""
         if not self._gathers:
             return x.to(self.compute_dtype)
         return one_hot(x, self.counts, self.compute_dtype).flatten(-2)
@@ -195,8 +195,8 @@ class OffsetNADE(AutoregressiveModel):
     def _neighbourhood(self, inputs: Tensor) -> Tensor:
         """inputs (B, rows, columns, C V) -> (B, rows, columns, H): the sum over the taps.
 
-        The taps are the first ones of a (up + 1) x (2 side + 1) rectangle, row by row, and the rest of its last row is
-        zeros; without rows above it is cut off.
+        The taps are the first elements of a (up + 1) x (2 side + 1) rectangle, row by row, and the rest of its last row
+        is zero; if there are no rows above, this rest is cut off.
         """
         (up, side), width = self.window, inputs.shape[-1]
         taps = self._compute(self.in_weight)[: self._taps * width]
@@ -225,7 +225,7 @@ class OffsetNADE(AutoregressiveModel):
         return by_variable.flatten(1)
 
     def _output(self, hidden: Tensor, channel: int) -> Tensor:
-        """hidden (B, pixels, H) -> (B, pixels, K) of a channel."""
+        """hidden (B, pixels, H) -> (B, pixels, K), the parameters of one channel."""
         weight, bias = self._compute(self.out_weight), self._compute(self.out_bias)
         if self.shared_output:
             rows = slice(channel * self.counts, (channel + 1) * self.counts)

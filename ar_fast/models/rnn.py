@@ -1,4 +1,4 @@
-"""RNN: a recurrent summary of the variables before predicts the next one."""
+"""RNN: a recurrent network reads the earlier variables and predicts the next one."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from .sampling import Request, Rows, Sampler, block_rows
 
 __all__ = ["RNN"]
 
-# A call of the op draws so many positions that a block of rows takes about this many multiply-adds.
+# One call of the op draws so many positions that a block of rows takes about this many multiply-adds.
 _CALL_MULTIPLY_ADDS = 2**36
 
 
 class RNN(AutoregressiveModel):
-    r"""One recurrent network for every variable, with as many parameters for a long event as for a short one.
+    r"""One recurrent network for all variables, with the same number of parameters for events of any length.
 
     .. math::
         h_p = \mathrm{cell}(W x_{\mathrm{order}[p-1]} + U z + b, \; h_{p-1}), \quad
         p(x_{\mathrm{order}[p]} \mid \dots) = p_{\mathrm{head}}(x_{\mathrm{order}[p]}; c + V h_p)
 
-    with the zero vector in place of the value before the first variable, h_{-1} = 0, and z = context. A category enters
-    as an indicator, so that it adds a column of W; any other value scales its column (a level lies in [-1, 1], a real
-    value is standardised). W and U are side by side the cell's weight_ih_l0, and V = out_weight and c = out_bias are
-    the same for every variable. With more layers each takes the states of the one below. G H (H + I + C) + 2 G H
-    weights in the first layer, G H 2 H + 2 G H in each further one and K (H + 1) in the output, with G = 3, 4, 1 for
-    gru, lstm, rnn and I inputs, one or one per category. Evaluating or drawing an event costs about D G H^2 per layer.
+    where the value before the first variable is the zero vector, h_{-1} = 0, and z = context. A category is fed as an
+    indicator, so that it adds a column of W; any other value scales its column (a level lies in [-1, 1], a real value
+    is standardised). W and U side by side are the cell's weight_ih_l0; V = out_weight and c = out_bias are the same for
+    every variable. Each further layer takes the states of the layer below. The first layer has G H (H + I + C) + 2 G H
+    weights, each further layer 2 G H H + 2 G H, and the output K (H + 1). G = 3, 4, 1 for gru, lstm, rnn, and I is one,
+    or one per category. Evaluating or drawing an event costs about D G H^2 multiply-adds per layer.
 
     Args:
         event_shape: shape of one event, an int or several; D is the product.
         hidden_features: H.
         cell: "gru", "lstm", "rnn" (tanh) or "rnn_relu".
-        num_layers: how many.
-        dropout: probability of a zero between layers while training; nothing is dropped in ``sample`` and ``next``.
-        head: None is heads.Bernoulli(); every variable must have as many parameters.
+        num_layers: how many layers.
+        dropout: probability of a zero between layers while training; ``sample`` and ``next`` drop nothing.
+        head: None is heads.Bernoulli(); every variable must have the same number of parameters.
         order: (D) integers; None is ``orderings.raster(event_shape)``.
         context_features: C; 0 is no context.
         validate_args: check values; see :class:`AutoregressiveModel`.
-        device: of the parameters.
-        dtype: of the parameters: float32, float64, bfloat16 or float16.
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
 
     Attributes:
-        rnn: the recurrent weights, under the names of torch.nn.GRU, LSTM or RNN, whose functions log_prob runs on them;
-            ``rnn.to_torch()`` is such a module.
+        rnn: the recurrent weights, under the names of torch.nn.GRU, LSTM or RNN, whose fused functions log_prob uses;
+            ``rnn.to_torch()`` returns such a module.
 
     Raises:
         ValueError: for an argument that breaks a rule above.
@@ -114,7 +114,7 @@ class RNN(AutoregressiveModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch.nn's of the cell and uniform output weights, within 1 / sqrt(H); zero out_bias; means spread out."""
+        """The cell as in torch.nn; output weights uniform within 1 / sqrt(H); zero out_bias; means spread out."""
         self.rnn.reset_parameters()
         bound = 1 / math.sqrt(self.hidden_features)
         nn.init.uniform_(self.out_weight, -bound, bound)
@@ -131,10 +131,10 @@ class RNN(AutoregressiveModel):
         }
         return {"event_shape": base.pop("event_shape"), **own, **base}
 
-    # Evaluation: the values, one position later, through torch.nn's function.
+    # Evaluation: torch.nn's fused function over the values, shifted by one position.
 
     def _input_of(self, value: Tensor) -> Tensor:
-        """value (...) -> (..., I): itself, or a category as an indicator."""
+        """value (...) -> (..., I): the value itself, or a category as an indicator."""
         if isinstance(self.head, heads.Categorical):
             return one_hot(value, self.counts, self.compute_dtype)
         return value.unsqueeze(-1).to(self.compute_dtype)
@@ -163,7 +163,7 @@ class RNN(AutoregressiveModel):
         terms = functional.head_log_prob(parameters, x, head=self.head.kind, levels=self.head.levels)
         return terms if per_variable else terms.sum(1, dtype=torch.float64).to(self.compute_dtype)
 
-    # One variable at a time. State.tensors: the context, of no features where there is none, and the states of each
+    # One variable at a time. State.tensors: the context (with no features if there is none), and the states of each
     # layer, (*batch, L, H).
 
     def _after(self, inputs: Tensor, context: Tensor, states: States) -> tuple[Tensor, ...]:
@@ -181,7 +181,7 @@ class RNN(AutoregressiveModel):
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         return self._readout(tensors[1][..., -1, :])
 
-    # Sampling. The state of a sampling: the states of each layer, and the value before.
+    # Sampling. The state of a sampling is the states of each layer, and the value before.
 
     def _sampler(self, request: Request) -> Sampler:
         dtype = self.compute_dtype

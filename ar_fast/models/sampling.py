@@ -1,4 +1,4 @@
-"""Drawing events: what is asked for, what a model prepares for it, and the loop over rows and positions."""
+"""Drawing events: the request, what a model prepares for it, and the loop over rows and positions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampling"]
 
-# Rows are drawn in blocks: about this many multiply-adds for each position. A block is drawn in chunks of positions. So
-# memory is bounded, and progress and Ctrl-C come every second or so. Chunks do not depend on the number of rows, so
-# that a row's log_prob, a sum of their sums, does not either. Small states take longer chunks, or the calls would cost
-# more than the draws.
+# Rows are drawn in blocks of about this many multiply-adds per position, and a block in chunks of positions. This
+# bounds the memory, and progress and Ctrl-C come every second or so. A row's log_prob is a sum over its chunks, so
+# chunks must not depend on the number of rows. Small states take longer chunks, or the calls would cost more than the
+# draws.
 _BLOCK_ELEMENTS = 2**21
 _CHUNK_POSITIONS = 4096
 _CHUNK_ELEMENTS = 2**18
@@ -31,7 +31,7 @@ _CHUNK_ELEMENTS = 2**18
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn, after all checks; rows are events, flattened."""
+    """What to draw, after all checks; rows are flattened events."""
 
     model: AutoregressiveModel
     batch: torch.Size
@@ -39,7 +39,7 @@ class Request:
     seed: int
     first_row: int
     temperature: float
-    given: Tensor | None  # (rows, D) as head.encode has it, in the data's units
+    given: Tensor | None  # (rows, D), encoded by head.encode, in the data's units
     known: Tensor | None  # (rows, D)
 
     @property
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a request that are drawn together; given is in standardised units where the model has some."""
+    """Rows of a request that are drawn together; given is in standardised units if the model is standardised."""
 
     count: int
     context: Tensor | None  # (count, C)
@@ -59,17 +59,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a model prepares once for a request, and then draws all its rows and positions with.
+    """What a model prepares once for a request; it then draws all rows and positions.
 
     Attributes:
         state_features: how many elements the state of a row has.
         begin: takes some rows; returns their state at position 0, (count, state_features) or whatever ``step`` takes,
-            and those arguments of ``step`` that depend on the rows; given and known are the rows' where it leaves them
-            out.
-        step: takes the state and, as keyword arguments, those of ``begin``, seed, temperature, first_index, given,
+            and the arguments of ``step`` that depend on the rows. If these leave out given and known, ``step`` gets
+            those of the rows.
+        step: takes the state and, as keyword arguments, those from ``begin``, seed, temperature, first_index, given,
             known, start and stop; returns the values by position, (count, stop - start), log_prob (count) in float64
             and the state at position stop. It is a sampling op whose other arguments are bound.
-        positions: how many positions a step may draw before progress is told.
+        positions: how many positions a step may draw before progress is reported.
     """
 
     state_features: int
@@ -90,8 +90,8 @@ def make_request(
     clamp: bool,
     temperature: float,
 ) -> Request:
-    """The arguments of ``AutoregressiveModel.sample`` as a request, after all checks."""
-    # The order was checked when the model took it; what was written into it since is checked here.
+    """Turns the arguments of ``AutoregressiveModel.sample`` into a request, after all checks."""
+    # The order was checked when the model took it; this checks what was written into it since.
     model._settle()
     shape = _inputs.sample_shape(model._name, "n", n)
     _inputs.check_context(model, context)
@@ -108,15 +108,15 @@ def make_request(
 
 
 def block_rows(model: AutoregressiveModel, state_features: int) -> int:
-    """How many rows are drawn together at most."""
+    """The largest number of rows that are drawn together."""
     parameters = model.counts * model.variables if isinstance(model.counts, int) else sum(model.counts)
     return max(1, _BLOCK_ELEMENTS // max(1, state_features * max(1, parameters // model.variables)))
 
 
 def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-    """What the request asks for: values (B, D) as head.encode has them, and log_prob (B) in float64.
+    """Draws the request: values (B, D), encoded by head.encode, and log_prob (B) in float64.
 
-    ``drawn`` is told how many variables every step drew.
+    ``drawn`` is called with the number of variables that each step drew.
     """
     block = max(1, min(request.rows, block_rows(request.model, sampler.state_features)))
     positions = sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
@@ -137,8 +137,9 @@ def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> 
 class Sampling:
     """Events that are being drawn: what :meth:`AutoregressiveModel.sampling` returns.
 
-    Each call of ``advance`` draws some more variables of all events. One that is interrupted (Ctrl-C) leaves what the
-    calls before it drew, and a later one goes on. The samples are bit for bit those of a single call of ``sample``.
+    Each call of ``advance`` draws some more variables of all events. An interrupted call (Ctrl-C) keeps what earlier
+    calls drew, and a later call continues from there. The samples equal those of a single call of ``sample``, bit for
+    bit.
 
     Attributes:
         position: how many variables of the order are drawn.
@@ -177,7 +178,7 @@ class Sampling:
             **arguments,
         }
         self._rows = count
-        # What is drawn so far, from the first step on.
+        # Everything drawn so far; None before the first step.
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -187,7 +188,7 @@ class Sampling:
 
     @property
     def samples(self) -> Tensor:
-        """The events, (*batch, *event_shape), zeros where they are not drawn yet; dtype as ``sample`` returns."""
+        """The events, (*batch, *event_shape), with zeros where nothing is drawn yet; dtypes are those of ``sample``."""
         model = self._request.model
         return model.head.decode(self._so_far()[0]).reshape(self._request.batch + model.event_shape)
 
@@ -197,7 +198,7 @@ class Sampling:
         return self._so_far()[1].to(self._request.model.compute_dtype).reshape(self._request.batch)
 
     def _so_far(self) -> tuple[Tensor, Tensor]:
-        """values (rows, D) by variable, zeros where they are not drawn yet, and log_prob (rows) in float64."""
+        """values (rows, D) by variable, with zeros where nothing is drawn yet, and log_prob (rows) in float64."""
         if self._drawn is not None:
             return self._drawn
         model = self._request.model
@@ -206,7 +207,7 @@ class Sampling:
 
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
-        """Draws the next ``positions`` variables of the order, or as many as are left; None is all of them."""
+        """Draws the next ``positions`` variables of the order, or all that are left if fewer; None draws all."""
         if positions is not None and (not isinstance(positions, Integral) or positions < 0):
             raise ValueError(f"Sampling: positions must be an integer >= 0 or None, got {positions!r}")
         variables, start = self._request.model.variables, self.position
@@ -227,7 +228,7 @@ class Sampling:
                 so_far.index_copy_(1, drawn, values)
             values, log_prob = so_far, log_prob_so_far + log_prob
         else:
-            # All at once, in order: what a step returned is all there is. It may be a part of a larger tensor.
+            # The whole order was drawn in one step, whose result may be a part of a larger tensor.
             values = values.contiguous()
-        # From here on nothing can fail: an interrupted call leaves the sampling where it was.
+        # Nothing can fail after this point: an interrupted call leaves the sampling as it was.
         self._drawn, self._state, self.position = (values, log_prob), state, stop

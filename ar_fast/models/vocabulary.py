@@ -1,4 +1,4 @@
-"""Text as numbers: which symbols there are, and a row of tokens for a text."""
+"""Text as numbers: the symbols of a vocabulary, and the conversion between a text and a row of tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Vocabulary:
     """The symbols that tokens 0 ... V - 1 stand for: characters, other strings, or the 256 bytes of UTF-8.
 
     Args:
-        symbols: a str, each of whose characters is a symbol; a list of strings; or "bytes", with which any text can be
-            encoded, and a character other than ASCII is several tokens. (``list("bytes")`` is those five letters.)
+        symbols: a str, each of whose characters is a symbol; a list of strings; or "bytes", which can encode any text,
+            and turns a character outside ASCII into several tokens. (``list("bytes")`` is those five letters.)
 
     Raises:
-        ValueError: for no symbols, an empty one, or one that is there twice.
+        ValueError: if there are no symbols, if one is empty, or if one occurs twice.
 
     Example:
         >>> vocabulary = Vocabulary("abc ")
@@ -50,7 +50,7 @@ class Vocabulary:
         """The tokens of a text, (T) int64.
 
         Args:
-            text: a str is read character by character, and a list symbol by symbol; bytes are for "bytes" alone.
+            text: a str is read character by character, and a list symbol by symbol; bytes work only with "bytes".
 
         Raises:
             ValueError: for a symbol that is not in the vocabulary.
@@ -71,10 +71,10 @@ class Vocabulary:
         return torch.tensor(tokens, dtype=torch.int64)
 
     def decode(self, tokens: Tensor) -> str:
-        """The text of tokens (T); bytes that are no UTF-8 become U+FFFD.
+        """The text of tokens (T); bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: for a number that is no token, or more than one dimension.
+            ValueError: for a number that is not a token, or more than one dimension.
         """
         if tokens.dim() != 1:
             raise ValueError(f"decode: tokens must have one dimension, got shape {tuple(tokens.shape)}")
@@ -87,12 +87,12 @@ class Vocabulary:
         return "".join(self.symbols[number] for number in numbers)
 
     def characters(self, tokens: Tensor) -> Tensor:
-        """Bool, the shape of tokens: whether a character begins with it. A symbol counts as one."""
-        # The further bytes of a character are 0b10xxxxxx.
+        """Bool, in the shape of tokens: whether a character begins there. Every symbol counts as a character."""
+        # In UTF-8 all bytes of a character after the first are 0b10xxxxxx.
         return (tokens & 0xC0) != 0x80 if self.is_bytes else torch.ones_like(tokens, dtype=torch.bool)
 
     def config(self) -> str | list[str]:
-        """What it was made with, as JSON holds it."""
+        """The constructor's argument as JSON holds it."""
         return "bytes" if self.is_bytes else self.symbols
 
     def __eq__(self, other: object) -> bool:

@@ -1,8 +1,8 @@
 """Plain-torch references of every op and model: slow, short, differentiable, on any device.
 
-Each op here has the arguments of its schema in csrc/ops/library.cpp and is what the kernels are tested against; the
-models load the state_dict of ``ar_fast.models`` and can be read as the definition of what those compute. The references
-run under ``torch.func`` transforms and under ``AR_FAST_BACKEND=reference``.
+Each op here has the arguments of its schema in csrc/ops/library.cpp, and the kernels are tested against it. The models
+load the state_dict of ``ar_fast.models`` and define what those models compute. The references run under ``torch.func``
+transforms and under ``AR_FAST_BACKEND=reference``.
 """
 
 from .draws import head_draw, likeliest, philox_uniform

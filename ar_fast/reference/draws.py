@@ -1,4 +1,4 @@
-"""One draw of a variable, by the uniform numbers of a counter."""
+"""One draw of a variable, from the uniform numbers of a counter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .heads import log_prob_of, mixture_parameters
 def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64, of Philox4x32-10 with key ``seed`` and counter (sample, variable, slot).
 
-    ``sample``, ``variable`` and ``slot`` are int64 and broadcast. Equal to ``philox_uniform`` of csrc/kernels/philox.h,
-    bit for bit. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    ``sample``, ``variable`` and ``slot`` are int64 and broadcast. The numbers equal those of csrc/kernels/philox.h, bit
+    for bit. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     word = 0xFFFFFFFF
     key0, key1 = seed & word, (seed >> 32) & word
@@ -35,9 +35,10 @@ def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | i
 
 
 def likeliest(logits: Tensor, weights: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Which categories a draw may choose: a bool for each, by the greatest logits, of equal ones the first.
+    """Which categories a draw may choose, a bool for each: those with the greatest logits, ties in favour of the first.
 
-    top_k > 0 keeps so many. Of those, top_p < 1 keeps the fewest whose share of their weights reaches it, one at least.
+    top_k > 0 keeps this many. Of those, top_p < 1 keeps the fewest whose total share of their weights reaches top_p,
+    and at least one.
     """
     order = logits.sort(dim=-1, descending=True, stable=True).indices
     sorted_weights = weights.gather(-1, order)
@@ -71,7 +72,7 @@ def head_draw(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """One draw of a variable from parameters (..., K), by the uniform numbers of its counters; csrc/kernels/head.h."""
+    """One draw of a variable from parameters (..., K) and the uniform numbers of its counters; csrc/kernels/head.h."""
     slots = {"bernoulli": 1, "categorical": 1, "logistic_mixture": 2, "gaussian_mixture": 3}[head]
     slot = torch.arange(slots, device=sample.device).unflatten(0, (-1, *[1] * sample.dim()))
     uniform = philox_uniform(seed, sample, variable, slot)
@@ -106,9 +107,9 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """One variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known.
+    """Draws one variable of every row: its value (B,), and its log-probability (B,) float64, 0 where known.
 
-    ``first_variable`` is the number that the random counter gives variable 0.
+    ``first_variable`` is the number that variable 0 has in the random counter.
     """
     if parameters.shape[-1] == 0 and given is not None:  # a variable without parameters is known
         return given.index_select(1, variable.view(1))[:, 0], parameters.new_zeros(len(parameters), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What parameters mean: the log-likelihood of each head."""
+"""The log-likelihood of each head, which defines what its parameters mean."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 
 def compute_dtype(storage: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic, of parameters and of log-probabilities: float64 for float64, else float32."""
+    """The dtype of arithmetic, head parameters and log-probabilities: float64 for float64 storage, else float32."""
     return torch.float64 if storage == torch.float64 else torch.float32
 
 
-# Heads: what a variable's parameters (..., K) mean. Log-scales are cut off below, with no gradient there; distances in
-# units of the scale are cut off far out, where a square would overflow.
+# Heads: what a variable's parameters (..., K) mean. Log-scales are cut off below this value, with no gradient there.
+# Distances in units of the scale are cut off where their square would overflow.
 MINIMUM_LOG_SCALE = -7.0
 LARGEST_DISTANCE = 1e15
 HEADS = ("bernoulli", "categorical", "gaussian_mixture", "logistic_mixture")
 
 
 def bounds_of(offsets: Tensor | None, variables: int, rows: int) -> list[int]:
-    """The first row of each variable, and the number of all."""
+    """The first row of each variable, and at the end the number of all rows."""
     return list(range(0, rows + 1, rows // variables)) if offsets is None else offsets.tolist()
 
 
 def head_of(head: str, levels: int, head_kinds: Tensor | None, index: int) -> tuple[str, int]:
-    """The head of one variable and its levels; head_kinds (D, 2) holds them, by their numbers in HEADS."""
+    """The head of one variable and its levels; head_kinds (D, 2) holds them, with heads as numbers of HEADS."""
     if head_kinds is None:
         return head, levels
     kind, levels = head_kinds[index].tolist()

@@ -1,4 +1,4 @@
-"""The models, written down: each loads the state_dict of its namesake in ``ar_fast.models``."""
+"""The models in plain torch: each loads the state_dict of its namesake in ``ar_fast.models``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, context: Tensor | None = None, *, seed: int, temperature: float = 1.0) -> Tensor:
-        """n rows, (n, D), by D full evaluations; context: (C,). The uniforms are those of the fast models."""
+        """n rows, (n, D), by D full evaluations; context: (C,). The uniform numbers are those of the fast models."""
         x = self.out_bias.new_zeros(n, self.variables)
         for p in range(self.variables):
             i = torch.tensor(p) if self.order is None else self.order[p]
@@ -33,8 +33,8 @@ class _ReferenceModel(nn.Module):
 class ReferenceFVSBN(_ReferenceModel):
     """p(x_i = 1 | x_<i) = sigmoid(bias_i + sum_{j<i} x_j weight_ji): a logistic regression per variable.
 
-    "Before" is in the sense of ``order``. Weights are stored by place, the last position first: row q and column q
-    belong to the variable at position D-1-q, so what row q adds lies before column q.
+    "<" is in the sense of ``order``. Weights are stored by place, the last position first: row q and column q belong to
+    the variable at position D-1-q, so what row q adds is before column q.
     Source: Frey, Hinton, Dayan, NeurIPS 1995.
     """
 
@@ -62,10 +62,10 @@ class ReferenceFVSBN(_ReferenceModel):
 
 
 class ReferenceARMLP(_ReferenceModel):
-    """p(x_i = 1 | x_<i) = sigmoid(b_i + v_i . f(c_i + sum_{j<i} x_j W_ij)): a network of its own for each variable.
+    """p(x_i = 1 | x_<i) = sigmoid(b_i + v_i . f(c_i + sum_{j<i} x_j W_ij)): a separate network for each variable.
 
-    "Before" is in the sense of ``order``, and everything is stored by position. Networks go in blocks of 8: a block
-    has, for each position that its last network sees, a row of in_weight for each of its networks.
+    "<" is in the sense of ``order``, and everything is stored by position. Networks are stored in blocks of 8: a block
+    has, for each position that its last network sees, one row of in_weight for each of its networks.
     Source: Bengio and Bengio, NeurIPS 1999.
     """
 
@@ -80,7 +80,7 @@ class ReferenceARMLP(_ReferenceModel):
         super().__init__()
         self.variables, self.activation = variables, activation
         blocks = [range(begin, min(begin + 8, variables)) for begin in range(0, variables, 8)]
-        # For each network and each position before it, the row of in_weight.
+        # The row of in_weight for each network and each position before it.
         self.rows, start = [], 0
         for block in blocks:
             self.rows += [[start + j * len(block) + n for j in range(p)] for n, p in enumerate(block)]
@@ -111,7 +111,7 @@ class ReferenceARMLP(_ReferenceModel):
 class ReferenceNADE(_ReferenceModel):
     """p(x_i = 1 | x_<i) = sigmoid(out_bias_i + out_weight_i . h_i), h_i = f(in_bias + sum_{j<i} x_j in_weight_j).
 
-    "Before" is in the sense of ``order``. Source: Larochelle and Murray, AISTATS 2011.
+    "<" is in the sense of ``order``. Source: Larochelle and Murray, AISTATS 2011.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class ReferenceNADE(_ReferenceModel):
 
 
 class ReferenceDeepNADE(_ReferenceModel):
-    """An ordinary network from x, zero where it is not observed, and the mask of what is, to the logits of all
-    variables; the conditional of a variable is its logit where those before it in ``order`` are observed.
+    """An ordinary network. Its inputs are x, with zeros where it is not observed, and the mask of observed variables;
+    its outputs are the logits of all variables. A variable's conditional observes those before it in ``order``.
 
     Source: Uria, Murray, Larochelle, "A deep and tractable density estimator", ICML 2014.
     """
@@ -196,8 +196,8 @@ class ReferenceDeepNADE(_ReferenceModel):
 class ReferenceOffsetNADE(_ReferenceModel):
     """A NADE whose input weights depend on how far back a variable lies on a grid (rows, columns, channels).
 
-    Positions are in the grid's raster order, the channels of a pixel next to each other; ``offset_inputs`` says which
-    ones a position sees. Output weights are shared over pixels, or one row for each variable.
+    Positions are in the grid's raster order, with the channels of a pixel adjacent; ``offset_inputs`` says which
+    positions each one sees. Output weights are shared over pixels, or there is one row for each variable.
     """
 
     def __init__(
@@ -240,9 +240,10 @@ class ReferenceOffsetNADE(_ReferenceModel):
 
 
 class ReferenceMADE(_ReferenceModel):
-    """An autoencoder whose weights are masked so that output p sees the inputs before p only.
+    """An autoencoder whose weights are masked so that output p sees only the inputs before p.
 
-    A hidden unit of degree e sees the variables at positions 0 ... e-1, the units of the layer before with degree at
+    A hidden unit of degree e sees the variables at positions 0 ... e-1 and the units of the previous layer with degree
+    at most e. The outputs at positions e and above see it. Source: Germain et al., ICML 2015.
     most e, and is seen by the outputs of positions e and on. Source: Germain et al., ICML 2015.
     """
 
@@ -257,9 +258,9 @@ class ReferenceMADE(_ReferenceModel):
         residual: bool = False,
         by_variable: bool = False,
     ) -> None:
-        """degrees: for each hidden layer the degrees of its units, as ``ar_fast.models.MADE.degrees``.
+        """degrees: for each hidden layer the degrees of its units, as in ``ar_fast.models.MADE.degrees``.
 
-        by_variable: weights are stored so, and not by position.
+        by_variable: whether weights are stored by variable, instead of by position.
         """
         super().__init__()
         self.variables, self.activation, self.residual = variables, activation, residual

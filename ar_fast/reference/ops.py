@@ -1,4 +1,4 @@
-"""Every op, with the arguments of its schema."""
+"""All ops, each with the arguments of its schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MLP_ACTIVATIONS = {
 
 
 def _rows_by_position(rows: int, order: Tensor, offsets: Tensor | None) -> tuple[Tensor, list[int]]:
-    """Weight rows in the order of position, and how many of them each position owns."""
+    """Weight rows in the order of position, and the bounds of each position's rows."""
     variables = order.numel()
     if offsets is None:
         index = torch.arange(rows, device=order.device).reshape(variables, -1)[order]
@@ -153,7 +153,7 @@ def nade_sample(
 
 
 def offset_taps(window: tuple[int, int] | list[int]) -> list[tuple[int, int]]:
-    """(rows down, columns right) of each tap of a window (up, side), row by row: all negative or to the left."""
+    """(rows down, columns right) of each tap of a window (up, side), row by row: all are above or to the left."""
     up, side = window
     above = [(row, column) for row in range(-up, 0) for column in range(-side, side + 1)]
     return above + [(0, column) for column in range(-side, 0)]
@@ -206,7 +206,7 @@ def offset_nade_sample(
     # (input, value, H)
     weight = in_weight.to(dtype).unflatten(0, (-1, count if head == "categorical" else 1))
     out_weight, out_bias = out_weight.to(dtype), out_bias.to(dtype)
-    values = [state[:, i] for i in range(reach)]  # values[reach - start + p] is that at position p
+    values = [state[:, i] for i in range(reach)]  # values[reach - start + p] is the value at position p
     log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
     for p in range(start, stop):
         hidden = in_bias.to(dtype).expand(state.shape[0], -1)
@@ -231,7 +231,7 @@ def mask_from_plan(
     tiles: Tensor | None,
     dense: Tensor | None,
 ) -> Tensor:
-    """The (O, I) bool mask that a plan of ``Mask`` stands for."""
+    """The (O, I) bool mask that a plan of ``Mask`` describes."""
     if extents is None:
         return dense.bool()
     rank = torch.arange(shape[1], device=extents.device)
@@ -260,20 +260,20 @@ def masked_linear(
 
 def _masked_product(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """input (..., I), weight and mask (O, I), bias (O) -> (..., O). A masked weight has no effect and does not see its
-    input, NaN or infinity included."""
-    # where, not a product: 0 NaN is NaN.
+    input, even if that is NaN or infinity."""
+    # torch.where instead of a product, since 0 times NaN is NaN.
     allowed = torch.where(mask, weight, 0.0)
     sums = F.linear(input, allowed, bias)
     if _all_finite(input):
         return sums
-    # The definition. It takes O times the memory of input.
+    # This is the definition. It takes O times the memory of input.
     seen = (torch.where(mask, input.unsqueeze(-2), 0.0) * allowed).sum(-1, dtype=compute_dtype(weight.dtype))
     return (seen if bias is None else seen + bias).to(sums.dtype)
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite; said also of those that cannot be looked at: while compiling, on the meta device,
-    and under vmap."""
+    """Whether all values are finite. True also if they cannot be read: while compiling, on the meta device, and under
+    vmap."""
     if torch.compiler.is_compiling():
         return True
     functorch = torch._C._functorch
@@ -318,7 +318,7 @@ def fvsbn_sample(
     temperature: float,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws positions start ... stop-1 by pushing each value into the parameters of those after it."""
+    """Draws positions start ... stop-1 by adding each value into the parameters of those after it."""
     dtype = compute_dtype(weight.dtype)
     if order is None:
         order = torch.arange(variables, device=state.device)
@@ -366,7 +366,7 @@ def armlp_sample(
     temperature: float,
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws positions start ... stop-1, a network of its own for each. Blocks of 8 networks share a matrix."""
+    """Draws positions start ... stop-1 with a separate network for each. Blocks of 8 networks share a matrix."""
     dtype, variables = compute_dtype(in_weight.dtype), state.shape[1]
     if order is None:
         order = torch.arange(variables, device=state.device)
@@ -396,7 +396,8 @@ def armlp_sample(
 def _by_unit(
     weight: Tensor, in_offsets: Tensor | None, out_offsets: Tensor | None, variables: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A weight by input, (R_in, R_out) from the last position to the first, by unit and position; and the extents."""
+    """Converts a weight by input, (R_in, R_out) from the last position to the first, to one by output and position;
+    also returns the extents."""
     columns, rows = (
         torch.tensor(bounds_of(offsets, variables, size))
         for offsets, size in zip((in_offsets, out_offsets), weight.shape, strict=True)
@@ -433,7 +434,7 @@ def masked_mlp_sample(
     algorithm: str = "auto",
     by_input: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws positions start ... stop-1 of a MADE, each hidden unit computed once, when its last input is known."""
+    """Draws positions start ... stop-1 of a MADE; each hidden unit is computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)
     if by_input:
         weights, extents = _by_unit(weights[0], in_offsets, out_offsets, variables)
@@ -444,7 +445,7 @@ def masked_mlp_sample(
         torch.where(torch.arange(weight.shape[1], device=weight.device) < extent[:, None], weight.to(dtype), 0.0)
         for weight, extent in zip(weights, extents, strict=True)
     )
-    # Of each layer the values it reads, and their weights; of each value its width.
+    # The values that each layer reads, with their weights; the width of each value.
     reads = [[(source, next(terms)) for source in step[:2] if source >= 0] for step in steps]
     widths = [weights[0].shape[1]]
     for of_layer, step in zip(reads, steps, strict=True):

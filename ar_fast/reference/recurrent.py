@@ -1,4 +1,4 @@
-"""The recurrent models, written down: each loads the state_dict of its namesake in ``ar_fast.models``."""
+"""The recurrent models in plain torch: each loads the state_dict of its namesake in ``ar_fast.models``."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ class ReferenceRNN(_ReferenceModel):
 
 
 class ReferenceCharRNN(nn.Module):
-    """p(token | those before it) = softmax(readout(h)), h = cell(token before, h before), for one sequence at a time.
+    """p(token | earlier tokens) = softmax(readout(h)), h = cell(token before, h before), for one sequence at a time.
 
-    The token before is an indicator, or its row of ``embedding``; before the first one it is zeros, as the state is.
+    The token before is fed as an indicator, or as its row of ``embedding``. Before the first token, both the input and
+    the state are zeros.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class ReferenceCharRNN(nn.Module):
         self, prompt: Tensor, length: int, index: int, seed: int, *, stop: int | None = None, **draws: float
     ) -> Tensor:
         """Up to ``length`` tokens after the prompt (P), up to the token ``stop``: what the fast model draws in the row
-        of this index. ``draws``: temperature, and top_k and top_p where there are some."""
+        with this index. ``draws``: temperature, and optionally top_k and top_p."""
         inputs, states, cell_states = self._begin()
         tokens, sample = prompt.tolist(), torch.tensor([index])
         for position in range(len(prompt) + length):

@@ -8,14 +8,14 @@ from torch import Tensor
 from .draws import draw
 from .heads import chosen, compute_dtype
 
-# How many gates a cell has: the rows of its weights are H for each of them.
+# How many gates each cell has: its weights have H rows for each gate.
 GATES = {"gru": 3, "lstm": 4, "rnn": 1, "rnn_relu": 1}
 
 
 def rnn_cell(
     cell: str, from_input: Tensor, from_state: Tensor, state: Tensor, cell_state: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """One step of a layer, as torch.nn's GRUCell, LSTMCell and RNNCell: the next state, and cell state of an LSTM.
+    """One step of a layer as in torch.nn's GRUCell, LSTMCell and RNNCell: the next state, and an LSTM's cell state.
 
     ``from_input`` is W_ih x + b_ih and ``from_state`` W_hh h + b_hh, (B, G H) each.
     """

@@ -1,1 +1,1 @@
-"""What people do with whole models: training, comparisons. Nothing in the models knows of it."""
+"""Tasks for whole models: training and comparison. The models do not depend on them."""

@@ -1,4 +1,4 @@
-"""Interleaved timing: contenders take turns in one process, so that a busy machine slows all of them alike."""
+"""Interleaved timing: contenders take turns in one process, so that a busy machine slows all of them equally."""
 
 import math
 import statistics
@@ -40,13 +40,13 @@ def interleave(
     turn_seconds: float = 2e-3,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Times the contenders in turns, each warm, and returns the median time of a call.
+    """Times the contenders in turns, after a warm-up, and returns the median time of a call.
 
     Args:
         contenders: name -> function of no arguments.
-        seconds: time to spend per contender, unless `min_rounds` need more.
-        min_rounds: least number of turns.
-        max_rounds: greatest number of turns.
+        seconds: time to spend per contender, unless `min_rounds` takes longer.
+        min_rounds: smallest number of turns.
+        max_rounds: largest number of turns.
         turn_seconds: a turn repeats a short call until it lasts about this long.
         device: synchronised around every turn if it is a CUDA device.
     """
@@ -62,7 +62,7 @@ def interleave(
     turns: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(max(rounds.values(), default=0)):
-        # The order rotates, so that nobody always runs behind the same neighbour's cache contents.
+        # The order rotates, so that no contender always finds the caches as one particular other left them.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if turn < rounds[name]:
                 turns[name].append(_elapsed(contenders[name], calls[name], device) / calls[name])

@@ -17,15 +17,15 @@ SAMPLES = 100
 
 @dataclass(frozen=True)
 class Entry:
-    """A model after its training, and its line of the table.
+    """A trained model and its line of the table.
 
     Attributes:
         parameters: how many numbers the density depends on (``model.count_parameters()``).
         test: mean log-likelihood of the test part, in nats.
-        standard_error: of that mean.
-        epochs: how many were trained; the one with the best validation is kept.
-        seconds_per_epoch: with its validation.
-        seconds_per_100_samples: median of drawing 100 events, five times at least.
+        standard_error: standard error of that mean.
+        epochs: how many epochs were trained; the one with the best validation is kept.
+        seconds_per_epoch: including its validation.
+        seconds_per_100_samples: median time of drawing 100 events, over at least five draws.
     """
 
     name: str
@@ -69,18 +69,18 @@ def compare(
     """Trains each model in place by maximum likelihood, and measures it on the test part.
 
     Args:
-        models: models of one event shape; a name for each, else the names of their classes. A model with a ``loss`` of
-            its own, as DeepNADE, is trained on that.
+        models: models of one event shape; either a dictionary with a name for each, or a sequence, where the names are
+            those of their classes. A model that has a ``loss``, as DeepNADE does, is trained on it.
         data: the events, on the models' device.
-        settings: how to train, the same for all or one for each; None is ``Settings()``.
-        seed: of the samples that are drawn.
+        settings: how to train, either one for all or one for each; None is ``Settings()``.
+        seed: seed of the samples that are drawn.
         progress: show progress bars.
 
     Returns:
-        One entry for each model; ``print`` it for a table.
+        One entry for each model; ``print`` the result for a table.
 
     Raises:
-        ValueError: for no models, an empty part, or another number of settings.
+        ValueError: if there are no models, a part of the data is empty, or the number of settings is wrong.
 
     Example:
         >>> from ar_fast.models import FVSBN, NADE

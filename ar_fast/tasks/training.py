@@ -1,6 +1,6 @@
 """Training by maximum likelihood: shuffled batches, small shifts, AdamW, early stopping on validation.
 
-Enough for the demo and for ``ar_fast.compare``; a model is a torch.nn.Module, and any other loop trains it as well.
+It is enough for the demo and for ``ar_fast.compare``. A model is a torch.nn.Module, so any other loop can train it too.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Split:
 class Settings:
     """How to train.
 
-    learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's; shift is the largest random move of
-    an image in pixels, 0 for other events; patience is how many epochs may pass without a better validation.
+    learning_rate (at the start; a cosine lowers it) and weight_decay are AdamW's. shift is the largest random shift of
+    an image in pixels, 0 for other events. patience is how many epochs may pass without a better validation.
     """
 
     epochs: int = 100
@@ -44,14 +44,14 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # Those of numpy are neither seeds nor JSON.
+        # numpy's integers are not accepted as seeds and not written as JSON.
         for name in ("epochs", "batch_size", "shift", "patience", "seed"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
 
 
 @dataclass
 class Training:
-    """What happened: one entry per epoch in nats per image, and the epoch that was kept."""
+    """The result of a training: one entry per epoch in nats per image, and the epoch that was kept."""
 
     history: list[dict] = field(default_factory=list)
     best_epoch: int = 0
@@ -60,14 +60,14 @@ class Training:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW on weights and biases alike; the demo gives the plain-PyTorch model the same one."""
+    """AdamW on weights and biases alike; the demo gives the plain-PyTorch model the same optimizer."""
     return torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
-    """One step of maximum likelihood, or on the model's own ``loss`` where it has one (DeepNADE).
+    """One step of maximum likelihood, or on the model's ``loss`` if it has one (as DeepNADE does).
 
     Returns:
         The mean loss, in nats.
@@ -86,13 +86,13 @@ def log_likelihoods(model: nn.Module, events: Tensor, batch_size: int = 500) -> 
 
 
 def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Moves every image by up to `pixels` in both directions, each by its own random amount; zeros come in.
+    """Shifts every image in both directions by its own random amounts of up to `pixels`, and fills in zeros.
 
     Args:
-        images: (N, height, width) or (N, channels, height, width); anything where pixels is 0.
+        images: (N, height, width) or (N, channels, height, width); if pixels is 0, any tensor.
 
     Raises:
-        ValueError: if pixels is not 0 and images are not of such a shape.
+        ValueError: if pixels is not 0 and images have another shape.
     """
     if pixels == 0:
         return images

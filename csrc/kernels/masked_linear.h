@@ -1,15 +1,15 @@
-// Masked linear maps: the contract of their kernels, CPU and CUDA.
+// Masked linear maps: the contract of their kernels on CPU and CUDA.
 //
 //   y = f(x (W * M)^T + b),    dX = dY (W * M),    dW = (dY^T X) * M
 //
 // Masked weights have no effect whatever they hold (NaN included), and their gradient is exactly zero.
-// A mask is one of two plans:
-// - nested: the inputs allowed to the rows are nested sets. In the column order `columns` row o sees the first
-//   extents[o] inputs; `rows` lists the rows by ascending extent. columns or rows null = already sorted.
+// A mask is given by one of two plans:
+// - nested: the sets of inputs that the rows see are nested. In the column order `columns`, row o sees the first
+//   extents[o] inputs; `rows` lists the rows by ascending extent. If columns or rows is null, they are sorted already.
 // - blocks: any mask. `dense` is the mask; tiles[r, c] says whether the square of tile_size rows and columns is
 //   empty (0), full (1) or mixed (2).
-// Accumulation is in float for 16-bit and float32 storage, in double for float64. Products are exact but where `tf32`
-// asks for rounded operands.
+// Accumulation is in float for 16-bit and float32 storage, in double for float64. Products are exact, except that
+// `tf32` asks for rounded operands.
 #pragma once
 
 #include "types.h"

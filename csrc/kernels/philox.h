@@ -1,4 +1,4 @@
-// Philox4x32-10, a counter-based random generator: the same draw on every device, in any order.
+// Philox4x32-10, a counter-based random generator: it gives the same numbers on every device and in any order.
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 
@@ -26,7 +26,7 @@ AR_FAST_HOST_DEVICE inline PhiloxBlock philox4x32(uint64_t key, PhiloxBlock coun
   return counter;
 }
 
-// A uniform number strictly inside (0, 1) on a grid of 2^-52, exact in double.
+// A uniform number strictly inside (0, 1) on a grid of 2^-52, which a double represents exactly.
 // counter = (sample index, variable index, draw slot); key = seed.
 AR_FAST_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t sample, uint32_t variable,
                                                  uint32_t slot) {

@@ -1,28 +1,29 @@
-// Recurrent models: the contract of their sampling kernels, CPU and CUDA.
+// Recurrent models: the contract of their sampling kernels on CPU and CUDA.
 //
-// L layers of H units; every gate has a row of a weight for each unit, the rows of a gate together, G gates as in
-// torch.nn. At a position, with x the value before it (none at the first position of a run, where U x is zero),
+// There are L layers of H units. A weight has G gates, as in torch.nn; each gate has a row for each unit, and the rows
+// of a gate are adjacent. At a position, x is the value before it (at the first position of a run there is none, and
+// U x is zero):
 //
-//   a = U x + c                        of the first layer: x scales the one row of in_table, or gathers its row
-//   a = W h + b, h of the layer below  of the others
-//   s = R k + d, k the layer's own state before
+//   a = U x + c                        in the first layer: x scales the one row of in_table, or selects its row
+//   a = W h + b                        in the others, with the state h of the layer below
+//   s = R k + d                        with k, the layer's own state before
 //   gru        n = tanh(a_n + sigmoid(a_r + s_r) s_n), z = sigmoid(a_z + s_z), next state n + z (k - n)
 //   lstm       next cell state sigmoid(a_f + s_f) cell + sigmoid(a_i + s_i) tanh(a_g + s_g),
 //              next state sigmoid(a_o + s_o) tanh(next cell state)
 //   rnn        next state tanh(a + s); rnn_relu: max(a + s, 0)
-//   parameters = V h + out_bias, h of the last layer
+//   parameters = V h + out_bias        with the state h of the last layer
 //
-// Gates lie as r, z, n and i, f, g, o. A row that is finished keeps all that it has, and its values stay as they are
-// when a kernel begins; it becomes so by drawing stop_token, or where it has `limits` positions. The parameters are
-// needed only where a row draws: neither finished nor known.
+// Gates are in the order r, z, n and i, f, g, o. A finished row keeps its state, and its values stay as they are when a
+// kernel begins. A row becomes finished when it draws stop_token, or when it has `limits` positions. The parameters are
+// needed only for a row that draws: one that is neither finished nor known.
 //
-// Every product is summed in an order that H alone fixes, whatever the batch, the threads, and where a call is cut: a
-// row's values and state are the same bits in any of them.
+// The summation order of every product depends only on H, not on the batch, the threads, or how calls are cut: a row's
+// values and state have the same bits in all cases.
 //
 // Sources: Elman, "Finding structure in time", Cognitive Science 1990; Hochreiter and Schmidhuber, "Long short-term
 // memory", Neural Computation 1997; Cho et al., EMNLP 2014, with the gates of cuDNN and torch.nn.
 //
-// Every pointer is to contiguous memory. `storage` is the type of the weights; everything else that is real has the
+// Every pointer points to contiguous memory. `storage` is the type of the weights; all other real numbers have the
 // compute type: double for float64 storage, float otherwise.
 #pragma once
 
@@ -50,7 +51,7 @@ struct RnnSample {
   Draws draws;
   ScalarType storage;
   RnnCell cell;
-  bool gathers;                    // x gathers its row of in_table; else it scales the one row
+  bool gathers;                    // x selects its row of in_table; else it scales the one row
   bool begins;                     // position start is the first of the run: last is not read
   int64_t layers;                  // L, at most rnn_most_layers
   int64_t hidden;                  // H
@@ -63,15 +64,15 @@ struct RnnSample {
   const void* out_bias;            // [K] compute
   const int64_t* limits;           // [B], positions counted from 0; null = none
   int64_t stop_token;              // -1 = none
-  // Before the position start, and when the kernel is done after position stop - 1:
+  // These hold the state before position start, and after the kernel that after position stop - 1:
   void* state;                     // [L, B, H] compute
-  void* cell_state;                // [L, B, H] compute; null but for lstm
+  void* cell_state;                // [L, B, H] compute; null except for lstm
   void* last;                      // [B] compute: the value at the position before
   uint8_t* finished;               // [B], 0 or 1; rows whose limit is reached at start are finished
 
   AR_FAST_HOST_DEVICE int64_t gates() const { return rnn_gates(cell); }
   AR_FAST_HOST_DEVICE int64_t filler() const { return stop_token < 0 ? 0 : stop_token; }
-  // Whether a row that had `value` at a position is finished after it.
+  // Whether a row is finished after it had `value` at a position.
   template <typename T>
   AR_FAST_HOST_DEVICE bool finishes(int64_t row, int64_t position, T value) const {
     return (stop_token >= 0 && value == static_cast<T>(stop_token) && !draws.is_known(row, position)) ||

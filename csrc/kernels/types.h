@@ -1,4 +1,4 @@
-// Types shared by every kernel, CPU and CUDA. No torch header, no CUDA header.
+// Types shared by all kernels on CPU and CUDA. This header includes no torch header and no CUDA header.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace ar_fast {
 // How a tensor is stored. Arithmetic is in float for the first three and in double for the last.
 enum class ScalarType : int32_t { float32 = 0, float16 = 1, bfloat16 = 2, float64 = 3 };
 
-// Of hidden units, with torch's default arguments. The hidden layer of a NADE and of its relatives, whose kernels are
-// compiled for each activation, has sigmoid, tanh or relu; a layer of a masked network has any.
+// Activations of hidden units, with torch's default arguments. The hidden layer of a NADE and its relatives, whose
+// kernels are compiled for each activation, can be sigmoid, tanh or relu; a layer of a masked network can be any.
 enum class Activation : int32_t {
   none = 0,
   relu = 1,
@@ -28,7 +28,7 @@ enum class Activation : int32_t {
   leaky_relu = 8,
 };
 
-// Storage of the 16-bit types; conversions live beside each floor's arithmetic.
+// Storage of the 16-bit types; the CPU and CUDA headers define their conversions.
 struct bfloat16 {
   uint16_t bits;
 };

@@ -31,7 +31,7 @@ constexpr std::pair<std::string_view, Activation> names[] = {
     {"elu", Activation::elu},           {"softplus", Activation::softplus}, {"silu", Activation::silu},
     {"gelu", Activation::gelu},         {"leaky_relu", Activation::leaky_relu}};
 
-// That of a name among those allowed, which the error lists in their order.
+// The activation of a name among those allowed, which the error lists in their order.
 Activation parse(const char* op, std::string_view name, std::initializer_list<std::string_view> allowed) {
   for (const auto& [known, activation] : names) {
     if (name == known && std::find(allowed.begin(), allowed.end(), name) != allowed.end()) return activation;
@@ -83,7 +83,7 @@ at::Tensor activate_backward(Activation activation, const at::Tensor& grad, cons
     case Activation::softplus: return at::mul(grad, at::expm1(y.neg()).neg());
     case Activation::leaky_relu: return at::leaky_relu_backward(grad, y, 0.01, true);
     case Activation::none: return grad;
-    default: TORCH_CHECK(false, "ar_fast: silu' and gelu' cannot be told from the result");
+    default: TORCH_CHECK(false, "ar_fast: silu' and gelu' cannot be computed from the result");
   }
 }
 

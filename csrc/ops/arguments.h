@@ -1,5 +1,5 @@
-// The arguments of an op are one struct: an aggregate of one member per argument, in the order of the schema, beside
-// the op's name and its result:
+// The arguments of an op are one struct: an aggregate with one member per argument, in the order of the schema. It also
+// has the op's name and its result type:
 //
 //   struct ThingArguments {
 //     static constexpr const char* op = "thing";
@@ -10,7 +10,7 @@
 //   };
 //
 // Tensors are at::Tensor or OptionalTensor, lists at::TensorList or at::IntArrayRef, strings std::string_view: lists
-// and strings are views, valid during the call. torch takes arguments one by one: this file makes that of the struct.
+// and strings are views, valid during the call. torch takes arguments one by one: this file converts the struct.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -44,7 +44,7 @@ constexpr size_t count_members() {
   }
 }
 
-// References to the members, as a tuple.
+// A tuple of references to the members.
 template <typename Arguments>
 auto members(Arguments& arguments) {
   constexpr size_t count = count_members<std::remove_const_t<Arguments>>();
@@ -74,10 +74,10 @@ auto members(Arguments& arguments) {
   AR_FAST_MEMBERS(24, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x)
   AR_FAST_MEMBERS(30, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z, aa, bb, cc, dd)
 #undef AR_FAST_MEMBERS
-  static_assert((count >= 6 && count <= 24) || count == 30, "add a line for a struct of so many members");
+  static_assert((count >= 6 && count <= 24) || count == 30, "add a line for a struct with this many members");
 }
 
-// A member as the dispatcher passes it, and as Python does.
+// The type of a member in the dispatcher, and in Python.
 template <typename T>
 using Flat = std::conditional_t<std::is_same_v<T, at::Tensor> || std::is_same_v<T, std::optional<at::Tensor>>,
                                 const T&, T>;
@@ -86,8 +86,8 @@ using FromPython = std::conditional_t<
     std::is_same_v<T, at::TensorList>, const std::vector<at::Tensor>&,
     std::conditional_t<std::is_same_v<T, at::IntArrayRef>, const std::vector<int64_t>&, Flat<T>>>;
 
-// The struct for a call whose tensors are the caller's: their references are not counted, which for a small layer is
-// a tenth of the call. Copies of its members are tensors like any other.
+// The struct for a call whose tensors belong to the caller: their references are not counted, since counting would take
+// a tenth of the call of a small layer. Copies of its members are tensors like any other.
 template <typename Arguments>
 class Borrowed {
  public:
@@ -143,18 +143,18 @@ template <typename Arguments, typename... T>
 struct Op<Arguments, std::tuple<const T&...>> {
   using Result = typename Arguments::Result;
 
-  // The op through the dispatcher, as a call of torch.ops does.
+  // Calls the op through the dispatcher, as torch.ops does.
   static Result call(const Arguments& arguments) {
     return std::apply([](const T&... values) { return dispatched().call(values...); }, members(arguments));
   }
   static Result call_from_python(FromPython<T>... values) { return dispatched().call(values...); }
 
-  // Every implementation is called here. None knows what to do with a tangent, and would drop it.
+  // Every implementation is called here. None of them supports a tangent, so all would drop it.
   template <Result (*function)(const Arguments&)>
   static Result run(Flat<T>... values) {
     TORCH_CHECK(!(has_tangent(values) || ...), Arguments::op,
-                ": tensors must have no tangent of forward-mode differentiation but in ar_fast.functional, which knows "
-                "it, got one that has");
+                ": tensors must have no tangent of forward-mode differentiation except in ar_fast.functional, which "
+                "supports it, got one that has");
     const Borrowed<Arguments> arguments(values...);
     return function(*arguments);
   }

@@ -1,12 +1,12 @@
-// ARMLP sampling: the entry point, and what the CPU and the CUDA implementations share. The arithmetic and the storage
-// in blocks of networks are in kernels/armlp.h.
+// ARMLP sampling: the entry point, and what the CPU and CUDA implementations share. The arithmetic and the storage in
+// blocks of networks are in kernels/armlp.h.
 //
 // Shapes: state (B, D) by position; in_weight (rows, H); block_starts (ceil(D / 8) + 1) int64; in_bias (D, H) or
 // (B, D, H); out_weight (R_out, H); out_bias (R_out); order (D) int64; offsets (D + 1) int64, the first parameter of
-// each position, or none where each has R_out / D; given and known (B, D) by variable.
-// For a per_variable head in_offsets (D + 1) int64 has the first input row of each position, and head_kinds (D, 2)
-// int64 goes by position.
-// Types: the weights share one of float32, float64, bfloat16, float16; a bias has the weights' type or the compute
+// each position, or none if each has R_out / D; given and known (B, D) by variable.
+// For a per_variable head, in_offsets (D + 1) int64 has the first input row of each position, and head_kinds (D, 2)
+// int64 is by position.
+// Types: the weights have one of float32, float64, bfloat16, float16; a bias has the weights' type or the compute
 // type; state, given, values have the compute type.
 #pragma once
 
@@ -21,8 +21,8 @@
 
 namespace ar_fast {
 
-// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
-// state after them
+// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn
+// variables, and the state after them.
 struct ArmlpSampleArguments {
   static constexpr const char* op = "armlp_sample";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -40,7 +40,7 @@ constexpr const char* armlp_name = ArmlpSampleArguments::op;
 
 // --- shared by the implementations
 
-// Structure only: shapes, dtypes, devices. Never synchronises.
+// Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_armlp_sample(const ArmlpSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
@@ -50,7 +50,7 @@ struct ArmlpSampleTensors {
   ArmlpSample sample{};
 };
 
-// After the checks.
+// To be called after the checks.
 ArmlpSampleTensors prepare_armlp_sample(const ArmlpSampleArguments& a);
 
 }  // namespace ar_fast

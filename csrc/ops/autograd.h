@@ -1,4 +1,4 @@
-// What every op's autograd function shares.
+// What the autograd functions of all ops share.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,13 +21,13 @@ inline bool requires_grad(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() && requires_grad(*tensor);
 }
 
-// True where an autograd node has to be recorded; otherwise the op goes straight to its kernel.
+// True if an autograd node has to be recorded; otherwise the op goes straight to its kernel.
 template <typename... Tensors>
 bool needs_graph(const Tensors&... tensors) {
   return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
-// The op itself, from its autograd function or where nothing is recorded.
+// Calls the op itself, from its autograd function or if nothing is recorded.
 template <typename Arguments>
 typename Arguments::Result call_below_autograd(const Arguments& arguments) {
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -38,7 +38,7 @@ inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
 
-// Function::apply of an op's arguments; its forward has the members as parameters.
+// Function::apply with an op's arguments; its forward has the members as parameters.
 template <typename Function, typename Arguments>
 auto apply(const Arguments& arguments) {
   return std::apply([](const auto&... values) { return Function::apply(values...); }, members(arguments));
@@ -72,7 +72,7 @@ struct Saved {
   variable_list others;
 };
 
-// What was kept. Its strings lie in the context.
+// What was kept. Its strings are owned by the context.
 template <typename Arguments>
 Saved<Arguments> saved(AutogradContext* context) {
   Saved<Arguments> result{};
@@ -96,7 +96,7 @@ Saved<Arguments> saved(AutogradContext* context) {
   return result;
 }
 
-// Passes gradients of a backward pass through and raises where they are differentiated again.
+// Passes the gradients of a backward pass through, and raises if they are differentiated again.
 struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
   static variable_list forward(AutogradContext* ctx, std::string op, at::TensorList gradients,
                                at::TensorList /*sources*/) {

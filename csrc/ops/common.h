@@ -1,5 +1,5 @@
-// Checks and conversions that every op's entry point shares. Each error names the argument, the rule and what was
-// given.
+// Checks and conversions that the entry points of all ops share. Each error names the argument, the rule and the given
+// value.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,7 +41,7 @@ inline ScalarType storage_type(at::ScalarType type) {
   }
 }
 
-// The type of the arithmetic, and of parameters and log-probabilities.
+// The type of arithmetic, head parameters and log-probabilities.
 inline at::ScalarType compute_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -40,7 +40,7 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
 void check_truncation(const DrawArguments& a, const Head& head, const c10::SymInt& categories) {
   const bool categorical = head.kind == HeadKind::categorical;
   TORCH_CHECK(categorical || (a.top_k == 0 && a.top_p == 1), a.op,
-              ": top_k and top_p must be 0 and 1 but for a categorical head, got ", a.top_k, " and ", a.top_p);
+              ": top_k and top_p must be 0 and 1 except for a categorical head, got ", a.top_k, " and ", a.top_p);
   TORCH_CHECK(a.top_k >= 0 && (!categorical || categories >= a.top_k), a.op,
               ": top_k must be 0 for all categories, or 1 ... K = ", categories, ", got ", a.top_k);
   TORCH_CHECK(a.top_p > 0 && a.top_p <= 1, a.op, ": top_p must lie in (0, 1], got ", a.top_p);

@@ -1,14 +1,14 @@
-// What every sampling op shares: the checks of the arguments that say what is drawn, the outputs, and the structure
-// that the kernels take (kernels/draws.h). A sampling op takes, among its own arguments,
+// What all sampling ops share: the checks of the arguments that say what is drawn, the outputs, and the structure that
+// the kernels take (kernels/draws.h). Every sampling op has these among its arguments:
 //
-//   Tensor state                     what the kernel goes on from, its first dimension the batch
+//   Tensor state                     what the kernel continues from; its first dimension is the batch
 //   Tensor? order                    (D) int64, the variable at each position
 //   Tensor? given, known             (B, D) by variable: values of the compute type, bool
 //   str head, int levels, Tensor? head_kinds
 //   int seed, first_index, start, stop, float temperature
 //
-// and perhaps int first_position, int top_k, float top_p;
-// and returns values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the state after them.
+// and some have int first_position, int top_k, float top_p. All return values (B, stop - start) by position, log_prob
+// (B) float64 of the drawn variables, and the state after them.
 #pragma once
 
 #include <tuple>
@@ -20,7 +20,7 @@ namespace ar_fast {
 
 using SampleResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// Those arguments, of any sampling op.
+// These arguments, for any sampling op.
 struct DrawArguments {
   const char* op;
   const at::Tensor& state;
@@ -41,10 +41,10 @@ DrawArguments draw_arguments(const Arguments& a) {
           a.temperature};
 }
 
-// Of an op whose draws may be truncated: `categories` is how many a variable has, if it has a categorical head.
+// For an op whose draws may be truncated: `categories` is how many a variable has if the head is categorical.
 void check_truncation(const DrawArguments& a, const Head& head, const c10::SymInt& categories);
 
-// Structure only. `type` is the compute type; `weight` is what order is to be beside.
+// Checks structure only. `type` is the compute type; order must be on the device of `weight`.
 void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::ScalarType type, const char* weight_name,
                  const at::Tensor& weight);
 
@@ -54,11 +54,11 @@ struct DrawTensors {
   Draws draws{};
 };
 
-// After the checks. head.kinds are head_kinds as they are: where those go by something else than by position, the op
-// says so in the structure or replaces them.
+// To be called after the checks. head.kinds points to head_kinds: if these are not by position, the op says so in the
+// structure or replaces them.
 DrawTensors prepare_draws(const DrawArguments& a, const Head& head, int64_t variables);
 
-// What the op returns, for its fake implementation.
+// Empty outputs of the op, for its fake implementation.
 SampleResult empty_samples(const DrawArguments& a);
 
 }  // namespace ar_fast

@@ -1,4 +1,4 @@
-// ar_fast.explain: the ops of a thread say which kernel, instruction set and tiling they run, while somebody listens.
+// ar_fast.explain: while a caller listens, the ops of a thread say which kernel, instruction set and tiling they run.
 #pragma once
 
 #include <c10/util/StringUtil.h>
@@ -8,10 +8,10 @@
 
 namespace ar_fast {
 
-// The lines that the ops of this thread have said, or null where nobody listens.
+// The lines that the ops of this thread have said, or null if no caller listens.
 std::vector<std::string>*& explanation();
 
-// Starts listening, and stops: what was said in between.
+// The first starts to listen; the second stops and returns what was said.
 void explain_begin();
 std::vector<std::string> explain_end();
 

@@ -45,7 +45,7 @@ FvsbnSampleTensors prepare_fvsbn_sample(const FvsbnSampleArguments& a) {
   t.in_offsets = contiguous_or_undefined(a.in_offsets);
   t.next = a.state.clone(at::MemoryFormat::Contiguous);
   t.drawn = prepare_draws(draw_arguments(a), head, a.variables);
-  // By position, not by place.
+  // The op's head_kinds are by place, the kernel's by position.
   if (a.head_kinds.has_value()) {
     t.head_kinds = a.head_kinds->flip(0);
     t.drawn.draws.head.kinds = t.head_kinds.const_data_ptr<int64_t>();

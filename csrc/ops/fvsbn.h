@@ -1,10 +1,11 @@
 // FVSBN sampling on CUDA; on the CPU masked_mlp_sample draws from the same weight, by_input. The arithmetic and the
-// storage by place (place q is position D - 1 - q) are in kernels/fvsbn.h. Evaluation is masked_linear_grad_input.
+// storage by place (place q is position D - 1 - q) are in kernels/fvsbn.h. The op for evaluation is
+// masked_linear_grad_input.
 //
 // Shapes: state (B, R_out); weight (R_in, R_out), R_in = R_out for a categorical head and D otherwise; order (D) int64;
-// offsets (D + 1) int64, the first parameter of each place, or none where each has R_out / D; given and known (B, D) by
-// variable. For a per_variable head R_in is any, in_offsets (D + 1) int64 has the first row of each place, and
-// head_kinds (D, 2) int64 goes by place.
+// offsets (D + 1) int64, the first parameter of each place, or none if each has R_out / D; given and known (B, D) by
+// variable. For a per_variable head R_in is any number, in_offsets (D + 1) int64 has the first row of each place, and
+// head_kinds (D, 2) int64 is by place.
 // Types: weight float32, float64, bfloat16 or float16; state, given, values have the compute type.
 #pragma once
 
@@ -19,8 +20,8 @@
 
 namespace ar_fast {
 
-// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
-// state after them
+// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn
+// variables, and the state after them.
 struct FvsbnSampleArguments {
   static constexpr const char* op = "fvsbn_sample";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -37,7 +38,7 @@ struct FvsbnSampleArguments {
 
 constexpr const char* fvsbn_name = FvsbnSampleArguments::op;
 
-// Structure only: shapes, dtypes, devices. Never synchronises.
+// Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_fvsbn_sample(const FvsbnSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
@@ -47,7 +48,7 @@ struct FvsbnSampleTensors {
   FvsbnSample sample{};
 };
 
-// After the checks.
+// To be called after the checks.
 FvsbnSampleTensors prepare_fvsbn_sample(const FvsbnSampleArguments& a);
 
 }  // namespace ar_fast

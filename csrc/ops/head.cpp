@@ -21,7 +21,7 @@ Head parse_one_head(const char* op, std::string_view name, int64_t levels, const
     if (name != known) continue;
     const bool discretised = kind == HeadKind::logistic_mixture;
     TORCH_CHECK(discretised ? levels >= 2 : levels == 0, op, ": levels must be ",
-                discretised ? "at least 2 for logistic_mixture" : "0 but for logistic_mixture", ", got ", levels);
+                discretised ? "at least 2 for logistic_mixture" : "0 except for logistic_mixture", ", got ", levels);
     return {kind, levels};
   }
   TORCH_CHECK(false, op, ": head must be bernoulli, categorical, gaussian_mixture", others, ", got '", name, "'");
@@ -38,7 +38,7 @@ Head parse_head(const char* op, std::string_view name, int64_t levels, const Opt
   TORCH_CHECK(per_variable == head_kinds.has_value(), op, ": head_kinds must be given for a per_variable head and for ",
               "no other, got ", head_kinds.has_value() ? "some" : "none", " for '", name, "'");
   if (!per_variable) return parse_one_head(op, name, levels, ", logistic_mixture or per_variable");
-  TORCH_CHECK(levels == 0, op, ": levels must be 0 but for logistic_mixture, got ", levels);
+  TORCH_CHECK(levels == 0, op, ": levels must be 0 except for logistic_mixture, got ", levels);
   return {HeadKind::per_variable, 0};
 }
 
@@ -192,7 +192,7 @@ at::Tensor head_log_prob_autograd(const HeadLogProbArguments& a) {
   return call_below_autograd(a);
 }
 
-// ---------------------------------------------------------------- autocast: float32, whatever made the parameters
+// ---------------------------------------------------------------- autocast: float32, whatever computed the parameters
 
 at::Tensor head_log_prob_autocast(const HeadLogProbArguments& arguments) {
   c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);

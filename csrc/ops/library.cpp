@@ -1,4 +1,4 @@
-// Every op's schema, in one place. The shapes and the mathematics are in X.h beside each op.
+// The schemas of all ops, in one place. The header X.h of each op gives the shapes and the mathematics.
 #include "library.h"
 
 TORCH_LIBRARY(AR_FAST_LIBRARY, m) {

@@ -1,5 +1,5 @@
-// The library's name. The emulated library is the same ops floor and the same CUDA kernels compiled as plain C++: its
-// ops live beside the real ones under another name and take CPU tensors, so that the tests run the CUDA code anywhere.
+// The library's name. The emulated library compiles the same ops and the same CUDA kernels as plain C++: its ops exist
+// beside the real ones under another name and take CPU tensors, so that the tests run the CUDA code anywhere.
 #pragma once
 
 #include <torch/library.h>

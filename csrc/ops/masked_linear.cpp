@@ -50,7 +50,7 @@ void check_mask(const char* op, const MaskTensors& mask, const c10::SymInt& out_
   check_same_device(op, "tiles", *mask.tiles, "the other tensors", beside);
 }
 
-// A matrix of rows (..., features) in front of a weight.
+// Checks a matrix of rows (..., features) that is multiplied by a weight.
 void check_rows(const char* op, const char* name, const at::Tensor& tensor, const c10::SymInt& features,
                 const char* of) {
   TORCH_CHECK(tensor.dim() >= 1, op, ": ", name, " must have at least one dimension, got a scalar");
@@ -96,7 +96,7 @@ void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a) {
   TORCH_CHECK(a.grad_output.dim() == a.input.dim() &&
                   a.grad_output.sym_sizes().slice(0, a.input.dim() - 1) ==
                       a.input.sym_sizes().slice(0, a.input.dim() - 1),
-              op, ": grad_output must have input's shape but for the last dimension, ", a.input.sym_sizes(), ", got ",
+              op, ": grad_output must have input's shape except in the last dimension, ", a.input.sym_sizes(), ", got ",
               a.grad_output.sym_sizes());
   check_same_dtype(op, "grad_output", a.grad_output, "input", a.input);
   check_same_device(op, "grad_output", a.grad_output, "input", a.input);
@@ -105,7 +105,7 @@ void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a) {
 
 namespace {
 
-// The three products with the mask of the arguments `a` of any of them.
+// The three products; `a` is the arguments of any of them and gives the mask.
 template <typename Arguments>
 at::Tensor product(const Arguments& a, const at::Tensor& input, const at::Tensor& weight) {
   return call(MaskedLinearArguments{input, weight, std::nullopt, a.extents, a.rows, a.columns, a.tiles, a.dense,
@@ -122,14 +122,14 @@ at::Tensor grad_weight(const Arguments& a, const at::Tensor& grad_output, const 
                                               a.algorithm});
 }
 
-// With an activation whose derivative the result tells, or none.
+// For no activation, or one whose derivative can be computed from the result.
 struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
   template <typename... Members>
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const MaskedLinearArguments a{members...};
     const at::Tensor y = call_below_autograd(a);
     const Activation f = parse_layer_activation(a.op, a.activation);
-    // bias is not needed, nor y where nothing was applied to it.
+    // bias is not needed, and neither is y if no activation was applied.
     save(context, MaskedLinearGradInputArguments{a.input, a.weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
                                                  a.algorithm},
          {f == Activation::none ? at::Tensor() : y});
@@ -147,7 +147,7 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
     if (context->needs_input_grad(0)) out[0] = grad_input(kept, grad, weight);
     if (context->needs_input_grad(1)) out[1] = grad_weight(kept, grad, input);
     if (context->saved_data["bias"].toBool()) {
-      // Over all rows at once: a batch of gradients knows no view of them.
+      // Sums over all rows at once instead of a view: a batch of gradients has no such view.
       std::vector<int64_t> rows(grad.dim() - 1);
       std::iota(rows.begin(), rows.end(), 0);
       out[2] = rows.empty() ? grad : grad.sum(rows);
@@ -211,7 +211,7 @@ at::Tensor masked_linear_grad_weight_autograd(const MaskedLinearGradWeightArgume
   return call_below_autograd(a);
 }
 
-// Autocast follows F.linear: operands in the autocast type.
+// Autocast does the same as for F.linear: operands take the autocast type.
 template <c10::DeviceType device, typename Arguments>
 at::Tensor masked_linear_autocast(const Arguments& arguments) {
   c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));

@@ -1,7 +1,7 @@
 // Linear maps whose weight is masked: y = f(x (W * M)^T + b) with x (..., I), W (O, I), b (O), y (..., O).
 //
 // The mask plan (extents, rows, columns) or (tiles, dense) is described in kernels/masked_linear.h. The three ops are
-// closed under differentiation: the derivative of each is made of the other two.
+// closed under differentiation: the derivative of each consists of the other two.
 #pragma once
 
 #include <string_view>
@@ -60,7 +60,7 @@ struct MaskedLinearGradInputArguments {
   std::string_view algorithm;
 };
 
-// -> dW (O, I) = (dY^T X) * M, exactly zero where the mask is
+// -> dW (O, I) = (dY^T X) * M, exactly zero for masked weights
 struct MaskedLinearGradWeightArguments {
   static constexpr const char* op = "masked_linear_grad_weight";
   using Result = at::Tensor;
@@ -74,7 +74,7 @@ MaskTensors mask_of(const Arguments& a) {
   return {a.extents, a.rows, a.columns, a.tiles, a.dense};
 }
 
-// Structure only: shapes, dtypes, devices. Shared by the CPU, CUDA and Meta implementations.
+// Checks structure only: shapes, dtypes, devices. The CPU, CUDA and Meta implementations share it.
 void check_masked_linear(const MaskedLinearArguments& a);
 void check_masked_linear_grad_input(const MaskedLinearGradInputArguments& a);
 void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a);

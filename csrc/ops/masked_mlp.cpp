@@ -79,10 +79,10 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   const auto type = first.scalar_type(), compute = compute_type(type);
   TORCH_CHECK(a.variables > 0, op, ": variables must be positive, got ", a.variables);
   check_dim(op, "state", a.state, 2, "(B, R_in + units of all layers but the last)");
-  // Dimensions of a weight.
+  // Which dimension of a weight is which.
   const int64_t inputs = a.by_input ? 0 : 1, outputs = 1 - inputs;
   const c10::SymInt in_rows = first.sym_size(inputs);
-  // Of the values: the columns, then each layer.
+  // The widths of the values: the columns, then each layer.
   std::vector<c10::SymInt> widths{in_rows};
   c10::SymInt features = 0;
   for (size_t l = 0, t = 0; l < steps.size(); t += static_cast<size_t>(steps[l++].terms())) {
@@ -109,7 +109,7 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::per_variable ||
                   (!a.in_offsets.has_value() && in_rows == a.variables),
               op, ": weights[0] must have one column per variable, ", a.variables,
-              ", but for a categorical or per_variable head, got shape ", first.sym_sizes());
+              ", except for a categorical or per_variable head, got shape ", first.sym_sizes());
   size_t t = 0;
   for (size_t l = 0; l < steps.size(); ++l) {
     const std::string bias = element("biases", l);

@@ -1,15 +1,15 @@
-// One-pass sampling of a masked perceptron (MADE): the entry point, and what the CPU and the CUDA implementations
-// share. The schedule is in kernels/masked_mlp.h.
+// One-pass sampling of a masked perceptron (MADE): the entry point, and what the CPU and CUDA implementations share.
+// The schedule is in kernels/masked_mlp.h.
 //
 // Shapes: state (B, features), features = R_in + units of all layers but the last. The program has 4 numbers for each
-// layer: the values that its first and its second term read, the value added, each -1 for none, and 1 if it is
+// layer: the values that its first and second terms read and the value it adds, each -1 for none; then 1 if it is
 // activated, else 0. weights, (units, units of the value read), and extents, (units) int32: one for each term of the
 // program, in its order. biases: one for each layer, (units) or (B, units), or (0) for none. unit_ends: one (D) int32
-// for each layer but the last. order (D) int64; in_offsets and out_offsets (D + 1) int64 by position, and so
-// head_kinds (D, 2) of a per_variable head; given and known (B, D) by variable. Columns of weights and units of the
-// last layer are by position. by_input: one layer, of one term; its weight is (R_in, R_out), from the last position to
+// for each layer except the last. order (D) int64; in_offsets and out_offsets (D + 1) int64, and head_kinds (D, 2) for
+// a per_variable head, all three by position; given and known (B, D) by variable. Columns of weights and units of the
+// last layer are by position. by_input: one layer with one term; its weight is (R_in, R_out), from the last position to
 // the first, and extents are empty.
-// Types: the weights share one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
+// Types: the weights have one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
 // bias has the weights' type or the compute type.
 #pragma once
 
@@ -25,8 +25,8 @@
 
 namespace ar_fast {
 
-// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
-// state after them
+// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn
+// variables, and the state after them.
 struct MaskedMlpSampleArguments {
   static constexpr const char* op = "masked_mlp_sample";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -48,7 +48,7 @@ constexpr const char* masked_mlp_name = MaskedMlpSampleArguments::op;
 
 // --- shared by the implementations
 
-// Structure only: shapes, dtypes, devices. Never synchronises.
+// Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
@@ -59,7 +59,7 @@ struct MaskedMlpTensors {
   MaskedMlpSample sample;
 };
 
-// After the checks.
+// To be called after the checks.
 MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a);
 
 }  // namespace ar_fast

@@ -57,7 +57,7 @@ void check_rows(const char* op, const char* name, const at::Tensor& weight, cons
               weight.sym_sizes());
 }
 
-// `op` is what errors name. The backward op has no out_bias.
+// Errors name `op`. The backward op has no out_bias.
 template <typename Arguments>
 void check_nade(const char* op, const Arguments& a) {
   check_dim(op, "x", a.x, 2, "(B, D)");
@@ -98,7 +98,7 @@ void check_nade(const char* op, const Arguments& a) {
   }
 }
 
-// Which heads take which x: a mixed one is for per_variable alone.
+// Checks which heads take which x: only per_variable takes a mixed one.
 Head check_nade_log_prob(const NadeLogProbForwardArguments& a) {
   const char* op = NadeLogProbArguments::op;
   check_algorithm(op, a.algorithm, {"auto", "chunks"});
@@ -111,7 +111,7 @@ Head check_nade_log_prob(const NadeLogProbForwardArguments& a) {
               dtype_name(a.x.scalar_type()));
   TORCH_CHECK(
       !floating || per_variable || !a.in_offsets.has_value(), op,
-      ": x must be an integer category where in_weight has a row per category, but for a per_variable head, got ",
+      ": x must be an integer category where in_weight has a row per category, except for a per_variable head, got ",
       dtype_name(a.x.scalar_type()));
   return head;
 }
@@ -159,7 +159,7 @@ namespace {
 
 at::Tensor typed(const at::Tensor& tensor, at::ScalarType type) { return tensor.to(type).contiguous(); }
 
-// `variables` are x's or, in sampling, given. Not every op has x, in_bias and out_bias.
+// `variables` are those of x or, in sampling, of given. Not every op has x, in_bias and out_bias.
 template <typename Arguments>
 NadeTensors prepare_nade(const char* op, const Arguments& a, int64_t variables) {
   NadeTensors t;
@@ -316,7 +316,7 @@ NadeSampleArguments::Result nade_sample_meta(const NadeSampleArguments& a) {
 
 // ---------------------------------------------------------------- gradients
 
-// Parameters of more than this are not kept for the backward pass but recomputed, some rows at a time.
+// Parameters larger than this are not kept for the backward pass but recomputed, some rows at a time.
 constexpr int64_t kept_bytes = int64_t{64} << 20;
 
 int64_t parameter_bytes(const at::Tensor& out_weight) {
@@ -335,7 +335,7 @@ struct Gradients {
   }
 };
 
-// grad (B, R_out) of the parameters of the rows a.x, whose biases are a.in_bias.
+// grad (B, R_out) belongs to the parameters of the rows a.x, whose biases are a.in_bias.
 template <typename Arguments>
 Gradients parameter_gradients(AutogradContext* context, const Arguments& a, const at::Tensor& grad) {
   const bool needs_x = context->saved_data["needs_x"].toBool();
@@ -354,7 +354,7 @@ void save_nade(AutogradContext* context, const Arguments& a, const variable_list
   context->saved_data["needs_activation_scale"] = requires_grad(a.activation_scale);
 }
 
-// As autograd takes them: one for each argument, in the type of its tensor.
+// The gradients as autograd takes them: one for each argument, in the type of its tensor.
 template <typename Arguments>
 variable_list finish(const Arguments& a, const Gradients& g, const at::Tensor& grad) {
   const auto type = a.in_weight.scalar_type();
@@ -404,7 +404,7 @@ Gradients log_prob_gradients(AutogradContext* context, const NadeLogProbArgument
   return g;
 }
 
-// The same where the parameters of all rows are too many to keep.
+// The same if the parameters of all rows are too many to keep.
 Gradients recomputed_gradients(AutogradContext* context, const NadeLogProbArguments& a, const at::Tensor& grad) {
   const int64_t batch = a.x.size(0), rows = std::max<int64_t>(1, kept_bytes / parameter_bytes(a.out_weight));
   const auto compute = compute_type(a.in_weight.scalar_type());
@@ -451,8 +451,8 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   static at::Tensor forward(AutogradContext* context, const Members&... members) {
     const NadeLogProbArguments a{members...};
     at::AutoDispatchBelowADInplaceOrView guard;
-    // Those of a compiled batch of any size are kept: a comparison would compile the sizes on either side for
-    // themselves, and the loop over the rows of a part each size.
+    // For a compiled batch of any size the parameters are kept: a comparison would compile the sizes on either side
+    // separately, and the loop over the rows of a part would compile every size.
     const std::optional<int64_t> batch = a.x.sym_size(0).maybe_as_int();
     const bool keep = !batch.has_value() || *batch * parameter_bytes(a.out_weight) <= kept_bytes;
     auto [log_prob, parameters] = call(forward_of(a, keep));
@@ -471,7 +471,7 @@ struct NadeLogProbFunction : torch::autograd::Function<NadeLogProbFunction> {
   }
 };
 
-// Below autograd nade_log_prob is its forward without the parameters.
+// Below autograd, nade_log_prob is its forward without the parameters.
 at::Tensor nade_log_prob_below_autograd(const NadeLogProbArguments& a) {
   return std::get<0>(call(forward_of(a, /*keep_parameters=*/false)));
 }

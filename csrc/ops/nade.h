@@ -1,13 +1,13 @@
-// The NADE ops: their entry points, and what the CPU and the CUDA implementations share. The arithmetic is in
+// The NADE ops: their entry points, and what the CPU and CUDA implementations share. The arithmetic is in
 // kernels/nade.h.
 //
 // Shapes: x (B, D); in_weight (R_in, H); in_bias (H) or (B, H); out_weight (R_out, H); out_bias (R_out); order (D)
 // int64; in_offsets, out_offsets (D + 1) int64; activation_scale (D).
-// Types: the weights, biases and activation_scale share one of float32, float64, bfloat16, float16; parameters,
-// log_prob and sampled values have the compute type, float32 (float64 for float64). x is bool, integer, or floating of
-// the weights' or the compute type. Where R_in = D, x scales the row of its variable; else x is an integer category in
-// [0, rows of its variable) and gathers a row. A floating x with in_offsets holds both: categories of variables of
-// several rows, values of those of one. A per_variable head takes such an x.
+// Types: the weights, biases and activation_scale have one of float32, float64, bfloat16, float16; parameters, log_prob
+// and sampled values have the compute type, float32 (float64 for float64). x is bool, integer, or floating of the
+// weights' type or the compute type. If R_in = D, x scales the row of its variable; else x is an integer category in
+// [0, rows of its variable) and selects a row. A floating x with in_offsets holds both: categories for variables with
+// several rows, values for variables with one. A per_variable head takes such an x.
 #pragma once
 
 #include <string_view>
@@ -68,7 +68,7 @@ struct NadeLogProbForwardArguments {
 };
 
 // Draws positions start ... stop-1 of `variables` variables from state (B, H) -> values (B, stop - start) by position,
-// log_prob (B) float64 of the drawn ones, the state after them
+// log_prob (B) float64 of the drawn variables, and the state after them.
 struct NadeSampleArguments {
   static constexpr const char* op = "nade_sample";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -92,7 +92,7 @@ struct NadeTensors {
   NadeInput input;
 };
 
-// Each op's checks, its outputs, and the structures that the kernels take.
+// The checks of each op, its outputs, and the structures that the kernels take.
 struct NadeForwardTensors : NadeTensors {
   at::Tensor head_kinds, parameters, log_prob;
   NadeForward output{};
@@ -105,7 +105,7 @@ NadeForwardTensors prepare_nade_log_prob(const NadeLogProbForwardArguments& a);
 struct NadeBackwardTensors : NadeTensors {
   at::Tensor grad, grad_x, grad_in_weight, grad_in_bias, grad_out_weight, grad_activation_scale;
   NadeBackward output{};
-  // What the op returns, once the kernels have run.
+  // The result of the op, after the kernels have run.
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> result() const;
 };
 

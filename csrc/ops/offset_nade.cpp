@@ -10,7 +10,7 @@
 namespace ar_fast {
 namespace {
 
-// The part of the structure that the shapes say.
+// The part of the structure that follows from the shapes.
 OffsetNadeSample sizes_of(at::IntArrayRef grid, at::IntArrayRef window) {
   TORCH_CHECK(grid.size() == 3 && grid[0] > 0 && grid[1] > 0 && grid[2] > 0, offset_nade_name,
               ": grid must be (rows, columns, channels), all positive, got ", grid);
@@ -85,7 +85,7 @@ OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a)
   const int64_t variables = sample.rows * sample.columns * sample.channels;
   const int64_t outputs = a.shared_output ? sample.channels : variables;
   t.drawn = prepare_draws(draw_arguments(a), head, variables);
-  // Values go where the next ones see them.
+  // Values are written where later ones can see them.
   t.drawn.draws.values = static_cast<char*>(t.history.mutable_data_ptr()) + sample.reach() * t.history.itemsize();
   t.drawn.draws.values_stride = t.history.size(1);
   sample.draws = t.drawn.draws;

@@ -1,11 +1,11 @@
-// Sampling of a NADE with input weights tied by offset: the entry point, and what the CPU and the CUDA implementations
+// Sampling of a NADE with input weights tied by offset: the entry point, and what the CPU and CUDA implementations
 // share. The arithmetic is in kernels/offset_nade.h.
 //
 // Shapes: grid = (rows, columns, C), D = rows columns C; window = (up, side), T = up (2 side + 1) + side taps; state
 // (B, reach), the values at the last reach = (up columns + side) C + C - 1 positions; in_weight ((T C + C - 1) V, H)
 // with V = K for a categorical head, else 1; in_bias (H) or (B, H); out_weight (C K, H), or (D K, H) unless
 // shared_output; out_bias; order (D) int64; given and known (B, D) by variable.
-// Types: the weights and out_bias share one of float32, float64, bfloat16, float16; in_bias has that or the compute
+// Types: the weights and out_bias have one of float32, float64, bfloat16, float16; in_bias has that type or the compute
 // type; state, given and values have the compute type.
 #pragma once
 
@@ -20,8 +20,8 @@
 
 namespace ar_fast {
 
-// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn ones, the
-// state after them
+// Draws positions start ... stop-1 -> values (B, stop - start) by position, log_prob (B) float64 of the drawn
+// variables, and the state after them.
 struct OffsetNadeSampleArguments {
   static constexpr const char* op = "offset_nade_sample";
   using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -40,7 +40,7 @@ constexpr const char* offset_nade_name = OffsetNadeSampleArguments::op;
 
 // --- shared by the implementations
 
-// Structure only: shapes, dtypes, devices. Never synchronises.
+// Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_offset_nade_sample(const OffsetNadeSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
@@ -49,11 +49,11 @@ struct OffsetNadeTensors {
   at::Tensor history;              // (B, reach + stop - start): the values from position start - reach on
   DrawTensors drawn;
   OffsetNadeSample sample;
-  // What the op returns, once the kernel has run.
+  // The result of the op, after the kernel has run.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> result() const;
 };
 
-// After the checks.
+// To be called after the checks.
 OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a);
 
 }  // namespace ar_fast

@@ -25,7 +25,7 @@ void check_weight_or_compute(const char* name, const at::Tensor& tensor, at::Sca
               dtype_name(compute_type(type)), ", got ", dtype_name(got));
 }
 
-// (G H, H) of one dtype
+// Checks a weight (G H, H) in the dtype of the first one.
 void check_layer_weight(const std::string& name, const at::Tensor& weight, const c10::SymInt& rows,
                         const at::Tensor& first) {
   check_dim(rnn_name, name.c_str(), weight, 2, "(G H, H)");
@@ -35,7 +35,7 @@ void check_layer_weight(const std::string& name, const at::Tensor& weight, const
   check_same_device(rnn_name, name.c_str(), weight, "recurrent_weights[0]", first);
 }
 
-// (G H)
+// Checks a bias (G H).
 void check_layer_bias(const std::string& name, const at::Tensor& bias, const c10::SymInt& rows,
                       const at::Tensor& first) {
   check_dim(rnn_name, name.c_str(), bias, 1, "(G H)");
@@ -49,7 +49,7 @@ void check_list(const char* name, at::TensorList list, size_t count, const char*
               list.size());
 }
 
-// (B)
+// Checks a tensor (B).
 void check_row_tensor(const char* name, const OptionalTensor& tensor, const c10::SymInt& batch, at::ScalarType type,
                       const at::Tensor& first) {
   if (!tensor.has_value()) return;
@@ -182,7 +182,7 @@ RnnTensors prepare_rnn_sample(const RnnSampleArguments& a) {
   t.drawn = prepare_draws(rnn_draws(a), head, a.variables);
   sample.draws = t.drawn.draws;
   sample.stop_token = a.stop_token;
-  // The kernel goes on with these in place, and the caller's are not modified.
+  // The kernel updates these copies in place, so the caller's tensors are not modified.
   t.state = a.state.clone(at::MemoryFormat::Contiguous);
   sample.state = t.state.mutable_data_ptr();
   if (a.cell_state.has_value()) {
@@ -200,7 +200,7 @@ RnnTensors prepare_rnn_sample(const RnnSampleArguments& a) {
     sample.limits = t.kept.back().const_data_ptr<int64_t>();
     t.finished.logical_or_(at::le(*a.limits, a.start));
   }
-  // A kernel writes the values of rows that are not finished.
+  // The kernel only writes the values of rows that are not finished.
   if (a.finished.has_value() || a.limits.has_value() || a.stop_token >= 0) t.drawn.values.fill_(sample.filler());
   sample.finished = reinterpret_cast<uint8_t*>(t.finished.mutable_data_ptr<bool>());
   return t;

@@ -1,12 +1,12 @@
-// Sampling of a recurrent model: the entry point, and what the CPU and the CUDA implementations share. The arithmetic
-// is in kernels/rnn.h.
+// Sampling of a recurrent model: the entry point, and what the CPU and CUDA implementations share. The arithmetic is in
+// kernels/rnn.h.
 //
-// Shapes: state (L, B, H), and so cell_state, of an LSTM only; last, finished, limits (B); in_table (V, G H), V = K for
-// a categorical head, else 1, and G the gates of the cell; in_bias (G H) or (B, G H); L recurrent_weights (G H, H) and
-// recurrent_biases (G H); L - 1 in_weights (G H, H) and in_biases (G H), of the layers after the first; out_weight
-// (K, H), out_bias (K); order (D) int64; given and known (B, D) by variable.
-// Types: the weights share one of float32, float64, bfloat16, float16; in_table and the biases have that or the compute
-// type; state, cell_state, last, given and values have the compute type; finished bool, limits int64.
+// Shapes: state (L, B, H), and cell_state the same, only for an LSTM; last, finished, limits (B); in_table (V, G H),
+// with V = K for a categorical head, else 1, and G the gates of the cell; in_bias (G H) or (B, G H); L
+// recurrent_weights (G H, H) and recurrent_biases (G H); L - 1 in_weights (G H, H) and in_biases (G H), for the layers
+// after the first; out_weight (K, H), out_bias (K); order (D) int64; given and known (B, D) by variable.
+// Types: the weights have one of float32, float64, bfloat16, float16; in_table and the biases have that type or the
+// compute type; state, cell_state, last, given and values have the compute type; finished bool, limits int64.
 #pragma once
 
 #include <string_view>
@@ -21,11 +21,11 @@
 
 namespace ar_fast {
 
-// values (B, stop - start) by position; log_prob (B) float64 of the drawn ones; state; cell_state, (0) but for an LSTM;
-// last; finished
+// values (B, stop - start) by position; log_prob (B) float64 of the drawn variables; state; cell_state, which is (0)
+// except for an LSTM; last; finished
 using RnnSampleResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// Draws positions start ... stop-1
+// Draws positions start ... stop-1.
 struct RnnSampleArguments {
   static constexpr const char* op = "rnn_sample";
   using Result = RnnSampleResult;
@@ -54,7 +54,7 @@ constexpr const char* rnn_name = RnnSampleArguments::op;
 
 RnnCell parse_cell(std::string_view name);
 
-// Structure only: shapes, dtypes, devices. Never synchronises.
+// Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_rnn_sample(const RnnSampleArguments& a);
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
@@ -63,11 +63,11 @@ struct RnnTensors {
   at::Tensor state, cell_state, last, finished;
   DrawTensors drawn;
   RnnSample sample;
-  // What the op returns, once the kernel has run.
+  // The result of the op, after the kernel has run.
   RnnSampleResult result() const;
 };
 
-// After the checks.
+// To be called after the checks.
 RnnTensors prepare_rnn_sample(const RnnSampleArguments& a);
 
 }  // namespace ar_fast

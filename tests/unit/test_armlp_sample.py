@@ -277,7 +277,7 @@ def test_opcheck(device, ops):
         "temperature must be positive, got 0": {"temperature": 0.0},
         "activation must be sigmoid, tanh or relu, got 'gelu'": {"activation": "gelu"},
         "head must be bernoulli, categorical, .*, got 'poisson'": {"head": "poisson"},
-        "levels must be 0 but for logistic_mixture, got 4": {"levels": 4},
+        "levels must be 0 except for logistic_mixture, got 4": {"levels": 4},
         "out_weight must have 3 K rows per variable": {"head": "gaussian_mixture"},
         "algorithm must be one of auto, gather, got 'push'": {"algorithm": "push"},
     }.items(),

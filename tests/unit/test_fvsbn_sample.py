@@ -319,7 +319,7 @@ def test_opcheck(device, ops):
         "positions must satisfy": {"start": 3, "stop": 9},
         "temperature must be positive, got 0": {"temperature": 0.0},
         "head must be bernoulli, categorical, .*, got 'poisson'": {"head": "poisson"},
-        "levels must be 0 but for logistic_mixture, got 4": {"levels": 4},
+        "levels must be 0 except for logistic_mixture, got 4": {"levels": 4},
         "weight must have 3 K rows per variable": {"head": "gaussian_mixture"},
         "weight must have a multiple of D = 3 columns": {"variables": 3, "stop": 3},
         "weight must have one row per variable, 2, got": {"variables": 2, "stop": 2, "head": "gaussian_mixture",

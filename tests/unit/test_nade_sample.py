@@ -237,7 +237,7 @@ def test_opcheck(device, ops):
         "temperature must be positive, got 0": {"temperature": 0.0},
         "head must be bernoulli, categorical, .*, got 'poisson'": {"head": "poisson"},
         "levels must be at least 2 for logistic_mixture, got 1": {"head": "logistic_mixture", "levels": 1},
-        "levels must be 0 but for logistic_mixture, got 4": {"levels": 4},
+        "levels must be 0 except for logistic_mixture, got 4": {"levels": 4},
         "out_weight must have 3 K rows per variable .* got 5": {"head": "gaussian_mixture"},
         "in_weight must have a multiple of D = 3 rows": {"variables": 3, "order": torch.arange(3), "stop": 3},
     }.items(),

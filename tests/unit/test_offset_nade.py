@@ -380,7 +380,7 @@ def test_save_and_load(tmp_path, name, shared_output):
 
 
 def test_training_learns_a_texture():
-    """Stripes: a pixel is the one two to its left, but for one in twenty."""
+    """Stripes: a pixel is the one two to its left, except for one in twenty."""
     torch.manual_seed(0)
     x = (torch.rand(50, 16, 8, 2) < 0.05).cumsum(2).flatten(2) % 2
     model = models.OffsetNADE((16, 16), 16, 2)

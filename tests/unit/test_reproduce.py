@@ -42,7 +42,7 @@ TINY = reproduce.Recipe(
 
 
 def chain(rows: int, seed: int) -> np.ndarray:
-    """Every variable is the one before it, but for one in ten: fair coins each, and easy to predict together."""
+    """Every variable equals the one before it, except one in ten: fair coins that are easy to predict together."""
     random = np.random.default_rng(seed)
     flips = random.random((rows, VARIABLES)) < 0.1
     flips[:, 0] = random.random(rows) < 0.5

@@ -347,7 +347,7 @@ def test_bad_input(device, message, options):
 
 def test_rules_of_other_heads(device):
     case = op_case(head="bernoulli", device=device)
-    with pytest.raises(RuntimeError, match="top_k and top_p must be 0 and 1 but for a categorical head, got 1 and 1"):
+    with pytest.raises(RuntimeError, match="top_k and top_p must be 0 and 1 except for a categorical head, got 1"):
         sample(case, top_k=1)
     with pytest.raises(RuntimeError, match="stop_token must be -1"):
         sample(case, stop_token=1)

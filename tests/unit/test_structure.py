@@ -72,7 +72,7 @@ def test_copies_and_meta_devices(device, kind, head):
 
 
 def arguments(model):
-    """What its constructor takes, but for the device."""
+    """The arguments of its constructor, except the device."""
     return model.config() | {"head": model.head, "order": ORDER, "dtype": model.dtype}
 
 

@@ -1,5 +1,5 @@
-// ARMLP sampling: a network is evaluated once, when the variables before it are known, from those that are not zero.
-// All rows of a call pass through one network before the next, so that its weights stay in the cache.
+// ARMLP sampling: each network is evaluated once, when the variables before it are known, from those that are not zero.
+// All rows of a call pass through one network before the next one, so that its weights stay in the cache.
 #include "armlp_cpu.h"
 
 #include "draws.h"
@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t block_positions = 32;
 constexpr int strip_vectors = 4;
 
-// A value that is not zero: its input row and its factor.
+// A nonzero value: its input row and its factor.
 template <typename T>
 struct Input {
   int64_t row;
@@ -51,7 +51,7 @@ AR_FAST_INLINE Vec<T> activated(Activation activation, const Vec<T>& a) {
   }
 }
 
-// Some hidden units of a network: `Vectors` vectors, or if not Full the first `units` lanes of one.
+// Several hidden units of a network: `Vectors` vectors, or without Full the first `units` lanes of one vector.
 template <int Vectors, bool Full, typename S, typename T>
 AR_FAST_INLINE void hidden_strip(Activation activation, const S* weight, int64_t stride, const T* bias,
                                  const Input<T>* inputs, int64_t count, int64_t units, T* hidden) {
@@ -157,7 +157,7 @@ class Sampler {
                  : Input<T>{first, gathered ? std::numeric_limits<T>::quiet_NaN() : x};
   }
 
-  // Network p for a row: the hidden units into b_.hidden.
+  // Evaluates network p for a row: writes the hidden units to b_.hidden.
   void evaluate(int64_t r, int64_t p) {
     constexpr int64_t width = Vec<T>::size(), strip = strip_vectors * width;
     const int64_t block = p / armlp_block, hidden = sample_.hidden;

@@ -6,7 +6,7 @@
 
 namespace ar_fast {
 
-// Scratch of one call of armlp_sample for `rows` rows; most_parameters: of one variable.
+// Scratch of one call of armlp_sample for `rows` rows; no variable has more than most_parameters parameters.
 AR_FAST_DECLARE_CPU_KERNEL(armlp_scratch, const ArmlpSample&, int64_t most_parameters, int64_t rows, int64_t* bytes)
 
 // Rows [row_begin, row_end). A row's arithmetic does not depend on any other row.

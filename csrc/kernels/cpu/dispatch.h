@@ -1,4 +1,4 @@
-// One body per op, compiled once per instruction set into a namespace of its own and picked at run time.
+// Each kernel has one source, which is compiled into a namespace for each instruction set and selected at run time.
 //
 // A kernel file kernels/cpu/X.cpp opens `namespace ar_fast::CPU_CAPABILITY`; the header X_cpu.h declares its functions
 // with AR_FAST_DECLARE_CPU_KERNEL, and the ops floor calls AR_FAST_CPU_KERNEL(function)(arguments).

@@ -1,5 +1,5 @@
-// What happens at a position once its parameters are known (kernels/draws.h): one variable of any head, or many
-// Bernoulli variables of one row or of one position, whose random numbers are had in vectors.
+// The draw at a position whose parameters are known (kernels/draws.h): of one variable of any head, or of many
+// Bernoulli variables of one row or of one position, whose random numbers are computed in vectors.
 #pragma once
 
 #include "../draws.h"
@@ -7,7 +7,7 @@
 
 namespace ar_fast::CPU_CAPABILITY {
 
-// --- uniform numbers: philox_uniform for slot 0, a lane each
+// --- uniform numbers: philox_uniform for slot 0, one number per lane
 
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int philox_lanes = 8;
@@ -16,11 +16,11 @@ constexpr int philox_lanes = 4;
 #else
 constexpr int philox_lanes = 2;
 #endif
-constexpr int philox_vectors = 2;   // whose chains overlap
+constexpr int philox_vectors = 2;   // their dependency chains overlap
 constexpr int64_t philox_turn = philox_vectors * philox_lanes;
 constexpr uint64_t philox_word = 0xFFFFFFFFull;
 
-// Each lane holds a word in its lower half; what is in the upper half does not matter.
+// Each lane holds a word in its lower half; the upper half does not matter.
 using Words = uint64_t __attribute__((vector_size(philox_lanes * sizeof(uint64_t))));
 using Uniforms = double __attribute__((vector_size(philox_lanes * sizeof(double))));
 
@@ -34,7 +34,7 @@ AR_FAST_INLINE Words multiply_words(const Words& a, uint64_t b) {
 #endif
 }
 
-// write(v, uniforms) for every vector v of a turn, whose counters make(v) sets: two words of the sample, one of the
+// Calls write(v, uniforms) for every vector v of a turn. make(v) sets its counters: two words of the sample, one of the
 // variable.
 template <typename Make, typename Write>
 AR_FAST_INLINE void philox_of_turn(uint64_t seed, const Make& make, const Write& write) {
@@ -57,7 +57,7 @@ AR_FAST_INLINE void philox_of_turn(uint64_t seed, const Make& make, const Write&
     key0 = (key0 + 0x9E3779B9u) & philox_word;
     key1 = (key1 + 0xBB67AE85u) & philox_word;
   }
-  // 52 bits below the exponent of 2^52 make a double without a conversion, and its sum with 1/2 is exact.
+  // 52 bits below the exponent of 2^52 make a double without a conversion, and adding 1/2 to it is exact.
   constexpr uint64_t lower = (1ull << 52) - 1, exponent = 1075ull << 52;
   AR_FAST_UNROLL
   for (int v = 0; v < philox_vectors; ++v) {
@@ -66,7 +66,7 @@ AR_FAST_INLINE void philox_of_turn(uint64_t seed, const Make& make, const Write&
   }
 }
 
-// Of one row, at the positions position_at(0 ... count - 1). `out` has room for whole turns.
+// The uniform numbers of one row at the positions position_at(0 ... count - 1). `out` has room for whole turns.
 template <typename PositionAt>
 inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
                             double* out) {
@@ -88,8 +88,8 @@ inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, cons
   }
 }
 
-// The greatest numbers of type T that are not above the uniform ones: their first 24 digits for float, whose conversion
-// is exact.
+// Stores the greatest numbers of type T that are not above the uniform numbers: for float their first 24 bits, which
+// convert exactly.
 AR_FAST_INLINE void store_below(const Uniforms& uniforms, float* out) {
   using Floats = float __attribute__((vector_size(philox_lanes * sizeof(float))));
   constexpr uint64_t digits = ~((1ull << 29) - 1);
@@ -102,8 +102,8 @@ AR_FAST_INLINE void store_below(const Uniforms& uniforms, double* out) {
   __builtin_memcpy(out, &uniforms, sizeof(uniforms));
 }
 
-// At one position, of the rows row ... row + count - 1: a Bernoulli variable is 1 iff its probability, of type T, is
-// above its uniform number, which is iff it is above the bound. `out` has room for whole turns.
+// Bounds at one position for the rows row ... row + count - 1: a Bernoulli variable is 1 iff its probability, of type
+// T, is above its uniform number, which is equivalent to being above the bound. `out` has room for whole turns.
 template <typename T>
 inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int64_t position, T* out) {
   const uint64_t first = draws.index(row);
@@ -124,9 +124,9 @@ inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int
 
 // --- many Bernoulli variables of a row
 
-// T log(u / (1 - u)): a Bernoulli variable is 1 iff this is below its logit. Off the chain from logit to logit, where
-// the sigmoid of the logit would be on it. At the positions position_at(0 ... count - 1); `count` is rounded up to a
-// turn and to a vector, and both arrays have room.
+// T log(u / (1 - u)), at the positions position_at(0 ... count - 1): a Bernoulli variable is 1 iff this is below its
+// logit. It can be computed before the logit is known, whereas the logit's sigmoid would delay the next logit. `count`
+// is rounded up to a turn and to a vector, and both arrays have room for that.
 template <typename T, typename PositionAt>
 inline void bernoulli_thresholds(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
                                  double* uniform, T* threshold) {
@@ -152,7 +152,7 @@ AR_FAST_INLINE T bernoulli_value(const Draws& draws, int64_t row, int64_t positi
   return threshold < logit ? T(1) : T(0);
 }
 
-// Adds log p of what was drawn at `count` positions from `first`; terms: [count] scratch.
+// Adds log p of the values drawn at `count` positions from `first`; terms: [count] scratch.
 template <typename T>
 inline void add_bernoulli_log_prob(const Draws& draws, int64_t row, int64_t first, int64_t count, const T* logits,
                                    const T* x, T* terms, double& log_prob) {
@@ -180,17 +180,17 @@ inline void category_weights(const T* logits, int64_t count, T temperature, T* w
   });
 }
 
-// Categories from the likeliest on, by a heap.
+// Categories in descending order of probability, by a heap.
 template <typename T>
 class LikeliestFirst {
  public:
-  // categories: [count] scratch. Those not yet taken lie before left(), those that are from the end backwards.
+  // categories: [count] scratch. Those not taken yet come before left(); those taken are stored backwards from the end.
   LikeliestFirst(const T* logits, int64_t count, int32_t* categories)
       : logits_(logits), categories_(categories), count_(count), left_(count) {
     for (int64_t k = 0; k < count; ++k) categories_[k] = static_cast<int32_t>(k);
     for (int64_t k = count / 2 - 1; k >= 0; --k) sink(k);
   }
-  // The i-th likeliest; ask in ascending order.
+  // The i-th likeliest; calls must be in ascending order of i.
   int32_t operator[](int64_t i) {
     if (count_ - left_ <= i) {
       const int32_t next = categories_[0];
@@ -219,7 +219,7 @@ class LikeliestFirst {
   int64_t left_;
 };
 
-// Sets the weights to 0 that top_k and top_p leave out (kernels/draws.h). categories: [count] scratch.
+// Sets the weights of the categories that top_k and top_p exclude to 0 (kernels/draws.h). categories: [count] scratch.
 template <typename T>
 inline void truncate_weights(const Draws& draws, const T* logits, int64_t count, T* weights, int32_t* categories) {
   LikeliestFirst<T> likeliest(logits, count, categories);
@@ -237,7 +237,7 @@ inline void truncate_weights(const Draws& draws, const T* logits, int64_t count,
   for (int64_t i = 0; i < count - kept; ++i) weights[categories[i]] = T(0);
 }
 
-// The first k whose running sum of weights exceeds the share `uniform` of the whole.
+// The first k whose running sum of weights exceeds the share `uniform` of the total.
 template <typename T>
 inline int64_t choose_category(const T* weights, int64_t count, double uniform) {
   double total = 0, sum = 0;
@@ -252,7 +252,7 @@ inline int64_t choose_category(const T* weights, int64_t count, double uniform) 
   return last;  // rounding left the sum at the bound
 }
 
-// A draw from the parameters of a variable, of which there are `rows`; weights: scratch, as draw_value has it.
+// A draw from the `rows` parameters of a variable; weights: scratch as in draw_value.
 template <typename T>
 inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t position, const T* parameters,
                    int64_t rows, T* weights) {
@@ -290,8 +290,8 @@ inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t po
   return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
 }
 
-// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn, whose
-// log p is written, 0 for a known one. weights: [rows] scratch, [2 rows] where draws are truncated.
+// The value of a row at a position, from the parameters of its variable: the known value, or a drawn one. Writes log p
+// of a drawn value, and 0 for a known one. weights: [rows] scratch, or [2 rows] if draws are truncated.
 template <typename T>
 inline T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters, int64_t rows, T* weights,
                     T& log_prob) {

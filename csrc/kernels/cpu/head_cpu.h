@@ -1,4 +1,4 @@
-// Heads on the CPU: what kernels/cpu/head.cpp offers to the ops floor. The arithmetic is in kernels/head.h.
+// Heads on the CPU: what kernels/cpu/head.cpp provides to the ops. The arithmetic is in kernels/head.h.
 #pragma once
 
 #include "../head.h"

@@ -1,4 +1,4 @@
-// The heads' arithmetic for one variable, its parameters side by side in vectors.
+// The heads' arithmetic for one variable, whose parameters lie side by side, in vectors.
 #pragma once
 
 #include <limits>
@@ -8,11 +8,11 @@
 
 namespace ar_fast::CPU_CAPABILITY {
 
-// log sum_k exp(v_k), gathered a vector at a time: the lanes have their own maximum and sum.
+// log sum_k exp(v_k), accumulated a vector at a time: each lane has its own maximum and sum.
 template <typename T>
 class LogSumExp {
  public:
-  // The first `count` lanes of v.
+  // Adds the first `count` lanes of v.
   void add(const Vec<T>& v, int64_t count) {
     const Vec<T> value = Vec<T>::set(Vec<T>(-std::numeric_limits<T>::infinity()), v, count);
     const Vec<T> maximum = at::vec::maximum(maximum_, value);
@@ -28,7 +28,7 @@ class LogSumExp {
   }
 
  private:
-  // Not above any value, and yet finite: its difference to itself is 0.
+  // Not above any value, and finite, so that its difference to itself is 0.
   static constexpr T lowest = -std::numeric_limits<T>::max();
   Vec<T> maximum_{Vec<T>(lowest)};
   Vec<T> sum_{zero<T>()};
@@ -44,7 +44,7 @@ inline void store_lanes(const Vec<T>& value, T* data, int64_t count) {
   value.store(data, static_cast<int>(count));
 }
 
-// Calls body(k, count) for 0 ... total-1 a vector at a time.
+// Calls body(k, count) for 0 ... total-1, a vector at a time.
 template <typename T, typename Body>
 inline void for_lanes(int64_t total, const Body& body) {
   constexpr int64_t width = Vec<T>::size();
@@ -67,8 +67,8 @@ inline void bernoulli_log_prob(const T* logits, const T* x, int64_t count, T* lo
   });
 }
 
-// Some components of a mixture at x: their log-density (log-probability of the bin), and its derivatives by the mean
-// and by the log-scale.
+// Several components of a mixture at x: their log-density (or the log-probability of the bin), and its derivatives with
+// respect to the mean and the log-scale.
 template <typename T>
 struct Components {
   Vec<T> log_density, by_mean, by_log_scale;
@@ -98,7 +98,7 @@ inline Components<T> logistic_components(T x, int64_t levels, const Vec<T>& mean
   const Vec<T> below = sigmoid<T>(a.neg()), above = sigmoid<T>(b);
   if (lowest) return {softplus<T>(a.neg()).neg(), (inverse * below).neg(), (a * below).neg()};
   if (highest) return {softplus<T>(b).neg(), inverse * above, b * above};
-  // log(1 - e^-width) and its derivative; narrow bins by their series, since the width itself may underflow.
+  // log(1 - e^-width) and its derivative; a series for narrow bins, since the width itself may underflow.
   const Vec<T> width = Vec<T>(2 * half) * inverse, narrow(T(1e-4));
   const Vec<T> log_width = Vec<T>(std::log(2 * half)) - log_scale;
   const Vec<T> is_narrow = width < narrow, series = width * Vec<T>(T(0.5));
@@ -129,8 +129,8 @@ struct Mixture {
     return result;
   }
 
-  // log sum_k e^l_k, and log p = log sum_k e^(l_k - that + log-density_k): logits are normalised first, so that large
-  // ones cost no digits.
+  // log sum_k e^l_k, and log p = log sum_k e^(l_k - that + log-density_k): the logits are normalised first, so that
+  // large logits do not cost precision.
   void log_sums(T x, T* of_logits, T* log_prob) const {
     *of_logits = log_sum_exp(logits, count);
     LogSumExp<T> joint;
@@ -160,7 +160,7 @@ inline T head_log_prob_one(const Head& head, const T* parameters, int64_t rows, 
   }
 }
 
-// Writes grad times the derivatives of log p by the parameters; returns that by x.
+// Writes grad times the derivatives of log p with respect to the parameters; returns the one with respect to x.
 template <typename T>
 inline T head_backward_one(const Head& head, const T* parameters, int64_t rows, T x, T grad, T* grad_parameters) {
   const Vec<T> g(grad);

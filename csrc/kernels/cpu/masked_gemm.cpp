@@ -4,7 +4,7 @@ namespace ar_fast {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Lanes are rows of the matrix.
+// The lanes are rows of the matrix.
 template <typename Compute>
 void fill_tiles_by_rows(const Compute* matrix, int64_t rows, int64_t columns, const int32_t* order, Compute* tiles,
                         int64_t begin, int64_t end) {
@@ -14,7 +14,7 @@ void fill_tiles_by_rows(const Compute* matrix, int64_t rows, int64_t columns, co
     const int64_t first = tile * width, count = std::min(width, rows - first);
     Compute* out = tiles + (tile - begin) * columns * width;
     if (count < width) std::memset(static_cast<void*>(out), 0, columns * width * sizeof(Compute));
-    // In blocks of steps, so that the lines read and written both stay in L1.
+    // It goes in blocks of steps, so that the lines read and the lines written both stay in L1.
     for (int64_t s = 0; s < columns; s += block) {
       const int64_t depth = std::min(block, columns - s);
       const Compute* source = matrix + first * columns + s;
@@ -34,7 +34,7 @@ void fill_tiles_by_rows(const Compute* matrix, int64_t rows, int64_t columns, co
   }
 }
 
-// Lanes are columns of the matrix. Row by row, since the columns of a tile may lie anywhere in one.
+// The lanes are columns of the matrix. It goes row by row, since the columns of a tile may be anywhere in a row.
 template <typename Compute>
 void fill_tiles_by_columns(const Compute* matrix, int64_t rows, int64_t columns, const int32_t* order, Compute* tiles,
                            int64_t begin, int64_t end) {
@@ -83,7 +83,7 @@ struct Scratch {
   Compute *sums, *packed;
 };
 
-// Lanes of sums [units][width] -> rows of output, features in the op's order.
+// Copies the lanes of sums [units][width] to rows of output, with features in the op's order.
 template <typename Compute>
 void write_tile(const Compute* sums, int64_t unit_begin, int64_t units, int64_t row, int64_t rows,
                 const int32_t* order, int64_t features, Compute* output) {
@@ -184,7 +184,7 @@ void backward_weight(const MaskedGemm& arguments, int64_t unit_begin, int64_t un
       for (int64_t u = 0; u < units; u += units_together) {
         const int count = static_cast<int>(std::min<int64_t>(units_together, units - u));
         if (nested && extent_of(plan, unit_begin + u + count - 1) <= column) continue;
-        // Whole tiles of sums lie where dW does.
+        // Whole tiles of sums are written directly to dW.
         Compute* const place = output + u * output_stride + column;
         Compute* sums[units_together];
         if (columns == width) {

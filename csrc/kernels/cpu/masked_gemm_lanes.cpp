@@ -1,17 +1,17 @@
-// y and dX with features of the result as lanes: rows of the batch are broadcast, six at a time, past a tile of the
-// weight, so neither they nor the result are transposed.
+// y and dX with features of the result as lanes: rows of the batch are broadcast, six at a time, and multiplied by a
+// tile of the weight, so neither the batch nor the result is transposed.
 #include "masked_gemm_tile.h"
 
 namespace ar_fast {
 namespace CPU_CAPABILITY {
 namespace {
 
-// Rows that go past a tile together: their sums stay in L1 beside a chunk of it. Fewer where several tiles follow one
-// another, past rows that should still be there, and where results are scattered over whole rows of the result.
+// Rows that are multiplied by a tile together: their sums stay in L1 beside a chunk of the tile. There are fewer if
+// several tiles follow one another and the rows should stay cached, or if results are scattered over whole rows.
 constexpr int64_t block_rows = 16 * masked_gemm_rows, shared_rows = 4 * masked_gemm_rows,
                   scattered_rows = 2 * masked_gemm_rows;
-// Steps between two visits of the sums. Where they lie a row of the weight apart, no more pages than L1's translations
-// hold.
+// Steps between two updates of the sums. If steps are a row of the weight apart, they must not touch more pages than
+// L1's translations hold.
 constexpr int64_t block_steps = 64, packed_steps = 128, in_place_steps = 64;
 
 // Scratch of one thread: sums [block_rows][width], a block [16][64] to be transposed, and tiles [steps][width].
@@ -60,7 +60,7 @@ void pack_columns(const MaskedGemm& arguments, int64_t first, int64_t lanes, int
   }
 }
 
-// Rows of sums [rows][width] -> rows of output, features in the op's order.
+// Copies rows of sums [rows][width] to rows of output, with features in the op's order.
 template <typename Compute>
 void write_rows(const Compute* sums, int64_t rows, int64_t first, int64_t lanes, const int32_t* places,
                 int64_t features, Compute* output) {
@@ -69,7 +69,7 @@ void write_rows(const Compute* sums, int64_t rows, int64_t first, int64_t lanes,
     for (int64_t r = 0; r < rows; ++r) copy_lanes(sums + r * width, lanes, output + r * features + first);
     return;
   }
-  // Four rows share the look-up of a place.
+  // Four rows share the look-up of an index.
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4, sums += 4 * width, output += 4 * features) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -85,7 +85,7 @@ void write_rows(const Compute* sums, int64_t rows, int64_t first, int64_t lanes,
   }
 }
 
-// One tile of lanes: `over_columns` for y, over the weight's rows for dX.
+// One tile of lanes: over the weight's columns for y (`over_columns`), over its rows for dX.
 template <typename Compute>
 struct LanesTile {
   static constexpr int64_t width = tile_width<Compute>();
@@ -118,8 +118,8 @@ struct LanesTile {
   const MaskPlan& plan;
   int64_t first, lanes;
   bool over_columns;
-  int64_t begin, end;              // of the sum
-  int64_t in_place;                // from here on the weight is the tile: every lane sees those steps
+  int64_t begin, end;              // the range of the sum
+  int64_t in_place;                // from this step on, every lane sees all steps, so the weight itself is the tile
   Compute* packed;                 // [end][width]
   const Compute* below;
 };

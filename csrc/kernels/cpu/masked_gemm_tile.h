@@ -1,4 +1,4 @@
-// What the product kernels of masked_linear share: six units, whose weights are broadcast, by a tile of lanes in
+// What the product kernels of masked_linear share: six units, whose weights are broadcast, times a tile of lanes in
 // registers.
 #pragma once
 
@@ -21,14 +21,14 @@ namespace {
 template <typename Compute>
 using Vector = at::vec::Vectorized<Compute>;
 
-// Six units by up to four vectors fill the 32 registers of AVX-512, by two the 16 of AVX2.
+// Six units by four vectors fill the 32 registers of AVX-512; six by two fill the 16 of AVX2.
 constexpr int units_together = masked_gemm_rows;
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int most_vectors = 4;
 #else
 constexpr int most_vectors = 2;
 #endif
-// Steps between two visits of the accumulators: a tile's chunk stays in L2, the weights' in L1.
+// Steps between two updates of the accumulators: a tile's chunk stays in L2, the chunk of the weights in L1.
 constexpr int64_t chunk_steps = 512;
 
 template <typename Compute>
@@ -36,7 +36,7 @@ constexpr int64_t tile_width() {
   return most_vectors * Vector<Compute>::size();
 }
 
-// Where the operands of step s lie:
+// Where the operands of step s are:
 //   contiguous   unit[j][s], row s of the tile
 //   gathered     unit[j][index[s]], row s
 //   indexed      unit[j][index[s]], row index[s]
@@ -44,19 +44,19 @@ enum class Access { contiguous, gathered, indexed };
 
 template <typename Compute>
 struct Weights {
-  // Units that lie `unit_stride` apart, the last of fewer than six repeated, and all take part in every step.
+  // Units `unit_stride` apart; if there are fewer than six, the last one is repeated. All take part in every step.
   AR_FAST_INLINE Weights(const Compute* first, int64_t unit_stride, int units) {
     for (int j = 0; j < units_together; ++j) unit[j] = first + std::min(j, units - 1) * unit_stride;
   }
 
   const Compute* unit[units_together];
   const int32_t* index = nullptr;
-  // Unit j takes part in the steps before end[j], all units in those before all_end.
+  // Unit j takes part in the steps before end[j]; all units take part in the steps before all_end.
   int64_t all_end = std::numeric_limits<int64_t>::max();
   int64_t end[units_together];
 };
 
-// sums[j][lane] += sum over steps of weights[j][s] tile[s][lane], or = where `fresh`; rows of the tile are `stride`
+// sums[j][lane] += sum over steps of weights[j][s] tile[s][lane], or = if `fresh`; rows of the tile are `stride`
 // apart.
 template <int Vectors, Access access, typename Compute>
 void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t stride, int64_t steps, Compute* const* sums,
@@ -80,7 +80,7 @@ void multiply(const Weights<Compute>& weights, const Compute* tile, int64_t stri
     Compute w[units_together] = {w0[at], w1[at], w2[at], w3[at], w4[at], w5[at]};
 #pragma GCC unroll 6
     for (int j = 0; j < units_together; ++j) {
-      // What a masked weight holds is read, and dropped.
+      // A masked weight is read, but its value is discarded.
       if constexpr (ragged) w[j] = s < weights.end[j] ? w[j] : Compute(0);
       const Vec factor(w[j]);
 #pragma GCC unroll 4
@@ -134,7 +134,7 @@ int vectors_of(int64_t lanes) {
   return static_cast<int>(std::min<int64_t>(vectors, most_vectors));
 }
 
-// Up to a tile's lanes. As vectors: a call of memcpy, or what stands in its place, costs more than so few.
+// Copies at most a tile's lanes, as vectors: a call of memcpy would cost more than copying so few.
 template <typename Compute>
 AR_FAST_INLINE void copy_lanes(const Compute* from, int64_t lanes, Compute* to) {
   constexpr int64_t size = Vector<Compute>::size();
@@ -148,7 +148,7 @@ inline int64_t extent_of(const MaskPlan& plan, int64_t row) {
   return plan.extents[plan.rows == nullptr ? row : plan.rows[row]];
 }
 
-// Runs of the reduction that the panel needs: body(begin, end).
+// Calls body(begin, end) for the runs of the reduction that the panel needs.
 template <typename Body>
 void for_each_run(const MaskPlan& plan, bool over_columns, int64_t unit, int64_t begin, int64_t end,
                   const Body& body) {
@@ -173,7 +173,7 @@ void for_each_run(const MaskPlan& plan, bool over_columns, int64_t unit, int64_t
   }
 }
 
-// f of the first vectors of each row of sums [rows][width].
+// Applies f to the first vectors of each row of sums [rows][width].
 template <typename Compute>
 void activate_tile(Activation activation, int vectors, int64_t rows, Compute* sums) {
   if (activation == Activation::none) return;

@@ -23,7 +23,7 @@ struct ComputeOf<double> {
 template <typename Compute>
 using Vector = at::vec::Vectorized<Compute>;
 
-// Calls body with a value of the storage's C++ type.
+// Calls body with a value of the C++ type of the storage.
 template <typename Body>
 void with_storage(ScalarType storage, const Body& body) {
   switch (storage) {
@@ -66,7 +66,7 @@ void select(const Storage* row, const int32_t* rank, int32_t extent, int64_t cou
 }
 
 // The columns [begin, end) of one row of the weight in its own column order, masked. Returns a pointer to column
-// `begin`, to the weight itself where nothing has to be written, and in `end` where the row's allowed inputs stop.
+// `begin`, which points into the weight itself if nothing has to be written. `end` becomes the end of allowed inputs.
 template <typename Storage, typename Compute>
 const Compute* masked_row(const MaskedRows& arguments, int64_t row, int64_t begin, int64_t& end, Compute* scratch) {
   const MaskPlan& plan = arguments.plan;
@@ -201,7 +201,7 @@ void grad_input_columns(const MaskedRows& arguments, int64_t column_begin, int64
   const int64_t columns = arguments.plan.in_features, rows = arguments.plan.out_features;
   const auto* grad_output = static_cast<const Compute*>(arguments.grad_output);
   auto* output = static_cast<Compute*>(arguments.output);
-  // A strip of every row's gradient stays in L1 while the rows of the weight pass by.
+  // A strip of every row's gradient stays in L1 while all rows of the weight are read.
   const int64_t strip = 512;
   for (int64_t begin = column_begin; begin < column_end; begin += strip) {
     const int64_t strip_end = std::min(column_end, begin + strip);
@@ -322,7 +322,7 @@ template <typename Compute>
 bool has_nan(const Compute* values, int64_t count) {
   using Vec = Vector<Compute>;
   constexpr int lanes = Vec::size();
-  // 0 x is NaN for what is not finite: one multiply-add a vector, and a second look where it says so.
+  // 0 times x is NaN if x is not finite: this takes one multiply-add per vector, and a closer check only for a NaN.
   Vec total[4] = {Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0))};
   const Vec zero(Compute(0));
   int64_t k = 0;

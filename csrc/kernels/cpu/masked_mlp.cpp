@@ -9,17 +9,17 @@ namespace {
 
 constexpr int most_vectors = 4;
 
-// Sums that run together are independent, which hides the latency of a multiply-add; with the vectors they read they
-// have to fit in the registers.
+// Sums that are computed together are independent, which hides the latency of a multiply-add; they must fit in the
+// registers with the vectors that they read.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int most_sums = 16;
 #else
 constexpr int most_sums = 8;
 #endif
 
-// Positions are drawn in blocks that begin at multiples of their size: first what the units of a block get from before
-// it, many units at a time, then position by position the little that they get from within it. The size depends on the
-// network alone, because it is part of the order of the sums.
+// Positions are drawn in blocks that begin at multiples of their size. First the units of a block receive what comes
+// from before the block, many units at a time; then, position by position, the little that comes from within it. The
+// size depends only on the network, because it is part of the order of the sums.
 constexpr int64_t most_block = 16, most_block_parameters = 64;
 
 template <typename T>
@@ -58,7 +58,7 @@ AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t beg
   }
 }
 
-// Of one variable.
+// The largest number of parameters of one variable.
 int64_t most_parameters(const MaskedMlpSample& sample) {
   int64_t most = 1;
   for (int64_t p = 0; p < sample.draws.variables; ++p) {
@@ -68,12 +68,12 @@ int64_t most_parameters(const MaskedMlpSample& sample) {
   return most;
 }
 
-// What a group of `width` rows works in, or only counts with a null base.
+// The memory of a group of `width` rows; with a null base it only counts bytes.
 template <typename T>
 struct Memory {
   int64_t block, most_parameters, widest, bytes;
-  T* features;                     // [features][width]: the columns, then each layer; sums of a block not yet finished
-  T* logits;                       // [parameters of a block][width], the sums likewise
+  T* features;                     // [features][width]: the columns, then each layer; in the current block also sums
+  T* logits;                       // [parameters of a block][width], or their sums
   T* values;                       // [block][width]
   int64_t bounds_stride;
   T* bounds;                       // [block][bounds_stride] of Bernoulli variables: bernoulli_bounds
@@ -100,7 +100,7 @@ struct Memory {
   }
 };
 
-// Elements [begin, end) of a row of 16-bit weights, at their places in `out`.
+// Converts elements [begin, end) of a row of 16-bit weights to the same indices of `out`.
 template <typename S>
 void convert(const void* row, int64_t begin, int64_t end, float* out) {
   const S* weights = static_cast<const S*>(row);
@@ -116,12 +116,12 @@ template <typename T, int Vectors>
 class Group {
  public:
   static constexpr int64_t lanes = Vec<T>::size(), width = Vectors * lanes;
-  // Units that go together read an element once, and their sums are enough to hide the latency.
+  // Units that are computed together read an element once; with this many, their sums hide the latency.
   static constexpr int most_units = std::max(4, std::min(8, most_sums / Vectors));
-  // Elements that all units of a block take before they take the next ones: half of a small L1 cache.
+  // All units of a block take this many elements before they take the next ones: half of a small L1 cache.
   static constexpr int64_t elements_together = 16 * 1024 / (width * static_cast<int64_t>(sizeof(T)));
 
-  // `convert` is null where the weights are stored as T.
+  // `convert` is null if the weights are stored as T.
   Group(const MaskedMlpSample& sample, int64_t row_begin, int64_t row_end, const MaskedMlpTeam& team,
         Convert<T> convert, void* scratch)
       : sample_(sample), draws_(sample.draws), team_(team), convert_(convert), row_(row_begin),
@@ -157,12 +157,12 @@ class Group {
  private:
   T* value(int64_t index) const { return memory_.features + masked_mlp_offset(sample_, index) * width; }
 
-  // What layer l gives.
+  // The values of layer l.
   T* output(int64_t l) const {
     return l == sample_.hidden_layers ? memory_.logits - first_parameter_ * width : value(l + 1);
   }
 
-  // Elements [begin, end) of a value between the caller's rows and our lanes. Lanes past the batch are padding.
+  // Copies elements [begin, end) of a value between the caller's rows and our lanes. Lanes past the batch are padding.
   void move_state(int64_t index, int64_t begin, int64_t end, bool in) {
     T* const rows =
         static_cast<T*>(sample_.state) + row_ * sample_.features + masked_mlp_offset(sample_, index) + begin;
@@ -185,7 +185,7 @@ class Group {
     for (int64_t r = 0; r < width; ++r) out[r] = r < rows_ ? bias[(row_ + r) * layer.bias_stride] : T(0);
   }
 
-  // Adds what `Units` units, whose extents ascend, get from the elements [begin, end) of a term's value to their sums.
+  // Adds what `Units` units, whose extents ascend, get from elements [begin, end) of a term's value to their sums.
   template <int Units>
   AR_FAST_INLINE void add_term(const MaskedMlpTerm& term, int64_t unit, int64_t begin, int64_t end, int64_t part,
                                T* out) {
@@ -201,7 +201,7 @@ class Group {
       const T* const first = static_cast<const T*>(term.weight) + unit * inputs;
       for (int u = 0; u < Units; ++u) weight[u] = first + u * inputs;
     } else {
-      // In the compute type, elements at their places.
+      // Converted to the compute type, at the same indices.
       T* const converted = memory_.converted + part * most_sums * memory_.widest;
       for (int u = 0; u < Units; ++u) {
         convert_(static_cast<const uint16_t*>(term.weight) + (unit + u) * inputs, begin, ends[u],
@@ -218,7 +218,7 @@ class Group {
     }
   }
 
-  // body(unit, constant) for the units of a range, `constant` of them at a time.
+  // Calls body(unit, constant) for the units of a range, `constant` of them at a time.
   template <int Units = most_units, typename Body>
   AR_FAST_INLINE void in_groups(MaskedMlpRange range, const Body& body) {
     for (; range.begin + Units <= range.end; range.begin += Units) {
@@ -227,7 +227,8 @@ class Group {
     if constexpr (Units > 1) in_groups<Units / 2>(range, body);
   }
 
-  // What the units of positions [begin, end) get from before the block. None waits for another: the team shares them.
+  // Adds what the units of positions [begin, end) get from before the block. They are independent, so the team shares
+  // the work.
   void begin_block(int64_t begin, int64_t end) {
     first_parameter_ = masked_mlp_parameters(sample_, begin).begin;
     if (team_.parts == 1) {
@@ -274,7 +275,7 @@ class Group {
 
   T* bounds(int64_t p) const { return memory_.bounds + (p - first_) * memory_.bounds_stride; }
 
-  // The rest of these units' sums, and their activation.
+  // Completes the sums of these units, and applies the activation.
   void finish(int64_t l, MaskedMlpRange range) {
     const MaskedMlpLayer& layer = sample_.layers[l];
     T* const out = output(l);
@@ -321,7 +322,7 @@ class Group {
 
   static Vec<T> one_where(const Vec<T>& mask) { return Vec<T>::blendv(zero<T>(), Vec<T>(T(1)), mask); }
 
-  // One parameter each: the rows stay in lanes.
+  // Draws variables with one parameter each: the rows stay in lanes.
   void draw_bernoulli(int64_t p, T* value) {
     const T* const logits = output(sample_.hidden_layers) + p * width;
     const Vec<T> temperature(static_cast<T>(draws_.temperature));
@@ -353,15 +354,15 @@ class Group {
     }
   }
 
-  // What nobody waits for: the values in the caller's rows, and the log-probability of Bernoulli variables.
+  // What later positions do not need: the values in the caller's rows, and the log-probability of Bernoulli variables.
   void end_block(int64_t begin, int64_t end) {
     transpose(memory_.values + (begin - first_) * width, width, draws_.values_of<T>(row_) + begin,
               draws_.values_stride, end - begin, rows_);
     if (draws_.head.kind == HeadKind::bernoulli) add_log_prob(begin, end);
   }
 
-  // log p(x) = x a - softplus(a) = x a - max(a, 0) - log(1 + exp(-|a|)), of a whole block with one logarithm: `excess`
-  // is the product of its 1 + exp(-|a|), less 1, which keeps the digits of what is small.
+  // log p(x) = x a - softplus(a) = x a - max(a, 0) - log(1 + exp(-|a|)), for a whole block with one logarithm: `excess`
+  // is the product of its factors 1 + exp(-|a|), minus 1, which keeps the digits of small terms.
   void add_log_prob(int64_t begin, int64_t end) {
     double linear[width] = {}, excess[width] = {};
     for (int64_t p = begin; p < end; ++p) {
@@ -393,7 +394,7 @@ class Group {
   const Convert<T> convert_;
   const int64_t row_, rows_;
   const Memory<T> memory_;
-  int64_t first_ = 0, first_parameter_ = 0;  // of the block: its position, its first parameter
+  int64_t first_ = 0, first_parameter_ = 0;  // first position and first parameter of the block
   int64_t multiply_adds_[masked_mlp_most_parts] = {};
   double log_prob_[width] = {};
 };

@@ -1,13 +1,13 @@
-// Sampling of a masked perceptron without hidden layers whose weight is stored by input: each drawn value is pushed
-// into the parameters of the variables still to come.
+// Sampling of a masked perceptron without hidden layers whose weight is stored by input: each drawn value is pushed,
+// that is, added into the parameters of the later variables.
 //
-// Pushing reads the weights that a non-zero value has, contiguous, and adds them without a reduction; gathering would
-// read for each variable the weights of the values before it: for 13 of 100 ones, D = 784, a row takes 2,500 vector
-// steps instead of 40,000 scalar ones; where every value counts both do the same multiply-adds.
+// Pushing reads only the contiguous weights of nonzero values, and adds them without a reduction. Gathering would read,
+// for each variable, the weights of all values before it. If 13 of 100 values are ones and D = 784, pushing takes 2,500
+// vector steps per row, and gathering 40,000 scalar ones; if all values are nonzero, both do the same multiply-adds.
 //
-// Positions go in blocks. Within a block a value is pushed only as far as the block reaches; when all rows are through,
-// the block's values are pushed into the rest a strip of columns at a time, which stays in registers for a row and
-// whose weights stay in the cache for all rows.
+// Positions are drawn in blocks. Within a block, a value is pushed only to the end of the block. When all rows are
+// through, the block's values are pushed into the rest, one strip of columns at a time: the strip stays in registers
+// for a row, and its weights stay in the cache for all rows.
 #include "masked_mlp_cpu.h"
 
 #include "draws.h"
@@ -19,14 +19,14 @@ namespace {
 constexpr int64_t block_positions = 32;
 constexpr int strip_vectors = 8;
 
-// A value to be pushed: its factor and its row of weight.
+// A value to push: its factor and its row of weight.
 template <typename T>
 struct Push {
   int64_t weight_row;
   T x;
 };
 
-// Where what belongs to a position begins; `each` is had once, since a division takes longer than all else at a zero.
+// Where each position's entries begin. `each` is computed once, since a division takes longer than all work at a zero.
 class Starts {
  public:
   Starts(const int64_t* offsets, int64_t rows, int64_t variables)
@@ -59,7 +59,7 @@ struct Window {
 
 template <typename T>
 struct Memory {
-  T* sums;                    // [rows, window]: of the parameters, so far
+  T* sums;                    // [rows, window]: the parameters, summed so far
   Push<T>* pushes;            // [rows, block]
   int64_t* push_counts;       // [rows]
   double* uniforms;           // [block]
@@ -78,7 +78,7 @@ struct Memory {
   }
 };
 
-// sums[0, count) += x weight[0, count)
+// Computes sums[0, count) += x weight[0, count).
 template <typename S, typename T>
 inline void push(const S* weight, T x, T* sums, int64_t count) {
   const Vec<T> factor(x);
@@ -88,7 +88,7 @@ inline void push(const S* weight, T x, T* sums, int64_t count) {
   });
 }
 
-// sums[0, Vectors vectors or fewer) += the pushes, in their order. Full: all lanes of all vectors.
+// Adds the pushes in their order to sums[0, Vectors vectors or fewer). Full: all lanes of all vectors.
 template <int Vectors, bool Full, typename S, typename T>
 AR_FAST_INLINE void push_all(const S* weight, int64_t stride, const Push<T>* pushes, int64_t count, T* sums,
                              int64_t columns) {
@@ -174,18 +174,18 @@ class Pusher {
     memory_.pushes[r * block_positions + memory_.push_counts[r]++] = push;
   }
 
-  // What was drawn before this call.
+  // Pushes the values that were drawn before this call.
   void take_state(int64_t r, int64_t position) const {
     const T* const x = state(r) + columns_[position];
     for (int64_t c = 0; c < columns_.count(position); ++c) {
       if (x[c] == T(0)) continue;
-      // A state that this op returned has one category for each variable; any other is taken as well.
+      // A state that this op returned has one category for each variable, but any other state works too.
       if (memory_.push_counts[r] == block_positions) push_row(r, width_);
       keep(r, {first_weight_row(position) + c, x[c]});
     }
   }
 
-  // A drawn value into the sums [low, end); what lies below low is left for push_further.
+  // Pushes a drawn value into the sums [low, end); push_further handles the sums below low.
   void take(int64_t r, const Push<T>& drawn, int64_t low, int64_t end) const {
     keep(r, drawn);
     push(weight(drawn.weight_row) + window_.begin + low, drawn.x, sums(r) + low, end - low);
@@ -215,8 +215,8 @@ class Pusher {
     }
   }
 
-  // A parameter and a column each. The logits of a block are gone through from the last to the first, from one whose
-  // value is not zero to the next.
+  // Draws variables with one parameter and one column each. It goes through a block's logits from the last to the
+  // first, and stops only at those whose value is not zero.
   void draw_bernoulli(int64_t r, int64_t start, int64_t stop, double& log_prob) const {
     const int64_t low = first_sum(stop - 1), count = stop - start;
     const auto position = [&](int64_t k) { return stop - 1 - k; };
@@ -235,7 +235,7 @@ class Pusher {
     }
   }
 
-  // What a row has kept into the sums [0, end).
+  // Adds what a row has kept to the sums [0, end).
   void push_row(int64_t r, int64_t end) const {
     for (int64_t i = 0; i < memory_.push_counts[r]; ++i) {
       const Push<T>& kept = memory_.pushes[r * block_positions + i];
@@ -244,7 +244,7 @@ class Pusher {
     memory_.push_counts[r] = 0;
   }
 
-  // The same of all rows.
+  // Does the same for all rows.
   void push_further(int64_t end) const {
     constexpr int64_t width = Vec<T>::size(), strip = strip_vectors * width;
     int64_t c = 0;

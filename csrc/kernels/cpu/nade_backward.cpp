@@ -1,4 +1,5 @@
-// NADE backward. States are kept at the start of every chunk and recomputed forward inside it, never un-subtracted.
+// NADE backward. States are kept at the start of every chunk and recomputed forward inside it; inputs are never
+// subtracted again.
 #include <algorithm>
 
 #include "nade_form.h"
@@ -25,7 +26,7 @@ AR_FAST_INLINE Strip<T> grad_activation(const NadeModel& model, const Position<T
 }
 
 // Rows of the batch that go backward through a chunk together: they share the loads of out_weight and the sums of its
-// gradient. More would not fit into the registers.
+// gradient. With more rows these would not fit into the registers.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int rows_together = 2;
 #else
@@ -42,7 +43,7 @@ struct ChunkRow {
   T* activations;        // [positions + 1, strip] scratch: one for each distinct state, in ascending order
 };
 
-// Where a row adds an input, in the order of positions; found once for all strips. Inputs of zero are left out.
+// Where a row adds an input, in the order of positions; computed once for all strips. Inputs of zero are skipped.
 template <typename T>
 struct Changes {
   const Change<T>* changes;   // [B, D]
@@ -58,7 +59,7 @@ struct Changes {
   const Change<T>* end(int64_t row, int64_t chunk) const { return begin(row, chunk + 1); }
 };
 
-// Recomputes a row's activations forward; returns the last of them. Where the form is scaled there is one for each
+// Recomputes a row's activations forward and returns the last of them. If the form is scaled there is one for each
 // position, else one for each state.
 template <Form F, typename T, Activation A>
 T* recompute_activations(const Position<T>* positions, const ChunkRow<T>& row, int64_t count, PackedInput<T>& in) {
@@ -76,7 +77,7 @@ T* recompute_activations(const Position<T>* positions, const ChunkRow<T>& row, i
   }
   store_vectors(activate_vectors<F, A>(a, T(1)), top);
   for (; change != row.changes_end; ++change) {
-    // The state after the chunk is the next chunk's.
+    // The state after the chunk belongs to the next chunk.
     if (change->position == count - 1) break;
     advance<F, A>(in.strip(0), 0, *change, a);
     store_vectors(activate_vectors<F, A>(a, T(1)), top += strip);
@@ -84,8 +85,8 @@ T* recompute_activations(const Position<T>* positions, const ChunkRow<T>& row, i
   return top;
 }
 
-// Some rows through one chunk, forward then backward; out holds the chunk's rows of out_weight, grad_in and grad_out
-// those of the gradients. Rows are added in their order, so the sums do not depend on how many go together.
+// Takes several rows through one chunk, forward and then backward. out holds the chunk's rows of out_weight, grad_in
+// and grad_out the rows of the gradients. Rows are added in their order, so the sums do not depend on the grouping.
 template <int Rows, Form F, typename T, Activation A>
 void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_t count, PackedInput<T>& in,
                    const T* out, T* grad_in, T* grad_out) {
@@ -104,7 +105,7 @@ void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_
       dh[r][u] = zero<T>();
     }
   }
-  // Within a run of zeros h does not change, so dh is gathered over the run and passed on once.
+  // Within a run of zeros h does not change, so dh is summed over the run and passed on once.
   const auto pass_on = [&](int r, T scale) __attribute__((always_inline)) {
     AR_FAST_UNROLL
     for (int u = 0; u < strip_vectors; ++u) {
@@ -176,7 +177,7 @@ void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_
 template <typename T>
 struct StripBuffers {
   T* checkpoints;   // [chunks + 1, B, strip]
-  T* reach;         // [B] a bound on |a| where the states are odds
+  T* reach;         // [B] a bound on |a| if the states are odds
   T* delta;         // [B, strip]
   T* grad_in;       // [max_in_rows, strip]
   T* grad_out;      // [max_out_rows, strip]
@@ -206,7 +207,7 @@ class StripBackward {
         h0_(strip_index * strip), units_(std::min(strip, model.hidden - h0_)), changes_(model, chunks, found),
         b_(chunks, input.batch, scratch) {}
 
-  // Every state at the start of a chunk; false if the form is odds and they would leave their range.
+  // Computes every state at the start of a chunk; false if the form is odds and they would leave their range.
   template <Form F>
   bool find_checkpoints() {
     constexpr bool odds = F == Form::odds;
@@ -328,7 +329,7 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
   }
 }
 
-// One strip of one row through one chunk for grad_x and grad_activation_scale: lanes are summed by the caller.
+// One strip of one row through one chunk for grad_x and grad_activation_scale; the caller sums the lanes.
 template <typename S, typename T, Activation A>
 void input_chunk(const NadeModel& model, const Position<T>* positions, const Change<T>* change, const Change<T>* last,
                  int64_t count, int64_t h0, int64_t units, const T* grad, const T* checkpoint, T* delta, T* states,
@@ -366,7 +367,7 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Cha
   store_vectors(d, delta);
 }
 
-// What nade_backward_input works in.
+// The memory of nade_backward_input.
 template <typename T>
 struct InputBuffers {
   T *checkpoints, *delta;   // [chunks + 1, padded], [padded]

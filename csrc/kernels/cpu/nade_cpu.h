@@ -1,8 +1,8 @@
-// NADE on the CPU: what kernels/cpu/nade_*.cpp offer to the ops floor. The arithmetic is in kernels/nade.h.
+// NADE on the CPU: what kernels/cpu/nade_*.cpp provide to the ops. The arithmetic is in kernels/nade.h.
 //
-// Positions are cut into chunks, so that the weights of a chunk stay in the cache while all rows pass through it, and
-// hidden units into strips of 4 vectors, whose state lives in registers while a row passes through the chunk.
-// Where an input is zero the state does not change: neither state nor activation is touched (exact).
+// Positions are split into chunks, so that the weights of a chunk stay in the cache while all rows pass through it.
+// Hidden units are split into strips of 4 vectors, whose state stays in registers while a row passes through the chunk.
+// If an input is zero, the state does not change: neither state nor activation is recomputed (exact).
 #pragma once
 
 #include "../nade.h"
@@ -18,14 +18,14 @@ struct NadeChunks {
   int64_t max_out_rows;    // out_weight rows of one chunk
 };
 
-// A run of chunks that the forward takes as one task. Where rows are few there are several, and a state before each.
+// A run of chunks that the forward takes as one task. Few rows are cut into several segments, with a state before each.
 struct NadeSegment {
   int64_t chunk_begin, chunk_end;
-  void* states;            // [B, NadeLayout::state_bytes] before its first position; null = in_bias
+  void* states;            // [B, NadeLayout::state_bytes] before its first position; null means in_bias
   double* sums;            // [B] its share of log_prob, written
 };
 
-// Where the rows' inputs are not zero.
+// The inputs of the rows that are not zero.
 struct NadeChanges {
   void* changes;           // [B, D] of NadeLayout::change_bytes: a row's non-zero inputs in the order of positions
   int64_t* begins;         // [B, chunks + 1] the first one of each chunk
@@ -45,11 +45,11 @@ struct NadeLayout {
 
 AR_FAST_DECLARE_CPU_KERNEL(nade_layout, const NadeModel&, const NadeChunks&, int64_t batch, int64_t rows, NadeLayout*)
 
-// Rows [row_begin, row_end) of one segment. NadeForward::log_prob is left to the caller, who adds the segments' sums.
+// Rows [row_begin, row_end) of one segment. It leaves NadeForward::log_prob to the caller, who adds the segments' sums.
 AR_FAST_DECLARE_CPU_KERNEL(nade_forward, const NadeModel&, const NadeInput&, const NadeForward&, const NadeChunks&,
                            const NadeSegment&, int64_t row_begin, int64_t row_end, void* scratch)
 
-// Writes one strip of the states of all segments, which follow each other from the first chunk.
+// Writes one strip of the states of all segments, which must be consecutive from the first chunk on.
 AR_FAST_DECLARE_CPU_KERNEL(nade_segment_states, const NadeModel&, const NadeInput&, const NadeChunks&,
                            const NadeSegment* segments, int64_t count, int64_t strip, void* scratch)
 
@@ -57,7 +57,7 @@ AR_FAST_DECLARE_CPU_KERNEL(nade_segment_states, const NadeModel&, const NadeInpu
 AR_FAST_DECLARE_CPU_KERNEL(nade_changes, const NadeModel&, const NadeInput&, const NadeChunks&, const NadeChanges&,
                            int64_t row_begin, int64_t row_end, void* scratch)
 
-// Weight and bias gradients of one strip of hidden units, over all rows in ascending order: no other call writes
+// Weight and bias gradients of one strip of hidden units, over all rows in ascending order. No other call writes
 // them, so the result does not depend on the number of threads.
 AR_FAST_DECLARE_CPU_KERNEL(nade_backward_weights, const NadeModel&, const NadeInput&, const NadeBackward&,
                            const NadeChunks&, const NadeChanges&, int64_t strip, void* scratch)
@@ -67,7 +67,7 @@ AR_FAST_DECLARE_CPU_KERNEL(nade_backward_input, const NadeModel&, const NadeInpu
                            const NadeChunks&, int64_t row_begin, int64_t row_end, void* scratch)
 
 // Rows [row_begin, row_end); the chunks run from sample.start to sample.stop. A row's arithmetic does not depend on any
-// other row, nor on the chunks but for the order in which log_prob is summed.
+// other row. It depends on the chunks only in the order in which log_prob is summed.
 AR_FAST_DECLARE_CPU_KERNEL(nade_sample, const NadeModel&, const NadeSample&, const NadeChunks&, int64_t row_begin,
                            int64_t row_end, void* scratch)
 

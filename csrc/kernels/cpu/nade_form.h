@@ -1,9 +1,9 @@
-// The forms of a NADE's state on the CPU, and what they need of in_weight.
+// The forms of a NADE's state on the CPU, and what each form needs from in_weight.
 //
-// Where every input adds a row of in_weight or nothing, a sigmoid's state can be kept as odds exp(-a): adding a row
-// multiplies them by exp(-w), found once for all rows of the batch, and f(a) = 1 / (1 + odds) needs no exponential.
-// Rounding is relative where that of a sum grows with it. Odds have the range of their type, so they are left for
-// pre-activations as soon as a bound on |a| exceeds odds_limit.
+// If every input adds either a row of in_weight or nothing, a sigmoid's state can be kept as odds exp(-a): adding a row
+// multiplies the odds by exp(-w), which is computed once for all rows of the batch, and f(a) = 1 / (1 + odds) needs no
+// exponential. Their rounding error is relative, whereas that of a sum grows with the sum. Odds have the range of their
+// type, so they are replaced by pre-activations as soon as a bound on |a| exceeds odds_limit.
 #pragma once
 
 #include <limits>
@@ -34,7 +34,7 @@ T largest(const Vec<T>& vector) {
   return most;
 }
 
-// The largest |a| of some odds; NaN if one is.
+// The largest |a| of some odds; NaN if one is NaN.
 template <typename T>
 T odds_reach(const T* odds, int64_t count) {
   Vec<T> least(T(1)), most(T(1));
@@ -46,8 +46,8 @@ T odds_reach(const T* odds, int64_t count) {
   return largest(at::vec::maximum(least.log().neg(), most.log()));
 }
 
-// A row's state, as odds for as long as they are in range. `reach` is a bound on |a| then, and infinity once the state
-// is pre-activations in `unit`.
+// A row's state, kept as odds while they are in range: then `reach` is a bound on |a|. Afterwards `reach` is infinity,
+// and the state is pre-activations in `unit`.
 template <typename T>
 void begin_odds(T* state, int64_t count, T unit, T& reach) {
   Vec<T> most = zero<T>();
@@ -61,7 +61,7 @@ void begin_odds(T* state, int64_t count, T unit, T& reach) {
   }
 }
 
-// Whether the state stays odds while `more` is added to the bound; if not, it is turned into pre-activations.
+// Whether the state stays odds when `more` is added to the bound; if not, it is converted to pre-activations.
 template <typename T>
 bool keep_odds(T more, T* state, int64_t count, T unit, T& reach) {
   if (reach == std::numeric_limits<T>::infinity()) return false;
@@ -77,14 +77,14 @@ bool keep_odds(T more, T* state, int64_t count, T unit, T& reach) {
   return false;
 }
 
-// in_weight of a chunk as a form wants it: rows of w, or exp(-w) for odds. A row is packed when it is first wanted.
+// in_weight of a chunk as a form needs it: rows of w, or of exp(-w) for odds. A row is packed when it is first needed.
 template <typename T>
 class PackedInput {
  public:
   PackedInput(int64_t rows, int64_t strips, Scratch& scratch)
       : packed_(rows, strips, scratch), here_(scratch.take<bool>(rows)), reach_(scratch.take<T>(rows)) {}
 
-  // Of units h0 ... h0 + units - 1.
+  // For the units h0 ... h0 + units - 1.
   template <typename S>
   void begin_chunk(const NadeModel& model, const Position<T>* positions, int64_t h0, int64_t units, bool odds) {
     model_ = &model;
@@ -96,14 +96,14 @@ class PackedInput {
     for (int64_t slot = 0; slot < packed_.rows; ++slot) here_[slot] = false;
   }
 
-  // Packs what is missing of some changes.
+  // Packs the rows that some changes need and that are not packed yet.
   void bring(const Change<T>* change, const Change<T>* last) {
     if (missing_ == 0) return;
     for (; change != last; ++change) {
       if (!here_[change->in_slot]) (this->*pack_)(*change);
     }
   }
-  // How far a change moves a state at most.
+  // How far a change can move a state.
   T reach(const Change<T>& change) const { return reach_[change.in_slot]; }
   const T* strip(int64_t index) const { return packed_.strip(index); }
   int64_t rows() const { return packed_.rows; }
@@ -134,8 +134,8 @@ class PackedInput {
   void (PackedInput::*pack_)(const Change<T>&);
 };
 
-// What depends on the type of the weights, once for a chunk of positions or a row of a weight's gradient: what goes on
-// inside a chunk is not compiled for each of them.
+// The functions that depend on the type of the weights. They are called once for a chunk of positions or a row of a
+// weight's gradient, so that the code inside a chunk is not compiled for each type.
 template <typename T>
 struct WeightSteps {
   void (*begin_input)(const NadeModel&, const Position<T>*, int64_t h0, int64_t units, bool odds, PackedInput<T>& in);

@@ -1,4 +1,4 @@
-// NADE forward: parameters, and the fused log-likelihood.
+// NADE forward: the parameters, and the fused log-likelihood.
 #include <algorithm>
 
 #include "head_math.h"
@@ -7,8 +7,8 @@
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
-// Strips that go together: then the sums are loaded and stored once for both. Without skipping the activations are all
-// that counts, and more of them at once only crowd the registers.
+// Strips that are computed together, so that the sums are loaded and stored once for both. Without skipping only the
+// activations matter, and more of them at once would not fit into the registers.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int strips_together = 2;
 #else
@@ -26,8 +26,8 @@ AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t 
   }
 }
 
-// Some strips of one row through a chunk. partial[k] gathers, lane by lane, the dot product of the k-th parameter of
-// the chunk; the lanes are summed once, after the last strip.
+// Several strips of one row through a chunk. partial[k] accumulates, lane by lane, the dot product of the k-th
+// parameter of the chunk; the lanes are summed once, after the last strip.
 template <Form F, int Strips, typename T, Activation A>
 void forward_strips(const Position<T>* positions, int64_t count, const Change<T>* change, const Change<T>* last,
                     const T* in, int64_t in_rows, const T* out, int64_t out_rows, T* state, T* partial) {
@@ -59,15 +59,14 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
   store_vectors(a, state);
 }
 
-// Rows that pass through a strip of a chunk one after another, so that it comes from the L1 cache for all but the
-// first.
+// Rows that pass through a strip of a chunk one after another, so that all but the first find it in the L1 cache.
 constexpr int rows_together = 4;
 
-// Scratch of a call: of a slice of rows, of a chunk, and of each row of a group in it.
+// Scratch of a call: for a slice of rows, for a chunk, and for each row of a group in the chunk.
 template <typename T>
 struct ForwardBuffers {
   T* states;         // [rows, padded]
-  T* reach;          // [rows] a bound on |a| where the state is odds, infinity elsewhere
+  T* reach;          // [rows] a bound on |a| while the state is odds, infinity afterwards
   Position<T>* positions;
   PackedInput<T> in, in_odds;
   PackedRows<T> out;
@@ -98,7 +97,7 @@ struct ForwardBuffers {
   }
 };
 
-// A row's parameters and log-likelihoods in a chunk, from its sums.
+// Computes a row's parameters and log-likelihoods in a chunk from its sums.
 template <typename T>
 double finish_row(const NadeModel& model, const NadeInput& input, const NadeForward& output, int64_t row,
                   int64_t count, int64_t parameters, ForwardBuffers<T>& b, const T* partial) {
@@ -222,8 +221,8 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   }
 }
 
-// The states of one strip of hidden units before each segment: every input added one by one, in order, so that the
-// result is that of a single segment.
+// Computes the states of one strip of hidden units before each segment: every input is added one by one, in order, so
+// that the result is the same as with a single segment.
 template <typename S, typename T, Activation A>
 void segment_states(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks,
                     const NadeSegment* segments, int64_t count, int64_t strip_index, void* scratch_memory) {

@@ -1,8 +1,8 @@
-// NADE sampling: one variable after another. All rows of a call pass through a chunk of positions before the next one,
-// so that its weights stay in the cache, a few rows together, so that a weight row is fetched once for all of them.
-// Positions are scored ahead as if zeros came out: a lone row jumps to the first that did not, rows that go together
-// score that position again (exact, since a zero leaves the state alone). A row's result does not depend on the rows
-// drawn with it.
+// NADE sampling, one variable after another. All rows of a call pass through a chunk of positions before the next
+// chunk, so that its weights stay in the cache. Several rows are taken together, so that they share each read of a
+// weight row. Positions are scored ahead as if zeros were drawn: a single row jumps to the first nonzero value, and
+// rows that are taken together score that position again (exact, since a zero does not change the state). A row's
+// result does not depend on the rows drawn with it.
 #include <array>
 
 #include "draws.h"
@@ -13,14 +13,14 @@ namespace {
 
 constexpr int rows_together = 4;
 constexpr int positions_ahead = 4;
-// Whether two weight rows can be multiplied with all rows' activations at once: that takes 16 sums in registers.
+// Whether all rows' activations can be multiplied by two weight rows at once: that takes 16 sums in registers.
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr bool weights_in_pairs = true;
 #else
 constexpr bool weights_in_pairs = false;
 #endif
 
-// Rows of a weight, in place or packed (PackedRows): strip j of row k begins at k * row_stride + j * strip_stride.
+// Rows of a weight, original or packed (PackedRows): strip j of row k begins at k * row_stride + j * strip_stride.
 template <typename S>
 struct WeightRows {
   const S* data;
@@ -30,8 +30,8 @@ struct WeightRows {
   const S* row(int64_t index) const { return data + index * row_stride; }
 };
 
-// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many go together, nor
-// on where the weights lie: lanes of two interleaved chains of vectors, then across.
+// h . w for several rows of h and several weight rows. The order of a sum does not depend on how many are computed
+// together or on where the weights are stored: lanes of two interleaved chains of vectors, then across.
 template <int Count, int Weights, typename S, typename T>
 AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h,
                         int64_t row_stride, T* result) {
@@ -67,7 +67,7 @@ AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, W
 }
 
 // a += x weight (weight null: nothing to add) and h = f(scale a), for one strip. States are plain pre-activations, not
-// in state_unit: a returned state goes on bit for bit wherever it was cut.
+// in state_unit, so that a returned state continues bit for bit wherever the draw was cut.
 template <Activation A, typename S, typename T>
 AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
   Strip<T> state = load_vectors(a);
@@ -81,7 +81,7 @@ AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T
   }), h);
 }
 
-// For all units; `row` is one of in_weight, stored as S.
+// The same for all units; `row` is a row of in_weight, stored as S.
 template <Activation A, typename S, typename T>
 void update(const void* row, int64_t hidden, T x, T scale, T* a, T* h) {
   constexpr int64_t strip = strip_width<T>();
@@ -91,8 +91,8 @@ void update(const void* row, int64_t hidden, T x, T scale, T* a, T* h) {
   }
 }
 
-// What depends on the activation and on the type of the weights, once for a row of in_weight or a chunk of positions:
-// the sampler is not compiled for each of them.
+// The functions that depend on the activation and on the type of the weights. They are called once for a row of
+// in_weight or a chunk of positions, so the sampler is not compiled for each of them.
 template <typename T>
 struct Steps {
   void (*update)(const void* row, int64_t hidden, T x, T scale, T* a, T* h);
@@ -101,12 +101,12 @@ struct Steps {
   int64_t weight_bytes;   // of one element
 };
 
-// What a row carries from one position to the next beside its state.
+// What a row carries from one position to the next besides its state.
 template <typename T>
 struct Row {
   const void* pending;   // the in_weight row of the last variable, not yet added to a, or null
   T x;                   // its factor
-  bool changed;          // h is not that of a and pending
+  bool changed;          // h does not belong to a and pending
   double log_prob;
 };
 
@@ -115,7 +115,7 @@ struct Buffers {
   T *a, *h;            // [rows, padded]
   Row<T>* rows;
   Position<T>* positions;
-  PackedRows<T> out;   // where enough rows share it
+  PackedRows<T> out;   // used if enough rows share it
   double* uniforms;    // [max_positions]
   T* thresholds;       // [rows_together, chunk_stride]
   T* logits;           // the same: of Bernoulli variables
@@ -143,7 +143,7 @@ struct Buffers {
   }
 };
 
-// W is the type of `out`, the rows of out_weight: packed ones are found by slot.
+// W is the type of `out`, the rows of out_weight: packed rows are indexed by slot.
 template <typename W, typename T>
 class Sampler {
  public:
@@ -152,7 +152,7 @@ class Sampler {
       : model_(model), sample_(sample), draws_(sample.draws), steps_(steps), b_(buffers), out_(out), packed_(packed),
         padded_(padded_hidden<T>(model)), bernoulli_(sample.draws.head.kind == HeadKind::bernoulli) {}
 
-  // `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
+  // Draws `count` positions of rows first ... first + Rows - 1 of the slice that starts at row `base` of the batch.
   template <int Rows>
   void chunk(int64_t base, int64_t first, int64_t start, int64_t count) {
     start_ = start;
@@ -162,7 +162,7 @@ class Sampler {
                              b_.thresholds + r * b_.chunk_stride);
       }
     }
-    // Where a zero leaves everything as it was.
+    // Whether a zero leaves everything unchanged.
     const bool skips = bernoulli_ && !sample_.gathers && !model_.activation_scale;
     for (int64_t p = 0; p < count;) {
       if (skips && Rows == 1 && p + positions_ahead <= count) {
@@ -221,7 +221,7 @@ class Sampler {
     row.changed = true;
   }
 
-  // A known value, or the draw of a Bernoulli variable.
+  // The known value, or the draw of a Bernoulli variable.
   T judge(int64_t row, int slot, int64_t p, T logit) {
     b_.logits[slot * b_.chunk_stride + p] = logit;
     const T x = bernoulli_value(draws_, row, start_ + p, b_.thresholds[slot * b_.chunk_stride + p], logit);
@@ -293,8 +293,8 @@ class Sampler {
     return static_cast<const T*>(model_.out_bias)[position.out_row];
   }
 
-  // Scores positions_ahead positions with the state of the first; returns the position after the first that was not
-  // zero, or after all of them.
+  // Scores positions_ahead positions with the state of the first; returns the position after the first nonzero value,
+  // or after all of them.
   int64_t look_ahead(int64_t base, int64_t r, int64_t p) {
     refresh(r, T(1));
     std::array<int64_t, positions_ahead> rows;
@@ -318,7 +318,7 @@ class Sampler {
   const bool packed_;
   const int64_t padded_;
   const bool bernoulli_;
-  int64_t start_ = 0;   // of the chunk
+  int64_t start_ = 0;   // first position of the chunk
 };
 
 template <bool Packed, typename W, typename T>

@@ -1,6 +1,6 @@
 // Offset NADE sampling: one pixel after another, one row of the batch at a time. The weights are few and stay in the
 // cache; a strip of pre-activations stays in registers while all taps of its pixel are added. The values of a row of
-// taps, and their weights, lie side by side.
+// taps are contiguous, and so are their weights.
 #include <array>
 #include <limits>
 #include <utility>
@@ -14,12 +14,12 @@ namespace {
 
 constexpr int weights_together = 4;
 
-// Neighbours that lie side by side: `count` values of the history, and the first of their rows of in_weight.
+// Adjacent neighbours: `count` values of the history, and the first of their rows of in_weight.
 struct Segment {
   int64_t position, count, weight_row;
 };
 
-// h = f(a) of `count` units, a whole number of vectors.
+// h = f(a) for `count` units, a whole number of vectors.
 template <Activation A, typename T>
 void activate_units(const T* a, int64_t count, T* h) {
   for (int64_t j = 0; j < count; j += Vec<T>::size()) activate<A, T>(Vec<T>::loadu(a + j)).store(h + j);
@@ -129,7 +129,7 @@ class OffsetSampler {
     if (j < s_.hidden) add(j, s_.hidden - j);
   }
 
-  // parameters of the rows first ... first + K - 1: lanes of two chains of vectors, then across.
+  // The parameters of the rows first ... first + K - 1: lanes of two chains of vectors, then across.
   template <int Weights>
   AR_FAST_INLINE void dots(int64_t first, T* result) {
     constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();

@@ -1,4 +1,4 @@
-// NADE with input weights tied by offset, on the CPU: what kernels/cpu/offset_nade.cpp offers to the ops floor.
+// NADE with input weights tied by offset on the CPU: what kernels/cpu/offset_nade.cpp provides to the ops.
 #pragma once
 
 #include "../offset_nade.h"

@@ -1,11 +1,11 @@
-// Sampling of recurrent models: a team of threads goes through the positions, each with its own units of every layer,
-// and waits after each layer, after the parameters, and after the draws.
+// Sampling of recurrent models: a team of threads goes through the positions. Each thread has its own units of every
+// layer, and waits for the others after each layer, after the parameters, and after the draws.
 //
-// The weights are read as they lie. They are the traffic: each is read once a position from beyond the first cache, for
-// all rows of the batch. A product keeps the sums of a few units with a few rows in registers: 12 chains hide the
-// latency of a multiply-add; lane j of a sum goes through the inputs j, j + lanes, ... in ascending order, and the lanes
-// are added at the end, in the same way for every blocking. So nothing is packed, and a call for one position costs
-// what a position of a long run does.
+// The weights are read without packing. Reading them dominates the memory traffic: at each position every weight is
+// read once from beyond the first cache, for all rows of the batch. A product keeps the sums of a few units with a few
+// rows in registers: 12 chains hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
+// j + lanes, ... in ascending order, and the lanes are added at the end, in the same way for every blocking. Since
+// nothing is packed, a call for one position costs as much as a position of a long run.
 #include "rnn_cpu.h"
 
 #include "draws.h"
@@ -14,16 +14,16 @@
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
-constexpr int most_rows = 4;           // of the batch, in registers
-constexpr int64_t unit_block = 48;     // whose pre-activations are kept until the gates are applied
-constexpr int64_t unit_group = 6;      // whose weights stay in the first cache while several blocks of rows pass
-constexpr int64_t row_group = 64;      // whose states stay in the second cache while the weights pass
+constexpr int most_rows = 4;           // rows of the batch whose sums are in registers
+constexpr int64_t unit_block = 48;     // units whose pre-activations are kept until the gates are applied
+constexpr int64_t unit_group = 6;      // units whose weights stay in the first cache for several blocks of rows
+constexpr int64_t row_group = 64;      // rows whose states stay in the second cache while the weights are read
 
-// How many units go with so many rows, where those are all, and where they are the rest behind blocks of most_rows.
+// How many units are computed with this many rows: if these are all rows, and if they are the rest after full blocks.
 constexpr int units_alone(int rows) { return rows == 1 ? 8 : 12 / rows; }
 constexpr int units_behind = units_alone(most_rows);
 
-// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit.
+// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros after its last unit.
 template <int Rows, int Units, typename S, typename T>
 AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* sums) {
   constexpr int64_t width = Vec<T>::size();
@@ -143,7 +143,7 @@ class RnnSampler {
       draw(p);
       wait();
     }
-    // Rows that became finished have stored their states.
+    // Rows that became finished have stored their states already.
     if (p == draws_.stop) find_rows(p);
     const Range rows = share(running_count_, 1);
     for (int64_t i = rows.begin; i < rows.end; ++i) store_state(running_[i], states_[now_]);
@@ -185,7 +185,7 @@ class RnnSampler {
     }
   }
 
-  // The rows that are not finished, and those of them that draw at a position; false where there are none.
+  // Finds the rows that are not finished, and those of them that draw at a position; false if there are none.
   bool find_rows(int64_t p) {
     running_count_ = drawing_count_ = 0;
     for (int64_t row = 0; row < draws_.batch; ++row) {
@@ -215,7 +215,7 @@ class RnnSampler {
     }
   }
 
-  // out[i][gate][unit] of `rows` running rows from `first` on, by the states of a layer.
+  // out[i][gate][unit] for `rows` running rows from `first` on, from the states of a layer.
   void products(const void* weight, const void* bias, T* states, int64_t of_layer, int64_t u, int64_t count,
                 int64_t first, int64_t rows, T* out) {
     for (int64_t i = 0; i < rows; ++i) x_[i] = state(states, of_layer, running_[first + i]);
@@ -245,7 +245,7 @@ class RnnSampler {
     }
   }
 
-  // The next state of units u ... u + count - 1 of a row, from a and s by gate.
+  // The next state of units u ... u + count - 1 of a row, from a and s, each by gate.
   void apply_gates(int64_t l, int64_t row, int64_t u, int64_t count, const T* a, const T* s) const {
     T* const next = state(states_[now_ ^ 1], l, row) + u;
     const T* const before = state(states_[now_], l, row) + u;
@@ -277,7 +277,7 @@ class RnnSampler {
     }
   }
 
-  // Of the drawing rows, in their order.
+  // The parameters of the drawing rows, in their order.
   void parameters() {
     const Range rows = share(s_.parameters, 4);
     for (int64_t i = 0; i < drawing_count_; ++i) x_[i] = state(states_[now_ ^ 1], s_.layers - 1, drawing_[i]);
@@ -310,7 +310,7 @@ class RnnSampler {
   const RnnTeam& team_;
   const int64_t hidden_, gates_, padded_, group_;
   T* states_[2];                   // [L, B, padded] each: before and after a position, in turns
-  int now_ = 0;                    // which is before
+  int now_ = 0;                    // which of the two is the state before
   T* parameters_;                  // [drawing rows, K]
   int64_t *running_, *drawing_;    // rows
   int64_t running_count_ = 0, drawing_count_ = 0;

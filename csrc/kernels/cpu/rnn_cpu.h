@@ -1,4 +1,4 @@
-// Sampling of recurrent models on the CPU: what kernels/cpu/rnn.cpp offers to the ops floor.
+// Sampling of recurrent models on the CPU: what kernels/cpu/rnn.cpp provides to the ops.
 #pragma once
 
 #include "../rnn.h"
@@ -6,15 +6,15 @@
 
 namespace ar_fast {
 
-// The threads that go through the positions together, each with its share of the hidden units.
+// The threads that go through the positions together; each has a share of the hidden units.
 struct RnnTeam {
   int64_t parts, part;
-  void (*wait)();                  // until all parts are here; not called where there is one
+  void (*wait)();                  // returns when all parts have called it; not called with one part
 };
 
 struct RnnLayout {
-  int64_t shared_bytes;            // of the team
-  int64_t own_bytes;               // of each part
+  int64_t shared_bytes;            // for the whole team
+  int64_t own_bytes;               // for each part
 };
 
 AR_FAST_DECLARE_CPU_KERNEL(rnn_layout, const RnnSample&, RnnLayout* layout)

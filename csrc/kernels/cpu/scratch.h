@@ -5,7 +5,7 @@
 
 namespace ar_fast::CPU_CAPABILITY {
 
-// Cuts a caller's scratch into aligned arrays. With a null base it only counts.
+// Splits a caller's scratch into aligned arrays. With a null base it only counts bytes.
 class Scratch {
  public:
   explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}

@@ -1,4 +1,4 @@
-// A matrix transposed, by squares of vectors where torch has that.
+// Transposes a matrix, by squares of vectors if torch can transpose those.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>

@@ -1,5 +1,5 @@
 // The vector arithmetic of the CPU kernels: loads of every storage type, horizontal sums, activations.
-// at::vec gives the vectors; intrinsics only where at::vec is slower or has no such operation.
+// The vectors are at::vec's; intrinsics are used only where at::vec is slower or lacks the operation.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -13,10 +13,10 @@
 
 namespace ar_fast::CPU_CAPABILITY {
 
-// For what stands in inner loops: a call there would pass its vectors through memory and end the interleaving.
+// For functions in inner loops: a call would pass its vectors through memory and stop the interleaving.
 #define AR_FAST_INLINE inline __attribute__((always_inline))
 
-// Before a loop over registers, which has to come apart for them to be registers.
+// Precedes a loop over an array of vectors, which must be unrolled so that they become registers.
 #define AR_FAST_UNROLL _Pragma("GCC unroll 16")
 
 template <typename T>
@@ -30,8 +30,8 @@ AR_FAST_INLINE auto vectors(const Make& make) {
   }(std::make_integer_sequence<int, N>{});
 }
 
-// body(0), ..., body(N - 1), each with a constant: taken apart before anything else, so that an array of vectors
-// indexed by it becomes registers.
+// Calls body(0), ..., body(N - 1), each with a constant: unrolled before any other optimisation, so that an array of
+// vectors indexed by it becomes registers.
 template <int N, typename Body>
 AR_FAST_INLINE void unroll(const Body& body) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -61,7 +61,7 @@ inline void from_compute(double value, double& out) { out = value; }
 inline void from_compute(float value, bfloat16& out) { out.bits = c10::BFloat16(value).x; }
 inline void from_compute(float value, float16& out) { out.bits = c10::Half(value).x; }
 
-// --- loads: Vec<T>::size() elements, or the first `count` of them and zeros behind
+// --- loads: Vec<T>::size() elements, or the first `count` of them followed by zeros
 
 AR_FAST_INLINE Vec<float> load(const float* data) { return Vec<float>::loadu(data); }
 AR_FAST_INLINE Vec<double> load(const double* data) { return Vec<double>::loadu(data); }
@@ -83,7 +83,7 @@ AR_FAST_INLINE Vec<float> load(const float16* data) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
 }
 #else
-// A call: the kernels' strips hold dozens of these, of which a compiler would write out every element's conversion.
+// Not inlined: the kernels' strips have dozens of these, and a compiler would unroll the conversion of every element.
 template <typename S>
 __attribute__((noinline)) Vec<float> load_converted(const S* data) {
   float values[Vec<float>::size()];
@@ -122,7 +122,7 @@ AR_FAST_INLINE T horizontal_sum(const Vec<T>& vector) {
 }
 
 #if defined(CPU_CAPABILITY_AVX512)
-// The sums of 16 vectors, by transposition: what horizontal_sum gives, to the bit, in a third of the instructions.
+// The sums of 16 vectors, by transposition: the same bits as horizontal_sum, in a third of the instructions.
 AR_FAST_INLINE __m512 horizontal_sums(const __m512 (&v)[16]) {
   __m512 eight[8], four[4], two[2];
   AR_FAST_UNROLL
@@ -144,7 +144,7 @@ AR_FAST_INLINE __m512 horizontal_sums(const __m512 (&v)[16]) {
 }
 #endif
 
-// horizontal_sum of each of `count` vectors that lie one after another.
+// horizontal_sum of each of `count` consecutive vectors.
 template <typename T>
 void horizontal_sums(const T* vectors, int64_t count, T* sums) {
   constexpr int64_t width = Vec<T>::size();
@@ -209,7 +209,7 @@ AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
 
 // --- activations
 
-// 1 / (1 + exp(-x)); relative error below 2e-6 on [-87, 100], below 1e-37 under it, NaN stays NaN.
+// 1 / (1 + exp(-x)); relative error below 2e-6 on [-87, 100]; the result is below 1e-37 for x < -87; NaN stays NaN.
 template <typename T>
 AR_FAST_INLINE Vec<T> sigmoid(const Vec<T>& x) {
   return Vec<T>(T(1)) / (Vec<T>(T(1)) + x.neg().exp());
@@ -223,7 +223,7 @@ AR_FAST_INLINE Vec<T> exp_neg(const Vec<T>& x) {
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 #define AR_FAST_FAST_SIGMOID
-// exp2(f) = 1 + f p(f) on [0, 1], p of degree 4 fitted for the least largest relative error (8e-8).
+// exp2(f) = 1 + f p(f) on [0, 1], where p has degree 4 and is fitted for the smallest largest relative error (8e-8).
 constexpr float exp2_c1 = 0.6931512951850891f, exp2_c2 = 0.24016444385051727f, exp2_c3 = 0.05579992011189461f,
                 exp2_c4 = 0.009017025120556355f, exp2_c5 = 0.0018671314464882016f;
 constexpr float log2e_high = 1.44269502f, log2e_low = 1.92596299e-8f;
@@ -231,7 +231,7 @@ constexpr float logistic_highest = 127.f;
 #endif
 
 // logistic_exp2 is 1 / (1 + 2^t). With t = -x log2(e) this is the sigmoid of x: a kernel that keeps its state in that
-// unit saves the reduction of the argument. Below 6e-39 where t >= 127, NaN stays NaN.
+// unit needs no argument reduction. The result is below 6e-39 for t >= 127; NaN stays NaN.
 
 #if defined(CPU_CAPABILITY_AVX512)
 // 2^f 2^n, where n is t rounded down.
@@ -244,8 +244,8 @@ AR_FAST_INLINE __m512 exp2_from_parts(__m512 f, __m512 t) {
   return _mm512_scalef_ps(p, t);
 }
 
-// By a division, which is right for infinity too and keeps the other units free; or by a Newton step on an estimate,
-// which keeps the divider free and is for finite numbers.
+// Either by a division, which is right for infinity too and keeps the other units free; or by a Newton step on an
+// estimate, which keeps the divider free and is only for finite numbers.
 template <bool Divides>
 AR_FAST_INLINE __m512 reciprocal(__m512 d) {
   if constexpr (Divides) {
@@ -262,13 +262,13 @@ AR_FAST_INLINE __m512 logistic_from_parts(__m512 f, __m512 t) {
 
 template <bool Divides>
 AR_FAST_INLINE Vec<float> logistic_exp2(const Vec<float>& exponent) {
-  // min returns its second operand where one is NaN; reduce is t - floor(t), and 0 where t is infinite.
+  // min returns its second operand if one is NaN; reduce is t - floor(t), and 0 if t is infinite.
   const __m512 t = Divides ? static_cast<__m512>(exponent) : _mm512_min_ps(_mm512_set1_ps(logistic_highest), exponent);
   const __m512 f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   return reciprocal<Divides>(_mm512_add_ps(_mm512_set1_ps(1.f), exp2_from_parts(f, t)));
 }
 
-// f and n of exp(-y): 2^f 2^n. The fused products give back what rounding y log2(e) lost.
+// f and n with exp(-y) = 2^f 2^n. The fused products restore what rounding y log2(e) lost.
 AR_FAST_INLINE void exp_neg_parts(__m512 y, __m512& f, __m512& n) {
   n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(-log2e_high)), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   f = _mm512_fnmsub_ps(y, _mm512_set1_ps(log2e_high), n);
@@ -277,7 +277,7 @@ AR_FAST_INLINE void exp_neg_parts(__m512 y, __m512& f, __m512& n) {
 
 template <>
 AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
-  // x as far as it matters: 88.02 log2(e) = 127.
+  // x is limited to where it matters: 88.02 log2(e) = 127.
   __m512 f, n;
   exp_neg_parts(_mm512_max_ps(_mm512_set1_ps(-88.02f), _mm512_min_ps(_mm512_set1_ps(110.f), x)), f, n);
   return logistic_from_parts(f, n);
@@ -296,7 +296,7 @@ AR_FAST_INLINE __m256 logistic_from_parts(__m256 f, __m256 n) {
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c2));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(exp2_c1));
   p = _mm256_fmadd_ps(f, p, _mm256_set1_ps(1.f));
-  // 2^n by its exponent bits; below -126 it only has to vanish beside 1.
+  // 2^n from its exponent bits; below -126 it only has to be negligible against 1.
   const __m256i exponent = _mm256_max_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(-126));
   const __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
   return _mm256_div_ps(_mm256_set1_ps(1.f), _mm256_add_ps(_mm256_set1_ps(1.f), _mm256_mul_ps(p, scale)));
@@ -312,7 +312,7 @@ AR_FAST_INLINE Vec<float> logistic_exp2(const Vec<float>& exponent) {
 
 template <>
 AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
-  // x as far as it matters: 88.02 log2(e) = 127.
+  // x is limited to where it matters: 88.02 log2(e) = 127.
   const __m256 y = _mm256_max_ps(_mm256_set1_ps(-88.02f), _mm256_min_ps(_mm256_set1_ps(110.f), x));
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(y, _mm256_set1_ps(-log2e_high)),
                                    _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -321,7 +321,7 @@ AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
 }
 #endif
 
-// Near zero 1 - 2 / (1 + e^2x) loses its digits; there an odd polynomial, fitted for the least relative error (6e-8).
+// Near zero 1 - 2 / (1 + e^2x) loses digits, so an odd polynomial is used, fitted for the least relative error (6e-8).
 template <typename T>
 AR_FAST_INLINE Vec<T> tanh_of(const Vec<T>& x) {
   if constexpr (std::is_same_v<T, double>) {
@@ -353,8 +353,8 @@ constexpr T state_unit() {
   return T(1);
 }
 
-// f(pre-activation), from a state in that unit. Every other vector had better divide: then the divider works beside the
-// units that multiply and add, and holds up neither.
+// f(pre-activation), from a state in that unit. Every other vector should use Divides: then the divider works in
+// parallel with the units that multiply and add, and neither waits.
 template <Activation A, typename T, bool Divides = false>
 AR_FAST_INLINE Vec<T> activate_state(const Vec<T>& state) {
 #if defined(AR_FAST_FAST_SIGMOID)
@@ -380,7 +380,7 @@ template <Activation A, typename T>
 AR_FAST_INLINE Vec<T> derivative_from_value(const Vec<T>& h) {
   const Vec<T> one(T(1));
 #if defined(AR_FAST_FAST_SIGMOID)
-  // One fused instruction, and one rounding.
+  // This takes one fused instruction and rounds once.
   if constexpr (A == Activation::sigmoid) return at::vec::fmadd(h.neg(), h, h);
   else if constexpr (A == Activation::tanh) return at::vec::fmadd(h.neg(), h, one);
 #else

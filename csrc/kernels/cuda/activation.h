@@ -7,7 +7,7 @@
 
 namespace ar_fast::cuda {
 
-// e^x for x in [-88, 88]. x log2(e) is rounded, and a first-order term puts the rounding error back.
+// e^x for x in [-88, 88]. x log2(e) is rounded, and a first-order term corrects the rounding error.
 __device__ __forceinline__ float exp_bounded(float x) {
   constexpr float log2_e = 1.44269502f, log2_e_rest = 1.92596299e-8f, ln_2 = 0.693147182f;
   const float exponent = x * log2_e;
@@ -21,7 +21,7 @@ __device__ __forceinline__ float sigmoid(float a) {
 }
 __device__ __forceinline__ double sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
 
-// Near zero 1 - 2 / (1 + e^2a) loses its digits; there an odd polynomial, fitted for the least relative error.
+// Near zero 1 - 2 / (1 + e^2a) loses digits; an odd polynomial is used there, fitted for the least relative error.
 __device__ __forceinline__ float tanh_of(float a) {
   if (fabsf(a) < 0.55f) {
     const float square = a * a;
@@ -33,7 +33,7 @@ __device__ __forceinline__ float tanh_of(float a) {
 }
 __device__ __forceinline__ double tanh_of(double a) { return tanh(a); }
 
-// h = f(scale a), for all units of a thread: one branch on the activation.
+// h = f(scale a) for all units of a thread, with one branch on the activation.
 template <typename T, int N>
 __device__ __forceinline__ void activate(Activation activation, T scale, const T (&a)[N], T (&h)[N]) {
   switch (activation) {
@@ -71,8 +71,8 @@ __device__ __forceinline__ T softplus(T x) {
   return (x > T(0) ? x : T(0)) + log1p(exp(x > T(0) ? -x : x));
 }
 
-// Those that cost an instruction or two, and none: for an epilogue that is unrolled over all sums of a thread. Any
-// other is left out.
+// Activations that cost at most two instructions, and none: for an epilogue that is unrolled over all sums of a thread.
+// All others are left out there.
 __device__ __forceinline__ bool is_rectifier(Activation activation) {
   return activation == Activation::none || activation == Activation::relu ||
          activation == Activation::leaky_relu;

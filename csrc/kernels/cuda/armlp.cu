@@ -1,11 +1,11 @@
 // ARMLP sampling: one persistent block of 8 warps per sample evaluates one network after the other.
 //
-// The threads of a block share out the hidden units of a network and, where there are more threads than units, its
-// inputs too: neighbours have neighbouring units, so that a weight row is read in one piece, and where an input is zero
-// its row is not read. Four barriers a position: shares of the pre-activations, hidden units, parameters, value. Warp 0
-// draws; the last warp has log p of the value while the others go on.
+// The threads of a block split the hidden units of a network and, if there are more threads than units, its inputs too.
+// Neighbouring threads have neighbouring units, so that a weight row is read in one piece; the row of a zero input is
+// not read. There are four barriers per position: shares of the pre-activations, hidden units, parameters, value.
+// Warp 0 draws; the last warp computes log p of the value while the others continue.
 //
-// The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
+// The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
 #include "armlp_cuda.h"
 #include "draws_device.h"
 #include "nade_device.h"
@@ -16,7 +16,7 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 
-// What a block works in: values by position, hidden units, parameters of one variable.
+// The memory of a block: values by position, hidden units, parameters of one variable.
 template <typename T>
 struct Memory {
   T *values, *hidden, *parameters;
@@ -26,12 +26,12 @@ struct Memory {
 };
 
 int64_t memory_elements(const ArmlpSample& sample) {
-  // Where variables differ, only the device knows the largest.
+  // If variables differ, only the device knows the largest number of parameters.
   const int64_t most = sample.offsets != nullptr ? sample.out_rows : sample.out_rows / sample.draws.variables;
   return sample.draws.variables + sample.hidden + most;
 }
 
-// Threads that share out hidden units; the others of the block take other inputs of the same units.
+// Threads that split the hidden units; the others of the block take other inputs of the same units.
 __host__ __device__ inline int unit_threads(int64_t hidden) {
   int threads = 1;
   while (threads < kThreads && threads < hidden) threads *= 2;
@@ -59,7 +59,7 @@ class Sampler {
       const int64_t first = first_parameter(p);
       const int count = static_cast<int>(first_parameter(p + 1) - first);
       if (warp_ == 0) noise.look(draws_, row_, p);
-      __syncthreads();  // the values before p are there
+      __syncthreads();  // the values before p are written
       if (!known) {
         hidden_units(p);
         __syncthreads();
@@ -146,8 +146,8 @@ class Sampler {
   const bool gathers_;
 };
 
-// Rows first_row and on; scratch null = shared memory. Without a least number of blocks an SM, the compiler settles on
-// 48 registers for sm_90a and spills.
+// Takes the rows from first_row on; scratch null means shared memory. Without a least number of blocks per SM, the
+// compiler settles on 48 registers for sm_90a and spills.
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1)
     armlp_sample_kernel(ArmlpSample sample, int64_t first_row, Compute<S>* scratch, int64_t elements) {

@@ -1,6 +1,6 @@
 // ARMLP sampling on CUDA: the launcher. The arithmetic is in kernels/armlp.h; every pointer is device memory.
 //
-// Enqueued on `stream` without a synchronisation. A row does not depend on the batch it is drawn in.
+// The work is enqueued on `stream` without a synchronisation. A row does not depend on the batch it is drawn in.
 #pragma once
 
 #include "../armlp.h"
@@ -8,8 +8,8 @@
 
 namespace ar_fast {
 
-// Where a sample's values, hidden units and parameters lie while it is drawn: in shared memory, or `rows` of the batch
-// at a time in scratch.
+// Where the values, hidden units and parameters of a sample are stored while it is drawn: in shared memory, or in
+// scratch, for `rows` of the batch at a time.
 struct ArmlpSampleCut {
   bool in_shared;
   int64_t rows, shared_bytes, scratch_bytes;

@@ -1,5 +1,5 @@
-// What happens at a position once its parameters are known (kernels/draws.h), by one warp. Every lane of the warp
-// calls, with the same arguments, and gets the same result.
+// The draw at a position whose parameters are known (kernels/draws.h), by one warp. Every lane of the warp calls these
+// functions with the same arguments and gets the same result.
 #pragma once
 
 #include "../draws.h"
@@ -7,18 +7,18 @@
 
 namespace ar_fast::cuda {
 
-// The uniform number of a slot, of a row at a position; the lanes may ask for different ones.
+// The uniform number of a slot for a row at a position; the lanes may ask for different ones.
 __device__ __forceinline__ double draw_uniform(const Draws& draws, int64_t row, int64_t position, uint32_t slot) {
   return philox_uniform(draws.seed, draws.index(row), draws.counter(position), slot);
 }
 
-// What a draw takes from the random generator alone, so that it can be had before the parameters are: the uniform
+// What a draw takes only from the random generator, so that it can be computed before the parameters: the uniform
 // number of slot 0, and the normal or logistic number of the further slots.
 struct DrawNoise {
   double uniform, deviate;
 };
 
-// Of a row at a position; the lanes may ask for different ones.
+// The noise of a row at a position; the lanes may ask for different ones.
 __device__ __forceinline__ DrawNoise draw_noise(const Draws& draws, int64_t row, int64_t position) {
   const HeadKind kind = draws.head_at(position).kind;
   DrawNoise noise = {draw_uniform(draws, row, position, 0), 0};
@@ -32,15 +32,15 @@ __device__ __forceinline__ DrawNoise draw_noise(const Draws& draws, int64_t row,
   return noise;
 }
 
-// The noise of a row, 32 positions at a time: lane l has that of the l-th.
+// The noise of a row, 32 positions at a time: lane l holds that of the l-th position.
 class NoiseAhead {
  public:
-  // Before `at` of the same position; finds that of all 32 where the first of them is reached.
+  // To be called before `here` at a position; the first of every 32 positions computes the noise of all of them.
   __device__ __forceinline__ void look(const Draws& draws, int64_t row, int position) {
     step_ = (position - static_cast<int>(draws.start)) % kWarpSize;
     if (step_ == 0) ahead_ = draw_noise(draws, row, min(position + lane_id(), static_cast<int>(draws.stop) - 1));
   }
-  // Of the position looked at last.
+  // The noise of the position that look was last called with.
   __device__ __forceinline__ DrawNoise here() const {
     return {__shfl_sync(kFullMask, ahead_.uniform, step_), __shfl_sync(kFullMask, ahead_.deviate, step_)};
   }
@@ -56,7 +56,7 @@ __device__ __forceinline__ T bernoulli_draw(double uniform, T logit, T temperatu
   return uniform < static_cast<double>(sigmoid(logit / temperature)) ? T(1) : T(0);
 }
 
-// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the whole.
+// The first k whose running sum of exp(l / temperature) exceeds the share `uniform` of the total.
 template <typename T>
 __device__ __forceinline__ int draw_category(const T* logits, int count, double uniform, T temperature) {
   T largest = logits[0];
@@ -80,12 +80,12 @@ __device__ __forceinline__ int draw_category(const T* logits, int count, double 
   return last;  // rounding left the sum at the bound
 }
 
-// Which categories top_k and top_p keep (kernels/draws.h): those whose logit is above a bound, and of those at the
-// bound the first `ties`. Logits are compared by bits that ascend with them.
+// Which categories top_k and top_p keep (kernels/draws.h): those whose logit is above a bound, and the first `ties` of
+// those at the bound. Logits are compared by integers that have the same order.
 template <typename T>
 class KeptCategories {
  public:
-  // Bisects the bits of the bound: as many passes over the logits as a number has bits, twice with both rules.
+  // Bisects the bits of the bound: one pass over the logits for each bit of a number, or two passes with both rules.
   __device__ KeptCategories(const Draws& draws, const T* logits, int count, T largest)
       : logits_(logits), count_(count), largest_(largest), temperature_(static_cast<T>(draws.temperature)) {
     if (draws.top_k > 0) {
@@ -98,14 +98,14 @@ class KeptCategories {
       bound_ = greatest_bound(bound_ + 1, [&](Bits bound) { return weight_above(bound - 1) >= least; });
       ties_ = number_at(bound_);
     }
-    // Of equal logits no more than it takes, and one at least where there is nothing above.
+    // Keeps as many of the equal logits as needed, and at least one if no logit is above the bound.
     const double above = weight_above(bound_), each = weight_at(bound_);
     int ties = number_from(bound_) == number_at(bound_) ? 1 : 0;
     while (ties < ties_ && above + ties * each < least) ++ties;
     ties_ = ties;
   }
 
-  // The weight of category first + lane, or 0; `ties` counts those at the bound before `first`, and is carried on.
+  // The weight of category first + lane, or 0. `ties` counts those at the bound before `first`, and is updated.
   __device__ __forceinline__ double weight(int first, int& ties) const {
     const int k = first + lane_id();
     const Bits bits = k < count_ ? bits_of(logits_[k]) : 0;
@@ -119,7 +119,7 @@ class KeptCategories {
  private:
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 
-  // Ascends with the number; -0 is 0.
+  // An integer that ascends with the number; -0 is treated as 0.
   __device__ __forceinline__ static Bits bits_of(T value) {
     const T plain = value + T(0);
     Bits bits;
@@ -131,8 +131,8 @@ class KeptCategories {
     return static_cast<double>(exp((logits_[k] - largest_) / temperature_));
   }
 
-  // The greatest bound from `least` on for which `holds`, which it does for `least`, and for no bound above one that it
-  // does not hold for.
+  // The greatest bound at or above `least` for which `holds` is true. It must be true for `least`, and once it is false
+  // for a bound it must be false for all greater ones.
   template <typename Holds>
   __device__ __forceinline__ static Bits greatest_bound(Bits least, const Holds& holds) {
     Bits bound = 0;
@@ -158,7 +158,7 @@ class KeptCategories {
     for (int k = lane_id(); k < count_; k += kWarpSize) weight += bits_of(logits_[k]) > bound ? weight_of(k) : 0.0;
     return warp_sum(weight);
   }
-  // Of one of those at the bound.
+  // The weight of one category at the bound.
   __device__ __forceinline__ double weight_at(Bits bound) const {
     double weight = 0;
     for (int k = lane_id(); k < count_; k += kWarpSize) weight = bits_of(logits_[k]) == bound ? weight_of(k) : weight;
@@ -172,7 +172,7 @@ class KeptCategories {
   int ties_ = 0;
 };
 
-// draw_category of the categories that are kept.
+// draw_category among the categories that are kept.
 template <typename T>
 __device__ int draw_kept_category(const Draws& draws, const T* logits, int count, double uniform) {
   T largest = logits[0];
@@ -215,8 +215,8 @@ __device__ __forceinline__ T draw_from(const Head& head, const T* parameters, in
   return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
 }
 
-// The value of a row at a position, from the parameters of its variable: the known one, or one that is drawn. With
-// `truncates`, a sampler obeys top_k and top_p; else it must be given none.
+// The value of a row at a position, from the parameters of its variable: the known value, or a drawn one. top_k and
+// top_p are applied with `truncates`; without it they must not be set.
 template <bool truncates = false, typename T>
 __device__ __forceinline__ T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters,
                                         int rows, const DrawNoise& noise) {

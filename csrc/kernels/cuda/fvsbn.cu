@@ -1,12 +1,12 @@
-// FVSBN sampling: one persistent block of 8 warps per sample, which share out the columns that a drawn value is pushed
-// into. No sum is over threads, so no reduction is on the way from one value to the next.
+// FVSBN sampling: one persistent block of 8 warps per sample. The warps split the columns that a drawn value is added
+// to. No sum is over threads, so there is no reduction between one value and the next.
 //
-// Bernoulli: the 32 next positions are judged at once, as if zeros came out, and the block goes on from the first that
-// is not zero: exact, since a zero changes nothing. A one costs a weight row, 128 bits a load, and two barriers; 32
-// zeros cost a vote. Other heads: warp 0 draws, and every value that is not zero costs the same. log p of all the drawn
-// variables comes at the end, in parallel: their parameters are still there.
+// Bernoulli: the next 32 positions are drawn at once, as if zeros came out, and the block continues after the first
+// nonzero value. This is exact, since a zero changes nothing. A one costs a weight row, 128 bits per load, and two
+// barriers; 32 zeros cost a vote. Other heads: warp 0 draws, and every nonzero value costs the same. log p of all drawn
+// variables is computed at the end, in parallel: their parameters are still there.
 //
-// Parameters lie in shared memory where they fit, else in the state tensor.
+// The parameters are in shared memory if they fit, else in the state tensor.
 #include "fvsbn_cuda.h"
 #include "draws_device.h"
 
@@ -21,7 +21,7 @@ class Sampler {
  public:
   using T = Compute<S>;
 
-  // parameters [R_out]: those of the row.
+  // parameters: the [R_out] parameters of the row.
   __device__ Sampler(const FvsbnSample& sample, int64_t row, T* parameters, bool aligned)
       : sample_(sample), draws_(sample.draws), row_(row), parameters_(parameters), aligned_(aligned), lane_(lane_id()),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize) {}
@@ -60,7 +60,7 @@ class Sampler {
   }
   __device__ __forceinline__ T* value(int position) const { return draws_.values_of<T>(row_) + position; }
 
-  // parameters[0, end) += x times a weight row, by the whole block.
+  // parameters[0, end) += x times a weight row, computed by the whole block.
   __device__ __forceinline__ void push(int64_t weight_row, T x, int64_t end) const {
     constexpr int size = Vector<S>::size;
     const S* const weight = static_cast<const S*>(sample_.weight) + weight_row * sample_.out_rows;
@@ -81,7 +81,7 @@ class Sampler {
     const T temperature = static_cast<T>(draws_.temperature);
     const int stop = static_cast<int>(draws_.stop);
     for (int first = static_cast<int>(draws_.start); first < stop; first += kWarpSize) {
-      // Lane l has position first + l; all warps do the same.
+      // Lane l holds position first + l; all warps do the same.
       const int position = first + lane_;
       const bool inside = position < stop;
       const T* const known = inside ? draws_.known_value<T>(row_, position) : nullptr;
@@ -160,7 +160,7 @@ class Sampler {
   const int lane_, warp_;
 };
 
-// A least number of blocks an SM lets the compiler take the registers that it needs (armlp.cu).
+// A least number of blocks per SM lets the compiler use as many registers as it needs (armlp.cu).
 template <typename S>
 __global__ void __launch_bounds__(kThreads, 1)
     fvsbn_sample_kernel(FvsbnSample sample, bool in_shared, bool aligned) {

@@ -1,6 +1,6 @@
 // FVSBN sampling on CUDA: the launcher. The arithmetic is in kernels/fvsbn.h; every pointer is device memory.
 //
-// Enqueued on `stream` without a synchronisation. A row does not depend on the batch it is drawn in.
+// The work is enqueued on `stream` without a synchronisation. A row does not depend on the batch it is drawn in.
 #pragma once
 
 #include "../fvsbn.h"
@@ -8,7 +8,7 @@
 
 namespace ar_fast {
 
-// Whether a sample's parameters lie in shared memory while it is drawn, not in the state tensor.
+// Whether the parameters of a sample are in shared memory while it is drawn; otherwise they are in the state tensor.
 bool fvsbn_sample_in_shared_memory(const FvsbnSample& sample);
 
 // batch > 0.

@@ -1,10 +1,10 @@
-// Heads over rows of parameters: log-likelihood and gradients. For bernoulli a thread takes a variable, for the other
-// heads a warp.
+// Heads over rows of parameters: log-likelihood and gradients. A thread takes a bernoulli variable; for the other heads
+// a warp takes a variable.
 //
-// Designed for the memory bound: forward, parameters and x come from memory once, coalesced, and one number a variable
-// is written; in float32 that is 4 bytes a parameter and 8 more a variable. The backward writes as many parameters
-// again. Further passes over the parameters of a variable find them in L1. A load of a warp is 128 bytes from 32
-// parameters on; where there are few, 32 warps an SM (16 in float64) make up for the lanes that have none. A bernoulli
+// Designed for the memory bound. In the forward, parameters and x are read from memory once, coalesced, and one number
+// per variable is written; in float32 that is 4 bytes per parameter and 8 more per variable. The backward writes as
+// many parameters again. Further passes over the parameters of a variable find them in L1. From 32 parameters on, a
+// load of a warp is 128 bytes; with fewer, 32 warps per SM (16 in float64) make up for the idle lanes. A bernoulli
 // variable is 12 bytes forward and 16 to 20 backward.
 #include "head_cuda.h"
 #include "head_device.h"
@@ -16,13 +16,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-// Blocks that an SM holds at a time, as registers allow.
+// Blocks that an SM holds at a time, as registers permit.
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
-// A thread or a warp takes further variables where there are more than a grid of this many blocks has.
+// A thread or a warp takes further variables if there are more than a grid of this many blocks can take.
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
-// HeadRows with their type, passed to kernels by value.
+// HeadRows with typed pointers, passed to kernels by value.
 template <typename T>
 struct HeadArguments {
   Head head;

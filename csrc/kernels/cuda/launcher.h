@@ -1,5 +1,5 @@
-// What a header of CUDA launchers needs: cudaError_t, cudaStream_t, and the words for an error. No torch, no device
-// code.
+// What a header of CUDA launchers needs: cudaError_t, cudaStream_t, and error messages. It has no torch header and no
+// device code.
 #pragma once
 
 #if defined(AR_FAST_EMULATE_CUDA)

@@ -1,10 +1,10 @@
-// One-pass sampling of a masked perceptron: one persistent kernel, a warp per sample, a block per few samples, that
-// interprets the program of layers.
+// One-pass sampling of a masked perceptron: one persistent kernel that interprets the program of layers, with a warp
+// per sample and a block per few samples.
 //
 // A warp computes each unit of its sample once, when the last variable that it sees is known: lanes stride over the
-// inputs and one butterfly adds them up; four units that become computable together share the reads of their inputs.
-// The warps of a block walk the same weights at about the same time, so the cache serves all but the first. No barrier
-// of the block is needed. Activations live in shared memory where those of a block fit, otherwise in the state tensor.
+// inputs, and one butterfly adds them up. Four units that can be computed together share the reads of their inputs. The
+// warps of a block read the same weights at about the same time, so all but the first find them in the cache. The block
+// needs no barrier. Activations are in shared memory if those of a block fit, otherwise in the state tensor.
 #include "draws_device.h"
 #include "masked_mlp_cuda.h"
 #include "runtime.h"
@@ -48,7 +48,7 @@ class Sampler {
   }
 
  private:
-  // Adds what `units` <= Units units from `unit` get by a term; each lane has a share of the inputs.
+  // Adds what `units` <= Units units, from `unit` on, get from a term; each lane has a share of the inputs.
   template <int Units>
   __device__ __forceinline__ void add_term(const MaskedMlpTerm& term, int unit, int units, T (&sums)[Units]) const {
     const int64_t inputs = masked_mlp_width(sample_, term.source);
@@ -70,14 +70,14 @@ class Sampler {
     }
   }
 
-  // A unit, from the sum of its terms.
+  // The value of a unit, from the sum of its terms.
   __device__ __forceinline__ T finish(const MaskedMlpLayer& layer, int unit, T sum) const {
     if (layer.bias != nullptr) sum += static_cast<const T*>(layer.bias)[row_ * layer.bias_stride + unit];
     if (layer.add >= 0) sum += values_[masked_mlp_offset(sample_, layer.add) + unit];
     return layer.activated ? activate(sample_.activation, sum) : sum;
   }
 
-  // own[u] for the units of a range.
+  // Writes own[u] for the units of a range.
   __device__ __forceinline__ void units(const MaskedMlpLayer& layer, MaskedMlpRange range, T* own) const {
     const int begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
     if (layer.terms == 0) {
@@ -116,12 +116,12 @@ class Sampler {
 // Per sample: the columns and units, then the parameters of one variable.
 struct Places {
   int64_t features, parameters;
-  bool in_shared;  // else the features are in the state tensor and the parameters in scratch
+  bool in_shared;  // otherwise the features are in the state tensor and the parameters in scratch
 
   static Places of(const MaskedMlpSample& sample) {
     Places places;
     places.features = sample.features;
-    // Where variables differ, only the device knows the largest.
+    // If variables differ, only the device knows the largest number of parameters.
     const int64_t rows = sample.layers[sample.hidden_layers].units;
     places.parameters = sample.out_offsets != nullptr ? rows : rows / sample.draws.variables;
     places.in_shared = kSamplesPerBlock * places.bytes(sample.storage, places.features + places.parameters) <=
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kSamplesPerBlock* kWarpSize)
   AR_FAST_DYNAMIC_SHARED(T, shared);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = lane_id();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kSamplesPerBlock + warp, features = places.features;
-  if (row >= sample.draws.batch) return;  // a whole warp, and no barrier of the block follows
+  if (row >= sample.draws.batch) return;  // this is a whole warp, and no barrier of the block follows
   T* const state = static_cast<T*>(sample.state) + row * features;
   T* const values = places.in_shared ? shared + warp * (features + places.parameters) : state;
   T* const parameters = places.in_shared ? values + features : scratch + row * places.parameters;

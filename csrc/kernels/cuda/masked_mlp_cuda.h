@@ -1,8 +1,8 @@
 // One-pass sampling of a masked perceptron on CUDA: the launcher. The contract is in kernels/masked_mlp.h; every
-// pointer is device memory, also those inside the layers.
+// pointer, including those inside the layers, points to device memory.
 //
-// Enqueued on `stream` without a synchronisation. The order of a row's additions is fixed by the extents alone, so a
-// row does not depend on the batch it is drawn in.
+// The work is enqueued on `stream` without a synchronisation. The order of a row's additions depends only on the
+// extents, so a row does not depend on the batch it is drawn in.
 #pragma once
 
 #include "../masked_mlp.h"
@@ -10,7 +10,7 @@
 
 namespace ar_fast {
 
-// Bytes of device memory that the launch needs beside the state.
+// Bytes of device memory that the launch needs besides the state.
 int64_t masked_mlp_sample_cuda_scratch(const MaskedMlpSample& sample);
 
 // batch > 0.

@@ -3,9 +3,9 @@
 
 namespace ar_fast::cuda {
 
-// Four 8 x 8 matrices of 16-bit elements. Lane l brings the address (16-byte aligned) of row l % 8 of matrix l / 8, and
-// gets of each matrix the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; with `transposed`, of the transposed
-// matrix.
+// Loads four 8 x 8 matrices of 16-bit elements. Lane l passes the address (16-byte aligned) of row l % 8 of matrix
+// l / 8. It receives the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix, or with `transposed` of each
+// transposed matrix.
 template <bool transposed = false>
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const void* shared_row) {
 #if defined(AR_FAST_EMULATE_CUDA)
@@ -30,8 +30,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const voi
 }
 
 #if !defined(AR_FAST_EMULATE_CUDA)
-// sm_75 has no m16n8k16: two m16n8k8 for float16, and for bfloat16 the sums from shuffled operands (slow, the same
-// result).
+// sm_75 has no m16n8k16. This uses two m16n8k8 for float16; for bfloat16 it computes the sums from shuffled operands
+// (slow, with the same result).
 __device__ __forceinline__ void multiply_matrices_before_sm80(float (&c)[4], const uint32_t (&a)[4],
                                                               const uint32_t (&b)[2], float16) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -99,7 +99,7 @@ __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t 
 #endif
 }
 
-// sm_75 has no tf32: code for it calls neither of the two functions below.
+// sm_75 has no tf32: code for it does not call the two functions below.
 
 // The tf32 (8 bits of exponent, 10 of fraction) that is nearest to the float with the given bits, ties away from zero.
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t value) {

@@ -1,23 +1,23 @@
 // NADE backward: gradients of weights and biases, of x and of activation_scale, from the parameters' gradient.
 //
 // With delta_p = f'(s a_p) s dh_p and dh_p = grad_parameters out_weight at position p, the gradient that reaches the
-// state after position p is the sum of delta over the later positions. Positions are cut into tiles and tiles into
-// segments:
+// state after position p is the sum of delta over the later positions. Positions are split into tiles, and tiles are
+// grouped into segments:
 //
-//   nade_states      the states before each tile, recomputed forward (never un-subtracted)
-//   nade_local       per tile: grad_out_weight, the sum of delta over the tile, and what the tile itself gives
+//   nade_states      the states before each tile, recomputed forward (inputs are never subtracted again)
+//   nade_local       per tile: grad_out_weight, the sum of delta over the tile, and the tile's own part of
 //                    grad_in_weight
 //   nade_suffix      sums of delta over all later tiles
-//   nade_far         what later tiles give grad_in_weight
-//   nade_inputs      grad_x and grad_activation_scale, where wanted
+//   nade_far         the part of grad_in_weight that comes from later tiles
+//   nade_inputs      grad_x and grad_activation_scale, if wanted
 //
-// Segments are taken from the last to the first and share scratch: at least sqrt(tiles) tiles, more where 256 MiB
-// allow. A block owns a tile and a strip of hidden units for all rows of the batch, so weight gradients are sums in
-// registers in the order of the rows: no atomics, the same bits in every run. In the plain case a tile is 16 positions,
-// both weights' columns and both gradients live in registers (one thread per unit) and each activation is computed
-// once: as in the forward, one ex2 and one rcp per activation, so 8 activations per clock and SM; a state and a sum
-// of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for 16 activations.
-// Otherwise a tile is one position.
+// Segments are taken from the last to the first and share scratch: they have at least sqrt(tiles) tiles, more if 256
+// MiB permit. A block owns a tile and a strip of hidden units for all rows of the batch, so weight gradients are sums
+// in registers in the order of the rows: there are no atomics, and every run gives the same bits. In the plain case a
+// tile is 16 positions, both weights' columns and both gradients are in registers (one thread per unit), and each
+// activation is computed once. As in the forward, this takes one ex2 and one rcp per activation, so 8 activations per
+// clock and SM. A state and a sum of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for
+// 16 activations. Otherwise a tile is one position.
 #include "nade_backward_general.h"
 #include "nade_cuda.h"
 
@@ -26,9 +26,9 @@ namespace {
 
 constexpr int kTile = 16;
 constexpr int kThreads = 128;
-constexpr int kRows = kThreads / kTile;  // rows whose inputs lie in shared memory
+constexpr int kRows = kThreads / kTile;  // rows whose inputs are in shared memory
 
-// What a position of a tile needs of each row; zero past the end, which adds nothing.
+// What a position of a tile needs from each row; zero past the end, which adds nothing.
 template <typename T>
 __device__ __forceinline__ T tile_value(const T* values, int row, int batch, int variables, int variable) {
   return row < batch && variable >= 0 ? values[static_cast<int64_t>(row) * variables + variable] : T(0);
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   }
 }
 
-// Replaces each tile's sum of delta by that of all later positions; carry [B, H] is the sum after the segment, then
-// before it.
+// Replaces each tile's sum of delta by the sum over all later positions; carry [B, H] is the sum after the segment on
+// entry, and before it on return.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     nade_suffix_kernel(int64_t states, int tiles, T* __restrict__ sums, T* __restrict__ carry, bool last_segment) {
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads)
   carry[i] = later;
 }
 
-// grad_in_bias [H] from the rows' sums [B, H], in double, in order.
+// grad_in_bias [H] from the rows' sums [B, H], added in double, in order.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     nade_bias_kernel(int batch, int64_t hidden, const T* __restrict__ carry, T* __restrict__ grad_in_bias) {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads)
   grad_in_bias[unit] = static_cast<T>(sum);
 }
 
-// How the backward is cut.
+// How the backward is split.
 struct BackwardPlan {
   int tile, tiles_per_segment, segments;
   int64_t states;  // B H
@@ -204,7 +204,7 @@ struct BackwardScratch {
 template <typename S>
 cudaError_t backward_weights(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
                              const BackwardScratch<Compute<S>>& scratch, bool last_segment, cudaStream_t stream) {
-  if (arguments.hidden == 0) return cudaSuccess;  // the gradients are empty, and so would be the grids
+  if (arguments.hidden == 0) return cudaSuccess;  // the gradients are empty, and the grids would be too
   using T = Compute<S>;
   const T* grad = static_cast<const T*>(output.grad_parameters);
   const int64_t states = static_cast<int64_t>(arguments.batch) * arguments.hidden;
@@ -264,7 +264,7 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
     error = backward_segment<S>(arguments, output, tiles, scratch, s == plan.segments - 1, stream);
     if (error != cudaSuccess) return error;
   }
-  if (model.in_bias_stride != 0) {  // one bias a row: the row's own sum
+  if (model.in_bias_stride != 0) {  // each row has its own bias, whose gradient is the row's sum
     if (plan.states == 0) return cudaSuccess;
     return launch({"nade_bias", static_cast<unsigned>(ceil_divide(plan.states, kThreads)), kThreads, 0, stream},
                   nade_bias_kernel<T>, 1, plan.states, static_cast<const T*>(scratch.carry),

@@ -1,6 +1,7 @@
-// NADE backward, any number of weight rows per variable: one thread owns one hidden unit of one position for all rows
-// of the batch. Rows of weights are taken 8 at a time, in registers; the activation is computed once for each 8 rows of
-// out_weight. Bound by the states and sums of delta it reads: 4 bytes each per (row, position, unit) and 8 weight rows.
+// NADE backward for any number of weight rows per variable: one thread owns one hidden unit of one position for all
+// rows of the batch. Rows of weights are taken 8 at a time, in registers; the activation is computed once for each 8
+// rows of out_weight. Bound by reading states and sums of delta: 4 bytes each per (row, position, unit) and 8 weight
+// rows.
 #include "nade_backward_general.h"
 
 namespace ar_fast::cuda {
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
 
 constexpr int kInputWarps = 4;
 
-// A position of a row: what does not depend on the unit.
+// What a position of a row needs that does not depend on the unit.
 template <typename T>
 struct InputStep {
   Added<T> added;

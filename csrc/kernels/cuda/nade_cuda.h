@@ -1,9 +1,9 @@
 // NADE on CUDA: launchers. The arithmetic is in kernels/nade.h; every pointer of its structures is device memory.
 //
 // All work is enqueued on `stream` without a synchronisation, so it can be captured in a graph. Scratch is device
-// memory of the scratch_bytes that the cut beside the launcher says, aligned to 256; it may be reused when the stream
-// has passed the launch. A row's result does not depend on the batch it is in, and gradients are bitwise the same in
-// every run.
+// memory, aligned to 256; the cut declared beside each launcher gives its scratch_bytes. It may be reused when the
+// stream has passed the launch. A row's result does not depend on the batch it is in, and gradients are bitwise the
+// same in every run.
 #pragma once
 
 #include "../nade.h"
@@ -11,9 +11,9 @@
 
 namespace ar_fast {
 
-// How the forward is cut: chunks of positions in parallel, strips of hidden units, `rows` of the batch at a time.
+// How the forward is split: chunks of positions in parallel, strips of hidden units, `rows` of the batch at a time.
 struct NadeForwardCut {
-  bool tiles;          // both weights staged in shared memory
+  bool tiles;          // both weights are staged in shared memory
   int64_t chunk, chunks, strip, strips, rows;
   int64_t scratch_bytes;
 };
@@ -22,7 +22,7 @@ NadeForwardCut nade_forward_cuda_cut(const NadeModel& model, const NadeInput& in
 cudaError_t nade_forward_cuda(const NadeModel& model, const NadeInput& input, const NadeForward& output, void* scratch,
                               cudaStream_t stream);
 
-// How the backward is cut: segments of tiles of `tile` positions, one segment after another.
+// How the backward is split: segments of tiles of `tile` positions, one segment after another.
 struct NadeBackwardCut {
   int64_t tile, tiles, segments;
   int64_t scratch_bytes;
@@ -32,9 +32,9 @@ NadeBackwardCut nade_backward_cuda_cut(const NadeModel& model, const NadeInput& 
 cudaError_t nade_backward_cuda(const NadeModel& model, const NadeInput& input, const NadeBackward& output,
                                void* scratch, cudaStream_t stream);
 
-// How sampling is cut: a block of `warps` warps per sample, `rows` of the batch at a time.
+// How sampling is split: a block of `warps` warps per sample, `rows` of the batch at a time.
 struct NadeSampleCut {
-  bool registers;      // the plain Bernoulli case: a sample's state in the registers of its block
+  bool registers;      // the plain Bernoulli case: the block keeps the state of a sample in registers
   int64_t warps, shared_bytes;
   bool units_shared, parameters_shared;  // in shared memory, not in scratch
   int64_t rows;

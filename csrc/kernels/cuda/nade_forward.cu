@@ -1,16 +1,17 @@
-// NADE forward: parameters, and the fused log-likelihood.
+// NADE forward: the parameters, and the fused log-likelihood.
 //
-// Three kernels. nade_states finds the state before each chunk of about sqrt(D) positions, so that chunks run in
-// parallel. nade_scan walks a chunk: one warp per (row, strip of hidden units), each lane owning the units of one
-// 128-bit vector of a weight row (128 units a strip in float32), state and activations in registers. In the plain case
-// the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation costs 1 byte of L2
-// traffic: 8 bytes per clock and SM at the bound below, a third of what L2 gives. nade_head adds the strips in a fixed
-// order and has the head's log-likelihood, a thread a variable for bernoulli and a warp a variable for the other heads;
-// it reads 4 bytes (8 in float64) for the 128 (64) products of a warp of the scan.
+// There are three kernels. nade_states computes the state before each chunk of about sqrt(D) positions, so that chunks
+// run in parallel. nade_scan goes through a chunk: there is one warp per (row, strip of hidden units), and each lane
+// owns the units of one 128-bit vector of a weight row (128 units per strip in float32), with state and activations in
+// registers. In the plain case the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an
+// activation costs 1 byte of L2 traffic: 8 bytes per clock and SM at the bound below, a third of what L2 provides.
+// nade_head adds the strips in a fixed order and computes the head's log-likelihood, with a thread per variable for
+// bernoulli and a warp per variable for the other heads; it reads 4 bytes (8 in float64) for the 128 (64) products of a
+// warp of the scan.
 //
 // Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13
-// further instructions per activation stay under the issue rate of 128 a clock. Where x = 0 neither state nor
-// activation changes, and neither is touched (exact); a warp has one row, so the branch is uniform.
+// further instructions per activation stay under the issue rate of 128 per clock. If x = 0, neither state nor
+// activation changes, and neither is recomputed (exact); a warp has one row, so the branch is uniform.
 #include "head_device.h"
 #include "nade_cuda.h"
 #include "nade_device.h"
@@ -22,7 +23,7 @@ constexpr int kRowsPerBlock = 8;
 constexpr int kStep = 32;  // positions of a tile; lane l holds the input of position l
 constexpr int kHeadThreads = 256;
 
-// Stages rows order[first] ... of one strip of a weight: 512 bytes a position.
+// Stages rows order[first] ... of one strip of a weight: 512 bytes per position.
 template <typename S>
 __device__ __forceinline__ void stage(const NadeArguments<S>& arguments, const S* weight, int first, int stop,
                                       int first_unit, S (*tile)[kWarpSize * Vector<S>::size]) {
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
   }
 }
 
-// What nade_head writes; each is null where it is not wanted.
+// What nade_head writes; each pointer is null if the result is not wanted.
 template <typename T>
 struct HeadOutput {
   T* parameters;             // [B, R_out]
@@ -167,9 +168,9 @@ struct HeadOutput {
   }
 };
 
-// One block per row: parameters = out_bias + the strips' shares in order, then log p of each variable; log_prob summed
-// in double in a fixed order. A bernoulli variable is its thread's own; the parameters of other heads go where the
-// first strip's share was, which only this block reads, before a warp takes the variable.
+// One block per row: parameters = out_bias + the strips' shares in order, then log p of each variable; log_prob is
+// summed in double in a fixed order. A bernoulli variable belongs to one thread. The parameters of other heads
+// overwrite the first strip's share, which only this block reads, before a warp takes the variable.
 template <typename S, bool bernoulli>
 __global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_head_kernel(NadeArguments<S> arguments, Head head, int strips, Compute<S>* __restrict__ partial,
@@ -217,8 +218,8 @@ __global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
   output.log_prob[row] = static_cast<T>(total);
 }
 
-// How the forward is cut; a function of the model alone but for the rows taken at a time, which do not enter the
-// arithmetic.
+// How the forward is split. This depends only on the model, except for the number of rows taken at a time, which does
+// not affect the arithmetic.
 struct ForwardPlan {
   int chunk;
   int64_t chunks, strips, rows;
@@ -231,10 +232,10 @@ struct ForwardPlan {
     plan.chunk = static_cast<int>(ceil_divide(root, kStep) * kStep);
     plan.chunks = ceil_divide(model.variables, plan.chunk);
     plan.strips = ceil_divide(model.hidden, kWarpSize * Vector<S>::size);
-    // Without hidden units a row needs none.
+    // Without hidden units a row needs no scratch.
     const int64_t row_bytes = std::max<int64_t>(
         1, (plan.chunks * model.hidden + plan.strips * model.out_rows) * static_cast<int64_t>(sizeof(Compute<S>)));
-    // At least 64 rows at a time; no more than a grid has blocks for.
+    // At least 64 rows at a time, but not more than a grid has blocks for.
     plan.rows = std::min({batch, std::max<int64_t>(64, kScratchBudget / row_bytes / kRowsPerBlock * kRowsPerBlock),
                           (int64_t{1} << 30) / plan.chunks * kRowsPerBlock});
     return plan;

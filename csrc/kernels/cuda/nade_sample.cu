@@ -1,15 +1,15 @@
 // NADE sampling of the plain Bernoulli case: one persistent kernel draws positions start ... stop - 1, one block per
-// sample. What it does not take (other heads, several weight rows per variable, a state too large for the registers of
-// a block) goes to nade_sample_general.cu.
+// sample. nade_sample_general.cu handles all other cases (other heads, several weight rows per variable, a state too
+// large for the registers of a block).
 //
 // Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp
-// and no barrier; more take up to 16 warps (12) and one barrier a position (sums by parity in two buffers). State and
-// activations stay in registers; weight rows are read well before they are needed: in_weight's while the position is
-// computed, out_weight's one position ahead. Where x = 0 comes out neither state nor activation changes (exact). Per
-// position: both rows once, 128 bits a load, 2 special-function instructions an activation, one butterfly of 5
-// shuffles.
+// and no barrier; more units take up to 16 warps (12) and one barrier per position (sums by parity in two buffers).
+// State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
+// position is computed, out_weight's one position ahead. If x = 0 is drawn, neither state nor activation changes
+// (exact). A position reads both rows once, 128 bits per load, and takes 2 special-function instructions per activation
+// and one butterfly of 5 shuffles.
 //
-// The reduction order is fixed by H alone, so a row does not depend on the batch it is drawn in.
+// The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
 #include "draws_device.h"
 #include "nade_cuda.h"
 #include "nade_sample_general.h"
@@ -17,11 +17,11 @@
 namespace ar_fast::cuda {
 namespace {
 
-// Warps of a block, as registers allow.
+// Warps of a block, as registers permit.
 template <typename S>
 constexpr int kMaxWarps = sizeof(S) == 8 ? 12 : 16;
 
-// 128-bit vectors of a weight row that a lane owns: as many as registers allow beside the next position's.
+// 128-bit vectors of a weight row that a lane owns: as many as registers permit beside the next position's.
 template <typename S>
 constexpr int kVectors = sizeof(S) == 2 ? 2 : 4;
 
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   out.load(arguments.out_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
 
   for (int first = start; first < stop; first += kWarpSize) {
-    // Lane l looks up what position first + l needs, and keeps what comes of it: the logit in the place of out_bias,
-    // the value in that of the given one. That leaves registers to float64 with many warps.
+    // Lane l looks up what position first + l needs, and keeps its results: the logit replaces out_bias, and the value
+    // replaces the given one. This leaves enough registers to float64 with many warps.
     const bool inside = first + lane < stop;
     const int lane_variable = inside ? arguments.variable_at(first + lane) : 0;
     const T lane_scale = arguments.scale(lane_variable);
@@ -136,7 +136,7 @@ int64_t warps_for(const NadeModel& model) {
   return std::max<int64_t>(1, ceil_divide(model.hidden, kUnitsPerWarp<S>));
 }
 
-// 0 where the general kernel draws.
+// Returns 0 for cases that the general kernel draws.
 template <typename S>
 int64_t plain_warps(const NadeModel& model, const NadeSample& request) {
   const bool plain = request.draws.head.kind == HeadKind::bernoulli && !request.gathers &&

@@ -1,19 +1,19 @@
 // NADE sampling for every head: one persistent block of 8 warps per sample draws positions start ... stop - 1.
 //
-// A position reads K rows of out_weight and one of in_weight, 128 bits a load. The warps share out groups of 8 rows of
-// out_weight, which share each read of the activations, with 4 or 8 loads of a lane in flight; where there are fewer
-// groups than warps, several warps split the hidden units of a group. Warp 0 draws; the last warp has log p of the
-// value while the others go on, with the parameters in two buffers by turns. A thread keeps the same hidden units
-// throughout, so that its part of the state needs no barrier. Three barriers a position: activations, parameters,
-// value; two where the state did not change, none where the value is known. Off the chain from value to value:
-// in_weight's row (read while the parameters are computed, unless the value is to say which one), the random numbers
-// (32 positions at a time), what a position is (one ahead).
+// A position reads K rows of out_weight and one of in_weight, 128 bits per load. Each warp takes groups of 8 rows of
+// out_weight; a group shares each read of the activations, with 4 or 8 loads of a lane in flight. If there are fewer
+// groups than warps, several warps split the hidden units of a group. Warp 0 draws; the last warp computes log p of the
+// value while the others continue, with the parameters in two alternating buffers. A thread keeps the same hidden units
+// throughout, so that its part of the state needs no barrier. There are three barriers per position (activations,
+// parameters, value), two if the state did not change, none if the value is known. Some work is done before a value
+// needs it: reading in_weight's row (while the parameters are computed, unless the value selects the row), drawing the
+// random numbers (32 positions at a time), and looking up a position's data (one ahead).
 //
 // Designed for L2, 24 bytes per clock and SM: in float32 a position takes (K + 1) H / 6 clocks for the weights and, at
-// 8 activations per clock, H / 8 for the activations. State, activations and parameters lie in shared memory where they
-// fit in it, else in global memory that only this block touches.
+// 8 activations per clock, H / 8 for the activations. State, activations and parameters are in shared memory if they
+// fit, else in global memory that only this block accesses.
 //
-// The reduction order is fixed by K and H alone, so a row does not depend on the batch it is drawn in.
+// The reduction order depends only on K and H, so a row does not depend on the batch it is drawn in.
 #include "nade_sample_general.h"
 
 #include "draws_device.h"
@@ -24,7 +24,7 @@ namespace {
 constexpr int kWarps = general_sample_warps;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kRows = 8;  // parameter rows that a warp takes together
-// Of those, rows whose loads are in flight together.
+// How many of those rows have loads in flight together.
 template <typename S>
 constexpr int kLoads = sizeof(S) == 4 ? 8 : 4;
 
@@ -32,15 +32,15 @@ template <typename T>
 struct GeneralSample {
   Draws draws;
   bool gathers;
-  int64_t first_row;  // of this launch; what lies in scratch is counted from it
+  int64_t first_row;  // first row of this launch; scratch is indexed relative to it
   T* state;
   int padded;
   int64_t most_rows;
-  T* units;       // [rows, 2, padded]: state and activations; null = shared memory
-  T* parameters;  // [rows, 2, most_rows]; null = shared memory
+  T* units;       // [rows, 2, padded]: state and activations; null means shared memory
+  T* parameters;  // [rows, 2, most_rows]; null means shared memory
 };
 
-// What every thread knows of a position.
+// What every thread knows about a position.
 template <typename T>
 struct SamplePosition {
   int variable, rows;
@@ -66,7 +66,7 @@ struct SamplePosition {
   }
 };
 
-// N values of shared memory, or of what the kernel itself has written, 128 bits at a time.
+// N values of shared memory, or of memory that the kernel itself has written, 128 bits at a time.
 template <typename T, int N>
 __device__ __forceinline__ void load_reals(const T* from, T (&values)[N]) {
 #pragma unroll
@@ -88,8 +88,8 @@ __device__ __forceinline__ void store_reals(T* to, const T (&values)[N]) {
   }
 }
 
-// Warps that split the hidden units of a group of parameter rows: 1, 2, 4 or 8. With more than one, a variable has no
-// more than 8 kRows sums of `rows` parameters.
+// Warps that split the hidden units of a group of parameter rows: 1, 2, 4 or 8. If it is more than one, a variable has
+// at most 8 kRows sums of `rows` parameters.
 __device__ __forceinline__ int segments_of(int rows) {
   const int groups = (rows + kRows - 1) / kRows;
   int segments = kWarps;
@@ -140,7 +140,7 @@ __device__ __forceinline__ void sum_parameters(const NadeArguments<S>& model, co
   }
 }
 
-// Adds up the segments in order, by one warp.
+// Adds up the segments in order; one warp does this.
 template <typename T>
 __device__ __forceinline__ void add_segments(int rows, T* sums) {
   const int segments = segments_of(rows), k = lane_id();
@@ -179,11 +179,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     store_reals(a + u, own);
   }
 
-  const S* added = nullptr;  // the row of in_weight that the state still lacks, and its factor
+  const S* added = nullptr;  // the row of in_weight that is not added to the state yet, and its factor
   T factor = T(0);
-  bool gathered = false;  // whether a category chose it
-  Vector<S> ahead{};      // this thread's first vector of that row, unless a category chose it
-  // a += factor added, and h = f(scale a), of the thread's own units.
+  bool gathered = false;  // whether a category selected it
+  Vector<S> ahead{};      // this thread's first vector of that row, unless a category selected it
+  // a += factor added, and h = f(scale a), for the thread's own units.
   const auto advance = [&](bool activates, T scale) {
     for (int u = t * size; u < padded; u += stride) {
       T own[size], active[size];
@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     added = nullptr;
   };
 
-  bool stale = true;  // h is not that of the state
-  int turn = 0;       // which buffer the next parameters go to
+  bool stale = true;  // h does not belong to the state
+  int turn = 0;       // the buffer of the next parameters
   double log_prob = 0;
   NoiseAhead noise;
   SamplePosition<T> next = SamplePosition<T>::of(model, sample, row, start);
@@ -276,7 +276,7 @@ GeneralSamplePlan GeneralSamplePlan::of(const NadeModel& model, const NadeSample
   const int64_t real = wide ? 8 : 4, vector = wide ? 2 : model.storage == ScalarType::float32 ? 4 : 8;
   GeneralSamplePlan plan;
   plan.padded = ceil_divide(model.hidden, vector) * vector;
-  // Where variables differ, only the device knows the largest; and the segments' sums need 8 kRows.
+  // If variables differ, only the device knows the largest number of parameters; and the segments' sums need 8 kRows.
   const int64_t rows = model.out_offsets != nullptr ? model.out_rows : model.out_rows / model.variables;
   plan.most_rows = std::max<int64_t>(kWarps * kRows, ceil_divide(rows, 4) * 4);
   const int64_t units_bytes = 2 * plan.padded * real, parameters_bytes = 2 * plan.most_rows * real;

@@ -1,9 +1,9 @@
 // The states before each tile of positions: a_p = in_bias + sum of x_i in_weight[i] over the positions before p.
 //
-// One thread carries one hidden unit of kRows rows of the batch, so that each element of in_weight is read once for all
-// of them. No activations: 2 flops per (row, position, unit), and in_weight from L2 once per kRows rows: B D H / 8 * 4
-// bytes. For 784 x 500 x 128 that is 25 MB, about 5 us; latency is hidden by reading 8 positions ahead (the inner loop
-// is unrolled).
+// One thread computes one hidden unit of kRows rows of the batch, so that each element of in_weight is read once for
+// all of them. There are no activations: 2 flops per (row, position, unit), and in_weight is read from L2 once per
+// kRows rows: B D H / 8 * 4 bytes. For 784 x 500 x 128 that is 25 MB, about 5 us. Reading 8 positions ahead hides the
+// latency (the inner loop is unrolled).
 #include "nade_device.h"
 
 namespace ar_fast::cuda {
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kRows = 8;
-constexpr int kStep = 32;  // positions whose inputs lie in shared memory
+constexpr int kStep = 32;  // positions whose inputs are in shared memory
 
 template <typename S, bool gathers>
 __global__ void __launch_bounds__(kThreads, 4)

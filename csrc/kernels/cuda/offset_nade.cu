@@ -1,10 +1,10 @@
 // Offset NADE sampling: one persistent block of 8 warps per sample draws positions start ... stop - 1.
 //
-// Threads own hidden units; where there are fewer units than threads, several share out the taps of a unit, every n-th
-// tap each, and their sums are added in order. Lanes of a warp read neighbouring units of one row of in_weight, the
-// weights stay in L1 and L2. The warps share out the parameters, warp 0 draws. Four barriers a position: after the
-// taps, the activations, the parameters and the draw. The history of values is global memory that only
-// this block touches.
+// Threads own hidden units. If there are fewer units than threads, several threads split the taps of a unit, where each
+// takes every n-th tap, and their sums are added in order. Lanes of a warp read neighbouring units of one row of
+// in_weight; the weights stay in L1 and L2. The warps split the parameters, and warp 0 draws. There are four barriers
+// per position: after the taps, the activations, the parameters and the draw. The history of values is in global memory
+// that only this block accesses.
 #include "offset_nade_cuda.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
-// Threads that go along the hidden units: a power of two, and whole warps.
+// Threads along the hidden units: a power of two, and whole warps.
 int64_t unit_threads(int64_t hidden) {
   int64_t threads = kWarpSize;
   while (threads < kThreads && threads < hidden) threads *= 2;
@@ -81,15 +81,15 @@ class OffsetSampler {
     return static_cast<const S*>(s_.in_weight) + row * s_.values_per_input * hidden_;
   }
 
-  // sum + x in_weight[row], of one unit.
+  // sum + x in_weight[row], for one unit.
   __device__ __forceinline__ T add(int64_t row, T x, int unit, T sum) const {
     if (!s_.gathers) return fma(x, to_compute(in_row(row)[unit]), sum);
     if (!is_category(x, s_.values_per_input)) return not_a_number<T>;
     return sum + to_compute(in_row(row)[static_cast<int64_t>(x) * hidden_ + unit]);
   }
 
-  // a = in_bias + the taps of the pixel at position p. Each thread goes on with its own units of a, as add_center and
-  // activations do, so that those need no barrier.
+  // a = in_bias + the taps of the pixel at position p. Each thread continues with its own units of a, as add_center and
+  // activations do, so these need no barrier.
   __device__ void neighbourhood(const T* history, int64_t p) {
     const int64_t pixel = p / channels_, r = pixel / s_.columns, c = pixel % s_.columns;
     const int per_row = kThreads / segments_, own = thread_ % per_row, segment = thread_ / per_row;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 1 : 2)
   OffsetSampler<S>(sample, row, segments, scratch == nullptr ? shared : scratch + row * reals).run();
 }
 
-// Reals that a block works in.
+// How many reals a block's memory holds.
 int64_t reals_of(const OffsetNadeSample& sample, int64_t segments) {
   const int64_t reals = (2 + segments) * sample.hidden + sample.parameters;
   return (reals + 31) / 32 * 32;

@@ -1,19 +1,19 @@
-// Sampling of recurrent models: one persistent kernel for all positions of a call. Where a block's shared memory holds
-// all weights, rows are shared out among blocks that never wait for each other; else the blocks of a cooperative grid
-// share out the units, each with its rows of the weights in shared memory, and wait twice a position: unit blocks for
-// the values, draw blocks for the states. Weights that do not fit are read from the L2 cache.
+// Sampling of recurrent models: one persistent kernel for all positions of a call. If a block's shared memory holds all
+// weights, the rows are split among blocks that never wait for each other. Otherwise the units are split among the
+// blocks of a cooperative grid. Each of them has its rows of the weights in shared memory, and they wait twice per
+// position: unit blocks for the values, draw blocks for the states. Weights that do not fit are read from the L2 cache.
 //
 // Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
 // product of a state with the recurrent weights, most of the arithmetic, needs no value: unit blocks compute it while
-// the draw blocks draw. A warp computes 4 weight rows x 4 rows of the batch, its lanes along the units: 16 sums a lane,
-// 128 bits a load.
+// the draw blocks draw. A warp computes 4 weight rows x 4 rows of the batch, with its lanes along the units: 16 sums
+// per lane, 128 bits per load.
 //
 // Waiting: a block arrives by adding 1 to a counter after a barrier of its threads, with release; a block waits by
-// reading it with acquire before a barrier. Counters only grow: stage n is complete when n times the blocks have
-// arrived, and no block arrives at a stage before it has seen the stage before complete. States are in two buffers by
-// turns: who writes position p + 1 into the buffer of p - 1 has waited for the values of p, whose blocks have read
-// p - 1, and for the states of p, whose blocks have too. What other blocks write is never read through the read-only
-// cache.
+// reading the counter with acquire before a barrier. Counters only grow: stage n is complete when n times the number of
+// blocks have arrived, and a block arrives at a stage only after it has seen that the previous stage is complete.
+// States alternate between two buffers. A block that writes position p + 1 into the buffer of p - 1 has waited for the
+// values of p, whose blocks have read p - 1, and for the states of p, whose blocks have read it too. What other blocks
+// write is never read through the read-only cache.
 #include "rnn_cuda.h"
 
 #include <algorithm>
@@ -25,11 +25,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kWeightRows = 4;     // of a warp's product
+constexpr int kWeightRows = 4;     // rows of a weight in a warp's product
 constexpr int kBatchRows = 4;
-constexpr int kChunkUnits = 32;    // whose sums are kept until the gates are applied
-constexpr int kChunkRows = 16;     // and of as many rows of the batch, whose parameters are had together too
-constexpr int kLeastUnits = 4;     // of a block of a grid
+constexpr int kChunkUnits = 32;    // units whose sums are kept until the gates are applied
+constexpr int kChunkRows = 16;     // the same for rows of the batch, whose parameters are computed together too
+constexpr int kLeastUnits = 4;     // units of a block of a grid
 constexpr int kLeft = 1 << 30;     // arrived at the states: the unit blocks have left, since every row is finished
 constexpr int64_t kMostParameterBytes = 32 * 1024;
 
@@ -39,7 +39,7 @@ struct RnnPlan {
   int rows, unit_blocks, units, draw_blocks, padded;
   bool weights_on_chip, out_weight_on_chip;
   T* states;
-  T* parameters;                   // null = in shared memory
+  T* parameters;                   // null means in shared memory
   int* arrived;
 };
 
@@ -105,7 +105,7 @@ class RnnBlock {
     if (!alone_ && thread_ == 0) add_release(counter, 1);
   }
 
-  // Until `stages` layers have been computed since the start, by all unit blocks; false where they have left.
+  // Waits until all unit blocks have computed `stages` layers since the start; false if they have left.
   __device__ __forceinline__ bool wait_for_states(int stages) const {
     if (alone_) return true;
     int arrived = 0;
@@ -116,8 +116,8 @@ class RnnBlock {
     return __syncthreads_or(arrived >= kLeft) == 0;
   }
 
-  // Until the values before this step are there; false where every row of the team is finished. Of unit blocks only:
-  // no row finishes at this step before all of them have looked.
+  // Waits until the values before this step are there; false if every row of the team is finished. Only unit blocks
+  // call it: no row finishes at this step before all of them have looked.
   __device__ __forceinline__ bool wait_for_values(int step) const {
     if (!alone_) {
       if (thread_ == 0) {
@@ -162,7 +162,7 @@ class RnnBlock {
     __syncthreads();
   }
 
-  // sums[r * kWeightRows + w] of a warp: in lane 4 i those of number i, and of number 8 + i.
+  // The sums r * kWeightRows + w of a warp: lane 4 i gets number i and number 8 + i.
   template <bool in_shared>
   __device__ __forceinline__ void dots(const S* const (&weights)[kWeightRows], const T* const (&x)[kBatchRows],
                                        bool aligned, T (&result)[2]) const {
@@ -228,8 +228,8 @@ class RnnBlock {
 
   // --- units
 
-  // The sums of units [unit, unit + count) of this block with `rows` rows from `row` on. `number` is that of the weight
-  // in shared_.weights.
+  // The sums of units [unit, unit + count) of this block with the `rows` rows from `row` on. `number` is the number of
+  // the weight in shared_.weights.
   __device__ void unit_products(const void* weight, int number, int unit, int count, int buffer, int of_layer, int row,
                                 int rows, T* sums) const {
     const auto x_at = [&](int r) { return state(buffer, of_layer, row + r); };
@@ -249,7 +249,7 @@ class RnnBlock {
 
   __device__ __forceinline__ bool vectors_fit_here(const S* base) const { return vectors_fit(base, hidden_); }
 
-  // This block's units of a layer. False where every row is finished.
+  // Computes this block's units of a layer. False if every row is finished.
   __device__ bool units(int step, int layer) {
     const RnnLayer& own = s_.layer[layer];
     wait_for_states(step * layers_ + layer);
@@ -261,7 +261,7 @@ class RnnBlock {
         const int count = min(kChunkUnits, units_ - unit);
         T* const from_state = shared_.sums;
         T* const from_input = shared_.sums + kChunkRows * count * gates_;
-        // One loop, so that the products are compiled once.
+        // A loop, so that the products are compiled only once.
         for (int input = 0; input <= (layer > 0 ? 1 : 0); ++input) {
           unit_products(input ? own.in_weight : own.recurrent_weight, input ? layers_ + layer - 1 : layer, unit, count,
                         input ? 1 - now : now, layer - input, row, rows, input ? from_input : from_state);
@@ -322,7 +322,7 @@ class RnnBlock {
     }
   }
 
-  // Every row is finished before this step: both buffers get what they have.
+  // Every row is finished before this step: both buffers get the current state.
   __device__ void leave(int step) const {
     for (int layer = 0; layer < layers_; ++layer) {
       for (int i = thread_; i < rows_ * units_; i += kThreads) {
@@ -339,7 +339,7 @@ class RnnBlock {
     return s_.finished[row] == 0 && !draws_.is_known(row, p);
   }
 
-  // Values of this block's rows at a step; false where the unit blocks have left.
+  // Draws the values of this block's rows at a step; false if the unit blocks have left.
   __device__ bool draw(int step) {
     const int64_t p = draws_.start + step;
     if (!wait_for_states((step + 1) * layers_)) return false;
@@ -371,7 +371,7 @@ class RnnBlock {
     return true;
   }
 
-  // By one warp. parameters: without out_bias.
+  // One warp draws a row. parameters: without out_bias.
   __device__ void draw_row(int row, int64_t p, T* parameters) const {
     if (s_.finished[row] != 0) return;
     T value;
@@ -401,13 +401,13 @@ class RnnBlock {
   const RnnShared<S>& shared_;
   const int thread_, warp_, hidden_, gates_, layers_, parameters_;
   bool alone_, has_units_, has_rows_;
-  int first_row_, rows_;           // of the team
-  int first_unit_ = 0, units_ = 0; // of this block
+  int first_row_, rows_;           // rows of the team
+  int first_unit_ = 0, units_ = 0; // units of this block
   int draw_begin_ = 0, draw_end_ = 0;
   int *values_arrived_, *states_arrived_;
 };
 
-// What a block keeps in shared memory, in bytes.
+// The parts of a block's shared memory, in bytes.
 struct RnnBytes {
   int64_t sums, parameters, weights, out_weight;
 };
@@ -433,7 +433,7 @@ int64_t storage_bytes(const RnnSample& sample) {
   return sample.storage == ScalarType::float64 ? 8 : sample.storage == ScalarType::float32 ? 4 : 2;
 }
 
-// With everything in shared memory.
+// The bytes of a block with everything in shared memory.
 RnnBytes bytes_of(const RnnSample& sample, const RnnCut& cut) {
   const int64_t compute = compute_bytes(sample), storage = storage_bytes(sample), gates = sample.gates();
   RnnBytes bytes;

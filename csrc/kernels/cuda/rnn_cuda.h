@@ -1,7 +1,7 @@
 // Sampling of recurrent models on CUDA: the launcher. The contract is in kernels/rnn.h; every pointer is device memory.
 //
-// Enqueued on `stream` without a synchronisation. A row's additions have an order that H alone fixes, so a row does not
-// depend on the batch it is drawn in, on how the work is cut, nor on where a call ends.
+// The work is enqueued on `stream` without a synchronisation. The order of a row's additions depends only on H, so a
+// row does not depend on the batch it is drawn in, on how the work is split, or on where a call ends.
 #pragma once
 
 #include "../rnn.h"
@@ -9,31 +9,31 @@
 
 namespace ar_fast {
 
-// Who does what. Rows are shared out among teams of blocks; a team goes through the positions together. A team of one
-// block does everything; in a larger one the units of every layer are shared out among unit blocks, and the rows among
-// draw blocks, which have the parameters and draw.
+// How the work is split. Rows are split among teams of blocks; a team goes through the positions together. A team of
+// one block does everything. In a larger team, the units of every layer are split among unit blocks, and the rows among
+// draw blocks, which compute the parameters and draw.
 struct RnnCut {
-  int64_t teams, rows;             // rows of a team, at most
-  int64_t unit_blocks, units;      // of a team; units of a block, at most
-  int64_t draw_blocks;             // of a team; 0 = its one block does everything
+  int64_t teams, rows;             // at most `rows` rows per team
+  int64_t unit_blocks, units;      // per team; at most `units` units per block
+  int64_t draw_blocks;             // per team; 0 means that its one block does everything
   bool weights_on_chip;            // a unit block keeps its rows of every weight in shared memory
-  bool out_weight_on_chip;         // and so a block that draws
+  bool out_weight_on_chip;         // a block that draws keeps out_weight in shared memory
   bool parameters_on_chip;
   int64_t shared_bytes;
-  int64_t padded;                  // units of a state in scratch, a whole number of vectors
+  int64_t padded;                  // units of a state in scratch, rounded up to whole vectors
 
   int64_t blocks() const { return teams * (unit_blocks + draw_blocks); }
 };
 
 enum class RnnTeams : int32_t { automatic, one_block, grid };
 
-// Asks the device, without synchronising.
+// Asks the device for its limits, without synchronising.
 cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut);
 
 struct RnnScratch {
   void* states;                    // [2, L, B, padded] compute: the first has the state before start, both have 0
-                                   // behind unit H - 1; written. Afterwards the state is in number (stop - start) % 2
-  void* parameters;                // [B, K] compute; null where they are on chip
+                                   // after unit H - 1; written. Afterwards the state is number (stop - start) % 2
+  void* parameters;                // [B, K] compute; null if they are on chip
   int* arrived;                    // [teams, 2], all 0
 };
 

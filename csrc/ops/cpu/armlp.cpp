@@ -14,7 +14,7 @@ int64_t first_parameter(const ArmlpSample& sample, int64_t position) {
   return sample.offsets ? sample.offsets[position] : position * (sample.out_rows / sample.draws.variables);
 }
 
-// On the CPU values can be looked at without a synchronisation, so what would be read out of place raises.
+// On the CPU values can be read without a synchronisation, so any that would cause a read outside a tensor raises.
 void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   const bool gathers = sample.draws.head.kind == HeadKind::categorical;
   const int64_t* starts = sample.block_starts;
@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> armlp_sample_cpu(const ArmlpSampl
   const auto t = prepare_armlp_sample(a);
   const ArmlpSample& sample = t.sample;
   check_order_values(armlp_name, sample.draws);
-  // Every network reads the inputs of all positions before it, and its block has rows as far as the block's last one.
+  // Every network reads the inputs of all earlier positions, and its block has rows for all that its last network sees.
   const Entries entries{0, a.stop == a.start ? a.start
                                              : std::min((a.stop - 1) / armlp_block * armlp_block + armlp_block,
                                                         sample.draws.variables)};

@@ -12,7 +12,7 @@
 namespace ar_fast {
 namespace {
 
-// Elements that are worth a thread.
+// How many elements justify another thread.
 constexpr int64_t grain = 16384;
 
 void check_values(const char* op, const HeadTensors& t) {

@@ -1,4 +1,4 @@
-// masked_linear on the CPU: which way, and the shapes around it.
+// masked_linear on the CPU: the choice of a path, and the shapes around it.
 #include "../masked_linear.h"
 
 #include <ATen/ops/linear.h>
@@ -22,12 +22,12 @@ Path choose(std::string_view algorithm, at::ScalarType storage, int64_t batch) {
   const bool bfloat16 = storage == at::kBFloat16;
   if (algorithm == "panels") return bfloat16 ? Path::bfloat16 : Path::panels;
   if (batch > 8 && bfloat16 && has_amx_bfloat16()) return Path::bfloat16;
-  // Without wide registers torch's GEMM, which picks its instructions itself, is the faster one.
+  // Without wide registers torch's GEMM, which selects its instructions itself, is faster.
   return batch > 8 && current_isa() == Isa::baseline ? Path::panels : Path::fused;
 }
 
-// Where permuted features are many on one side and few on the other, bringing the many to their places costs more than
-// the product that is skipped.
+// Whether to compute with masked copies: if one side has many permuted features and the other has few, gathering the
+// many costs more than the product that would be skipped.
 bool copies(std::string_view algorithm, const HostMask& mask, int64_t batch) {
   constexpr int64_t few = 128;
   const int64_t inputs = mask.plan().in_features, outputs = mask.plan().out_features;
@@ -53,13 +53,13 @@ int64_t count_rows(const at::Tensor& rows) {
   return count;
 }
 
-// (..., features) as a contiguous matrix (B, features) of the compute type.
+// (..., features) -> a contiguous matrix (B, features) of the compute type.
 at::Tensor as_matrix(const at::Tensor& rows) {
   const at::Tensor matrix = rows.dim() == 2 ? rows : rows.reshape({count_rows(rows), rows.size(-1)});
   return matrix.to(compute_type(rows.scalar_type())).contiguous();
 }
 
-// (B, features) in the compute type as (..., features) beside `rows`, in its dtype.
+// (B, features) in the compute type -> (..., features) with the leading dimensions and the dtype of `rows`.
 at::Tensor as_rows(const at::Tensor& matrix, const at::Tensor& rows) {
   const at::Tensor cast = matrix.to(rows.scalar_type());
   if (rows.dim() == 2) return cast;
@@ -72,7 +72,7 @@ at::Tensor dense_weight(const HostMask& mask, const at::Tensor& weight) {
   return at::where(mask.to_dense(), weight, at::zeros({}, weight.options()));
 }
 
-// A masked weight never sees the other operand, NaN included; a product with zero in its place does.
+// A masked weight must not see the other operand, even NaN, but a product with zero instead of the weight does.
 void mend(const HostMask& mask, const at::Tensor& input, const at::Tensor& grad_output, const at::Tensor& weight,
           const at::Tensor& bias, Activation activation, const at::Tensor& output) {
   const auto data = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };

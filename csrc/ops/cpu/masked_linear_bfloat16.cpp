@@ -1,5 +1,5 @@
-// masked_linear in bfloat16 through torch's GEMM, whose products oneDNN makes with AMX where the CPU has it: panels of
-// the sorted weight, masked, in bfloat16, each with one product over all that it sees, so that a sum is rounded once.
+// masked_linear in bfloat16 through torch's GEMM, for which oneDNN uses AMX if the CPU has it: panels of the sorted
+// weight, masked, in bfloat16. Each panel takes one product over all that it sees, so that a sum is rounded once.
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymIntArrayRef.h>
 #include <ATen/ops/empty_like.h>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t panel_features = 256, panel_area = 1024 * 1024;
 
-// Calls body(begin, end) for panels of `features`, of about panel_area elements at most.
+// Calls body(begin, end) for panels of `features`, each of about panel_area elements at most.
 template <typename Body>
 void for_each_panel(int64_t features, int64_t steps, const Body& body) {
   const int64_t most = std::clamp<int64_t>(panel_area / std::max<int64_t>(steps, 1), 16, panel_features);

@@ -7,10 +7,10 @@
 namespace ar_fast {
 namespace {
 
-// Batches up to here stream the weight once past all rows; larger ones are a product of tiles.
+// Batches of up to this many rows stream the weight once past all rows; larger ones are a product of tiles.
 constexpr int64_t stream_batch = 8;
 
-// Tiles that a thread keeps at a time, at least one: they stay in L2.
+// How much a thread keeps in tiles at a time (at least one tile): these stay in L2.
 constexpr int64_t tiles_together_bytes = 256 * 1024;
 
 MaskedRows stream_arguments(const HostMask& mask, ScalarType storage, int64_t batch) {
@@ -22,7 +22,7 @@ MaskedRows stream_arguments(const HostMask& mask, ScalarType storage, int64_t ba
   return arguments;
 }
 
-// Calls kernel(arguments with a scratch of its own, begin, end) for ranges of equal work.
+// Calls kernel(arguments with a scratch for each thread, begin, end) for ranges of equal work.
 template <typename Kernel>
 void stream(const HostMask& mask, MaskedRows arguments, bool over_columns, bool needs_scratch, const Kernel& kernel) {
   const MaskPlan& plan = arguments.plan;
@@ -51,7 +51,7 @@ void stream(const HostMask& mask, MaskedRows arguments, bool over_columns, bool 
   });
 }
 
-// A matrix as tiles of lanes for the product kernels, its columns in the order of the plan.
+// A matrix as tiles of lanes for the product kernels, with its columns in the order of the plan.
 struct Tiles {
   Tiles(const at::Tensor& matrix, bool by_rows, const int32_t* order)
       : matrix(matrix), order(order), by_rows(by_rows), float64(matrix.scalar_type() == at::kDouble) {
@@ -78,9 +78,9 @@ struct Tiles {
   int64_t width = 0, steps, count, tile_bytes;
 };
 
-// Panels of units of about `panel` each; those of a blocks plan are the mask's tiles.
+// Panels of about `panel` units each; the panels of a blocks plan are the mask's tiles.
 std::vector<int64_t> make_panels(const HostMask& mask, int64_t units, int64_t tiles) {
-  // Six units run together in the kernel. Few panels are made smaller, so that every thread has some.
+  // The kernel takes six units together. If there are few panels they are made smaller, so that every thread has some.
   int64_t panel = masked_panel;
   if (mask.nested()) {
     panel = 60;
@@ -92,8 +92,8 @@ std::vector<int64_t> make_panels(const HostMask& mask, int64_t units, int64_t ti
   return bounds;
 }
 
-// Where each thread's share of `panels` x `tiles` items begins: shares of about the same work, cost(panel) for one
-// tile. Items run by tile or by panel.
+// Where each thread's share of `panels` x `tiles` items begins: shares have about the same work, where cost(panel) is
+// the work of one tile. Items are ordered by tile or by panel.
 template <typename Cost>
 std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int64_t batch, const Cost& cost) {
   std::vector<int64_t> ends(panels);
@@ -119,7 +119,7 @@ std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int6
   return begins;
 }
 
-// `bytes` of memory for each thread, on lines of their own.
+// `bytes` of memory for each thread, on separate cache lines.
 struct ThreadScratch {
   ThreadScratch(int64_t threads, int64_t each)
       : bytes((each + 63) / 64 * 64), memory(empty({threads * bytes}, at::kByte)) {}
@@ -128,21 +128,22 @@ struct ThreadScratch {
   at::Tensor memory;
 };
 
-// What the kernels with units as rows of the weight need, a multiple of 64.
+// The scratch of the kernels whose units are rows of the weight, a multiple of 64.
 int64_t gemm_bytes(bool float64, int64_t steps) {
   int64_t bytes = 0;
   AR_FAST_CPU_KERNEL(masked_gemm_scratch)(float64, steps, &bytes);
   return (bytes + 63) / 64 * 64;
 }
 
-// y: where the weight is used as it lies, a thread goes through its panels with a few tiles in its own scratch, then
-// with the next; where panels of it are packed, panel by panel, past tiles that were filled beforehand.
+// y. If the weight is used directly, a thread goes through its panels with a few tiles in its own scratch, and then
+// with the next tiles. If panels of the weight are packed, it goes panel by panel over tiles that were filled
+// beforehand.
 template <typename Cost>
 void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
                 const Cost& cost) {
   const int64_t panels = static_cast<int64_t>(bounds.size()) - 1;
   const bool by_tile = !packs;
-  // Of each pass over the weight as many as stay in L2, and some for every thread.
+  // For each pass over the weight as many tiles as stay in L2, but some for every thread.
   const int64_t most = std::min(tiles_together_bytes / std::max<int64_t>(tiles.tile_bytes, 1),
                                 tiles.count / at::get_num_threads());
   const int64_t passes = by_tile ? (tiles.count + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1)
@@ -182,8 +183,8 @@ void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& boun
   });
 }
 
-// y or dX with `features` of the result as lanes: a thread takes some tiles of them past all its rows, then the next.
-// cost(first feature, last feature of a tile) is the length of its sum.
+// y or dX with `features` of the result as lanes: a thread multiplies all its rows by some tiles of features, and then
+// by the next tiles. cost(first feature, last feature of a tile) is the length of its sum.
 template <typename Cost, typename Kernel>
 void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int64_t steps, const Cost& cost,
                const Kernel& kernel) {
@@ -216,8 +217,9 @@ void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int6
   });
 }
 
-// Whether y has features as lanes. Rows as lanes transpose every row of x and of y and pack weights that are not used
-// as they lie; features as lanes transpose the weight, and a tile's lanes all go as far as the last of them sees.
+// Whether y has features as lanes. With rows as lanes, every row of x and of y is transposed, and weights that cannot
+// be used directly are packed. With features as lanes, the weight is transposed, and all lanes of a tile go as far as
+// the last of them sees.
 bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
   const int64_t out_features = mask.plan().out_features, in_features = mask.plan().in_features;
   if (mask.columns().defined() && in_features > in_place_features) return false;
@@ -323,7 +325,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
       });
   const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
   const int64_t row_bytes = in_features * static_cast<int64_t>(x.element_size());
-  // A thread's panel of dW lies behind the kernel's scratch until it is written in the op's order and dtype.
+  // A thread's panel of dW is stored after the kernel's scratch until it is written in the op's order and dtype.
   const int64_t kernel_bytes = gemm_bytes(tiles.float64, 0);
   const ThreadScratch scratch(parts, kernel_bytes + (in_place ? 0 : masked_panel * row_bytes));
   parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {

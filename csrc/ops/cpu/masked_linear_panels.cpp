@@ -1,5 +1,5 @@
-// masked_linear through torch's GEMM: rectangles without masked weights are views of the weight; the others, and all of
-// a weight whose rows or columns are not in sorted order, are packed a bounded piece at a time.
+// masked_linear through torch's GEMM. Rectangles without masked weights are views of the weight. The others, and all
+// rectangles of a weight whose rows or columns are not sorted, are packed a bounded piece at a time.
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymIntArrayRef.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
@@ -36,7 +36,7 @@ at::Tensor unsort_features(const at::Tensor& matrix, const at::Tensor& order) {
   return empty(matrix.sizes(), matrix.scalar_type()).index_copy_(1, order.to(at::kLong), matrix);
 }
 
-// Calls body(rectangle, its weights in the compute type), the whole unmasked part once.
+// Calls body(rectangle, its weights in the compute type) for rectangles that cover the unmasked part once.
 template <typename Body>
 void for_each_piece(const HostMask& mask, const at::Tensor& weight, const std::vector<MaskedBlock>& blocks,
                     const Body& body) {
@@ -70,7 +70,7 @@ void for_each_piece(const HostMask& mask, const at::Tensor& weight, const std::v
   }
 }
 
-// Row panels of dW through a bounded buffer: permuted plans, and storage that is not the compute type.
+// Row panels of dW through a bounded buffer, for permuted plans and for storage that is not the compute type.
 void grad_weight_panels(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::Tensor& dw) {
   const MaskPlan& plan = mask.plan();
   const ScalarType storage = storage_type(dw.scalar_type());

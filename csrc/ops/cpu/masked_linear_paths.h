@@ -1,5 +1,5 @@
 // The ways to compute masked_linear on the CPU, and what they share. Matrices are contiguous, (B, features), in the
-// compute type; the weight is contiguous in its own type.
+// compute type; the weight is contiguous in its storage type.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
@@ -12,7 +12,7 @@ namespace ar_fast {
 
 constexpr int64_t parallel_work = 32 * 1024;
 
-// Six permuted rows of so many features are read where they lie: they stay in L1. Of more they are sorted first.
+// Six permuted rows with up to this many features stay in L1 and are read unsorted. Longer rows are sorted first.
 constexpr int64_t in_place_features = 1024;
 
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
@@ -28,7 +28,7 @@ void parallel(bool worth, int64_t size, const Body& body) {
   }
 }
 
-// Features of a matrix in sorted order; the matrix itself where the plan is sorted.
+// The features of a matrix in sorted order; the matrix itself if the plan is sorted.
 inline at::Tensor sort_features(const at::Tensor& matrix, const at::Tensor& order) {
   return order.defined() ? at::index_select(matrix, 1, order) : matrix;
 }
@@ -38,17 +38,17 @@ at::Tensor panels_forward(const HostMask& mask, const at::Tensor& x, const at::T
 at::Tensor panels_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor panels_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
-// The same in bfloat16, for weights that are stored so: with AMX the product is many times faster than in float.
+// The same in bfloat16, for weights stored in bfloat16: with AMX the product is many times faster than in float.
 at::Tensor bfloat16_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias);
 at::Tensor bfloat16_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
 at::Tensor bfloat16_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x);
 
 // torch's GEMM over all columns of a bounded piece of the masked weight at a time, in the weight's own order: nothing
-// is skipped, and nothing is gathered or scattered either.
+// is skipped, but nothing is gathered or scattered either.
 at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 
-// Our own kernels: batches of a few rows stream the weight once, larger ones run a product of tiles.
+// Our own kernels: for a few rows they stream the weight once, for more they compute a product of tiles.
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                          Activation activation);
 at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);

@@ -9,7 +9,7 @@
 namespace ar_fast {
 namespace {
 
-// Below this many weights a rectangle is packed whole rather than split further: splitting costs calls.
+// A rectangle of fewer weights than this is packed whole instead of being split further: splitting costs calls.
 constexpr int64_t leaf_area = 64 * 1024;
 constexpr int64_t leaf_rows = 32;
 constexpr int64_t panel_tiles = 4;
@@ -32,7 +32,7 @@ HostMask::HostMask(const char* op, const MaskTensors& mask, int64_t out_features
   if (!nested()) return;
   if (plan_.rows != nullptr) inverse(op, "rows", plan_.rows, out_features);
   if (plan_.columns != nullptr) rank_ = inverse(op, "columns", plan_.columns, in_features);
-  // One pass without branches finds whether all is well; the second words the error.
+  // One pass without branches finds whether all values are valid; a second one finds the error to report.
   int32_t before = 0, wrong = 0;
   const int32_t most = static_cast<int32_t>(in_features);
   for (int64_t r = 0; r < out_features; ++r) {
@@ -145,7 +145,7 @@ std::vector<int64_t> HostMask::split_columns(int64_t parts) const {
     for (int64_t part = 1; part < parts; ++part) bounds[part] = columns * part / parts;
     return bounds;
   }
-  // Row o is work for every column before extents[o].
+  // Row o takes work for every column before extents[o].
   std::vector<int64_t> stops(columns + 1, 0);
   int64_t total = columns;
   for (int64_t r = 0; r < plan_.out_features; ++r) {

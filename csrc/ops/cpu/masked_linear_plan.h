@@ -1,4 +1,4 @@
-// The host's view of a mask: checked values, and the rectangles of which the unmasked part is made.
+// The host's view of a mask: checked values, and the rectangles that make up the unmasked part.
 #pragma once
 
 #include <vector>
@@ -10,12 +10,12 @@ namespace ar_fast {
 
 struct MaskedBlock {
   MaskedRectangle at;              // in sorted rows and columns
-  bool full;                       // no masked weight inside
+  bool full;                       // it has no masked weight
 };
 
 class HostMask {
  public:
-  // Raises where values are out of range, or rows or columns are no permutation or do not sort the extents.
+  // Raises if values are out of range, or rows or columns are not a permutation or do not sort the extents.
   HostMask(const char* op, const MaskTensors& mask, int64_t out_features, int64_t in_features);
 
   const MaskPlan& plan() const { return plan_; }
@@ -29,14 +29,14 @@ class HostMask {
     return plan_.extents[plan_.rows == nullptr ? sorted_row : plan_.rows[sorted_row]];
   }
 
-  // Rectangles that cover every unmasked weight once; together little larger than the unmasked part.
+  // Rectangles that cover every unmasked weight once; together they are little larger than the unmasked part.
   std::vector<MaskedBlock> blocks() const;
 
-  // Boundaries of `parts` ranges of rows (of columns) of about equal work, in the weight's own order.
+  // Boundaries of `parts` ranges of rows (of columns) with about the same work, in the weight's own order.
   std::vector<int64_t> split_rows(int64_t parts) const;
   std::vector<int64_t> split_columns(int64_t parts) const;
 
-  // Of each sorted column: how many sorted rows do not see it.
+  // For each sorted column, how many sorted rows do not see it.
   std::vector<int32_t> starts() const;
 
   // The mask as a bool tensor (O, I).

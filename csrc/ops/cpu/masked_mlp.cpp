@@ -15,7 +15,7 @@
 namespace ar_fast {
 namespace {
 
-// At least as many as a kernel's blocks have.
+// At least as many as the kernel's blocks have.
 constexpr int64_t most_block_positions = 16;
 
 // How much of a value the units computed at a position can read.
@@ -23,7 +23,7 @@ int64_t ready_at(const MaskedMlpSample& sample, int64_t value, int64_t position)
   return value == 0 ? masked_mlp_columns(sample, position).begin : masked_mlp_units(sample, value - 1, position).end;
 }
 
-// Of the units [begin, end), which lie in the layer.
+// Checks the units [begin, end), which belong to the layer.
 void check_ascends(const MaskedMlpSample& sample, const MaskedMlpTerm& term, int64_t index, int64_t begin,
                    int64_t end) {
   const int64_t inputs = masked_mlp_width(sample, term.source);
@@ -37,10 +37,10 @@ void check_ascends(const MaskedMlpSample& sample, const MaskedMlpTerm& term, int
   }
 }
 
-// On the CPU values can be looked at without a synchronisation, so what would read a unit not yet computed raises, and
-// what would read or write outside a tensor. The entries are positions: those of the call and, since kernels go on
-// within a block of positions, those before them that may be in the first one's block; from a weight by input, all
-// before.
+// On the CPU values can be read without a synchronisation, so those raise that would cause a read of a unit that is not
+// computed yet, or an access outside a tensor. The entries are positions: those of the call and, since kernels continue
+// within a block of positions, the earlier ones that may be in the first one's block; with a weight by input, all
+// earlier ones.
 void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   const int64_t out_rows = sample.layers[sample.hidden_layers].units;
   check_order_values(masked_mlp_name, sample.draws);
@@ -79,8 +79,8 @@ void check_schedule(const MaskedMlpSample& sample, const Entries& entries) {
   }
 }
 
-// A category has a column of its own, or its variable has one column, which takes its number. By input with a
-// categorical head it is the former.
+// A categorical variable has a column for each category, or one column that holds the number of its category. By input
+// with a categorical head it has a column for each category.
 void check_categories(const MaskedMlpSample& sample) {
   if (sample.draws.head.kind != HeadKind::categorical && sample.draws.head.kind != HeadKind::per_variable) return;
   for (int64_t p = sample.draws.start; p < sample.draws.stop; ++p) {
@@ -96,8 +96,8 @@ void check_categories(const MaskedMlpSample& sample) {
   }
 }
 
-// How many threads share the units of a group. Worth it where there are at least twice as many as groups of rows, and a
-// block of positions is more work than waking them.
+// How many threads share the units of a group. This helps if there are at least twice as many threads as groups of
+// rows, and a block of positions is more work than waking them.
 int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), masked_mlp_most_parts);
   int64_t weights = 0;
@@ -108,7 +108,7 @@ int64_t team_parts(const MaskedMlpSample& sample, int64_t groups) {
   return 2 * groups <= threads && weights / sample.draws.variables > 16 * 1024 ? threads : 1;
 }
 
-// From a weight by input.
+// For a weight by input.
 void draw_by_input(const MaskedMlpSample& sample) {
   const Draws& draws = sample.draws;
   const int64_t slice = rows_per_slice(draws.batch);

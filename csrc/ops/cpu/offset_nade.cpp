@@ -25,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const Offs
             " channels, H = ", sample.hidden);
     const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
     at::parallel_for(0, sample.draws.batch, 1, [&](int64_t begin, int64_t end) {
-      // torch aligns what it allocates to a cache line.
+      // torch aligns its allocations to a cache line.
       const at::Tensor scratch = at::empty({scratch_bytes}, at::TensorOptions(at::kByte));
       kernel(sample, begin, end, scratch.mutable_data_ptr());
     });

@@ -18,7 +18,7 @@
 namespace ar_fast {
 namespace {
 
-// Threads share the units of a layer, and wait for each other after it: worth it where that takes a microsecond or so.
+// Threads share the units of a layer and wait for each other after it. This helps if a share takes a microsecond or so.
 int64_t team_parts(const RnnSample& sample) {
 #if defined(_OPENMP)
   if (at::in_parallel_region()) return 1;

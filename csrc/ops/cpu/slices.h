@@ -1,4 +1,4 @@
-// How the CPU implementations share out rows: slices on torch's threads, each with scratch of its own.
+// How the CPU implementations split rows: into slices on torch's threads, where each thread has its own scratch.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -8,7 +8,7 @@
 
 namespace ar_fast {
 
-// Rows of one call of a kernel at most: their states stay in the cache.
+// The most rows of one call of a kernel: their states stay in the cache.
 constexpr int64_t rows_per_task = 64;
 
 // Calls body(begin, end, scratch) over [0, count) in slices of at most `slice`, one scratch per thread.
@@ -16,7 +16,7 @@ template <typename Body>
 void in_slices(int64_t count, int64_t slice, int64_t scratch_bytes, const Body& body) {
   const int64_t slices = (count + slice - 1) / slice;
   at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-    // Aligned to a cache line, as the kernels' arrays are cut.
+    // Aligned to a cache line, as the kernels expect for their arrays.
     auto scratch = at::empty({scratch_bytes + 64}, at::kByte);
     char* base = static_cast<char*>(scratch.mutable_data_ptr());
     base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;

@@ -1,5 +1,5 @@
 // armlp_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of order, offsets,
-// block_starts and categories are not looked at.
+// block_starts and categories are not checked.
 #include "../armlp.h"
 
 #include <ATen/ops/empty.h>

@@ -1,5 +1,5 @@
 // fvsbn_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of order, offsets and
-// categories are not looked at.
+// categories are not checked.
 #include "../fvsbn.h"
 
 #include "../../kernels/cuda/fvsbn_cuda.h"

@@ -1,5 +1,5 @@
-// The head ops on CUDA: allocates outputs, and launches on the current stream. Nothing here synchronises, so values of
-// x and offsets are not looked at; a category that is none has a log p of NaN.
+// The head ops on CUDA: they allocate outputs, and launch on the current stream. Nothing here synchronises, so the
+// values of x and offsets are not checked; a number that is not a category has a log p of NaN.
 #include "../head.h"
 
 #include <ATen/ops/empty.h>

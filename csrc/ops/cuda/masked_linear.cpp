@@ -1,5 +1,5 @@
-// masked_linear on CUDA: picks a path and launches on the current stream. Nothing here synchronises, so the values of
-// the mask are not looked at.
+// masked_linear on CUDA: selects a path and launches on the current stream. Nothing here synchronises, so the values of
+// the mask are not checked.
 #include "../masked_linear.h"
 
 #include <ATen/Context.h>
@@ -62,8 +62,8 @@ at::Tensor select(const ContiguousMask& mask, const at::Tensor& weight) {
   return at::where(dense_mask(mask, weight.size(1)), weight, at::zeros({}, weight.options()));
 }
 
-// What torch's settings say of products of float32 on CUDA. allowTF32CuBLAS() would throw where the old and the new
-// interface were both used and disagree; what torch itself asks before a product is this.
+// What torch's settings say about float32 products on CUDA. This is the function that torch itself calls before a
+// product; allowTF32CuBLAS() would throw if both the old and the new interface were used and disagree.
 bool tf32_allowed() {
   return !at::NoTF32Guard::should_disable_tf32() &&
          at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==

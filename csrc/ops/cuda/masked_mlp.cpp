@@ -1,5 +1,5 @@
 // masked_mlp_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of extents,
-// unit_ends and order are not looked at.
+// unit_ends and order are not checked.
 #include "../masked_mlp.h"
 
 #include <ATen/ops/empty.h>

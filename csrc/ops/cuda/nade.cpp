@@ -1,5 +1,5 @@
-// NADE on CUDA: allocates outputs and scratch, and launches on the current stream. Nothing here synchronises, so values
-// of order, offsets and categories are not looked at.
+// NADE on CUDA: allocates outputs and scratch, and launches on the current stream. Nothing here synchronises, so the
+// values of order, offsets and categories are not checked.
 #include "../nade.h"
 
 #include <ATen/ops/empty.h>
@@ -18,7 +18,7 @@ void check_limits(const char* op, const NadeModel& model, int64_t batch) {
               model.variables, " and ", model.hidden);
 }
 
-// A drawn category gathers its row of in_weight: where the counts of rows are known here, there must be one for each.
+// A drawn category selects its row of in_weight, so each must have a row: checked if the counts of rows are known here.
 void check_gathered_rows(const char* op, const NadeModel& model, const NadeSample& sample) {
   if (!sample.gathers || sample.draws.head.kind != HeadKind::categorical) return;
   if (model.in_offsets || model.out_offsets) return;

@@ -1,5 +1,5 @@
 // offset_nade_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of order and
-// given are not looked at.
+// given are not checked.
 #include "../offset_nade.h"
 
 #include <ATen/ops/empty.h>

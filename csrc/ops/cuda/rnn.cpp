@@ -1,5 +1,5 @@
 // rnn_sample on CUDA: launches on the current stream. Nothing here synchronises, so the values of order, given and last
-// are not looked at.
+// are not checked.
 #include "../rnn.h"
 
 #include <ATen/ops/empty.h>
@@ -32,7 +32,7 @@ RnnSampleResult rnn_sample_cuda_op(const RnnSampleArguments& a) {
   check_launch(rnn_name, rnn_cuda_cut(sample, teams_of(a.algorithm), cut));
   constexpr int64_t most = int64_t{1} << 30;
   TORCH_CHECK(count < most / sample.layers / std::max(cut.unit_blocks, cut.draw_blocks), rnn_name,
-              ": the CUDA kernel takes fewer positions a call, got ", count, " with ", sample.layers, " layers");
+              ": the CUDA kernel takes fewer positions per call, got ", count, " with ", sample.layers, " layers");
   if (!cut.weights_on_chip) {
     TORCH_WARN_ONCE(rnn_name, ": the weights of ", sample.layers, " layers of H = ", sample.hidden,
                     " do not fit into the shared memory of this GPU; they are read from its L2 cache at every step");

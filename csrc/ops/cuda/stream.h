@@ -1,4 +1,4 @@
-// What every CUDA implementation of an op needs of torch: the device, the stream, and an error that names the op.
+// What the CUDA implementations of all ops need from torch: the device, the stream, and an error that names the op.
 // The emulated library takes CPU tensors and has no streams.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace ar_fast {
 
-// Of a tensor that lies on the device the kernels run on; hold a c10::DeviceGuard of it while launching.
+// The stream for a tensor on the kernels' device; hold a c10::DeviceGuard of the tensor while launching.
 inline cudaStream_t current_stream(const at::Tensor& tensor) {
 #if defined(AR_FAST_EMULATE_CUDA)
   (void)tensor;
