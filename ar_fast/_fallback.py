@@ -30,6 +30,7 @@ REFERENCES = {
     name: getattr(reference, name)
     for name in (
         "armlp_sample",
+        "deep_nade_sample",
         "fvsbn_sample",
         "head_log_prob",
         "masked_linear",
@@ -56,6 +57,7 @@ TENSORS = {
     "weight": ("weight", "O I"),
     "weights": ("weight", "_ _"),
     "in_weight": ("weight", "R_in H"),
+    "mask_weight": ("weight", "D H"),
     "out_weight": ("weight", "R_out H"),
     "bias": ("weight", "O"),
     "biases": ("weight or compute", "_", "B _"),
@@ -92,6 +94,11 @@ _OWN = {
         "state": ("compute", "B D"),
         "in_bias": ("weight or compute", "D H", "B D H"),
         "out_bias": ("weight or compute", "R_out"),
+    },
+    "deep_nade_sample": {
+        "state": ("compute", "B H"),
+        "biases": ("weight", "_"),
+        "out_weight": ("weight", "R_out _"),
     },
     "fvsbn_sample": {"state": ("compute", "B R_out"), "weight": ("weight", "R_in R_out")},
     "masked_linear": {"extents": ("int32", "O")},

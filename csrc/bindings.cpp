@@ -6,6 +6,7 @@
 
 #include "ops/armlp.h"
 #include "ops/cpu/isa.h"
+#include "ops/deep_nade.h"
 #include "ops/explain.h"
 #include "ops/fvsbn.h"
 #include "ops/head.h"
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::NadeArguments>(m);
   def<ar_fast::NadeLogProbArguments>(m);
   def<ar_fast::NadeSampleArguments>(m);
+  def<ar_fast::DeepNadeSampleArguments>(m);
   def<ar_fast::OffsetNadeSampleArguments>(m);
   def<ar_fast::HeadLogProbArguments>(m);
   def<ar_fast::ArmlpSampleArguments>(m);

@@ -13,10 +13,11 @@ from .masked import masked_linear, masked_linear_grad_input
 from .recurrent import RnnSample as RnnSample
 from .recurrent import rnn_sample
 from .sampling import MlpLayer as MlpLayer
-from .sampling import armlp_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
+from .sampling import armlp_sample, deep_nade_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
 
 __all__ = [
     "armlp_sample",
+    "deep_nade_sample",
     "fvsbn_sample",
     "head_log_prob",
     "masked_linear",

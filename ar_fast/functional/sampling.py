@@ -13,6 +13,7 @@ from ._call import call
 __all__ = [
     "MlpLayer",
     "armlp_sample",
+    "deep_nade_sample",
     "fvsbn_sample",
     "masked_mlp_sample",
     "nade_sample",
@@ -99,6 +100,89 @@ def nade_sample(
     structure = order, in_offsets, out_offsets, activation_scale, given, known, variables, activation
     draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
     return call("nade_sample", state, in_weight, out_weight, out_bias, *structure, *draws, algorithm)
+
+
+def deep_nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    mask_weight: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    seed: int,
+    order: Tensor | None = None,
+    in_offsets: Tensor | None = None,
+    out_offsets: Tensor | None = None,
+    given: Tensor | None = None,
+    known: Tensor | None = None,
+    activation: str = "relu",
+    head: str = "bernoulli",
+    levels: int = 0,
+    head_kinds: Tensor | None = None,
+    first_index: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draws the variables at positions start ... stop-1 of an orderless NADE of several hidden layers.
+
+    .. math::
+        h_1 = f(a_p), \quad h_l = f(A_l h_{l-1} + c_l), \quad x_i \sim p_{\mathrm{head}}(\cdot; b_i + V_i h_L), \quad
+        a_{p+1} = a_p + x_i W_i + M_i, \quad i = \mathrm{order}[p]
+
+    with W = in_weight, M = mask_weight, A, c = weights, biases, V, b = out_weight, out_bias, and the random numbers of
+    :func:`nade_sample`. A known variable draws nothing and adds nothing: the state has it from the start. A row does
+    not depend on the other rows. Nothing is differentiated.
+
+    Args:
+        state: (B, H_1) in the compute dtype: the pre-activations of the first layer at position start, with what is
+            known; for later positions they are what the call up to there returned. Not modified.
+        in_weight: (R_in, H_1): D rows, scaled by the drawn values, or a row for each category of each variable.
+        mask_weight: (D, H_1).
+        weights: of the layers after the first, (H_l, H_{l-1}) each, at most 16.
+        biases: (H_l) each.
+        out_weight: (R_out, H_L), for each variable as many rows as the head has parameters.
+        out_bias: (R_out).
+        seed: key of the random numbers.
+        order: (D) int64, order[p] = variable at position p; None is 0 ... D-1.
+        in_offsets: (D + 1) int64, the first in_weight row of each variable; None is R_in / D rows each.
+        out_offsets: (D + 1) int64, the first out_weight row of each variable; None is R_out / D rows each.
+        given: (B, D) in the compute dtype, by variable: the values of known variables.
+        known: (B, D) bool, by variable: take given and do not draw.
+        activation: "sigmoid", "tanh" or "relu".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
+        levels: how many values a variable has, for "logistic_mixture"; else 0.
+        head_kinds: (D, 2) int64 by variable, for "per_variable", as :func:`nade_sample` takes it.
+        first_index: sample index of row 0.
+        start: first position.
+        stop: the position after the last; None is D.
+        temperature: > 0, changes the draw and leaves log_prob alone.
+
+    Returns:
+        values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
+        at temperature 1; the state (B, H_1) at position stop.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or range breaks a rule above.
+
+    Source: Uria, Murray, Larochelle, "A deep and tractable density estimator", ICML 2014.
+
+    Example:
+        >>> first, second = torch.zeros(3, 2), torch.zeros(4, 2)
+        >>> layers = [second], [torch.zeros(4)]
+        >>> values, log_prob, state = deep_nade_sample(
+        ...     torch.zeros(1, 2), first, first, *layers, torch.zeros(3, 4), torch.zeros(3), seed=1
+        ... )
+        >>> values.shape, log_prob
+        (torch.Size([1, 3]), tensor([-2.0794], dtype=torch.float64))
+    """
+    variables = len(mask_weight)
+    layers = (list(weights), list(biases), out_weight, out_bias)
+    structure = (order, in_offsets, out_offsets, given, known, variables, activation, head, levels, head_kinds)
+    draws = (seed, first_index, start, variables if stop is None else stop, temperature)
+    return call("deep_nade_sample", state, in_weight, mask_weight, *layers, *structure, *draws)
 
 
 def offset_nade_sample(

@@ -18,7 +18,6 @@ from .. import heads, orderings
 from .._progress import progress_bar
 from .._structure import Structured, building, first_parameter, follow_loaded, nearly, starts, version_of
 from .._vocabulary import compute_dtype
-from ..heads.base import chosen
 from ..nn import MaskedLinear
 from . import _files, _inputs
 from ._standardize import Standardization, in_data_units
@@ -241,12 +240,10 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         x and observed are (B, D) in the order of ``index``.
         """
         offsets = self._input_offsets(index)
-        counts = offsets.diff()
-        gathers = counts > 1
-        own, factor = chosen(torch.where(gathers, x.detach(), 0.0), counts, x.dtype)
+        gathers = (counts := offsets.diff()) > 1
+        own, factor = heads.base.chosen(torch.where(gathers, x.detach(), 0.0), counts, x.dtype)
         value = torch.where(gathers, factor, x)
-        if observed is not None:
-            value = torch.where(observed, value, 0.0)
+        value = value if observed is None else torch.where(observed, value, 0.0)
         row = offsets[:-1] + own
         return value.new_zeros(x.shape[0], sum(self.head.inputs(self.variables))).scatter(1, row, value)
 

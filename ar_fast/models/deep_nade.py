@@ -31,7 +31,7 @@ __all__ = ["DeepNADE"]
 _BLOCK_ELEMENTS = 2**22
 # A compiled batch can have any size, so it is cut into as many blocks of positions as one of this many rows.
 _COMPILED_ROWS = 128
-# With several hidden layers, positions are drawn by a loop in Python that reports progress after about this many.
+# With several hidden layers, this many positions are drawn before progress is told.
 _LAYERED_POSITIONS = 64
 
 
@@ -470,13 +470,9 @@ class DeepNADE(AutoregressiveModel):
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         return (self._in_bias(context).expand(*batch, self.hidden_features[0]),)
 
-    def _index(self, position: int) -> Tensor:
-        if self.order is None:
-            return torch.tensor([position], device=self.device)
-        return self.order[position : position + 1]
-
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
-        return (tensors[0] + self._added(value.unsqueeze(-1), self._index(position)).squeeze(-2),)
+        index = torch.tensor([self._variable(position)], device=self.device)
+        return (tensors[0] + self._added(value.unsqueeze(-1), index).squeeze(-2),)
 
     def _next_parameters(self, tensors: tuple[Tensor, ...], position: int) -> Tensor:
         variable = self._variable(position)
@@ -492,19 +488,26 @@ class DeepNADE(AutoregressiveModel):
         nade = None
         if not self.layers or request.known is not None:
             nade = self._sampled_nade(by_table, request.known is not None)
-        # The NADE of pairs has two variables for each variable of the model.
-        each = 1 if by_table or self.layers else 2
-        op = self._layered_draws() if self.layers else functools.partial(functional.nade_sample, **nade)
 
-        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+        def first_state(rows: Rows) -> Tensor:
             bias = self._compute(self.in_bias)
             if rows.context is not None:
                 bias = add_context(bias, rows.context.to(self.dtype), self.context_weight)
-            state, known, arguments = bias.expand(rows.count, -1).contiguous(), rows.known, {}
+            state = bias.expand(rows.count, -1).contiguous()
+            return state if rows.known is None else self._state_given(state, rows.given, rows.known, nade, by_table)
+
+        if self.layers:
+            units = sum(self.hidden_features)
+            return Sampler(units, lambda rows: (first_state(rows), {}), self._layered_op(), _LAYERED_POSITIONS)
+        # The NADE of pairs has two variables for each variable of the model.
+        each = 1 if by_table else 2
+        op = functools.partial(functional.nade_sample, **nade)
+
+        def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+            state, known, arguments = first_state(rows), rows.known, {}
             if known is not None:
-                state = self._state_given(state, rows.given, known, nade, by_table)
                 # The value that the op receives for a known variable adds nothing.
-                nothing = self.values.to(state.dtype) if by_table and not self.layers else state.new_zeros(())
+                nothing = self.values.to(state.dtype) if by_table else state.new_zeros(())
                 arguments = {"given": nothing.expand(known.shape).contiguous(), "observed": (rows.given, known)}
             if each == 2:
                 # The mask of each pair is known: 1, or 0 if the variable has been observed already.
@@ -525,7 +528,7 @@ class DeepNADE(AutoregressiveModel):
                 values = torch.where(known[:, chunk], given[:, chunk], values)
             return values, log_prob, state
 
-        return Sampler(sum(self.hidden_features), begin, step, _LAYERED_POSITIONS if self.layers else None)
+        return Sampler(self.hidden_features[0], begin, step)
 
     def _sampled_nade(self, by_table: bool, observes: bool) -> dict[str, Any]:
         """The arguments of the NADE that draws with one hidden layer, or that observes the known variables."""
@@ -542,9 +545,8 @@ class DeepNADE(AutoregressiveModel):
             structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
         else:
             structure = {**self._paired(), "variables": 2 * self.variables, **self._paired_head()}
-        if not self.layers:
-            structure |= {"out_weight": self._compute(self.out_weight), "out_bias": self._compute(self.out_bias)}
-        return structure | {"activation": self.activation}
+        outputs = {"out_weight": self._compute(self.out_weight), "out_bias": self._compute(self.out_bias)}
+        return structure | outputs | {"activation": self.activation}
 
     def _state_given(self, state: Tensor, given: Tensor, known: Tensor, nade: dict[str, Any], by_table: bool) -> Tensor:
         """The state after the known variables are observed."""
@@ -565,46 +567,23 @@ class DeepNADE(AutoregressiveModel):
         all_known = torch.ones_like(values, dtype=torch.bool)
         return functional.nade_sample(state, given=values, known=all_known, seed=0, **(nade | nothing))[2]
 
-    def _layered_draws(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        """The sampler with several hidden layers: it runs all layers at every position, each as a NADE of one variable
-        without inputs, whose rounding does not depend on the batch."""
-        layers, inputs = self._layers(), (self._compute(self.in_weight), self._compute(self.mask_weight))
-        out_weight = self._compute(self.out_weight)
-        # The last layer's op draws. What it adds to its state, by any weight, is not used.
-        last = functools.partial(
-            functional.nade_sample,
-            out_weight=out_weight,
-            out_bias=self._compute(self.out_bias),
-            in_weight=out_weight if self._gathers else out_weight[: self.variables],
-            in_offsets=self.out_offsets if self._gathers else None,
-            out_offsets=self.out_offsets,
-            variables=self.variables,
+    def _layered_op(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """The op of more hidden layers, which runs all of them for every position."""
+        offsets = None if isinstance(self.counts, int) else self.out_offsets
+        return functools.partial(
+            functional.deep_nade_sample,
+            in_weight=self.in_weight,
+            mask_weight=self.mask_weight,
+            weights=[layer.weight for layer in self.layers],
+            biases=[layer.bias for layer in self.layers],
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
             order=self.order,
+            in_offsets=offsets if self._gathers else self._input_offsets(),
+            out_offsets=offsets,
             activation=self.activation,
             **self._head_arguments(),
         )
-
-        def draws(
-            state: Tensor, *, start: int, stop: int, known: Tensor | None, **arguments: Any
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            nothing = state.new_zeros(len(state), 1)
-            drawn, total = [], torch.zeros(len(state), dtype=torch.float64, device=state.device)
-            for position in range(start, stop):
-                hidden = state
-                for weight, bias in layers:
-                    no_input = hidden.new_zeros(1, hidden.shape[1])
-                    hidden = functional.nade(nothing, no_input, hidden, weight, bias, activation=self.activation)
-                value, log_prob, _ = last(hidden, start=position, stop=position + 1, known=known, **arguments)
-                index = self._index(position)
-                added = self._added(value.long() if self._gathers else value, index, *inputs).squeeze(1)
-                if known is not None:
-                    added = added.masked_fill(known[:, index], 0.0)
-                state = state + added
-                total = total + log_prob
-                drawn.append(value)
-            return torch.cat(drawn, 1) if drawn else state.new_empty(len(state), 0), total, state
-
-        return draws
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.flatten())

@@ -20,7 +20,6 @@ from .._philox import philox_uniform
 from .._structure import building, nearly, starts
 from .._vocabulary import MLP_ACTIVATIONS
 from ..freezing import Kept
-from ..heads.base import chosen, one_hot
 from ..interop import sequential
 from ..networks import MaskedNetwork, check_degrees, check_hidden_features, even_degrees, gathered, sharing
 from ._context import add_context
@@ -493,7 +492,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         if self.column_variable is None:
             return self._as_stored(x).to(self.dtype)
         own = x.index_select(1, self.column_variable)
-        row, factor = chosen(own, self.column_count, self.dtype)
+        row, factor = heads.base.chosen(own, self.column_count, self.dtype)
         return torch.where(self.column_category < 0, own.to(self.dtype), (row == self.column_category) * factor)
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -532,10 +531,9 @@ class MADE(MaskedNetwork, AutoregressiveModel):
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
         columns = value.unsqueeze(-1)
-        if self.in_offsets is not None:
-            categories = int(self.in_offsets[position + 1] - self.in_offsets[position])
-            if categories > 1:
-                columns = one_hot(value, categories, self.compute_dtype)
+        offsets = self.in_offsets
+        if offsets is not None and (categories := int(offsets[position + 1] - offsets[position])) > 1:
+            columns = heads.base.one_hot(value, categories, self.compute_dtype)
         columns = torch.cat([tensors[0], columns.to(tensors[0].dtype)], -1)
         return self._grow((columns, *tensors[1:]), position + 1)
 

@@ -152,6 +152,58 @@ def nade_sample(
     return drawn, log_prob, state
 
 
+def deep_nade_sample(
+    state: Tensor,
+    in_weight: Tensor,
+    mask_weight: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    order: Tensor | None,
+    in_offsets: Tensor | None,
+    out_offsets: Tensor | None,
+    given: Tensor | None,
+    known: Tensor | None,
+    variables: int,
+    activation: str,
+    head: str,
+    levels: int,
+    head_kinds: Tensor | None,
+    seed: int,
+    first_index: int,
+    start: int,
+    stop: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws positions start ... stop-1. Returns values (B, stop - start), log_prob (B,) and the state after them."""
+    dtype, f = compute_dtype(in_weight.dtype), ACTIVATIONS[activation]
+    if order is None:
+        order = torch.arange(variables, device=state.device)
+    in_index, in_counts = _rows_by_position(in_weight.shape[0], order, in_offsets)
+    out_index, out_counts = _rows_by_position(out_weight.shape[0], order, out_offsets)
+    in_rows = in_weight.to(dtype)[in_index].split(in_counts)
+    out_rows = out_weight.to(dtype)[out_index].split(out_counts)
+    out_biases = out_bias.to(dtype)[out_index].split(out_counts)
+    log_prob = torch.zeros(state.shape[0], dtype=torch.float64, device=state.device)
+    values = []
+    for p in range(start, stop):
+        i = order[p]
+        hidden = f(state)
+        for weight, bias in zip(weights, biases, strict=True):
+            hidden = f(hidden @ weight.to(dtype).T + bias.to(dtype))
+        parameters = hidden @ out_rows[p].T + out_biases[p]
+        own = head_of(head, levels, head_kinds, int(i))
+        value, value_log_prob = draw(parameters, i, seed, first_index, temperature, given, known, *own)
+        log_prob = log_prob + value_log_prob
+        # A variable that is known is in the state from the start.
+        added = _added(in_rows[p], value, head == "categorical" or in_counts[p] > 1) + mask_weight[i].to(dtype)
+        state = state + (added if known is None else torch.where(known[:, i, None], 0.0, added))
+        values.append(value)
+    drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
+    return drawn, log_prob, state
+
+
 def offset_taps(window: tuple[int, int] | list[int]) -> list[tuple[int, int]]:
     """(rows down, columns right) of each tap of a window (up, side), row by row: all are above or to the left."""
     up, side = window

@@ -14,8 +14,6 @@ namespace ar_fast {
 
 // ---------------------------------------------------------------- checks
 
-namespace {
-
 void check_offsets(const char* op, const char* name, const OptionalTensor& offsets, const c10::SymInt& variables,
                    const at::Tensor& weight) {
   if (!offsets.has_value()) return;
@@ -24,6 +22,16 @@ void check_offsets(const char* op, const char* name, const OptionalTensor& offse
   check_dtype(op, name, *offsets, at::kLong);
   check_same_device(op, name, *offsets, "in_weight", weight);
 }
+
+void check_rows(const char* op, const char* name, const at::Tensor& weight, const char* offsets_name,
+                const OptionalTensor& offsets, const c10::SymInt& variables) {
+  if (offsets.has_value()) return;
+  TORCH_CHECK(weight.sym_size(0) % variables == 0 && weight.sym_size(0) > 0, op, ": ", name,
+              " must have a multiple of D = ", variables, " rows unless ", offsets_name, " is given, got shape ",
+              weight.sym_sizes());
+}
+
+namespace {
 
 void check_order(const char* op, const OptionalTensor& order, const c10::SymInt& variables, const at::Tensor& weight) {
   if (!order.has_value()) return;
@@ -47,14 +55,6 @@ void check_vector(const char* op, const char* name, const at::Tensor& vector, co
   check_size(op, name, vector, 0, size, rule);
   check_same_dtype(op, name, vector, "in_weight", in_weight);
   check_same_device(op, name, vector, "in_weight", in_weight);
-}
-
-void check_rows(const char* op, const char* name, const at::Tensor& weight, const char* offsets_name,
-                const OptionalTensor& offsets, const c10::SymInt& variables) {
-  if (offsets.has_value()) return;
-  TORCH_CHECK(weight.sym_size(0) % variables == 0 && weight.sym_size(0) > 0, op, ": ", name,
-              " must have a multiple of D = ", variables, " rows unless ", offsets_name, " is given, got shape ",
-              weight.sym_sizes());
 }
 
 // Errors name `op`. The backward op has no out_bias.

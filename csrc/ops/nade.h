@@ -85,6 +85,12 @@ struct NadeSampleArguments {
 
 // --- shared by the implementations
 
+// (D + 1) int64, the first row of each variable; or none, where a weight has as many rows for each.
+void check_offsets(const char* op, const char* name, const OptionalTensor& offsets, const c10::SymInt& variables,
+                   const at::Tensor& weight);
+void check_rows(const char* op, const char* name, const at::Tensor& weight, const char* offsets_name,
+                const OptionalTensor& offsets, const c10::SymInt& variables);
+
 // Contiguous tensors of the kernels' types, and the structures that point into them.
 struct NadeTensors {
   at::Tensor x, in_weight, in_bias, out_weight, out_bias, order, in_offsets, out_offsets, activation_scale;

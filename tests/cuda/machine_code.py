@@ -35,6 +35,7 @@ EXPECTATIONS: dict[str, Callable[[dict], bool]] = {
 KNOWN = {
     "bernoulli_backward_kernel": "one element of each tensor a thread; 64 warps wait at once",
     "bernoulli_log_prob_kernel": "one element of each tensor a thread; 64 warps wait at once",
+    "deep_nade_sample_kernel": "hidden units lie in shared or global memory, as it fits; one vector at a time",
     "fvsbn_sample_kernel": "parameters lie in shared or global memory, as it fits; a column is a load and a store",
     "head_backward_kernel": "four parameters of a variable at a time",
     "head_log_prob_kernel": "four parameters of a variable at a time",

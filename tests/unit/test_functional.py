@@ -74,6 +74,19 @@ def armlp_arguments(variables=4, hidden=3, batch=2):
     }
 
 
+def deep_nade_arguments():
+    return {
+        "state": torch.zeros(2, 3),
+        "in_weight": torch.ones(4, 3),
+        "mask_weight": torch.ones(4, 3),
+        "weights": [torch.ones(5, 3), torch.ones(2, 5)],
+        "biases": [torch.ones(5), torch.ones(2)],
+        "out_weight": torch.ones(4, 2),
+        "out_bias": torch.ones(4),
+        "seed": 1,
+    }
+
+
 def fvsbn_arguments():
     return {"state": torch.zeros(2, 4), "weight": torch.ones(4, 4), "seed": 1}
 
@@ -107,6 +120,7 @@ def head_arguments():
 
 GOOD = {
     "armlp_sample": armlp_arguments,
+    "deep_nade_sample": deep_nade_arguments,
     "fvsbn_sample": fvsbn_arguments,
     "head_log_prob": head_arguments,
     "nade": nade_arguments,
@@ -236,6 +250,21 @@ BAD = [
     ("armlp_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 4"),
     ("armlp_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("armlp_sample", {"temperature": 0.0}, "temperature must be positive"),
+    ("deep_nade_sample", {"state": torch.zeros(2, 4)}, r"state must have .* got (shape )?\[2, 4\]"),
+    ("deep_nade_sample", {"state": torch.zeros(2, 3, dtype=float64)}, "state must be .*(float32|Float), got"),
+    ("deep_nade_sample", {"mask_weight": torch.ones(4, 2)}, r"mask_weight must have .* got (shape )?\[4, 2\]"),
+    ("deep_nade_sample", {"mask_weight": torch.ones(4, 3, dtype=float64)}, "mask_weight must have the dtype of"),
+    ("deep_nade_sample", {"weights": [torch.ones(5, 3)]}, "biases must hold one tensor per layer of weights, 1, got 2"),
+    ("deep_nade_sample", {"weights": [torch.ones(5, 4), torch.ones(2, 5)]}, r"weights\[0\] must have 3 columns.* got"),
+    ("deep_nade_sample", {"biases": [torch.ones(5), torch.ones(3)]}, r"biases\[1\] must have 2 entries.* got"),
+    ("deep_nade_sample", {"out_weight": torch.ones(4, 3)}, r"out_weight must have 2 columns.* got (shape )?\[4, 3\]"),
+    ("deep_nade_sample", {"out_bias": torch.ones(3)}, r"out_bias must have .* got (shape )?\[3\]"),
+    ("deep_nade_sample", {"in_weight": torch.ones(8, 3)}, "in_weight must have one row per variable, 4, except for"),
+    ("deep_nade_sample", {"activation": "gelu"}, "activation must be .*, got 'gelu'"),
+    ("deep_nade_sample", {"head": "gaussian_mixture"}, "out_weight must have 3 K rows per variable .* got 4"),
+    ("deep_nade_sample", {"given": torch.zeros(2, 4)}, "given and known come together"),
+    ("deep_nade_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
+    ("deep_nade_sample", {"temperature": 0.0}, "temperature must be positive"),
     ("fvsbn_sample", {"state": torch.zeros(2, 3)}, r"state must have .* got (shape )?\[2, 3\]"),
     ("fvsbn_sample", {"state": torch.zeros(2, 4, dtype=float64)}, "state must be .*(float32|Float), got"),
     ("fvsbn_sample", {"weight": torch.ones(3, 4), "variables": 4}, r"weight must have one row per variable.* got"),

@@ -392,7 +392,7 @@ def test_many_parameters_are_recomputed_not_kept(per_variable):
         (0, 0, "a variable must have 1 parameter for a bernoulli head, got 2 for variable 2"),
         (0, 2, "a variable must have 3 K parameters for a mixture head, got 2 for variable 2"),
         (0, 3, "head_kinds must have at least 2 levels, got 0 for variable 2"),
-        (1, 5, "head_kinds must have levels of 0 but for logistic_mixture, got 5 for variable 2"),
+        (1, 5, "head_kinds must have levels of 0 except for logistic_mixture, got 5 for variable 2"),
     ],
 )
 def test_kinds_that_are_none(column, value, message):

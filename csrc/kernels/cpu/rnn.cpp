@@ -1,119 +1,21 @@
 // Sampling of recurrent models: a team of threads goes through the positions. Each thread has its own units of every
 // layer, and waits for the others after each layer, after the parameters, and after the draws.
-//
-// The weights are read without packing. Reading them dominates the memory traffic: at each position every weight is
-// read once from beyond the first cache, for all rows of the batch. A product keeps the sums of a few units with a few
-// rows in registers: 12 chains hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
-// j + lanes, ... in ascending order, and the lanes are added at the end, in the same way for every blocking. Since
-// nothing is packed, a call for one position costs as much as a position of a long run.
 #include "rnn_cpu.h"
 
+#include "dense_product.h"
 #include "draws.h"
 #include "scratch.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
-constexpr int most_rows = 4;           // rows of the batch whose sums are in registers
 constexpr int64_t unit_block = 48;     // units whose pre-activations are kept until the gates are applied
-constexpr int64_t unit_group = 6;      // units whose weights stay in the first cache for several blocks of rows
 constexpr int64_t row_group = 64;      // rows whose states stay in the second cache while the weights are read
-
-// How many units are computed with this many rows: if these are all rows, and if they are the rest after full blocks.
-constexpr int units_alone(int rows) { return rows == 1 ? 8 : 12 / rows; }
-constexpr int units_behind = units_alone(most_rows);
-
-// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros after its last unit.
-template <int Rows, int Units, typename S, typename T>
-AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* sums) {
-  constexpr int64_t width = Vec<T>::size();
-  auto sum = vectors<Rows * Units>([](auto) { return zero<T>(); });
-  const auto add = [&](int64_t k, const auto& load_weight) __attribute__((always_inline)) {
-    if constexpr (Rows < Units) {
-      const auto value = vectors<Rows>([&](auto r) { return Vec<T>::loadu(x[r] + k); });
-      unroll<Units>([&](auto u) {
-        const Vec<T> w = load_weight(weight + u * hidden + k);
-        unroll<Rows>([&](auto r) { sum[r * Units + u] = at::vec::fmadd(value[r], w, sum[r * Units + u]); });
-      });
-    } else {
-      const auto w = vectors<Units>([&](auto u) { return load_weight(weight + u * hidden + k); });
-      unroll<Rows>([&](auto r) {
-        const Vec<T> value = Vec<T>::loadu(x[r] + k);
-        unroll<Units>([&](auto u) { sum[r * Units + u] = at::vec::fmadd(value, w[u], sum[r * Units + u]); });
-      });
-    }
-  };
-  int64_t k = 0;
-  for (; k + width <= hidden; k += width) {
-    add(k, [](const S* data) __attribute__((always_inline)) { return load(data); });
-  }
-  if (k < hidden) {
-    const int64_t rest = hidden - k;
-    add(k, [rest](const S* data) __attribute__((always_inline)) -> Vec<T> { return load_partial(data, rest); });
-  }
-  sum_across(sum, sums);
-}
-
-// out[r * out_stride + u] = bias[u] + the product of row u of a weight with x[r].
-template <typename S, typename T>
-class Product {
- public:
-  Product(const S* weight, const T* bias, int64_t hidden, T* out, int64_t out_stride)
-      : weight_(weight), bias_(bias), hidden_(hidden), out_(out), out_stride_(out_stride) {}
-
-  void run(int64_t units, const T* const* x, int64_t rows) const {
-    if (rows <= most_rows) {
-      switch (rows) {
-        case 1: return block<1, units_alone(1)>(0, units, x, 0);
-        case 2: return block<2, units_alone(2)>(0, units, x, 0);
-        case 3: return block<3, units_alone(3)>(0, units, x, 0);
-        default: return block<4, units_alone(4)>(0, units, x, 0);
-      }
-    }
-    for (int64_t u = 0; u < units; u += unit_group) {
-      const int64_t end = u + unit_group < units ? u + unit_group : units;
-      int64_t first = 0;
-      for (; first + most_rows <= rows; first += most_rows) block<most_rows, units_behind>(u, end, x, first);
-      switch (rows - first) {
-        case 1: block<1, units_behind>(u, end, x, first); break;
-        case 2: block<2, units_behind>(u, end, x, first); break;
-        case 3: block<3, units_behind>(u, end, x, first); break;
-        default: break;
-      }
-    }
-  }
-
- private:
-  template <int Rows, int Units>
-  void block(int64_t u, int64_t end, const T* const* x, int64_t first) const {
-    for (; u + Units <= end; u += Units) write<Rows, Units>(u, x, first);
-    for (; u < end; ++u) write<Rows, 1>(u, x, first);
-  }
-
-  template <int Rows, int Units>
-  AR_FAST_INLINE void write(int64_t u, const T* const* x, int64_t first) const {
-    T sums[Rows * Units];
-    dots<Rows, Units>(weight_ + u * hidden_, x + first, hidden_, sums);
-    for (int r = 0; r < Rows; ++r) {
-      for (int i = 0; i < Units; ++i) out_[(first + r) * out_stride_ + u + i] = bias_[u + i] + sums[r * Units + i];
-    }
-  }
-
-  const S* weight_;
-  const T* bias_;
-  const int64_t hidden_;
-  T* out_;
-  const int64_t out_stride_;
-};
-
-struct Range {
-  int64_t begin, end;
-};
 
 template <typename S, typename T>
 class RnnSampler {
  public:
-  RnnSampler(const RnnSample& sample, const RnnTeam& team, Scratch& shared, Scratch& own)
+  RnnSampler(const RnnSample& sample, const Team& team, Scratch& shared, Scratch& own)
       : s_(sample), draws_(sample.draws), team_(team), hidden_(sample.hidden), gates_(sample.gates()),
         padded_((sample.hidden + Vec<T>::size() - 1) / Vec<T>::size() * Vec<T>::size()),
         group_(sample.draws.batch < row_group ? sample.draws.batch : row_group) {
@@ -134,37 +36,26 @@ class RnnSampler {
     for (; p < draws_.stop && find_rows(p); ++p, now_ ^= 1) {
       for (int64_t l = 0; l < s_.layers; ++l) {
         layer(l, p);
-        wait();
+        team_.wait();
       }
       if (drawing_count_ > 0) {
         parameters();
-        wait();
+        team_.wait();
       }
       draw(p);
-      wait();
+      team_.wait();
     }
     // Rows that became finished have stored their states already.
     if (p == draws_.stop) find_rows(p);
-    const Range rows = share(running_count_, 1);
+    const Range rows = team_.share(running_count_, 1);
     for (int64_t i = rows.begin; i < rows.end; ++i) store_state(running_[i], states_[now_]);
   }
 
  private:
-  void wait() const {
-    if (team_.parts > 1) team_.wait();
-  }
-
-  // This part's share of `count`, in units of `step`.
-  Range share(int64_t count, int64_t step) const {
-    const int64_t steps = (count + step - 1) / step;
-    const int64_t begin = steps * team_.part / team_.parts * step, end = steps * (team_.part + 1) / team_.parts * step;
-    return {begin, end < count ? end : count};
-  }
-
   T* state(T* states, int64_t layer, int64_t row) const { return states + (layer * draws_.batch + row) * padded_; }
 
   void begin() {
-    const Range rows = share(draws_.batch, 1);
+    const Range rows = team_.share(draws_.batch, 1);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       draws_.log_prob[row] = 0;
       for (int64_t l = 0; l < s_.layers; ++l) {
@@ -174,7 +65,7 @@ class RnnSampler {
         for (int64_t j = hidden_; j < padded_; ++j) to[j] = state(states_[1], l, row)[j] = T(0);
       }
     }
-    wait();
+    team_.wait();
   }
 
   void store_state(int64_t row, T* states) const {
@@ -198,7 +89,7 @@ class RnnSampler {
 
   void layer(int64_t l, int64_t p) {
     const RnnLayer& own = s_.layer[l];
-    const Range units = share(hidden_, 16);
+    const Range units = team_.share(hidden_, 16);
     const int64_t stride = gates_ * unit_block;
     for (int64_t first = 0; first < running_count_; first += group_) {
       const int64_t rows = running_count_ - first < group_ ? running_count_ - first : group_;
@@ -279,7 +170,7 @@ class RnnSampler {
 
   // The parameters of the drawing rows, in their order.
   void parameters() {
-    const Range rows = share(s_.parameters, 4);
+    const Range rows = team_.share(s_.parameters, 4);
     for (int64_t i = 0; i < drawing_count_; ++i) x_[i] = state(states_[now_ ^ 1], s_.layers - 1, drawing_[i]);
     Product<S, T>(static_cast<const S*>(s_.out_weight) + rows.begin * hidden_,
                   static_cast<const T*>(s_.out_bias) + rows.begin, hidden_, parameters_ + rows.begin, s_.parameters)
@@ -287,7 +178,7 @@ class RnnSampler {
   }
 
   void draw(int64_t p) {
-    const Range rows = share(running_count_, 1);
+    const Range rows = team_.share(running_count_, 1);
     int64_t drawing = 0;
     for (int64_t i = 0; i < rows.end; ++i) {
       const int64_t row = running_[i];
@@ -307,7 +198,7 @@ class RnnSampler {
 
   const RnnSample& s_;
   const Draws& draws_;
-  const RnnTeam& team_;
+  const Team& team_;
   const int64_t hidden_, gates_, padded_, group_;
   T* states_[2];                   // [L, B, padded] each: before and after a position, in turns
   int now_ = 0;                    // which of the two is the state before
@@ -321,16 +212,16 @@ class RnnSampler {
 
 }  // namespace
 
-void rnn_layout(const RnnSample& sample, RnnLayout* layout) {
+void rnn_layout(const RnnSample& sample, TeamLayout* layout) {
   dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch shared(nullptr), own(nullptr);
-    const RnnTeam team{1, 0, nullptr};
+    const Team team{1, 0, nullptr};
     const RnnSampler<S, T> sampler(sample, team, shared, own);
     *layout = {shared.bytes_taken(), own.bytes_taken()};
   });
 }
 
-void rnn_sample(const RnnSample& sample, const RnnTeam& team, void* shared_memory, void* own_memory) {
+void rnn_sample(const RnnSample& sample, const Team& team, void* shared_memory, void* own_memory) {
   dispatch_storage(sample.storage, [&]<typename S, typename T>() {
     Scratch shared(shared_memory), own(own_memory);
     RnnSampler<S, T>(sample, team, shared, own).run();

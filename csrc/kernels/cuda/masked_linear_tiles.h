@@ -77,7 +77,7 @@ __device__ __forceinline__ void activate_stored(const TileArguments<S>& argument
   });
 }
 
-// A masked weight is a zero in its tile, whose product with what is not finite is NaN. So what is NaN of the elements of
+// A masked weight is a zero in its tile, whose product with what is not finite is NaN. So what is NaN of the parts of
 // y or dX that the thread stored is computed again, from the weights that the mask allows.
 template <typename Accumulator, Product product, typename S>
 __device__ __forceinline__ void recompute_stored(const TileArguments<S>& arguments, int row, int column, int rows,

@@ -5,8 +5,7 @@
 //
 // Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
 // product of a state with the recurrent weights, most of the arithmetic, needs no value: unit blocks compute it while
-// the draw blocks draw. A warp computes 4 weight rows x 4 rows of the batch, with its lanes along the units: 16 sums
-// per lane, 128 bits per load.
+// the draw blocks draw (dense_products.h).
 //
 // Waiting: a block arrives by adding 1 to a counter after a barrier of its threads, with release; a block waits by
 // reading the counter with acquire before a barrier. Counters only grow: stage n is complete when n times the number of
@@ -18,6 +17,7 @@
 
 #include <algorithm>
 
+#include "dense_products.h"
 #include "draws_device.h"
 
 namespace ar_fast::cuda {
@@ -25,8 +25,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kWeightRows = 4;     // rows of a weight in a warp's product
-constexpr int kBatchRows = 4;
 constexpr int kChunkUnits = 32;    // units whose sums are kept until the gates are applied
 constexpr int kChunkRows = 16;     // the same for rows of the batch, whose parameters are computed together too
 constexpr int kLeastUnits = 4;     // units of a block of a grid
@@ -162,70 +160,6 @@ class RnnBlock {
     __syncthreads();
   }
 
-  // The sums r * kWeightRows + w of a warp: lane 4 i gets number i and number 8 + i.
-  template <bool in_shared>
-  __device__ __forceinline__ void dots(const S* const (&weights)[kWeightRows], const T* const (&x)[kBatchRows],
-                                       bool aligned, T (&result)[2]) const {
-    constexpr int size = Vector<S>::size, lanes = Vector<T>::size;
-    T sums[2][8] = {};
-#pragma unroll 2
-    for (int k = lane_id() * size; k < hidden_; k += kWarpSize * size) {
-      Vector<S> w[kWeightRows];
-#pragma unroll
-      for (int i = 0; i < kWeightRows; ++i) {
-        if constexpr (in_shared) {
-          w[i] = load_shared_vector(weights[i] + k);
-        } else {
-          w[i] = load_stored(weights[i], k, hidden_, aligned);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kBatchRows; ++r) {
-#pragma unroll
-        for (int v = 0; v < size / lanes; ++v) {
-          const Vector<T> value = load_shared_vector(x[r] + k + v * lanes);
-#pragma unroll
-          for (int j = 0; j < lanes; ++j) {
-#pragma unroll
-            for (int i = 0; i < kWeightRows; ++i) {
-              T& sum = sums[r / 2][r % 2 * kWeightRows + i];
-              sum = fma(value.values[j], to_compute(w[i].values[v * lanes + j]), sum);
-            }
-          }
-        }
-      }
-    }
-    result[0] = warp_sum_8(sums[0]);
-    result[1] = warp_sum_8(sums[1]);
-  }
-
-  // out[r * stride + w] = weight_at(w) times x_at(r), for `count` rows of the weight and `rows` rows of the batch.
-  template <bool in_shared, typename WeightAt, typename XAt>
-  __device__ __forceinline__ void products(int count, int rows, bool aligned, const WeightAt& weight_at,
-                                           const XAt& x_at, T* out, int stride) const {
-    const int across = (count + kWeightRows - 1) / kWeightRows;
-    const int tasks = across * ((rows + kBatchRows - 1) / kBatchRows);
-    for (int task = warp_; task < tasks; task += kWarps) {
-      const int first_weight = task % across * kWeightRows, first_row = task / across * kBatchRows;
-      const S* weights[kWeightRows];
-      const T* x[kBatchRows];
-#pragma unroll
-      for (int i = 0; i < kWeightRows; ++i) weights[i] = weight_at(min(first_weight + i, count - 1));
-#pragma unroll
-      for (int i = 0; i < kBatchRows; ++i) x[i] = x_at(min(first_row + i, rows - 1));
-      T result[2];
-      dots<in_shared>(weights, x, aligned, result);
-      if (lane_id() % 4 == 0) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int number = 8 * half + lane_id() / 4;
-          const int w = first_weight + number % kWeightRows, r = first_row + number / kWeightRows;
-          if (w < count && r < rows) out[r * stride + w] = result[half];
-        }
-      }
-    }
-  }
-
   // --- units
 
   // The sums of units [unit, unit + count) of this block with the `rows` rows from `row` on. `number` is the number of
@@ -237,17 +171,17 @@ class RnnBlock {
       const int64_t first = (static_cast<int64_t>(number) * plan_.units + unit) * gates_ * plan_.padded;
       const S* const own = shared_.weights + first;
       const auto weight_at = [&](int w) { return own + static_cast<int64_t>(w) * plan_.padded; };
-      products<true>(count * gates_, rows, true, weight_at, x_at, sums, count * gates_);
+      dense_products<S, true>(warp_, kWarps, hidden_, count * gates_, rows, true, weight_at, x_at, sums,
+                              count * gates_);
     } else {
       const S* const all = static_cast<const S*>(weight);
       const auto weight_at = [&](int w) {
         return all + (static_cast<int64_t>(w % gates_) * hidden_ + first_unit_ + unit + w / gates_) * hidden_;
       };
-      products<false>(count * gates_, rows, vectors_fit_here(all), weight_at, x_at, sums, count * gates_);
+      dense_products<S, false>(warp_, kWarps, hidden_, count * gates_, rows, vectors_fit(all, hidden_), weight_at,
+                               x_at, sums, count * gates_);
     }
   }
-
-  __device__ __forceinline__ bool vectors_fit_here(const S* base) const { return vectors_fit(base, hidden_); }
 
   // Computes this block's units of a layer. False if every row is finished.
   __device__ bool units(int step, int layer) {
@@ -354,11 +288,13 @@ class RnnBlock {
         const auto x_at = [&](int r) { return state(1 - step % 2, layers_ - 1, first + r); };
         if (plan_.out_weight_on_chip) {
           const auto weight_at = [&](int w) { return shared_.out_weight + static_cast<int64_t>(w) * plan_.padded; };
-          products<true>(parameters_, rows, true, weight_at, x_at, parameters, parameters_);
+          dense_products<S, true>(warp_, kWarps, hidden_, parameters_, rows, true, weight_at, x_at, parameters,
+                                  parameters_);
         } else {
           const S* const all = static_cast<const S*>(s_.out_weight);
           const auto weight_at = [&](int w) { return all + static_cast<int64_t>(w) * hidden_; };
-          products<false>(parameters_, rows, vectors_fit_here(all), weight_at, x_at, parameters, parameters_);
+          dense_products<S, false>(warp_, kWarps, hidden_, parameters_, rows, vectors_fit(all, hidden_), weight_at,
+                                   x_at, parameters, parameters_);
         }
       }
       __syncthreads();

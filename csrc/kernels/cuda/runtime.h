@@ -36,7 +36,7 @@ struct LaunchConfig {
 
 #if !defined(AR_FAST_EMULATE_CUDA)
 // Static and dynamic shared memory of a block come to 48 KB together at most, unless the kernel asks for more before
-// its launch. It asks for all that the device can give beside its static part: the same number for every caller, so that
+// its launch. It asks for all that the device can give beside its static part: the same for every caller, so that
 // two threads that launch the kernel with different sizes cannot lower each other's limit.
 template <typename Kernel>
 cudaError_t raise_shared_limit(Kernel* kernel) {

@@ -42,7 +42,7 @@ void check_kinds(const char* op, const Head& head, int64_t variables, int64_t ro
                 ": head_kinds must be 0 ... 3, got ", static_cast<int64_t>(kind), " for variable ", i);
     const bool discretised = kind == HeadKind::logistic_mixture;
     TORCH_CHECK(discretised ? levels >= 2 : levels == 0, op, ": head_kinds must have ",
-                discretised ? "at least 2 levels" : "levels of 0 but for logistic_mixture", ", got ", levels,
+                discretised ? "at least 2 levels" : "levels of 0 except for logistic_mixture", ", got ", levels,
                 " for variable ", i);
     const int64_t count = offsets ? offsets[i + 1] - offsets[i] : rows / variables;
     // A variable without parameters is known, and has no head.

@@ -8,8 +8,8 @@
 //
 // Prints the names of the kernels that ran.
 //
-// Sizes are small, cross a tile's boundary and take at least two blocks. ThreadSanitizer takes a millisecond or two for a
-// thread, and has room for 8,128 of a launch.
+// Sizes are small, cross a tile's boundary and take at least two blocks. ThreadSanitizer takes a millisecond or two for
+// a thread, and has room for 8,128 threads of a launch.
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
