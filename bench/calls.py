@@ -112,11 +112,6 @@ MODELS: dict[str, tuple[Callable[[Sizes], torch.nn.Module], Callable[[Sizes], Te
         lambda sizes: _bits(sizes).view(-1, sizes.side, sizes.side),
     ),
     "DeepNADE": (lambda sizes: models.DeepNADE(sizes.variables, sizes.deep_hidden), _bits),
-    "RNN": (lambda sizes: models.RNN(sizes.variables, sizes.hidden), _bits),
-    "RNN LSTM Categorical": (
-        lambda sizes: models.RNN(sizes.variables, sizes.hidden, "lstm", 2, head=heads.Categorical(4)),
-        _categories,
-    ),
     "MADE": (_made, _bits),
     "MADE residual": (lambda sizes: _made(sizes, 3, residual=True, direct=True), _bits),
     "MADE Categorical": (lambda sizes: _made(sizes, head=heads.Categorical(4)), _categories),

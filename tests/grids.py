@@ -1,5 +1,6 @@
-"""Products of parameters, of which the fast suite takes as many as cover every pair. Imports no library under test."""
+"""Which tests there are, decided while they are collected. Imports no library under test."""
 
+import importlib.util
 import itertools
 from collections.abc import Iterable
 
@@ -16,3 +17,11 @@ def pairs(*values: Iterable) -> list:
         combination = (options[i] for options, i in zip(values, index, strict=True))
         parameters.append(pytest.param(*combination, marks=() if covers else pytest.mark.full))
     return parameters
+
+
+def skip_module_without(extra: str, *packages: str) -> None:
+    """Skips the module that calls, unless the packages are installed. They are looked for and not imported: every
+    worker that collects the tests would take seconds for it."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs the {extra} extra: {', '.join(missing)}", allow_module_level=True)

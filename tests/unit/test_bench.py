@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from grids import skip_module_without
 
-pytest.importorskip("sklearn", reason="needs the bench extra")
+skip_module_without("bench", "sklearn")
 
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
 ROOT = Path(__file__).parents[2]

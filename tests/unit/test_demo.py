@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from grids import skip_module_without
 
-pytest.importorskip("sklearn", reason="needs the demo extra")
+skip_module_without("demo", "sklearn")
 click_testing = pytest.importorskip("click.testing", reason="needs the demo extra")
 
 import ar_fast.models

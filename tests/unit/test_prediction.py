@@ -125,7 +125,7 @@ def test_command_without_compiler_and_disassembler(tmp_path, monkeypatch):
         [sys.executable, "-m", "bench", "--predict", "--json", str(path)], capture_output=True, text=True, check=True
     )
     assert "predicted, not measured" in done.stdout
-    assert "rnn_sample gru 512 B16 vocabulary 65 bfloat16, a step: no prediction, the op" in done.stdout
+    assert "rnn_sample gru 512 B16 vocabulary 65 bfloat16, a step: no prediction, there is no model" in done.stdout
     written = json.loads(path.read_text())
     assert [row["case"] for row in written] == [case.name for case in CASES]
     for row, case in zip(written, CASES, strict=True):

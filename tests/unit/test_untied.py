@@ -4,15 +4,14 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
+from grids import skip_module_without
 
-pytest.importorskip("matplotlib", reason="needs the bench extra")
-pytest.importorskip("sklearn", reason="needs the bench extra")
+skip_module_without("bench", "matplotlib", "sklearn")
 
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
 sys.path.append(str(Path(__file__).parents[2]))
 
-from bench import untied
+from bench import untied  # noqa: E402 (the path to bench/ is set first)
 
 
 def test_the_table_of_small_digits(tmp_path, capsys):
