@@ -68,7 +68,7 @@ class PlainMADE(_Images, ReferenceMADE):
         return x
 
 
-def plain_twin(model: NADE | MADE) -> PlainNADE | PlainMADE:
+def plain_model(model: NADE | MADE) -> PlainNADE | PlainMADE:
     """The same model in plain PyTorch, with a copy of its parameters. Raster order only."""
     if isinstance(model, NADE):
         plain = PlainNADE(model.variables, model.hidden_features, activation=model.activation)
@@ -110,7 +110,7 @@ def compare_training(
     model: NADE | MADE, images: Tensor, settings: Settings, steps: int = 20, *, progress: bool = True
 ) -> TrainingComparison:
     """Takes the same steps from the same parameters with both models, in turns. Leaves `model` unchanged."""
-    model, plain = copy.deepcopy(model), plain_twin(model)
+    model, plain = copy.deepcopy(model), plain_model(model)
     entrants = {"fast": (model, make_optimizer(model, settings)), "plain": (plain, make_optimizer(plain, settings))}
     losses: dict[str, list[float]] = {name: [] for name in entrants}
     seconds: dict[str, list[float]] = {name: [] for name in entrants}
@@ -131,7 +131,7 @@ def compare_training(
 @torch.no_grad()
 def compare_sampling(model: NADE | MADE, count: int) -> SamplingComparison:
     """Draws `count` images with both models, in turns, from the same parameters."""
-    plain = plain_twin(model)
+    plain = plain_model(model)
     timings = interleave(
         {"fast": lambda: model.sample(count), "plain": lambda: plain.sample(count)},
         seconds=2.0,

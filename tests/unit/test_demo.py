@@ -14,7 +14,7 @@ click_testing = pytest.importorskip("click.testing", reason="needs the demo extr
 
 import ar_fast.models
 from ar_fast.cli import data, pictures
-from ar_fast.cli.beside_torch import compare_training, plain_twin
+from ar_fast.cli.beside_torch import compare_training, plain_model
 from ar_fast.cli.demo import main
 from ar_fast.training import Settings, log_likelihoods, shift, train
 
@@ -133,9 +133,9 @@ def test_training_keeps_the_best_epoch_and_stops_early(small_images):
 
 
 @pytest.mark.parametrize("name", ["nade", "made"])
-def test_plain_twin_is_the_same_model(small_images, name):
+def test_plain_model_is_the_same_model(small_images, name):
     model = ar_fast.models.NADE((8, 8), 12) if name == "nade" else ar_fast.models.MADE((8, 8), [12])
-    plain = plain_twin(model)
+    plain = plain_model(model)
     torch.testing.assert_close(plain.log_prob(small_images.test), model.log_prob(small_images.test))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     result = compare_training(model, small_images.train, Settings(batch_size=16), steps=6, progress=False)
@@ -148,7 +148,7 @@ def test_plain_twin_is_the_same_model(small_images, name):
 def test_plain_sampling_has_the_models_frequencies(name):
     torch.manual_seed(0)
     model = ar_fast.models.NADE(6, 5) if name == "nade" else ar_fast.models.MADE(6, [5])
-    frequencies = torch.stack([plain_twin(model).sample(20000).mean(0), model.sample(20000, seed=1).mean(0)])
+    frequencies = torch.stack([plain_model(model).sample(20000).mean(0), model.sample(20000, seed=1).mean(0)])
     torch.testing.assert_close(frequencies[0], frequencies[1], atol=0.02, rtol=0)
 
 

@@ -1,5 +1,5 @@
-// Sampling of an orderless NADE of several layers: a team of threads goes through the positions, each with its own
-// units of every layer and its own rows to draw, and waits after each layer and after the draws.
+// Sampling of an orderless NADE of several layers: a team of threads goes through the positions. Each thread has its
+// own units of every layer and its own rows to draw, and waits for the others after each layer and after the draws.
 #include "deep_nade_cpu.h"
 
 #include "dense_product.h"
@@ -9,7 +9,7 @@
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t row_group = 64;      // whose hidden units stay in the second cache while the weights pass
+constexpr int64_t row_group = 64;      // rows whose hidden units stay in the second cache while the weights are read
 constexpr int64_t drawn_together = 8;  // rows whose parameters are computed before they draw
 constexpr int64_t unit_step = 16;      // a thread's units begin at a whole cache line
 
@@ -48,7 +48,7 @@ class DeepNadeSampler {
 
  private:
   int64_t padded(int64_t l) const { return (s_.units(l) + Vec<T>::size() - 1) / Vec<T>::size() * Vec<T>::size(); }
-  // The units of a layer, of the i-th row that draws.
+  // The units of layer l, in the i-th row that draws.
   T* hidden(int64_t l, int64_t i) const { return hidden_[l] + i * padded(l); }
   T* state(int64_t row) const { return static_cast<T*>(s_.state) + row * s_.hidden; }
 

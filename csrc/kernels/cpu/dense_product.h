@@ -2,10 +2,9 @@
 //
 // The weights are read without packing. Reading them dominates the memory traffic: at each position every weight is
 // read once from beyond the first cache, for all rows of the batch. A product keeps the sums of a few units with a few
-// rows in registers: 12 chains hide the
-// latency of a multiply-add; lane j of a sum goes through the inputs j, j + lanes, ... in ascending order, and the
-// lanes are added at the end, in the same way for every blocking. So nothing is packed, and a call for one position
-// costs what a position of a long run does.
+// rows in registers: 12 chains hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
+// j + lanes, ... in ascending order, and the lanes are added at the end, in the same way for every blocking. Since
+// nothing is packed, a call for one position costs as much as a position of a long run.
 #pragma once
 
 #include "vec_math.h"
