@@ -324,6 +324,7 @@ def masked_mlp_sample(
     temperature: float = 1.0,
     algorithm: str = "auto",
     by_input: bool = False,
+    constants: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Draws the variables at positions start ... stop-1 of a MADE, in one pass.
 
@@ -343,6 +344,26 @@ def masked_mlp_sample(
     nothing: this is faster for few rows, or for mostly zeros. On the CPU it draws the same samples. On CUDA it is not
     implemented: there the model :class:`ar_fast.models.FVSBN` uses another op, :func:`fvsbn_sample`.
 
+    The inverse of a masked autoregressive flow is the same pass, except that nothing is drawn. Then ``head`` names a
+    transform f of a variable, increasing and with the parameters of the last layer; ``given`` holds a number u for each
+    variable, and the value is x with f(x) = u. An affine transform f(x) = s x + b has two parameters, b and the raw
+    scale a; ``constants`` holds its constants:
+
+    =================  ==================================================  ==================
+    affine_soft_clip   s = exp(a / (1 + abs(a) / limit))                   limit
+    affine_clamp       s = exp(a), a cut off at low and high               low, high
+    affine_softplus    s = log(1 + e^a) + least                            least
+    affine_sigmoid     s = sigmoid(a + c) + least                          c, least
+    affine_gated       s = sigmoid(a + c), f(x) = s x + (1 - s) b          c
+    =================  ==================================================  ==================
+
+    A rational-quadratic spline of K bins maps [low, high] to itself and is the identity elsewhere. It has K widths, K
+    heights and K - 1 derivatives at its inner knots; with K + 1 the first and the last are those of the ends, which are
+    1 otherwise. Widths and heights are shares of high - low. "spline_soft_clip" (constants low, high, limit) has the
+    shares softmax(r / (1 + 2 abs(r) / limit)) and the derivatives exp(r / (1 + abs(r) / limit)); "spline_softplus"
+    (constants low, high, least width, least height, least derivative, factor) has least + (1 - K least)
+    softmax(factor r) and least + log(1 + e^r).
+
     Args:
         state: (B, R_in + units of all layers but the last) in the compute dtype: the columns of v_0, then the layers'
             values. Zeros at position 0; later it is what the previous call returned. Not modified.
@@ -353,7 +374,6 @@ def masked_mlp_sample(
             decreasing. ``by_input`` takes none: a unit sees the columns of all positions before its own.
         unit_ends: one for each layer except the last, (D) int32: how many of its units can be computed once the first p
             variables are known.
-            variables are known.
         program: an :class:`MlpLayer` for each layer; None is a plain stack with one layer per weight.
         seed: key of the random numbers.
         variables: D; None takes it from the offsets, order or unit_ends, else it is R_in.
@@ -361,10 +381,11 @@ def masked_mlp_sample(
         in_offsets: (D + 1) int64, the first column of each position; None is R_in / D each. A variable with a
             categorical head has one column, or one for each category; any other variable has one column.
         out_offsets: (D + 1) int64, the first output row of each position; None is R_out / D each.
-        given: (B, D) in the compute dtype, by variable: the values of known variables.
-        known: (B, D) bool, by variable: take the value from given and do not draw.
+        given: (B, D) in the compute dtype, by variable: the values of known variables; with a transform, its numbers u
+            elsewhere.
+        known: (B, D) bool, by variable: take the value from given and do not draw. It may be None with a transform.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
-        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable".
+        head: "bernoulli", "categorical", "gaussian_mixture", "logistic_mixture" or "per_variable", or a transform.
         levels: how many values a variable can take, for "logistic_mixture"; else 0.
         head_kinds: (D, 2) int64 by position, for "per_variable": the number of each variable's head, 0 to 3 in the list
             above, and its levels; None elsewhere.
@@ -377,15 +398,18 @@ def masked_mlp_sample(
             and so do its columns. The masked part of a row, its own variable's columns and all after them, has no
             effect. With a categorical head a variable has one row per category, even if it has one category. Inputs
             that are zero are skipped, so weights that are not finite have no effect there.
+        constants: those of a transform.
 
     Returns:
         values (B, stop - start) by position in the compute dtype; log_prob (B) float64, nats of the drawn variables
-        at temperature 1; the state at position stop.
+        at temperature 1, or with a transform the sum of log dx/du over them; the state at position stop.
 
     Raises:
         RuntimeError: where a shape, dtype, device or range breaks a rule above.
 
-    Source: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; the schedule is ours.
+    Sources: Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; Papamakarios, Pavlakou, Murray, "Masked
+    autoregressive flow", NeurIPS 2017; Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019. The
+    schedule is ours.
 
     Example:
         >>> weights, biases = [torch.ones(2, 3), torch.ones(3, 2)], [torch.zeros(2), torch.zeros(3)]
@@ -405,7 +429,7 @@ def masked_mlp_sample(
     numbers = [number for layer in program for number in layer.numbers()]
     structure = order, in_offsets, out_offsets, given, known, variables, activation
     draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
-    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm, by_input)
+    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm, by_input, list(constants))
 
 
 def fvsbn_sample(

@@ -39,6 +39,7 @@ from .ops import (
 )
 from .recurrent import ReferenceCharRNN, ReferenceRNN
 from .rnn import GATES, rnn_cell, rnn_sample
+from .transforms import transform_inverse
 
 __all__ = [
     "ACTIVATIONS",
@@ -81,4 +82,5 @@ __all__ = [
     "philox_uniform",
     "rnn_cell",
     "rnn_sample",
+    "transform_inverse",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .heads import log_prob_of, mixture_parameters
+from .transforms import transform_inverse
 
 
 def philox_uniform(seed: int, sample: Tensor, variable: Tensor, slot: Tensor | int = 0) -> Tensor:
@@ -121,3 +123,23 @@ def draw(
     is_known = known.index_select(1, variable.view(1))[:, 0].bool()
     log_prob = log_prob_of(parameters, value, head, levels).double().masked_fill(is_known, 0.0)
     return torch.where(is_known, given.index_select(1, variable.view(1))[:, 0].to(value.dtype), value), log_prob
+
+
+def transformed(
+    parameters: Tensor,
+    variable: Tensor,
+    given: Tensor,
+    known: Tensor | None,
+    transform: str,
+    constants: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The value of one variable (B,) whose transform is applied to the number in given, and log dx/du (B,) float64.
+
+    A value that is known is the number itself; its term is 0.
+    """
+    noise = given.index_select(1, variable.view(1))[:, 0]
+    value, log_derivative = transform_inverse(parameters, noise, transform, constants)
+    if known is None:
+        return value, log_derivative.double()
+    is_known = known.index_select(1, variable.view(1))[:, 0]
+    return torch.where(is_known, noise, value), log_derivative.double().masked_fill(is_known, 0.0)

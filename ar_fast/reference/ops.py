@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .draws import draw
+from .draws import draw, transformed
 from .heads import bounds_of, chosen, compute_dtype, head_log_prob, head_of
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
@@ -485,6 +486,7 @@ def masked_mlp_sample(
     temperature: float,
     algorithm: str = "auto",
     by_input: bool = False,
+    constants: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1 of a MADE; each hidden unit is computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)
@@ -521,9 +523,11 @@ def masked_mlp_sample(
                 total = MLP_ACTIVATIONS[activation](total)
             if k < len(steps) - 1:
                 layers[k + 1][:, units] = total
-        parameters = total
-        own_head = head_of(head, levels, head_kinds, p)
-        value, value_log_prob = draw(parameters, order[p], seed, first_index, temperature, given, known, *own_head)
+        if head.startswith(("affine_", "spline_")):
+            value, value_log_prob = transformed(total, order[p], given, known, head, constants)
+        else:
+            own_head = head_of(head, levels, head_kinds, p)
+            value, value_log_prob = draw(total, order[p], seed, first_index, temperature, given, known, *own_head)
         log_prob = log_prob + value_log_prob
         values.append(value)
         count = columns[p + 1] - columns[p]

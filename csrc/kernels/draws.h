@@ -31,11 +31,13 @@ struct Draws {
   int64_t top_k;                   // 0 = all; else at least 1
   double top_p;                    // 1 = all; else in (0, 1)
   double temperature;              // > 0; changes the draw as head.h says, not log_prob
-  const void* given;               // [B, D] compute, by variable; null if nothing is known
+  const void* given;               // [B, D] compute, by variable; null if nothing is known. With a transform these are
+                                   // the known values and, for the other variables, the numbers it is applied to
   const uint8_t* known;            // [B, D] by variable, non-zero = take given; null if nothing is known
   void* values;                    // [B, stop - start] compute, by position, written
   int64_t values_stride;           // distance between rows
-  double* log_prob;                // [B]: sum over the drawn variables at temperature 1, written
+  double* log_prob;                // [B]: sum over the drawn variables at temperature 1, written; with a transform, of
+                                   // log dx/du
 
   AR_FAST_HOST_DEVICE int64_t variable(int64_t position) const { return order ? order[position] : position; }
   AR_FAST_HOST_DEVICE Head head_at(int64_t position) const {
@@ -56,6 +58,11 @@ struct Draws {
     if (known == nullptr) return nullptr;
     const int64_t at = row * variables + variable(position);
     return known[at] != 0 ? static_cast<const T*>(given) + at : nullptr;
+  }
+  // The number that a transform is applied to, where the value is not known.
+  template <typename T>
+  AR_FAST_HOST_DEVICE T noise(int64_t row, int64_t position) const {
+    return static_cast<const T*>(given)[row * variables + variable(position)];
   }
   // The values of a row, indexed by position.
   template <typename T>

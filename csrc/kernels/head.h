@@ -8,6 +8,7 @@
 //                      that of the bin around it, F((x + g - mean) / scale) - F((x - g - mean) / scale) with
 //                      g = 1 / (levels - 1) and F the sigmoid; the bins at the ends are open
 //   per_variable       each variable has one of the above: `kinds` says which
+//   transform          no distribution: the sampler applies a transform to given numbers (transforms.h)
 //
 // Every difference of two sigmoids is computed as F(a) - F(b) = F(a) F(-b) (1 - e^(b-a)), so nothing cancels. Where
 // log-scales are cut off at m their gradient is zero. Standardised distances are cut off at 10^15, so that every
@@ -41,6 +42,7 @@ enum class HeadKind : int32_t {
   gaussian_mixture = 2,
   logistic_mixture = 3,
   per_variable = 4,
+  transform = 5,
 };
 
 struct Head {

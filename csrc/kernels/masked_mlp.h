@@ -30,6 +30,7 @@
 #pragma once
 
 #include "draws.h"
+#include "transforms.h"
 #include "types.h"
 
 namespace ar_fast {
@@ -57,6 +58,7 @@ struct MaskedMlpLayer {
 
 struct MaskedMlpSample {
   Draws draws;
+  Transform transform;             // its kind is none unless the head is transform
   ScalarType storage;              // of the weights; the compute type follows from it as in nade.h
   Activation activation;
   bool by_input;                   // how the weight is stored

@@ -9,8 +9,9 @@
 //     std::string_view head;
 //   };
 //
-// Tensors are at::Tensor or OptionalTensor, lists at::TensorList or at::IntArrayRef, strings std::string_view: lists
-// and strings are views, valid during the call. torch takes arguments one by one: this file converts the struct.
+// Tensors are at::Tensor or OptionalTensor, lists at::TensorList, at::IntArrayRef or at::ArrayRef<double>, strings
+// std::string_view: lists and strings are views, valid during the call. torch takes arguments one by one: this file
+// converts the struct.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -84,7 +85,9 @@ using Flat = std::conditional_t<std::is_same_v<T, at::Tensor> || std::is_same_v<
 template <typename T>
 using FromPython = std::conditional_t<
     std::is_same_v<T, at::TensorList>, const std::vector<at::Tensor>&,
-    std::conditional_t<std::is_same_v<T, at::IntArrayRef>, const std::vector<int64_t>&, Flat<T>>>;
+    std::conditional_t<std::is_same_v<T, at::IntArrayRef>, const std::vector<int64_t>&,
+                       std::conditional_t<std::is_same_v<T, at::ArrayRef<double>>, const std::vector<double>&,
+                                          Flat<T>>>>;
 
 // The struct for a call whose tensors belong to the caller: their references are not counted, since counting would take
 // a tenth of the call of a small layer. Copies of its members are tensors like any other.

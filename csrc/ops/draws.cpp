@@ -18,19 +18,24 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
     check_dtype(a.op, "order", *a.order, at::kLong);
     check_same_device(a.op, "order", *a.order, weight_name, weight);
   }
-  TORCH_CHECK(a.given.has_value() == a.known.has_value(), a.op, ": given and known come together, got only ",
-              a.given.has_value() ? "given" : "known");
-  if (a.given.has_value()) {
-    for (const auto& [name, tensor] : {std::pair{"given", *a.given}, std::pair{"known", *a.known}}) {
-      check_dim(a.op, name, tensor, 2, "(B, D)");
-      const std::string rows = std::string("rows, as ") + a.state_name + " has,";
-      check_size(a.op, name, tensor, 0, a.state.sym_size(0), rows.c_str());
-      check_size(a.op, name, tensor, 1, variables, "variables");
-      check_same_device(a.op, name, tensor, a.state_name, a.state);
-    }
-    check_dtype(a.op, "given", *a.given, type);
-    check_dtype(a.op, "known", *a.known, at::kBool);
+  if (a.transforms) {
+    TORCH_CHECK(a.given.has_value(), a.op, ": given must hold the numbers that a transform is applied to, got none");
+    TORCH_CHECK(a.temperature == 1, a.op, ": temperature must be 1 for a transform, got ", a.temperature);
+  } else {
+    TORCH_CHECK(a.given.has_value() == a.known.has_value(), a.op, ": given and known come together, got only ",
+                a.given.has_value() ? "given" : "known");
   }
+  const auto check_values = [&](const char* name, const OptionalTensor& tensor, at::ScalarType dtype) {
+    if (!tensor.has_value()) return;
+    check_dim(a.op, name, *tensor, 2, "(B, D)");
+    const std::string rows = std::string("rows, as ") + a.state_name + " has,";
+    check_size(a.op, name, *tensor, 0, a.state.sym_size(0), rows.c_str());
+    check_size(a.op, name, *tensor, 1, variables, "variables");
+    check_same_device(a.op, name, *tensor, a.state_name, a.state);
+    check_dtype(a.op, name, *tensor, dtype);
+  };
+  check_values("given", a.given, type);
+  check_values("known", a.known, at::kBool);
   TORCH_CHECK(0 <= a.start && a.start <= a.stop && variables >= a.stop, a.op,
               ": positions must satisfy 0 <= start <= stop <= D = ", variables, ", got start = ", a.start, ", stop = ",
               a.stop);

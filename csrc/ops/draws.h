@@ -30,6 +30,7 @@ struct DrawArguments {
   int64_t first_position = 0, top_k = 0;
   double top_p = 1;
   const char* state_name = "state";
+  bool transforms = false;  // given holds the numbers that a transform is applied to; known may be left out
 };
 
 template <typename Arguments>

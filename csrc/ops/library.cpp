@@ -58,7 +58,8 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "masked_mlp_sample(Tensor state, Tensor[] weights, Tensor[] biases, Tensor[] extents, Tensor[] unit_ends, "
       "int[] program, Tensor? order, Tensor? in_offsets, Tensor? out_offsets, Tensor? given, Tensor? known, "
       "int variables, str activation, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, "
-      "int stop, float temperature, str algorithm='auto', bool by_input=False) -> (Tensor, Tensor, Tensor)");
+      "int stop, float temperature, str algorithm='auto', bool by_input=False, float[] constants=[])"
+      " -> (Tensor, Tensor, Tensor)");
 
   m.def(
       "armlp_sample(Tensor state, Tensor in_weight, Tensor block_starts, Tensor in_bias, Tensor out_weight, "

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "activation.h"
+#include "transforms.h"
 
 namespace ar_fast {
 namespace {
@@ -42,6 +43,24 @@ std::vector<Step> parse_program(at::IntArrayRef program) {
   return steps;
 }
 
+Head parse_head_or_transform(const MaskedMlpSampleArguments& a) {
+  const char* op = masked_mlp_name;
+  if (parse_transform(op, a.head, a.constants).kind == TransformKind::none) {
+    return parse_head(op, a.head, a.levels, a.head_kinds);
+  }
+  TORCH_CHECK(a.levels == 0 && !a.head_kinds.has_value(), op,
+              ": levels must be 0 and head_kinds must not be given for a transform, got ", a.levels, " and ",
+              a.head_kinds.has_value() ? "some" : "none");
+  return {HeadKind::transform, 0};
+}
+
+// The arguments that all samplers share.
+DrawArguments shared_arguments(const MaskedMlpSampleArguments& a, const Head& head) {
+  DrawArguments shared = draw_arguments(a);
+  shared.transforms = head.kind == HeadKind::transform;
+  return shared;
+}
+
 bool no_bias(const at::Tensor& bias) { return bias.dim() == 1 && bias.sym_size(0) == 0; }
 
 }  // namespace
@@ -52,7 +71,7 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   TORCH_CHECK(a.algorithm == "auto" || (a.algorithm == "push") == a.by_input, op,
               ": algorithm must be 'push' for a weight by input and 'lanes' for any other, or 'auto', got '",
               a.algorithm, "' for by_input = ", a.by_input ? "True" : "False");
-  const Head head = parse_head(op, a.head, a.levels, a.head_kinds);
+  const Head head = parse_head_or_transform(a);
   const std::vector<Step> steps = parse_program(a.program);
   size_t terms = 0;
   for (const Step& step : steps) terms += static_cast<size_t>(step.terms());
@@ -104,7 +123,12 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
                   " unless ", name, " is given, got ", rows);
     }
   }
-  check_head_rows(op, head, "the last layer", out_rows, a.variables, a.out_offsets);
+  if (head.kind == HeadKind::transform) {
+    TORCH_CHECK(!a.out_offsets.has_value(), op, ": out_offsets must not be given for a transform");
+    check_transform_rows(op, parse_transform(op, a.head, a.constants), "the last layer", out_rows, a.variables);
+  } else {
+    check_head_rows(op, head, "the last layer", out_rows, a.variables, a.out_offsets);
+  }
   check_head_kinds(op, a.head_kinds, a.variables, "weights[0]", first);
   TORCH_CHECK(head.kind == HeadKind::categorical || head.kind == HeadKind::per_variable ||
                   (!a.in_offsets.has_value() && in_rows == a.variables),
@@ -154,7 +178,7 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
   check_size(op, "state", a.state, 1, features, "columns, R_in + units of all layers but the last,");
   check_dtype(op, "state", a.state, compute);
   check_same_device(op, "state", a.state, "weights[0]", first);
-  check_draws(draw_arguments(a), a.variables, compute, "weights[0]", first);
+  check_draws(shared_arguments(a, head), a.variables, compute, "weights[0]", first);
   return head;
 }
 
@@ -165,12 +189,13 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
   const auto keep_or_null = [&](const OptionalTensor& tensor) { return tensor.has_value() ? keep(*tensor) : nullptr; };
   const auto type = a.weights[0].scalar_type(), compute = compute_type(type);
   t.state = a.state.clone(at::MemoryFormat::Contiguous);
-  t.drawn = prepare_draws(draw_arguments(a), head, a.variables);
+  t.drawn = prepare_draws(shared_arguments(a, head), head, a.variables);
 
   MaskedMlpSample& sample = t.sample = MaskedMlpSample{};
   sample.storage = storage_type(type);
   sample.activation = parse_layer_activation(masked_mlp_name, a.activation);
   sample.draws = t.drawn.draws;
+  sample.transform = parse_transform(masked_mlp_name, a.head, a.constants);
   sample.by_input = a.by_input;
   const int64_t inputs = a.by_input ? 0 : 1, outputs = 1 - inputs;
   sample.in_rows = a.weights[0].size(inputs);

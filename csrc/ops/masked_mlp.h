@@ -8,7 +8,8 @@
 // for each layer except the last. order (D) int64; in_offsets and out_offsets (D + 1) int64, and head_kinds (D, 2) for
 // a per_variable head, all three by position; given and known (B, D) by variable. Columns of weights and units of the
 // last layer are by position. by_input: one layer with one term; its weight is (R_in, R_out), from the last position to
-// the first, and extents are empty.
+// the first, and extents are empty. constants: those of a transform (kernels/transforms.h), which is named as the head;
+// it needs given, the numbers that it is applied to, whereas known may be left out.
 // Types: the weights have one of float32, float64, bfloat16, float16; state, given, values have the compute type; a
 // bias has the weights' type or the compute type.
 #pragma once
@@ -42,6 +43,7 @@ struct MaskedMlpSampleArguments {
   double temperature;
   std::string_view algorithm;
   bool by_input;
+  at::ArrayRef<double> constants;
 };
 
 constexpr const char* masked_mlp_name = MaskedMlpSampleArguments::op;

@@ -2,6 +2,7 @@
 
 #include "draws.h"
 #include "scratch.h"
+#include "transforms.h"
 #include "transpose.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -299,6 +300,8 @@ class Group {
     T* const value = memory_.values + (p - first_) * width;
     if (draws_.head.kind == HeadKind::bernoulli) {
       draw_bernoulli(p, value);
+    } else if (draws_.head.kind == HeadKind::transform) {
+      transform(p, value);
     } else {
       draw_head(p, value);
     }
@@ -351,6 +354,36 @@ class Group {
       T log_prob;
       value[r] = draw_value(draws_, row_ + r, p, own, count, memory_.weights, log_prob);
       log_prob_[r] += static_cast<double>(log_prob);
+    }
+  }
+
+  void transform(int64_t p, T* value) {
+    const MaskedMlpRange rows = masked_mlp_parameters(sample_, p);
+    const int64_t count = rows.end - rows.begin;
+    const T* const lanes_of_rows = output(sample_.hidden_layers) + rows.begin * width;
+    T log_derivative[width];
+    for (int64_t r = 0; r < width; ++r) value[r] = r < rows_ ? draws_.noise<T>(row_ + r, p) : T(0);
+    if (sample_.transform.is_affine()) {
+      for (int64_t at = 0; at < width; at += lanes) {
+        Vec<T> own_log_derivative;
+        const Vec<T> shift = Vec<T>::loadu(lanes_of_rows + at), scale = Vec<T>::loadu(lanes_of_rows + width + at);
+        affine_inverse<T>(sample_.transform, shift, scale, Vec<T>::loadu(value + at), own_log_derivative)
+            .store(value + at);
+        own_log_derivative.store(log_derivative + at);
+      }
+    } else {
+      for (int64_t r = 0; r < rows_; ++r) {
+        T* const own = memory_.parameters + r * memory_.most_parameters;
+        for (int64_t j = 0; j < count; ++j) own[j] = lanes_of_rows[j * width + r];
+        value[r] = transform_inverse(sample_.transform, own, count, value[r], log_derivative[r]);
+      }
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      if (const T* known = draws_.known_value<T>(row_ + r, p)) {
+        value[r] = *known;
+      } else {
+        log_prob_[r] += static_cast<double>(log_derivative[r]);
+      }
     }
   }
 

@@ -191,13 +191,23 @@ class Pusher {
     push(weight(drawn.weight_row) + window_.begin + low, drawn.x, sums(r) + low, end - low);
   }
 
+  T value(int64_t r, int64_t p, T& log_prob) const {
+    T* const parameters = sums(r) + first_sum(p);
+    const int64_t row = row_begin_ + r, count = parameters_.count(p);
+    if (draws_.head.kind != HeadKind::transform) {
+      return draw_value(draws_, row, p, parameters, count, memory_.weights, log_prob);
+    }
+    log_prob = T(0);
+    if (const T* known = draws_.known_value<T>(row, p)) return *known;
+    return transform_inverse(sample_.transform, parameters, count, draws_.noise<T>(row, p), log_prob);
+  }
+
   void draw(int64_t r, int64_t start, int64_t stop, double& log_prob) const {
     const int64_t low = first_sum(stop - 1);
     T* const values = draws_.values_of<T>(row_begin_ + r);
     for (int64_t p = start; p < stop; ++p) {
       T own_log_prob;
-      values[p] = draw_value(draws_, row_begin_ + r, p, sums(r) + first_sum(p), parameters_.count(p), memory_.weights,
-                             own_log_prob);
+      values[p] = value(r, p, own_log_prob);
       log_prob += static_cast<double>(own_log_prob);
       T* const own = state(r) + columns_[p];
       if (columns_.count(p) == 1 && draws_.head.kind != HeadKind::categorical) {

@@ -100,9 +100,20 @@ class Sampler {
 
   __device__ __forceinline__ T draw(int64_t p, int rows, double& log_prob) const {
     if (const T* known = draws_.known_value<T>(row_, p)) return *known;
+    if (draws_.head.kind == HeadKind::transform) return transform(p, rows, log_prob);
     const T x = draw_value(draws_, row_, p, parameters_, rows, draw_noise(draws_, row_, p));
     log_prob += drawn_log_prob(draws_, p, parameters_, rows, x);
     return x;
+  }
+
+  // One lane computes it, because it overwrites the parameters.
+  __device__ T transform(int64_t p, int rows, double& log_prob) const {
+    T x = T(0), log_derivative = T(0);
+    if (lane_ == 0) {
+      x = transform_inverse(sample_.transform, parameters_, rows, draws_.noise<T>(row_, p), log_derivative);
+    }
+    log_prob += static_cast<double>(log_derivative);
+    return __shfl_sync(kFullMask, x, 0);
   }
 
   const MaskedMlpSample& sample_;

@@ -1,0 +1,93 @@
+"""The inverse of the transforms of flows, which defines what their parameters and constants mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def affine_scale(raw: Tensor, transform: str, constants: Sequence[float]) -> Tensor:
+    """The logarithm of the scale s of an affine transform x -> s x + shift, from the raw scale."""
+    if transform == "affine_soft_clip":
+        (limit,) = constants
+        return raw / (1 + (raw / limit).abs())
+    if transform == "affine_clamp":
+        low, high = constants
+        return raw.clamp(low, high)
+    if transform == "affine_softplus":
+        (least,) = constants
+        return (F.softplus(raw) + least).log()
+    if transform == "affine_sigmoid":
+        bias, least = constants
+        return (torch.sigmoid(raw + bias) + least).log()
+    (bias,) = constants
+    return F.logsigmoid(raw + bias)
+
+
+def affine_inverse(
+    parameters: Tensor, noise: Tensor, transform: str, constants: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    shift, raw = parameters.unbind(-1)
+    log_scale = affine_scale(raw, transform, constants)
+    if transform == "affine_gated":
+        shift = shift * torch.sigmoid(-raw - constants[0])
+    return (noise - shift) * (-log_scale).exp(), -log_scale
+
+
+def spline_knots(parameters: Tensor, transform: str, constants: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """The knots (..., K + 1) of a spline along both axes, and its derivatives there."""
+    rows = parameters.shape[-1]
+    own_ends = rows % 3 == 1
+    bins = (rows + 1) // 3
+    widths, heights, derivatives = parameters.split([bins, bins, rows - 2 * bins], -1)
+    low, high = constants[:2]
+    if transform == "spline_soft_clip":
+        limit = constants[2]
+        shares = [F.softmax(raw / (1 + (2 * raw / limit).abs()), -1) for raw in (widths, heights)]
+        derivatives = (derivatives / (1 + (derivatives / limit).abs())).exp()
+    else:
+        *least, least_derivative, factor = constants[2:]
+        shares = [
+            own + (1 - own * bins) * F.softmax(raw * factor, -1)
+            for own, raw in zip(least, (widths, heights), strict=True)
+        ]
+        derivatives = least_derivative + F.softplus(derivatives)
+    x, y = (low + (high - low) * F.pad(share.cumsum(-1), (1, 0)) for share in shares)
+    x[..., -1], y[..., -1] = high, high
+    return x, y, derivatives if own_ends else F.pad(derivatives, (1, 1), value=1.0)
+
+
+def spline_inverse(
+    parameters: Tensor, noise: Tensor, transform: str, constants: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    x, y, derivatives = spline_knots(parameters, transform, constants)
+    own_bin = (noise.unsqueeze(-1) >= y[..., 1:-1]).sum(-1, keepdim=True)
+
+    def at(knots: Tensor, after: int) -> Tensor:
+        return knots.gather(-1, own_bin + after).squeeze(-1)
+
+    width, height = at(x, 1) - at(x, 0), at(y, 1) - at(y, 0)
+    first, last, slope, above = at(derivatives, 0), at(derivatives, 1), height / width, noise - at(y, 0)
+    curvature = first + last - 2 * slope
+    a, b, c = height * (slope - first) + above * curvature, height * first - above * curvature, -slope * above
+    z = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
+    of_f = slope**2 * (2 * slope * z * (1 - z) + first * (1 - z) ** 2 + last * z**2)
+    log_derivative = 2 * (slope + curvature * z * (1 - z)).log() - of_f.log()
+    outside = (noise < constants[0]) | (noise > constants[1])
+    return torch.where(outside, noise, at(x, 0) + z * width), log_derivative.masked_fill(outside, 0.0)
+
+
+def transform_inverse(
+    parameters: Tensor, noise: Tensor, transform: str, constants: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The value x = f^-1(u) of numbers u (...), and log dx/du; parameters (..., K). See csrc/kernels/transforms.h.
+
+    Sources: Papamakarios, Pavlakou, Murray, "Masked autoregressive flow", NeurIPS 2017; Kingma et al., "Improved
+    variational inference with inverse autoregressive flow", NeurIPS 2016; Durkan, Bekasov, Murray, Papamakarios,
+    "Neural spline flows", NeurIPS 2019.
+    """
+    inverse = affine_inverse if transform.startswith("affine_") else spline_inverse
+    return inverse(parameters, noise, transform, constants)
