@@ -112,6 +112,8 @@ MODELS: dict[str, tuple[Callable[[Sizes], torch.nn.Module], Callable[[Sizes], Te
         lambda sizes: _bits(sizes).view(-1, sizes.side, sizes.side),
     ),
     "DeepNADE": (lambda sizes: models.DeepNADE(sizes.variables, sizes.deep_hidden), _bits),
+    "RNN": (lambda sizes: models.RNN(sizes.variables, sizes.hidden), _bits),
+    "RNN LSTM": (lambda sizes: models.RNN(sizes.variables, sizes.hidden, cell="lstm", num_layers=2), _bits),
     "MADE": (_made, _bits),
     "MADE residual": (lambda sizes: _made(sizes, 3, residual=True, direct=True), _bits),
     "MADE Categorical": (lambda sizes: _made(sizes, head=heads.Categorical(4)), _categories),
@@ -201,6 +203,9 @@ def select(kinds: Iterable[str] = ()) -> list[Call]:
     calls = []
     for kind in chosen:
         ops = MODEL_OPS if kind in MODELS else LAYER_OPS
+        if kind.startswith("RNN"):
+            # torch.nn computes its log_prob and gradient.
+            ops = {"sample": _sample}
         if kind == "NADE":
             # The kernel that writes parameters out; log_prob and sample have fused ones.
             ops = {"forward": _forward, **ops}

@@ -429,7 +429,17 @@ def masked_mlp_sample(
     numbers = [number for layer in program for number in layer.numbers()]
     structure = order, in_offsets, out_offsets, given, known, variables, activation
     draws = head, levels, head_kinds, seed, first_index, start, variables if stop is None else stop, temperature
-    return call("masked_mlp_sample", state, *layers, numbers, *structure, *draws, algorithm, by_input, list(constants))
+    return call(
+        "masked_mlp_sample",
+        state,
+        *layers,
+        numbers,
+        *structure,
+        *draws,
+        algorithm,
+        by_input,
+        [float(c) for c in constants],
+    )
 
 
 def fvsbn_sample(

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.nn import functional as F
 
 from .. import functional
 
@@ -38,9 +37,9 @@ def chosen(x: Tensor, bound: int | Tensor, dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def one_hot(x: Tensor, bound: int, dtype: torch.dtype) -> Tensor:
-    """(...) -> (..., bound); NaN where x is no category."""
+    """(...) -> (..., bound); NaN in the first column where x is no category."""
     row, factor = chosen(x, bound, dtype)
-    return F.one_hot(row, bound).to(dtype) * factor.unsqueeze(-1)
+    return factor.new_zeros(*x.shape, bound).scatter(-1, row.unsqueeze(-1), factor.unsqueeze(-1))
 
 
 class IntegerInterval(constraints.integer_interval):

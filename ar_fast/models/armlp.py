@@ -212,7 +212,7 @@ class ARMLP(AutoregressiveModel):
     def _inputs(self, x: Tensor, offsets: list[int]) -> Tensor:
         """x by position (B, D) -> (B, R_in), one column per input row; categories are one-hot."""
         if self.head_kinds is not None:
-            return self._mixed_inputs(x, self.order).to(self.dtype)
+            return self._encoded(x, self._input_offsets(self.order), self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
         bounds = torch.tensor(offsets, device=x.device)

@@ -234,15 +234,14 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
             return None
         return starts(counts if index is None else counts.index_select(0, index))
 
-    def _mixed_inputs(self, x: Tensor, index: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        """(B, R_in) for a per_variable head: categories one-hot, others by value, zeros where not observed.
+    def _encoded(self, x: Tensor, offsets: Tensor, dtype: torch.dtype, observed: Tensor | None = None) -> Tensor:
+        """(B, R_in) in the given dtype: categories one-hot, others by value, zeros where not observed.
 
-        x and observed are (B, D) in the order of ``index``.
+        x and observed are (B, D) in the order of ``offsets`` (D + 1), the first input of each variable.
         """
-        offsets = self._input_offsets(index)
         gathers = (counts := offsets.diff()) > 1
-        own, factor = heads.base.chosen(torch.where(gathers, x.detach(), 0.0), counts, x.dtype)
-        value = torch.where(gathers, factor, x)
+        own, factor = heads.base.chosen(torch.where(gathers, x.detach(), 0), counts, dtype)
+        value = torch.where(gathers, factor, x.to(dtype))
         value = value if observed is None else torch.where(observed, value, 0.0)
         row = offsets[:-1] + own
         return value.new_zeros(x.shape[0], sum(self.head.inputs(self.variables))).scatter(1, row, value)

@@ -225,7 +225,7 @@ class DeepNADE(AutoregressiveModel):
         """(B, H), the pre-activations of the first layer, by matrix products."""
         mask = observed.to(self.compute_dtype)
         if self.head_kinds is not None:
-            inputs = self._mixed_inputs(x, None, observed)
+            inputs = self._encoded(x, self._input_offsets(), mask.dtype, observed)
         elif self._gathers:
             row, factor = chosen(x, self.out_offsets.diff(), mask.dtype)
             value = torch.where(observed, factor, mask)

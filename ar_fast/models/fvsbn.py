@@ -167,7 +167,7 @@ class FVSBN(AutoregressiveModel):
     def _inputs(self, x: Tensor, offsets: Tensor | None) -> Tensor:
         """x by place (B, D) -> (B, R_in), one column per row of weight; categories are one-hot."""
         if self.head_kinds is not None:
-            return self._mixed_inputs(x, self._places).to(self.dtype)
+            return self._encoded(x, self._input_offsets(self._places), self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
         first = self.counts * torch.arange(self.variables, device=x.device) if offsets is None else offsets[:-1]

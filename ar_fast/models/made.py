@@ -397,9 +397,6 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             derived |= {f"places_{index}": of_value.argsort(stable=True) for index, of_value in enumerate(degrees)}
         # Offsets by position; None if all variables have one column, or the same number of outputs.
         encoded = bool((inputs > 1).any())
-        # Each column's variable, its category (-1 for one that takes the value), and how many columns its variable has.
-        category = torch.arange(len(degrees[0])) - starts(own_inputs)[:-1].repeat_interleave(own_inputs)
-        single = own_inputs.repeat_interleave(own_inputs) == 1
         # Where each output by variable is stored.
         shift = starts(outputs[order])[:-1][order.argsort()] - starts(outputs)[:-1]
         own = torch.arange(int(outputs.sum())) + shift.repeat_interleave(outputs)
@@ -407,9 +404,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             "orders": self._orders,
             "in_offsets": starts(inputs[order]) if encoded else None,
             "out_offsets": None if isinstance(self.counts, int) else starts(outputs[order]),
-            "column_variable": stored.repeat_interleave(own_inputs) if encoded else None,
-            "column_category": category.masked_fill(single, -1) if encoded else None,
-            "column_count": own_inputs.repeat_interleave(own_inputs) if encoded else None,
+            "column_offsets": starts(own_inputs) if encoded else None,
             "out_rows": None if self._order is None or self._by_variable else own,
         }
 
@@ -489,11 +484,10 @@ class MADE(MaskedNetwork, AutoregressiveModel):
 
     def _columns(self, x: Tensor) -> Tensor:
         """x by variable -> (B, R_in) as stored."""
-        if self.column_variable is None:
-            return self._as_stored(x).to(self.dtype)
-        own = x.index_select(1, self.column_variable)
-        row, factor = heads.base.chosen(own, self.column_count, self.dtype)
-        return torch.where(self.column_category < 0, own.to(self.dtype), (row == self.column_category) * factor)
+        stored = self._as_stored(x)
+        if self.column_offsets is None:
+            return stored.to(self.dtype)
+        return self._encoded(stored, self.column_offsets, self.dtype)
 
     def _parameters_as_stored(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x by variable -> (B, R_out) as stored."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -486,7 +485,7 @@ def masked_mlp_sample(
     temperature: float,
     algorithm: str = "auto",
     by_input: bool = False,
-    constants: Sequence[float] = (),
+    constants: list[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1 of a MADE; each hidden unit is computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)

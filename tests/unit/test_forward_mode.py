@@ -172,7 +172,8 @@ OPS = sorted(
 def argument(kind):
     """A value of a schema's type, of no use but as an argument."""
     values = {"Tensor": lambda: torch.ones(2, 2), "int": lambda: 1, "float": lambda: 1.0, "bool": lambda: False,
-              "str": lambda: "", "List[Tensor]": lambda: [torch.ones(2, 2)], "List[int]": lambda: [1]}  # fmt: skip
+              "str": lambda: "", "List[Tensor]": lambda: [torch.ones(2, 2)], "List[int]": lambda: [1],
+              "List[float]": lambda: [1.0]}  # fmt: skip
     return None if kind.startswith("Optional") else values[kind]()
 
 

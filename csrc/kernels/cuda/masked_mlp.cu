@@ -15,6 +15,19 @@ namespace {
 constexpr int kSamplesPerBlock = 4;
 constexpr int kUnitsTogether = 4;
 
+template <typename T>
+struct Transformed {
+  T x, log_derivative;
+};
+
+// A call of its own leaves its registers to the products.
+template <typename T>
+__device__ __noinline__ Transformed<T> transformed(const Transform transform, T* parameters, int rows, T noise) {
+  Transformed<T> result;
+  result.x = transform_inverse(transform, parameters, rows, noise, result.log_derivative);
+  return result;
+}
+
 // The sample of one warp. values: the columns, then each layer; parameters: those of one variable.
 template <typename S>
 class Sampler {
@@ -107,13 +120,11 @@ class Sampler {
   }
 
   // One lane computes it, because it overwrites the parameters.
-  __device__ T transform(int64_t p, int rows, double& log_prob) const {
-    T x = T(0), log_derivative = T(0);
-    if (lane_ == 0) {
-      x = transform_inverse(sample_.transform, parameters_, rows, draws_.noise<T>(row_, p), log_derivative);
-    }
-    log_prob += static_cast<double>(log_derivative);
-    return __shfl_sync(kFullMask, x, 0);
+  __device__ __forceinline__ T transform(int64_t p, int rows, double& log_prob) const {
+    Transformed<T> result = {};
+    if (lane_ == 0) result = transformed(sample_.transform, parameters_, rows, draws_.noise<T>(row_, p));
+    log_prob += static_cast<double>(result.log_derivative);
+    return __shfl_sync(kFullMask, result.x, 0);
   }
 
   const MaskedMlpSample& sample_;
