@@ -157,8 +157,8 @@ def _linear(case: Case, device: torch.device) -> Iterator[tuple[str, Callable[[]
 def _rnn(case: Case, device: torch.device) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Ours in one call of many steps, and torch's own GRU, cuDNN's on CUDA, step by step; the time of a step."""
     batch, hidden, dtype = case.batch, case.hidden, getattr(torch, case.dtype)
-    parts = rnn.Parts("gru", batch, hidden, 1, case.variables, dtype).to(Settings(device))
-    yield OURS, lambda: Steps(no_grad(parts.ours), case.variables)
+    parts = rnn.Parts("gru", batch, hidden, 1, case.steps, dtype).to(Settings(device))
+    yield OURS, lambda: Steps(no_grad(parts.ours), case.steps)
     gru = torch.nn.GRU(rnn.VOCABULARY, hidden, device=device, dtype=dtype)
     head = torch.nn.Linear(hidden, rnn.VOCABULARY, device=device, dtype=dtype)
     symbol = torch.zeros(batch, dtype=torch.long, device=device)
@@ -249,6 +249,7 @@ def tiny(case: Case) -> Case:
         batch=min(case.batch, 3),
         variables=min(case.variables, 20),
         hidden=min(case.hidden, 8),
+        steps=min(case.steps, 20),
         layers=tuple(min(layer, 20) for layer in case.layers),
     )
 

@@ -21,29 +21,60 @@ def folded(tokens: torch.Tensor, rows: int) -> torch.Tensor:
     return tokens[: len(tokens) // rows * rows].reshape(rows, -1)
 
 
-def train(model: CharRNN, tokens: torch.Tensor, steps: int, rows: int = 32, length: int = 64) -> None:
-    """Each step reads the next ``length`` characters of ``rows`` parts of the text and goes on from their states.
+def nats(model: CharRNN, tokens: torch.Tensor) -> float:
+    """For each byte of a text, which is read in 16 parts side by side."""
+    return math.log(model.perplexity(folded(tokens, 16)))
 
-    Gradients end where a step begins: backpropagation is truncated.
+
+def train(
+    model: CharRNN,
+    tokens: torch.Tensor,
+    held_out: torch.Tensor,
+    steps: int,
+    rows: int = 32,
+    chunk: int = 64,
+    learning_rate: float = 4e-3,
+) -> list[tuple[int, float, float]]:
+    """Each step reads the next ``chunk`` bytes of ``rows`` parts of the text and goes on from their states.
+
+    Gradients end where a step begins: backpropagation is truncated. Returns, every 100 steps, the step and the nats per
+    byte of the last 100 steps and of the held-out text.
     """
     streams = folded(tokens, rows)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     begin, state, started = 0, None, time.perf_counter()
+    history, losses = [], []
     for step in range(1, steps + 1):
-        if begin + length > streams.shape[1]:
+        if begin + chunk > streams.shape[1]:
             begin, state = 0, None
-        log_prob, state = model.log_prob(streams[:, begin : begin + length], state=state, return_state=True)
-        begin, state = begin + length, state.detach()
-        loss = -log_prob.mean() / length
+        log_prob, state = model.log_prob(streams[:, begin : begin + chunk], state=state, return_state=True)
+        begin, state = begin + chunk, state.detach()
+        loss = -log_prob.mean() / chunk
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
         if step % 100 == 0 or step == steps:
+            history.append((step, sum(losses) / len(losses), nats(model, held_out)))
+            losses = []
             seconds = time.perf_counter() - started
-            print(f"step {step}: {loss.item():.3f} nats per byte, {seconds:.0f} s", flush=True)
+            print("step {}: {:.3f} nats per byte, held out {:.3f}, {:.0f} s".format(*history[-1], seconds), flush=True)
+    return history
+
+
+def save_curve(path: str, history: list[tuple[int, float, float]]) -> None:
+    from matplotlib import pyplot
+
+    step, training, held_out = zip(*history, strict=True)
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    axes.plot(step, training, label="training, the last 100 steps")
+    axes.plot(step, held_out, label="held out")
+    axes.set(xlabel="step", ylabel="nats per byte")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def surprise(model: CharRNN, line: str) -> list[float]:
@@ -69,24 +100,30 @@ def main(
     file: str | None = None,
     *,
     steps: int = 600,
+    rows: int = 32,
+    chunk: int = 64,
+    learning_rate: float = 4e-3,
     hidden_features: int = 256,
     cell: str = "gru",
     prompt: str = "The ",
     line: str = "The import statement finds a module, and then binds it to a name.",
     length: int = 400,
     temperature: float = 0.7,
+    curve: str | None = None,
 ) -> float:
     """Returns bits per character of the last tenth of the text."""
     torch.manual_seed(0)
     text = Path(file).read_text(encoding="utf-8") if file else "\n".join(topics[name] for name in sorted(topics))
     model = CharRNN("bytes", hidden_features, cell=cell)
     tokens = model.encode(text)
-    held_out = folded(tokens[-len(tokens) // 10 :], 16)
+    training, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :]
     print(f"{len(tokens):,} bytes, {model.count_parameters():,} parameters")
-    train(model, tokens[: -len(tokens) // 10], steps)
+    history = train(model, training, held_out, steps, rows, chunk, learning_rate)
+    if curve:
+        save_curve(curve, history)
 
-    nats, bits = math.log(model.perplexity(held_out)), model.bits_per_character(held_out)
-    print(f"held-out tenth: {nats:.3f} nats per byte, {bits:.3f} bits per character\n")
+    bits = model.bits_per_character(folded(held_out, 16))
+    print(f"held-out tenth: {nats(model, held_out):.3f} nats per byte, {bits:.3f} bits per character\n")
     drawn, _ = model.sample(1, length, prompt=prompt, temperature=temperature, seed=0)
     print(prompt + model.decode(drawn[0]) + "\n")
     print(shown(line, surprise(model, line), sys.stdout.isatty()))
@@ -97,10 +134,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="a text in UTF-8")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rows", type=int, default=32, help="parts of the text that a step reads side by side")
+    parser.add_argument("--chunk", type=int, default=64, help="bytes of each part that a step reads")
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--hidden-features", type=int, default=256)
     parser.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="gru")
     parser.add_argument("--prompt", default="The ")
     parser.add_argument("--line", default="The import statement finds a module, and then binds it to a name.")
     parser.add_argument("--length", type=int, default=400, help="of what is drawn, in bytes")
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--curve", metavar="FILE.png", help="write a picture of the nats per byte over the steps")
     main(**vars(parser.parse_args()))

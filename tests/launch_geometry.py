@@ -22,6 +22,7 @@ from bench.masked_linear import staircase
 from bench.prediction.cases import CASES, Case
 from bench.prediction.kernels import LAUNCHES
 
+RNN_CUT = ["unit_blocks", "units", "draw_blocks"]
 NADE_CUT = ["chunk", "chunks", "strip", "strips", "rows", "tile", "tiles", "segments"]
 
 
@@ -78,8 +79,24 @@ def _linear(case: Case) -> None:
     )
 
 
+def _rnn(case: Case) -> None:
+    dtype, hidden, (outputs,) = getattr(torch, case.dtype), case.hidden, case.layers
+    gates = 3 * hidden
+    functional.rnn_sample(
+        torch.empty(1, case.batch, hidden), torch.empty(case.batch), torch.empty(outputs, gates),
+        torch.empty(gates, dtype=dtype), [torch.empty(gates, hidden, dtype=dtype)], [torch.empty(gates, dtype=dtype)],
+        torch.empty(outputs, hidden, dtype=dtype), torch.empty(outputs, dtype=dtype), cell="gru", head="categorical",
+        seed=0, stop=case.steps,
+    )  # fmt: skip
+
+
 def _cut(case: Case) -> dict[str, int]:
     library = emulated.load()
+    if case.kind == "rnn_sample":
+        values = (ctypes.c_int64 * len(RNN_CUT))()
+        sizes = [ctypes.c_int64(size) for size in (case.hidden, case.batch, *case.layers)]
+        assert library.ar_fast_test_rnn_cut(*sizes, ctypes.c_bool(case.dtype == "bfloat16"), values) == 0
+        return dict(zip(RNN_CUT, values, strict=True))
     if case.kind.startswith("nade forward"):
         values = (ctypes.c_int64 * len(NADE_CUT))()
         sizes = [ctypes.c_int64(size) for size in (case.variables, case.hidden, case.batch)]
@@ -94,7 +111,7 @@ def _cut(case: Case) -> dict[str, int]:
 
 
 def geometry(case: Case) -> dict:
-    call = _made if case.kind == "made sampling" else _linear if case.kind == "masked_linear" else _nade
+    call = {"made sampling": _made, "masked_linear": _linear, "rnn_sample": _rnn}.get(case.kind, _nade)
     with emulated.gpu(capability=9, multiprocessors=132), recorded() as launches:
         call(case)
     return {"cut": _cut(case), "launches": launches}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Case:
     """kind: which kernels (kernels.KINDS). ones: the part of inputs, or of draws, that is not zero.
 
-    layers: widths of a masked network or layer, inputs first. missing: why there is nothing to predict.
+    layers: widths of a masked network or layer, inputs first; of a recurrent model the outputs. steps: how many steps
+    a launch has whose time is given for one. missing: why there is nothing to predict.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Case:
     ones: float = 1.0
     layers: tuple[int, ...] = ()
     dtype: str = "float32"
+    steps: int = 1
     missing: str = ""
 
 
@@ -30,13 +32,10 @@ def _linear(name: str, batch: int, inputs: int, outputs: int, dtype: str = "floa
     return Case(name, "masked_linear", batch, layers=(inputs, outputs), dtype=dtype)
 
 
-_NO_RNN = "there is no model of the time of rnn_sample's kernel"
-
-
 def _rnn(dtype: str) -> Case:
-    """`variables` steps, whose time is given for one."""
+    """A GRU of one layer over 65 symbols."""
     name = f"rnn_sample gru 512 B16 vocabulary 65 {dtype}, a step"
-    return Case(name, "", 16, 500, 512, dtype=dtype, missing=_NO_RNN)
+    return Case(name, "rnn_sample", 16, hidden=512, layers=(65,), dtype=dtype, steps=500)
 
 
 MNIST = (784, 500, 128)

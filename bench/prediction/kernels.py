@@ -21,6 +21,7 @@ MACHINE_CODE = ROOT / "tests" / "cuda" / "machine_code.json"
 # What stays in the L2 cache (50 MB) from one call to the next.
 L2_BYTES = 40e6
 
+_RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
 LOOPS = [
     # 8 positions, also of weights that no cache holds.
@@ -51,6 +52,14 @@ LOOPS = [
     # A step of the sum: 16 of exact float32, 32 of bfloat16.
     Loop("tiles, exact", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}),
     Loop("tiles, exact, memory", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}, wide="dram"),
+    # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; what these sums cost
+    # besides; a unit of a GRU.
+    Loop("rnn float32, product", "rnn_sample_kernelIfE", {"ffma": 128, "lds": 8, "loads": 8}, first=True),
+    Loop("rnn float32, sums", "rnn_sample_kernelIfE", {"shfl": 18}, first=True),
+    Loop("rnn float32, gates", "rnn_sample_kernelIfE", {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
+    Loop("rnn bfloat16, product", _RNN_16, {"ffma": 256, "lds": 8, "loads": 16}, first=True),
+    Loop("rnn bfloat16, sums", _RNN_16, {"shfl": 18}, first=True),
+    Loop("rnn bfloat16, gates", _RNN_16, {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
     Loop("tiles, bfloat16 128", _TILES + r"INS_8bfloat16ELb1ELi128E\w*ProductE0E", {"mma": 64, "copies": 8}),
 ]
 
@@ -203,7 +212,34 @@ def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: 
     return [linear(table, product, case, *case.layers)]
 
 
+def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
+    """The chain of a step in a grid: states arrive, readout, draw, values arrive, gates. Unit blocks multiply the states
+    by the recurrent weights meanwhile, which takes as long as whichever of the two is longer."""
+    (sample,) = launches
+    (outputs,) = case.layers
+    warps = sample.threads / 32
+    per_turn = 256 if case.dtype == "float32" else 512
+    own_rows = math.ceil(case.batch / cut["draw_blocks"])
+    tiles = max(
+        math.ceil(3 * cut["units"] / 4) * math.ceil(case.batch / 4),
+        math.ceil(outputs / 4) * math.ceil(own_rows / 4),
+    )
+    turns = {
+        f"rnn {case.dtype}, product": case.steps * math.ceil(tiles / warps) * case.hidden / per_turn,
+        f"rnn {case.dtype}, sums": case.steps * math.ceil(tiles / warps),
+        f"rnn {case.dtype}, gates": case.steps * math.ceil(case.batch * cut["units"] / sample.threads),
+    }
+    # A draw by a warp: seven butterflies over the categories (their maximum, sum and running sums, and the same of
+    # log p), their exponentials, and what the random number and the end of log p take in double.
+    each = math.ceil(outputs / 32)
+    draws = case.steps * math.ceil(own_rows / warps)
+    waits = {"shfl": 5 * (4 + each) * draws, "mufu": 4 * each * draws, "dfma": 60 * draws, "l2": 3 * draws}
+    kernel = f"rnn_sample_kernel<{'float' if case.dtype == 'float32' else case.dtype}>"
+    return [table.launch(sample, kernel, turns, waits=waits, grid_barriers=2 * case.steps)]
+
+
 KINDS = {
+    "rnn_sample": _rnn_sample,
     "nade forward": _nade_forward,
     "nade forward+backward": _nade_training,
     "nade sampling": _nade_sampling,

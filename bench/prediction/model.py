@@ -307,8 +307,8 @@ class Prediction:
     kernels: Sequence[tuple[str, Triple]]
 
 
-def predict(launches: Sequence[Launch], paths: Mapping[str, dict]) -> Prediction:
-    """Kernels one after another in a stream."""
+def predict(launches: Sequence[Launch], paths: Mapping[str, dict], steps: int = 1) -> Prediction:
+    """Kernels one after another in a stream; the time of one of so many steps that all of them take."""
     parts = [(launch.name, kernel_us(launch, paths)) for launch in launches]
-    total = (sum(times[which] + rates.LAUNCH_US[which] for _, times in parts) for which in range(3))
-    return Prediction(*total, parts)
+    total = [sum(times[which] + rates.LAUNCH_US[which] for _, times in parts) / steps for which in range(3)]
+    return Prediction(*total, [(name, tuple(time / steps for time in times)) for name, times in parts])

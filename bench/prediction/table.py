@@ -39,7 +39,7 @@ def rows(cases: Sequence[Case] = CASES) -> list[Row]:
     for case in cases:
         prediction = None
         if not case.missing:
-            prediction = model.predict(kernels.launches_of(case, table, geometry), table.paths)
+            prediction = model.predict(kernels.launches_of(case, table, geometry), table.paths, case.steps)
         goal = goals.get(case.name, {})
         found.append(Row(case, prediction, goal.get("floor_us"), goal.get("goal_us")))
     return found

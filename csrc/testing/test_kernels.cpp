@@ -6,6 +6,7 @@
 #include "../kernels/cuda/masked_linear_device.h"
 #include "../kernels/cuda/nade_cuda.h"
 #include "../kernels/cuda/nade_device.h"
+#include "../kernels/cuda/rnn_cuda.h"
 #include "../ops/explain.h"
 
 #define AR_FAST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -287,7 +288,8 @@ AR_FAST_EXPORT const char* ar_fast_test_explain_end() {
 }
 
 // How the launchers cut work of given sizes, for predictions of its time (bench/prediction). Each function fills `cut`
-// with what its comment lists, in order: of the plain Bernoulli NADE, and of a product with a nested mask.
+// with what its comment lists, in order: of the plain Bernoulli NADE, of a product with a nested mask, and of a GRU of
+// one layer with a categorical head.
 namespace {
 NadeModel plain_nade(int64_t variables, int64_t hidden) {
   NadeModel model{};
@@ -320,6 +322,23 @@ AR_FAST_EXPORT int ar_fast_test_masked_linear_cut(int64_t batch, int64_t out_fea
   const cudaError_t error = masked_linear_tiling_cuda(MaskedLinearProduct::y, arguments, tiling);
   cut[0] = tiling.tile;
   cut[1] = tiling.matrix;
+  return error;
+}
+// unit blocks, units of each, draw blocks
+AR_FAST_EXPORT int ar_fast_test_rnn_cut(int64_t hidden, int64_t batch, int64_t categories, bool is_bfloat16,
+                                        int64_t* cut) {
+  RnnSample sample{};
+  sample.draws.batch = batch;
+  sample.storage = is_bfloat16 ? ScalarType::bfloat16 : ScalarType::float32;
+  sample.cell = RnnCell::gru;
+  sample.layers = 1;
+  sample.hidden = hidden;
+  sample.parameters = categories;
+  RnnCut found;
+  const cudaError_t error = rnn_cuda_cut(sample, RnnTeams::automatic, found);
+  cut[0] = found.unit_blocks;
+  cut[1] = found.units;
+  cut[2] = found.draw_blocks;
   return error;
 }
 AR_FAST_EXPORT int ar_fast_test_convert(const float* in, float* out, int count, bool is_bfloat16) {

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 
 import launch_geometry
 import pytest
 
+from bench import __main__ as command
 from bench.prediction import calibration, kernels, model, rates, table
 from bench.prediction.cases import CASES
 
@@ -90,6 +90,8 @@ def test_times_grow_with_the_sizes():
             "batch": 2 * case.batch,
             "layers": tuple(2 * width for width in case.layers),
         }
+        if case.steps > 1:
+            larger |= {"batch": case.batch, "steps": 2 * case.steps}  # The cut of the launches has a block for each row.
         changed = dataclasses.replace(case, **larger)
         after = model.predict(kernels.launches_of(changed, counts, geometry), counts.paths)
         assert after.middle > before.middle, case.name
@@ -117,15 +119,13 @@ def test_launches_are_those_that_the_launchers_make():
     assert committed == launch_geometry.collect(), "run `python tests/launch_geometry.py --update`"
 
 
-def test_command_without_compiler_and_disassembler(tmp_path, monkeypatch):
+def test_command_without_compiler_and_disassembler(tmp_path, monkeypatch, capsys):
     """PATH is empty: the committed counts are enough."""
     monkeypatch.setenv("PATH", "")
     path = tmp_path / "predictions.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--predict", "--json", str(path)], capture_output=True, text=True, check=True
-    )
-    assert "predicted, not measured" in done.stdout
-    assert "rnn_sample gru 512 B16 vocabulary 65 bfloat16, a step: no prediction, there is no model" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["bench", "--predict", "--json", str(path)])
+    assert command.main() == 0
+    assert "predicted, not measured" in capsys.readouterr().out
     written = json.loads(path.read_text())
     assert [row["case"] for row in written] == [case.name for case in CASES]
     for row, case in zip(written, CASES, strict=True):
@@ -134,6 +134,13 @@ def test_command_without_compiler_and_disassembler(tmp_path, monkeypatch):
             assert row["predicted_us"] is row["low_us"] is row["high_us"] is None
         else:
             assert row["low_us"] < row["predicted_us"] < row["high_us"]
-    refused = subprocess.run([sys.executable, "-m", "bench", "--json", str(path)], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--json goes with --predict" in refused.stderr
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "--json goes with --predict" in capsys.readouterr().err
+
+
+def test_the_time_of_a_step_is_that_of_all_of_them_divided():
+    whole, step = (model.predict([LAUNCH], PATHS, steps) for steps in (1, 10))
+    assert (step.low, step.middle, step.high) == pytest.approx((whole.low / 10, whole.middle / 10, whole.high / 10))
+    assert step.kernels[0][1] == pytest.approx([time / 10 for time in whole.kernels[0][1]])
