@@ -213,8 +213,10 @@ def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: 
 
 
 def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
-    """The chain of a step in a grid: states arrive, readout, draw, values arrive, gates. Unit blocks multiply the states
-    by the recurrent weights meanwhile, which takes as long as whichever of the two is longer."""
+    """The chain of a step in a grid: states arrive, readout, draw, values arrive, gates.
+
+    Unit blocks multiply the states by the recurrent weights during the readout; the longer of the two counts.
+    """
     (sample,) = launches
     (outputs,) = case.layers
     warps = sample.threads / 32

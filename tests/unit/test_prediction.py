@@ -90,8 +90,8 @@ def test_times_grow_with_the_sizes():
             "batch": 2 * case.batch,
             "layers": tuple(2 * width for width in case.layers),
         }
-        if case.steps > 1:
-            larger |= {"batch": case.batch, "steps": 2 * case.steps}  # The cut of the launches has a block for each row.
+        if case.steps > 1:  # In the cut of its launches a block draws a row.
+            larger |= {"batch": case.batch}
         changed = dataclasses.replace(case, **larger)
         after = model.predict(kernels.launches_of(changed, counts, geometry), counts.paths)
         assert after.middle > before.middle, case.name
