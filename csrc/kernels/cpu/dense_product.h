@@ -5,6 +5,10 @@
 // rows in registers: 12 chains hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
 // j + lanes, ... in ascending order, and the lanes are added at the end, in the same way for every blocking. Since
 // nothing is packed, a call for one position costs as much as a position of a long run.
+//
+// While some weights are multiplied, those that follow are prefetched. Otherwise every first read of a weight from the
+// third cache or from memory would be waited for: the processor's own prefetcher starts anew in each row. With five
+// weights of 1536 x 512 this is 1.4 times as fast for one row and 1.8 times for 16.
 #pragma once
 
 #include "vec_math.h"
@@ -18,10 +22,13 @@ constexpr int64_t unit_group = 6;      // units whose weights stay in the first 
 constexpr int units_alone(int rows) { return rows == 1 ? 8 : 12 / rows; }
 constexpr int units_behind = units_alone(most_rows);
 
-// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit.
+// sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit. Prefetches
+// `bytes` bytes from `ahead` on.
 template <int Rows, int Units, typename S, typename T>
-AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* sums) {
-  constexpr int64_t width = Vec<T>::size();
+AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, const char* ahead, int64_t bytes,
+                         T* sums) {
+  constexpr int64_t width = Vec<T>::size(), line = 64;
+  const int64_t bytes_per_step = hidden < width ? 0 : bytes / (hidden / width);
   auto sum = vectors<Rows * Units>([](auto) { return zero<T>(); });
   const auto add = [&](int64_t k, const auto& load_weight) __attribute__((always_inline)) {
     if constexpr (Rows < Units) {
@@ -39,7 +46,8 @@ AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, T* 
     }
   };
   int64_t k = 0;
-  for (; k + width <= hidden; k += width) {
+  for (; k + width <= hidden; k += width, ahead += bytes_per_step) {
+    for (int64_t byte = 0; byte < bytes_per_step; byte += line) __builtin_prefetch(ahead + byte);
     add(k, [](const S* data) __attribute__((always_inline)) { return load(data); });
   }
   if (k < hidden) {
@@ -57,38 +65,52 @@ class Product {
       : weight_(weight), bias_(bias), hidden_(hidden), out_(out), out_stride_(out_stride) {}
 
   void run(int64_t units, const T* const* x, int64_t rows) const {
+    const int64_t row_bytes = hidden_ * static_cast<int64_t>(sizeof(S));
     if (rows <= most_rows) {
+      Ahead ahead{at(units_alone(static_cast<int>(rows))), row_bytes};
       switch (rows) {
-        case 1: return block<1, units_alone(1)>(0, units, x, 0);
-        case 2: return block<2, units_alone(2)>(0, units, x, 0);
-        case 3: return block<3, units_alone(3)>(0, units, x, 0);
-        default: return block<4, units_alone(4)>(0, units, x, 0);
+        case 1: return block<1, units_alone(1)>(0, units, x, 0, ahead);
+        case 2: return block<2, units_alone(2)>(0, units, x, 0, ahead);
+        case 3: return block<3, units_alone(3)>(0, units, x, 0, ahead);
+        default: return block<4, units_alone(4)>(0, units, x, 0, ahead);
       }
     }
     for (int64_t u = 0; u < units; u += unit_group) {
       const int64_t end = u + unit_group < units ? u + unit_group : units;
+      // The blocks of rows share the weights of the next group.
+      Ahead ahead{at(u + unit_group), row_bytes / ((rows + most_rows - 1) / most_rows)};
       int64_t first = 0;
-      for (; first + most_rows <= rows; first += most_rows) block<most_rows, units_behind>(u, end, x, first);
+      for (; first + most_rows <= rows; first += most_rows) block<most_rows, units_behind>(u, end, x, first, ahead);
       switch (rows - first) {
-        case 1: block<1, units_behind>(u, end, x, first); break;
-        case 2: block<2, units_behind>(u, end, x, first); break;
-        case 3: block<3, units_behind>(u, end, x, first); break;
+        case 1: block<1, units_behind>(u, end, x, first, ahead); break;
+        case 2: block<2, units_behind>(u, end, x, first, ahead); break;
+        case 3: block<3, units_behind>(u, end, x, first, ahead); break;
         default: break;
       }
     }
   }
 
  private:
+  // What is prefetched next, and how much of it for each unit that is multiplied. It may end behind the weights.
+  struct Ahead {
+    const char* from;
+    int64_t bytes_per_unit;
+  };
+
+  const char* at(int64_t u) const { return reinterpret_cast<const char*>(weight_ + u * hidden_); }
+
   template <int Rows, int Units>
-  void block(int64_t u, int64_t end, const T* const* x, int64_t first) const {
-    for (; u + Units <= end; u += Units) write<Rows, Units>(u, x, first);
-    for (; u < end; ++u) write<Rows, 1>(u, x, first);
+  void block(int64_t u, int64_t end, const T* const* x, int64_t first, Ahead& ahead) const {
+    for (; u + Units <= end; u += Units) write<Rows, Units>(u, x, first, ahead);
+    for (; u < end; ++u) write<Rows, 1>(u, x, first, ahead);
   }
 
   template <int Rows, int Units>
-  AR_FAST_INLINE void write(int64_t u, const T* const* x, int64_t first) const {
+  AR_FAST_INLINE void write(int64_t u, const T* const* x, int64_t first, Ahead& ahead) const {
     T sums[Rows * Units];
-    dots<Rows, Units>(weight_ + u * hidden_, x + first, hidden_, sums);
+    const int64_t bytes = ahead.bytes_per_unit * Units;
+    dots<Rows, Units>(weight_ + u * hidden_, x + first, hidden_, ahead.from, bytes, sums);
+    ahead.from += bytes;
     for (int r = 0; r < Rows; ++r) {
       for (int i = 0; i < Units; ++i) out_[(first + r) * out_stride_ + u + i] = bias_[u + i] + sums[r * Units + i];
     }
