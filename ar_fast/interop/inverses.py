@@ -1,0 +1,234 @@
+"""The inverse of an autoregressive transform: in which of three ways it runs, and when the original does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as torch_module
+
+from .checks import close, random
+from .conditioner import Conditioner, find
+from .crossover import Crossover, measured
+from .incremental import Incremental, Rows, Univariate
+from .masked_layers import plain_call
+
+__all__ = ["Inverse", "agree", "check_inverse", "crossover", "everywhere", "passes_may_stop"]
+
+# While an inverse is checked, all passes of the original run only if they are expected to take at most this long.
+_CHECK_SECONDS = 0.1
+
+
+@dataclass
+class Inverse:
+    """The inverse of one transform object, by its conditioner.
+
+    Attributes:
+        steps: the conditioner, one variable at a time.
+        univariate: the library's own inverse of a variable's transform.
+        parametric: whether the univariate transform has parameters of its own, which then need gradients.
+        crossover: where this is faster than the library's passes.
+    """
+
+    steps: Incremental
+    univariate: Univariate
+    parametric: bool = False
+    crossover: Crossover | None = None
+
+    def __post_init__(self) -> None:
+        own, network = self.steps.conditioner, self.steps.network
+        self._found = [find(network, path) for path in own.layers()]
+        self._paths = own.layers()
+        self._parts = list(network.modules())
+
+    def usable(self, y: Tensor, context: Tensor | None = None) -> bool:
+        """Whether this inverse can stand in for the library's passes in this call."""
+        own, network = self.steps.conditioner, self.steps.network
+        if not plain_call() or hooked(self._parts):
+            return False
+        if any(find(network, path) is not part for path, part in zip(self._paths, self._found, strict=True)):
+            return False
+        if acting(find(network, path) for path in own.inactive):
+            return False
+        tensors = (*self.steps.tensors(), y, context)
+        places = {(tensor.dtype, tensor.device) for tensor in tensors if tensor is not None}
+        if len(places) != 1 or (context is None) != (own.context_features == 0):
+            return False
+        if y.shape[-1] != own.variables or (context is not None and context.shape[-1] != own.context_features):
+            return False
+        rows = y.numel() // max(1, own.variables)
+        return rows > 0 and (self.crossover is None or self.crossover.ours(rows))
+
+    def __call__(self, y: Tensor, context: Rows | None = None) -> Tensor:
+        """y (B, D) and the distinct contexts -> x (B, D), differentiable."""
+        tensors = self.steps.tensors()
+        values = None if context is None else context.values
+        if self.parametric or not graph_needed(y, values, *tensors):
+            return self.steps.invert(y, self.univariate, context, tensors)[0]
+        return _Inverse.apply(self, None if context is None else context.index, y, values, *tensors)
+
+
+class _Inverse(torch.autograd.Function):
+    """The inverse without a graph; the backward pass makes the graph, of one forward pass's arithmetic, and leaves
+    nothing of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, own: Inverse, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Any
+    ) -> Tensor:
+        ctx.own, ctx.index, ctx.schedule = own, index, own.steps.settle()
+        ctx.save_for_backward(y, context, *tensors)
+        rows = None if context is None else Rows(context, index)
+        return own.steps.invert(y, own.univariate, rows, tensors)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.own.steps.settle() is not ctx.schedule:
+            raise RuntimeError("the masks of an accelerated flow must stay as they are until the backward pass")
+        inputs = [
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        y, context, *tensors = inputs
+        with torch.enable_grad():
+            rows = None if context is None else Rows(context, ctx.index)
+            x, _ = ctx.own.steps.invert(y, ctx.own.univariate, rows, tensors)
+        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        found = iter(torch.autograd.grad(x, wanted, grad, allow_unused=True))
+        return None, None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+
+def graph_needed(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def hooked(parts: Sequence[nn.Module]) -> bool:
+    """Whether any of these modules has a hook that its calls would run."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for part in parts
+    )
+
+
+def acting(parts: Any) -> bool:
+    """Whether a dropout drops, or a batch normalisation reads its batch."""
+    return any(part.training and getattr(part, "p", 1) > 0 for part in parts)
+
+
+def passes_may_stop(network: nn.Module, *tensors: Tensor | None) -> bool:
+    """Whether the library's passes may stop where two agree: nothing random or counting acts in them, no graph is
+    recorded, whose gradient may change in passes that leave the values alone, and the values can be compared."""
+    parts = list(network.modules())
+    return (
+        plain_call()
+        and not hooked(parts)
+        and not acting(part for part in parts if isinstance(part, nn.Dropout | nn.modules.batchnorm._BatchNorm))
+        and not any(type(part).__name__.endswith(("Dropout", "Dropout1d", "RReLU")) and part.training for part in parts)
+        and not graph_needed(*tensors, *network.parameters())
+        and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Bit for bit, so that a further pass computes the same again. Zeros of different signs do not agree."""
+    if not torch.equal(first, second):
+        return False
+    return torch.equal(first.signbit(), second.signbit())
+
+
+def everywhere(univariate: Callable[[Tensor, Tensor], Tensor], variables: int) -> Univariate:
+    """A univariate inverse that only takes all variables at once, as one that takes some of them: the parameters of
+    the others are zeros, and what they give is not used."""
+
+    def some(y: Tensor, parameters: Tensor, indices: Tensor) -> Tensor:
+        all_y = y.new_zeros(len(y), variables).index_copy(1, indices, y)
+        shape = len(y), variables, parameters.shape[2]
+        all_parameters = parameters.new_zeros(shape).index_copy(1, indices, parameters)
+        return univariate(all_y, all_parameters).index_select(1, indices)
+
+    return some
+
+
+def check_inverse(
+    ours: Callable[[Tensor, Tensor | None], Tensor],
+    one_pass: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    original: Callable[[Tensor, Tensor | None], Tensor],
+    conditioner: Conditioner,
+    y: Tensor,
+    all_passes: bool,
+) -> float:
+    """Compares an inverse with the original's: all its passes where they are short, else one pass from our result,
+    which must give that result again.
+
+    Args:
+        ours: (y, context) -> x.
+        one_pass: (x, y, context) -> x, one pass of the original.
+        original: (y, context) -> x, all its passes.
+        y: (B, D).
+        all_passes: False makes one pass only.
+
+    Raises:
+        Unsuitable: if they differ by more than rounding.
+    """
+    context = random(y, len(y), conditioner.context_features) if conditioner.context_features else None
+    with torch.no_grad():
+        found = ours(y, context)
+        begin = time.perf_counter()
+        again = one_pass(found, y, context)
+        if all_passes and (time.perf_counter() - begin) * conditioner.variables <= _CHECK_SECONDS:
+            again = original(y, context)
+    return close(found, again, "its inverse")
+
+
+#: Crossovers of inverses, by what decides them.
+_measured: dict[tuple[Any, ...], Crossover] = {}
+
+
+def crossover(
+    kind: type[nn.Module],
+    ours: Callable[[Tensor, Tensor | None], Tensor],
+    original: Callable[[Tensor, Tensor | None], Tensor],
+    conditioner: Conditioner,
+    draw: Callable[[int], Tensor],
+) -> Crossover:
+    """Where our inverse is faster. What the passes repeat grows with the batch, so where ours is faster for one row by
+    half no larger batch is tried. It is measured once for transforms of the same class and structure."""
+    like = draw(1)
+    key = kind, conditioner, like.dtype, like.device, torch.get_num_threads()
+    if key not in _measured:
+        _measured[key] = _crossover(ours, original, conditioner, draw)
+    return _measured[key]
+
+
+def _crossover(
+    ours: Callable[[Tensor, Tensor | None], Tensor],
+    original: Callable[[Tensor, Tensor | None], Tensor],
+    conditioner: Conditioner,
+    draw: Callable[[int], Tensor],
+) -> Crossover:
+    def call(path: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[int], Callable[[], object]]:
+        def of(rows: int) -> Callable[[], object]:
+            y = draw(rows)
+            context = random(y, rows, conditioner.context_features) if conditioner.context_features else None
+
+            def step() -> object:
+                with torch.no_grad():
+                    return path(y, context)
+
+            return step
+
+        return of
+
+    device = draw(1).device
+    single = measured(call(original), call(ours), device, rows=(1,), seconds=3e-3)
+    if single.ratios[0] >= 1.5:
+        return single
+    return measured(call(original), call(ours), device, rows=(1, 16, 128), seconds=3e-3, longest=0.2)

@@ -1,0 +1,217 @@
+"""What the readers of the libraries share: how the inverse of a transform object is planned, checked and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .checks import check_parameters, probe, random, randomized, reading, uniform
+from .conditioner import Conditioner, Unsuitable, find
+from .crossover import Crossover
+from .incremental import Incremental, Univariate, distinct_rows
+from .inverses import Inverse, check_inverse, crossover, everywhere
+from .report import Part
+
+__all__ = ["Kind", "TransformPlan", "read_transform"]
+
+
+class Kind(Protocol):
+    """What a library's file says about its autoregressive transforms.
+
+    Attributes:
+        library: its name.
+        network: the attribute that holds the conditioner.
+        replaced: what the report calls the method that is replaced.
+        stops_early: whether the library's passes can end where two agree.
+    """
+
+    library: str
+    network: str
+    replaced: str
+    stops_early: bool
+
+    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+        """What the conditioner may be; the first that gives its output is taken."""
+
+    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+        """The conditioner's outputs (B, outputs) as stored."""
+
+    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        """The inverse of the univariate transforms: (y (B, n), parameters (B, n, K)) -> x (B, n). It may take any
+        number n of variables, or all of them only."""
+
+    def parametric(self, module: nn.Module) -> bool:
+        """Whether the univariate transform has parameters of its own."""
+
+    def passes(self, module: nn.Module) -> int | None:
+        """How many passes the original makes; None is one for each variable."""
+
+    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        """One pass of the original's inverse: what it makes of x."""
+
+    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+        """All passes of the original."""
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+        """The attributes through which the module runs the inverse, or without one its own passes until two agree."""
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """How a transform's inverse runs.
+
+    Attributes:
+        kind: the library's part of it.
+        conditioner: what was read; None if the library's own passes run, with an early end.
+        every: whether the univariate inverse takes all variables only.
+        crossover: where this is faster than the library's passes.
+    """
+
+    kind: Kind
+    conditioner: Conditioner | None = None
+    every: bool = False
+    crossover: Crossover | None = None
+
+    def attributes(self, module: nn.Module) -> dict[str, Any]:
+        return self.kind.attributes(module, self.inverse(module))
+
+    def inverse(self, module: nn.Module) -> Inverse | None:
+        if self.conditioner is None:
+            return None
+        univariate = self.kind.univariate(module)
+        if self.every:
+            own: Univariate = everywhere(univariate, self.conditioner.variables)
+        else:
+
+            def own(y: Tensor, parameters: Tensor, indices: Tensor) -> Tensor:
+                return univariate(y, parameters)
+
+        steps = Incremental(self.conditioner, find(module, self.kind.network))
+        return Inverse(steps, own, self.kind.parametric(module), self.crossover)
+
+
+def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
+    """The plan of a transform's inverse, and its part of the report; no plan where the original is faster.
+
+    Raises:
+        Unsuitable: if it cannot be accelerated at all.
+    """
+    like = next((own for own in module.parameters() if own.is_floating_point()), None)
+    if like is None or like.is_meta:
+        raise Unsuitable("it has no parameters with values")
+    copied = probe(module)
+    try:
+        plan, deviation, notes = _incremental(kind, copied)
+    except Unsuitable as reason:
+        if not kind.stops_early:
+            raise
+        by = "the library's own passes, which end where two agree bit for bit"
+        part = Part(name, type(module).__name__, kind.library, kind.replaced, by, 0.0, (f"not incremental: {reason}",))
+        return TransformPlan(kind), part
+    part = Part(name, type(module).__name__, kind.library, kind.replaced, "", deviation, notes)
+    if plan.crossover.never:
+        by = f"its own passes, which are faster here (speed-up of ar_fast: {plan.crossover})"
+        return None, replace(part, by=by)
+    levels = f"{plan.conditioner.variables} variables, each hidden unit once"
+    return plan, replace(part, by=f"incremental: {levels} (speed-up of the inverse: {plan.crossover})")
+
+
+def _incremental(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
+    """Reads a copy, checks the reading in float64 with random parameters, and measures it with the real ones."""
+    network = find(copied, kind.network)
+    conditioner, notes = _conditioner(kind, copied, network)
+    plan, like = TransformPlan(kind, conditioner), next(copied.parameters())
+    reasons = []
+    # Some transforms have the unit interval as their domain.
+    for draw in (random, uniform):
+        try:
+            with reading("its inverse"):
+                deviation, plan = _compared(kind, copied, plan, draw(like, 2, conditioner.variables), True)
+                ours, original = _paths(kind, copied, plan)
+                faster = crossover(
+                    type(copied), ours, original, conditioner, lambda rows: draw(like, rows, conditioner.variables)
+                )
+                exact = randomized(copied)
+                y = draw(next(exact.parameters()), 2, conditioner.variables)
+                _compared(kind, exact, plan, y, False)
+                return replace(plan, crossover=faster), deviation, notes
+        except Unsuitable as reason:
+            reasons.append(str(reason))
+    raise Unsuitable(reasons[0])
+
+
+def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
+    exact, reasons = randomized(probe(network)), []
+    like = next(exact.parameters())
+    for conditioner in kind.conditioners(copied, network):
+        try:
+            with reading("its conditioner"):
+                x = random(like, 3, conditioner.variables)
+                context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
+                steps = Incremental(conditioner, exact)
+                check_parameters(steps, lambda x, context: kind.raw(exact, x, context), x, context)
+                return conditioner, _notes(kind, copied, steps)
+        except Unsuitable as reason:
+            reasons.append(str(reason))
+    raise Unsuitable("; ".join(dict.fromkeys(reasons)) or "its conditioner is of no known form")
+
+
+def _notes(kind: Kind, copied: nn.Module, steps: Incremental) -> tuple[str, ...]:
+    schedule, passes = steps.settle(), kind.passes(copied)
+    if passes is not None and passes < schedule.levels:
+        raise Unsuitable(f"it makes {passes} passes where its masks need {schedule.levels}")
+    if schedule.sees_context is None or bool(schedule.sees_context.all()):
+        return ()
+    # The masks say it, and this asks the network itself.
+    from ..dependence import check_autoregressive
+
+    own = steps.conditioner
+    like = next(steps.network.parameters())
+    found = check_autoregressive(
+        lambda x, context: kind.raw(steps.network, x, context),
+        own.variables,
+        order=schedule.variables,
+        x=random(like, 4, own.variables),
+        context=random(like, own.context_features),
+        outputs=own.owners(),
+    )
+    names = ", ".join(map(str, found.without_context[:5]))
+    return (f"kept: check_autoregressive finds that variables {names} do not see the context",) if names else ()
+
+
+def _paths(kind: Kind, module: nn.Module, plan: TransformPlan) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    inverse = plan.inverse(module)
+
+    def ours(y: Tensor, context: Tensor | None) -> Tensor:
+        return inverse(y, None if context is None else distinct_rows(context))
+
+    def original(y: Tensor, context: Tensor | None) -> Tensor:
+        return kind.original(module, y, context)
+
+    return ours, original
+
+
+def _compared(
+    kind: Kind, module: nn.Module, plan: TransformPlan, y: Tensor, all_passes: bool
+) -> tuple[float, TransformPlan]:
+    """The deviation of the inverse; the univariate transforms are inverted together where they cannot be one by one."""
+
+    def compare(plan: TransformPlan) -> float:
+        ours, original = _paths(kind, module, plan)
+
+        def one_pass(x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+            return kind.one_pass(module, x, y, context)
+
+        return check_inverse(ours, one_pass, original, plan.conditioner, y, all_passes)
+
+    if plan.every:
+        return compare(plan), plan
+    try:
+        with reading("its univariate inverse"):
+            return compare(plan), plan
+    except Unsuitable:
+        plan = replace(plan, every=True)
+        return compare(plan), plan

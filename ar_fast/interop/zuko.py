@@ -1,0 +1,107 @@
+"""zuko: MaskedAutoregressiveTransform and the flows made of it."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conditioner import Conditioner
+from .incremental import broadcast_rows
+from .inverses import Inverse, agree, passes_may_stop
+from .plain import Reading, read_sequential
+
+__all__ = ["KIND", "matches"]
+
+
+def matches(module: nn.Module) -> bool:
+    names = "hyper", "univariate", "shapes", "total", "passes", "meta"
+    return all(hasattr(module, name) for name in names) and isinstance(module.hyper, nn.Sequential)
+
+
+class Zuko:
+    """Its ``forward`` takes the context and returns a torch.distributions Transform, whose ``_inverse`` is replaced."""
+
+    library = "zuko"
+    network = "hyper"
+    replaced = "inverse"
+    stops_early = True
+
+    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+        reading = Reading()
+        read_sequential(network, reading)
+        first = next(part for part in network.modules() if hasattr(part, "mask"))
+        last = [part for part in network.modules() if hasattr(part, "mask")][-1]
+        variables = last.weight.shape[0] // module.total
+        context = first.weight.shape[1] - variables
+        yield Conditioner(
+            tuple(reading.steps),
+            variables,
+            module.total,
+            context_features=context,
+            context_first=False if context else None,
+            inactive=tuple(reading.inactive),
+        )
+
+    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+        return network(x if context is None else torch.cat([x, context], -1))
+
+    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        def inverse(y: Tensor, parameters: Tensor) -> Tensor:
+            sizes = [math.prod(shape) for shape in module.shapes]
+            parts = parameters.split(sizes, -1)
+            shaped = [
+                part.unflatten(-1, (*shape, 1)).squeeze(-1) for part, shape in zip(parts, module.shapes, strict=True)
+            ]
+            return module.univariate(*shaped).inv(y)
+
+        return inverse
+
+    def parametric(self, module: nn.Module) -> bool:
+        return isinstance(module.univariate, nn.Module)
+
+    def passes(self, module: nn.Module) -> int | None:
+        return module.passes
+
+    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        return module.meta(context, x).inv(y)
+
+    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+        return type(module).forward(module, context).inv(y)
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+        run = _until_equal if inverse is None else _inverted
+
+        def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+            transform = type(self).forward(self, c)
+            transform._inverse = lambda y: run(self, c, inverse, y)
+            return transform
+
+        return {"forward": types.MethodType(forward, module)}
+
+
+KIND = Zuko()
+
+
+def _inverted(module: nn.Module, c: Tensor | None, inverse: Inverse, y: Tensor) -> Tensor:
+    if not inverse.usable(y, c):
+        return type(module).forward(module, c)._inverse(y)
+    batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
+    rows = None if c is None else broadcast_rows(c, batch)
+    flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
+    return inverse(flat, rows).reshape(*batch, y.shape[-1])
+
+
+def _until_equal(module: nn.Module, c: Tensor | None, _: None, y: Tensor) -> Tensor:
+    if not passes_may_stop(module, y, c):
+        return type(module).forward(module, c)._inverse(y)
+    x = torch.zeros_like(y)
+    for _ in range(module.passes):
+        before, x = x, module.meta(c, x).inv(y)
+        if x.shape == before.shape and agree(x, before):
+            break
+    return x
