@@ -360,7 +360,7 @@ def distinct_rows(context: Tensor) -> Rows:
 
 
 def broadcast_rows(context: Tensor, batch: Sequence[int]) -> Rows:
-    """(\*, C), which broadcasts to (\*batch, C) -> its rows as they are, and which of them each row of the batch has."""
+    r"""(\*, C) that broadcasts to (\*batch, C) -> its rows, and which of them each row of the batch has."""
     rows, index = context.reshape(-1, context.shape[-1]), None
     if 1 < len(rows) < math.prod(batch):
         index = torch.arange(len(rows), device=context.device).reshape(context.shape[:-1]).expand(batch).reshape(-1)

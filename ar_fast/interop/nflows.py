@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
 from .incremental import distinct_rows
-from .inverses import Inverse, agree, passes_may_stop
+from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
 from .plain import Reading, add_function, add_normalized
 
@@ -141,16 +141,19 @@ class Nflows:
             _, log_det = self._elementwise_inverse(inputs, self.autoregressive_net(x, context))
             return x, log_det
 
+        passes = Passes(module)
+
         def until_equal(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            if not passes_may_stop(self, inputs, context):
-                return type(self).inverse(self, inputs, context)
-            x, log_det = torch.zeros_like(inputs), None
-            for _ in range(math.prod(inputs.shape[1:])):
-                before = x
-                x, log_det = self._elementwise_inverse(inputs, self.autoregressive_net(before, context))
-                if agree(x, before):
-                    break
-            return x, log_det
+            def short() -> tuple[Tensor, Tensor]:
+                x, log_det = torch.zeros_like(inputs), None
+                for _ in range(math.prod(inputs.shape[1:])):
+                    before = x
+                    x, log_det = self._elementwise_inverse(inputs, self.autoregressive_net(before, context))
+                    if agree(x, before):
+                        break
+                return x, log_det
+
+            return passes(short, lambda: type(self).inverse(self, inputs, context), inputs, context)
 
         replacing = until_equal if inverse is None else inverted
         replacing.__name__ = "inverse"

@@ -108,7 +108,7 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
     except Unsuitable as reason:
         if not kind.stops_early:
             raise
-        by = "the library's own passes, which end where two agree bit for bit"
+        by = "the library's own passes, which end where two agree bit for bit (checked at the first call)"
         part = Part(name, type(module).__name__, kind.library, kind.replaced, by, 0.0, (f"not incremental: {reason}",))
         return TransformPlan(kind), part
     part = Part(name, type(module).__name__, kind.library, kind.replaced, "", deviation, notes)
@@ -131,9 +131,11 @@ def _incremental(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, t
             with reading("its inverse"):
                 deviation, plan = _compared(kind, copied, plan, draw(like, 2, conditioner.variables), True)
                 ours, original = _paths(kind, copied, plan)
-                faster = crossover(
-                    type(copied), ours, original, conditioner, lambda rows: draw(like, rows, conditioner.variables)
-                )
+
+                def values(rows: int, draw: Callable[..., Tensor] = draw) -> Tensor:
+                    return draw(like, rows, conditioner.variables)
+
+                faster = crossover(type(copied), ours, original, conditioner, values)
                 exact = randomized(copied)
                 y = draw(next(exact.parameters()), 2, conditioner.variables)
                 _compared(kind, exact, plan, y, False)

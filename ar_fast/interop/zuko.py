@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .conditioner import Conditioner
 from .incremental import broadcast_rows
-from .inverses import Inverse, agree, passes_may_stop
+from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
 
 __all__ = ["KIND", "matches"]
@@ -74,11 +74,11 @@ class Zuko:
         return type(module).forward(module, context).inv(y)
 
     def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
-        run = _until_equal if inverse is None else _inverted
+        run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
 
         def forward(self: nn.Module, c: Tensor | None = None) -> Any:
             transform = type(self).forward(self, c)
-            transform._inverse = lambda y: run(self, c, inverse, y)
+            transform._inverse = lambda y: run(self, c, y)
             return transform
 
         return {"forward": types.MethodType(forward, module)}
@@ -87,21 +87,32 @@ class Zuko:
 KIND = Zuko()
 
 
-def _inverted(module: nn.Module, c: Tensor | None, inverse: Inverse, y: Tensor) -> Tensor:
-    if not inverse.usable(y, c):
-        return type(module).forward(module, c)._inverse(y)
-    batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
-    rows = None if c is None else broadcast_rows(c, batch)
-    flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
-    return inverse(flat, rows).reshape(*batch, y.shape[-1])
+def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
+    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+        if not inverse.usable(y, c):
+            return _original(module, c, y)
+        batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
+        rows = None if c is None else broadcast_rows(c, batch)
+        flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
+        return inverse(flat, rows).reshape(*batch, y.shape[-1])
+
+    return run
 
 
-def _until_equal(module: nn.Module, c: Tensor | None, _: None, y: Tensor) -> Tensor:
-    if not passes_may_stop(module, y, c):
-        return type(module).forward(module, c)._inverse(y)
-    x = torch.zeros_like(y)
-    for _ in range(module.passes):
-        before, x = x, module.meta(c, x).inv(y)
-        if x.shape == before.shape and agree(x, before):
-            break
-    return x
+def _until_equal(passes: Passes) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
+    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+        def short() -> tuple[Tensor, ...]:
+            x = torch.zeros_like(y)
+            for _ in range(module.passes):
+                before, x = x, module.meta(c, x).inv(y)
+                if x.shape == before.shape and agree(x, before):
+                    break
+            return (x,)
+
+        return passes(short, lambda: (_original(module, c, y),), y, c)[0]
+
+    return run
+
+
+def _original(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+    return type(module).forward(module, c)._inverse(y)
