@@ -130,13 +130,13 @@ def check_values(case: Case) -> None:
 
 
 def check_gradients(case: Case) -> None:
-    """All together not further from those in float64 than twice the original's in float32, in the median of five
+    """All together not further from those in float64 than twice the original's in float32, in the median of three
     draws: what rounding does to the gradient of a spline differs from draw to draw by a factor of ten."""
     import ar_fast
 
     for call in (case.forward, case.inverse):
         ratios = []
-        for _ in range(5):
+        for _ in range(3):
             module = case.make().eval()
             x, context = case.values()
             exact = copy.deepcopy(module).double()
@@ -154,7 +154,7 @@ def check_gradients(case: Case) -> None:
             )
             size = torch.cat([true.flatten() for true in reference]).norm()
             ratios.append(float(ours / (theirs + 10 * torch.finfo(torch.float32).eps * size)))
-        assert sorted(ratios)[2] <= 2, ratios
+        assert sorted(ratios)[1] <= 2, ratios
 
 
 def check_copies(case: Case) -> None:

@@ -1,8 +1,8 @@
 """Modules of other libraries: made faster in place, read one variable at a time, or turned into models."""
 
 from .acceleration import accelerate, accelerated, acceleration_report, restore
+from .reading import incremental
 from .report import AccelerationReport
-from .stepwise import incremental
 
 __all__ = [
     "AccelerationReport",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Plan", "attach", "attached", "attachment", "detach"]
+__all__ = ["Plan", "attach", "attached", "attachment", "detach", "shallow"]
 
 _RECORD = "_ar_fast_acceleration"
 _ABSENT = object()
@@ -61,6 +61,13 @@ def attach(module: nn.Module, plan: Plan) -> None:
 def detach(module: nn.Module) -> None:
     """Takes away what :func:`attach` gave; does nothing to a module without."""
     _original(module.__dict__)
+
+
+def shallow(module: nn.Module, **attributes: Any) -> nn.Module:
+    """A module that shares everything with another one except these attributes, and is not accelerated."""
+    other = object.__new__(type(module))
+    other.__dict__.update(_original(dict(module.__dict__)), **attributes)
+    return other
 
 
 def _original(state: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attaching import detach
 from .conditioner import Unsuitable
-from .incremental import Incremental, distinct_rows
+from .stepping import Incremental, distinct_rows
 
-__all__ = ["check_parameters", "close", "probe", "random", "randomized", "reading", "uniform"]
+__all__ = ["check_parameters", "close", "probe", "random", "randomized", "trying", "uniform"]
 
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
@@ -115,7 +115,7 @@ def check_parameters(
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
+def trying(what: str) -> Iterator[None]:
     """Any error that trying a module raises becomes the reason for which it is left."""
     try:
         yield

@@ -17,8 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from .checks import close, random
 from .conditioner import Conditioner, find
 from .crossover import Crossover, measured
-from .incremental import Incremental, Rows, Univariate
 from .masked_layers import plain_call
+from .stepping import Incremental, Rows, Univariate
 
 __all__ = ["Inverse", "Passes", "agree", "check_inverse", "crossover", "everywhere"]
 

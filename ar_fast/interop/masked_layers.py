@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,8 @@ from torch.autograd import forward_ad
 from .. import functional
 from .._structure import building, version_of
 from ..masks import Mask
-from .checks import close, probe, random, randomized, reading
+from .attaching import shallow
+from .checks import close, probe, random, randomized, trying
 from .conditioner import Unsuitable, dense_mask
 from .crossover import Crossover, measured
 from .report import Part
@@ -150,7 +150,7 @@ def _is_staircase(module: nn.Module) -> bool:
 
 def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
     # A stand-in with parameters of its own: the gradients of the real ones may have hooks.
-    stand_in = copy.copy(module)
+    stand_in = shallow(module)
     stand_in._parameters = {
         name: None if parameter is None else nn.Parameter(parameter.detach().clone())
         for name, parameter in module._parameters.items()
@@ -214,7 +214,7 @@ def read_layer(name: str, module: nn.Module) -> tuple[LayerPlan | None, Part]:
 
 def _deviation(layer: nn.Module) -> float:
     x = random(layer.weight, 3, layer.weight.shape[1])
-    with torch.no_grad(), reading("its forward"):
+    with torch.no_grad(), trying("its forward"):
         expected = type(layer).forward(layer, x)
         found = functional.masked_linear(x, layer.weight, Mask(*layer.weight.shape, *_plan_of(layer)), layer.bias)
     return close(found, expected, "its output")

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attaching import shallow
 from .conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
-from .incremental import distinct_rows
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
 from .plain import Reading, add_function, add_normalized
+from .stepping import distinct_rows
 
-__all__ = ["KIND", "Nflows", "matches", "shallow"]
+__all__ = ["KIND", "Nflows", "matches"]
 
 
 def matches(module: nn.Module) -> bool:
@@ -82,14 +83,6 @@ def read_block(reading: Reading, path: str, block: nn.Module, gated: bool) -> No
         raise Unsuitable(f"{path[:-1]}, {type(block).__name__}, is a block of no known form")
     if hasattr(block, "dropout"):
         reading.inactive.append(f"{path}dropout")
-
-
-def shallow(module: nn.Module, **attributes: Any) -> nn.Module:
-    """A module that shares everything with another one except these attributes."""
-    other = object.__new__(type(module))
-    other.__dict__.update(module.__dict__)
-    other.__dict__.update(attributes)
-    return other
 
 
 class Nflows:

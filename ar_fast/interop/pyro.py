@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attaching import shallow
 from .conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
-from .incremental import broadcast_rows
 from .inverses import Inverse
-from .nflows import shallow
 from .plain import Reading, add_function
+from .stepping import broadcast_rows
 
 __all__ = ["kind_of", "read_network"]
 

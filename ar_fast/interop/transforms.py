@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .checks import check_parameters, probe, random, randomized, reading, uniform
+from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .conditioner import Conditioner, Unsuitable, find
 from .crossover import Crossover
-from .incremental import Incremental, Univariate, distinct_rows
 from .inverses import Inverse, check_inverse, crossover, everywhere
 from .report import Part
+from .stepping import Incremental, Univariate, distinct_rows
 
 __all__ = ["Kind", "TransformPlan", "read_transform"]
 
@@ -128,7 +128,7 @@ def _incremental(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, t
     # Some transforms have the unit interval as their domain.
     for draw in (random, uniform):
         try:
-            with reading("its inverse"):
+            with trying("its inverse"):
                 deviation, plan = _compared(kind, copied, plan, draw(like, 2, conditioner.variables), True)
                 ours, original = _paths(kind, copied, plan)
 
@@ -150,7 +150,7 @@ def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Con
     like = next(exact.parameters())
     for conditioner in kind.conditioners(copied, network):
         try:
-            with reading("its conditioner"):
+            with trying("its conditioner"):
                 x = random(like, 3, conditioner.variables)
                 context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
                 steps = Incremental(conditioner, exact)
@@ -212,7 +212,7 @@ def _compared(
     if plan.every:
         return compare(plan), plan
     try:
-        with reading("its univariate inverse"):
+        with trying("its univariate inverse"):
             return compare(plan), plan
     except Unsuitable:
         plan = replace(plan, every=True)

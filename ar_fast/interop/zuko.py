@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .conditioner import Conditioner
-from .incremental import broadcast_rows
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
+from .stepping import broadcast_rows
 
 __all__ = ["KIND", "matches"]
 

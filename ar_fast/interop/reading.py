@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .checks import check_parameters, probe, random, randomized, reading
+from .checks import check_parameters, probe, random, randomized, trying
 from .conditioner import Conditioner, Unsuitable
-from .incremental import Incremental
 from .registry import transform_kind
+from .stepping import Incremental
 
 if TYPE_CHECKING:
     from .transforms import Kind
@@ -43,7 +43,7 @@ def incremental(network: nn.Module) -> Incremental:
         like = next((parameter for parameter in exact.parameters()), torch.empty(0, dtype=torch.float64))
         for conditioner, raw in _candidates(transform, kind, network):
             try:
-                with reading("its forward"):
+                with trying("its forward"):
                     x = random(like, 3, conditioner.variables)
                     context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
                     check_parameters(
