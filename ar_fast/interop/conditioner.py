@@ -200,6 +200,15 @@ class Schedule:
 
         groups = self._groups()
         ready = self._ready(masks, groups, level, owners)
+        sees, seen_by = (
+            {group: torch.zeros(len(own_ready), dtype=torch.int64) for group, own_ready in ready.items()}
+            for _ in range(2)
+        )
+        for index, (step, mask) in enumerate(zip(own.steps, masks, strict=True)):
+            if mask is not None:
+                sees[groups[index + 1]] += mask.sum(1)
+            if mask is not None and step.source != 0:
+                seen_by[groups[step.source]] += mask.sum(0)
         orders = {}
         self.order = [_Order(self.variables, [0, *self.level_ends])]
         last = groups[-1]
@@ -213,7 +222,11 @@ class Schedule:
                     place[self.variables] = torch.arange(variables)
                     units = place[owners].argsort(stable=True)
                 else:
-                    units = own_ready.argsort(stable=True)
+                    # Units that see fewer others and that more others see come first: so the masks of an ordering are
+                    # staircases.
+                    units = sees[group].argsort(stable=True)
+                    units = units[(-seen_by[group][units]).argsort(stable=True)]
+                    units = units[own_ready[units].argsort(stable=True)]
                 orders[group] = _Order(units, _ends(own_ready, self.levels))
             self.order.append(orders[group])
         self.masks, self.context_masks = [], []

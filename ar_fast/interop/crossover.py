@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +15,10 @@ __all__ = ["Crossover", "measured"]
 # The batch sizes that are tried, and how long one path may take in all for one of them.
 ROWS = (1, 8, 64, 256, 1024)
 _SECONDS = 1e-3
-# A batch size is tried only if one call of the original is expected to take at most this long.
-_LONGEST = 10e-3
+# A larger batch size is tried only where one call of the original took at most this long.
+_LONGEST = 4e-3
 # Ours must save this part of the original's time, since a measurement of a few milliseconds is not exact.
-_MARGIN = 0.97
+_MARGIN = 0.93
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Crossover:
     rows: tuple[int, ...]
     ratios: tuple[float, ...]
 
+    @functools.cached_property
+    def choices(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """The batch sizes from the second one tried on, and whether ours runs below the first of them, between, and
+        above."""
+        return self.rows[1:], tuple(ratio * _MARGIN > 1 for ratio in self.ratios)
+
     def ours(self, rows: int) -> bool:
-        chosen = self.ratios[0]
-        for tried, ratio in zip(self.rows, self.ratios, strict=True):
-            if tried > rows:
-                break
-            chosen = ratio
-        return chosen * _MARGIN > 1
+        starts, choices = self.choices
+        return choices[bisect.bisect_right(starts, rows)]
 
     @property
     def never(self) -> bool:
@@ -58,8 +62,7 @@ def measured(
     """Times two paths in turn at a few batch sizes; each argument makes the call for a number of rows."""
     tried, ratios, last = [], [], 0.0
     for count in rows:
-        # One call takes at most in proportion to its rows.
-        if tried and last * count / tried[-1] > longest and last > longest / 8:
+        if last > longest:
             break
         calls = original(count), ours(count)
         for call in calls:

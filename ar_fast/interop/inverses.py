@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from .checks import close, random
 from .conditioner import Conditioner, find
 from .crossover import Crossover, measured
+from .fused import Fused
 from .masked_layers import plain_call
 from .stepping import Incremental, Rows, Univariate
 
@@ -35,12 +36,14 @@ class Inverse:
         univariate: the library's own inverse of a variable's transform.
         parametric: whether the univariate transform has parameters of its own, which then need gradients.
         crossover: where this is faster than the library's passes.
+        fused: the same in one call of an op, where the op knows the conditioner and the univariate transform.
     """
 
     steps: Incremental
     univariate: Univariate
     parametric: bool = False
     crossover: Crossover | None = None
+    fused: Fused | None = None
 
     def __post_init__(self) -> None:
         own, network = self.steps.conditioner, self.steps.network
@@ -64,29 +67,40 @@ class Inverse:
         if y.shape[-1] != own.variables or (context is not None and context.shape[-1] != own.context_features):
             return False
         rows = y.numel() // max(1, own.variables)
-        return rows > 0 and (self.crossover is None or self.crossover.ours(rows))
+        if rows == 0 or (self.crossover is not None and not self.crossover.ours(rows)):
+            return False
+        domain = None if self.fused is None else self.fused.head.domain
+        return domain is None or bool(((y >= domain[0]) & (y <= domain[1])).all())
 
-    def __call__(self, y: Tensor, context: Rows | None = None) -> Tensor:
-        """y (B, D) and the distinct contexts -> x (B, D), differentiable."""
+    def __call__(self, y: Tensor, context: Rows | None = None) -> tuple[Tensor, Tensor | None]:
+        """y (B, D) and the distinct contexts -> x (B, D), differentiable, and log|dx/dy| (B) where it comes with it."""
         tensors = self.steps.tensors()
         values = None if context is None else context.values
-        if self.parametric or not graph_needed(y, values, *tensors):
-            return self.steps.invert(y, self.univariate, context, tensors)[0]
-        return _Inverse.apply(self, None if context is None else context.index, y, values, *tensors)
+        if not graph_needed(y, values, *tensors):
+            return self.without_graph(y, context, tensors)
+        if self.parametric:
+            return self.steps.invert(y, self.univariate, context, tensors)[0], None
+        return _Inverse.apply(self, None if context is None else context.index, y, values, *tensors), None
+
+    def without_graph(
+        self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.fused is not None:
+            return self.fused(y, context, tensors)
+        return self.steps.invert(y, self.univariate, context, tensors)[0], None
 
 
 class _Inverse(torch.autograd.Function):
-    """The inverse without a graph; the backward pass makes the graph, of one forward pass's arithmetic, and leaves
-    nothing of it."""
+    """The inverse without a graph. The backward pass makes the graph one variable at a time, which is the arithmetic of
+    one forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, own: Inverse, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Any
+        ctx: Any, own: Inverse, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
         ctx.own, ctx.index, ctx.schedule = own, index, own.steps.settle()
         ctx.save_for_backward(y, context, *tensors)
-        rows = None if context is None else Rows(context, index)
-        return own.steps.invert(y, own.univariate, rows, tensors)[0]
+        return own.without_graph(y, None if context is None else Rows(context, index), tensors)[0]
 
     @staticmethod
     @once_differentiable
@@ -219,14 +233,14 @@ _measured: dict[tuple[Any, ...], Crossover] = {}
 
 
 def crossover(
-    kind: type[nn.Module],
+    kind: tuple[Any, ...],
     ours: Callable[[Tensor, Tensor | None], Tensor],
     original: Callable[[Tensor, Tensor | None], Tensor],
     conditioner: Conditioner,
     draw: Callable[[int], Tensor],
 ) -> Crossover:
     """Where our inverse is faster. What the passes repeat grows with the batch, so where ours is faster for one row by
-    half no larger batch is tried. It is measured once for transforms of the same class and structure."""
+    half no larger batch is tried. It is measured once for transforms of the same ``kind`` and structure."""
     like = draw(1)
     key = kind, conditioner, like.dtype, like.device, torch.get_num_threads()
     if key not in _measured:
@@ -257,4 +271,4 @@ def _crossover(
     single = measured(call(original), call(ours), device, rows=(1,), seconds=3e-3)
     if single.ratios[0] >= 1.5:
         return single
-    return measured(call(original), call(ours), device, rows=(1, 16, 128), seconds=3e-3, longest=0.2)
+    return measured(call(original), call(ours), device, rows=(1, 16, 128), seconds=3e-3, longest=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .. import functional
+from .. import _library, functional
 from .._structure import building, version_of
 from ..masks import Mask
 from .attaching import shallow
@@ -46,42 +47,50 @@ def plain_call() -> bool:
 
 
 class LayerPlan:
-    """How a masked layer's ``forward`` runs on :func:`ar_fast.functional.masked_linear`."""
+    """How a masked layer's ``forward`` runs on :func:`ar_fast.functional.masked_linear`.
 
-    def __init__(self, crossovers: tuple[Crossover, Crossover] | None) -> None:
-        self.crossovers = crossovers
+    Args:
+        always: at every batch size, without asking which path is faster: to measure it.
+    """
+
+    def __init__(self, always: bool = False) -> None:
+        self.always = always
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
-        state = _LayerState(module)
+        state = _LayerState(module, self.always)
         original = type(module).forward
+        # Looked up once: small layers take some ten microseconds.
+        compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+        transforms, recording = torch._C._functorch.maybe_current_level, torch.is_grad_enabled
 
         def forward(self: nn.Module, input: Tensor) -> Tensor:
-            if not plain_call():
+            # The conditions of plain_call.
+            if compiling() or tracing() or transforms() is not None or forward_ad._current_level >= 0:
                 return original(self, input)
-            weight = self._parameters.get("weight")
+            parameters = self._parameters
+            weight = parameters.get("weight")
             if weight is None:
                 weight = self.weight
-            forward_only, training = state.crossovers(weight)
-            chosen = (
-                training if torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad) else forward_only
-            )
-            if not chosen.ours(input.numel() // max(1, weight.shape[1])):
-                return original(self, input)
-            mask = self._buffers.get("mask")
-            if mask is None:
-                mask = self.mask
-            # A mask of another float dtype would decide the output's dtype, or be an error.
-            if mask.device != weight.device or (mask.is_floating_point() and mask.dtype != weight.dtype):
-                return original(self, input)
-            plan = state.plan(mask)
+            plan = state.plan(self, weight)
             if plan is None:
                 return original(self, input)
-            return functional.call("masked_linear", input, weight, self.bias, *plan, "auto", None)
+            trains = recording() and (weight.requires_grad or input.requires_grad)
+            rows, choices = state.training if trains else state.forward_only
+            if not choices[bisect.bisect_right(rows, input.numel() // weight.shape[1])]:
+                return original(self, input)
+            bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  self.bias is slow
+            return _masked_linear(input, weight, bias, *plan, "auto", None)
 
         own = {"forward": types.MethodType(forward, module)}
         if hasattr(type(module), "set_mask"):
             own["set_mask"] = types.MethodType(_setting_mask(state), module)
         return own
+
+
+def _masked_linear(*arguments: Any) -> Tensor:
+    """functional.call, without its conditions, which were checked."""
+    entry_point = _library.entry_point("masked_linear")
+    return functional.call("masked_linear", *arguments) if entry_point is None else entry_point(*arguments)
 
 
 def _setting_mask(state: _LayerState) -> Callable[..., Any]:
@@ -95,11 +104,21 @@ def _setting_mask(state: _LayerState) -> Callable[..., Any]:
 
 
 class _LayerState:
-    """The plan of the mask that a layer has, and the crossovers of the dtype, device and threads that it runs with."""
+    """The plan of the mask that a layer has, and the choices for the dtype, device and threads that it runs with.
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._crossovers: dict[tuple[Any, ...], tuple[Crossover, Crossover]] = {}
+    Attributes:
+        forward_only: the batch sizes at which the choice changes, and the choices between them: whether ours runs.
+        training: the same where a graph is recorded.
+    """
+
+    forward_only: tuple[tuple[int, ...], tuple[bool, ...]]
+    training: tuple[tuple[int, ...], tuple[bool, ...]]
+
+    def __init__(self, module: nn.Module, always: bool) -> None:
+        self._always = always
+        self._dtype: torch.dtype | None = None
+        self._device: torch.device | None = None
+        self._threads = 0
         self.forget()
 
     def forget(self) -> None:
@@ -107,18 +126,26 @@ class _LayerState:
         self._version: int | None = None
         self._plan: tuple[Tensor | None, ...] | None = None
 
-    def crossovers(self, weight: Tensor) -> tuple[Crossover, Crossover]:
-        key = weight.dtype, weight.device, torch.get_num_threads()
-        found = self._crossovers.get(key)
-        if found is None:
-            found = self._crossovers[key] = crossovers_of(self._module)
-        return found
-
-    def plan(self, mask: Tensor) -> tuple[Tensor | None, ...] | None:
-        """The mask's plan as the op takes it; None if it no longer holds only zeros and ones."""
-        if mask is not self._mask or version_of(mask) != self._version:
+    def plan(self, module: nn.Module, weight: Tensor) -> tuple[Tensor | None, ...] | None:
+        """The mask's plan as the op takes it; None where the original must run."""
+        mask = module._buffers.get("mask")
+        if mask is None:
+            mask = module.mask
+        moved = weight.dtype is not self._dtype or weight.device != self._device
+        if mask is not self._mask or version_of(mask) != self._version or moved:
             self._mask, self._version = mask, version_of(mask)
-            self._plan = _plan_of(self._module)
+            # A mask of another float dtype would decide the output's dtype, or be an error.
+            fits = mask.device == weight.device and (not mask.is_floating_point() or mask.dtype == weight.dtype)
+            self._plan = _plan_of(module) if fits and weight.dtype in _DTYPES and weight.numel() else None
+        if (moved or torch.get_num_threads() != self._threads) and self._plan is not None:
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                self.forget()
+                return None
+            self._dtype, self._device, self._threads = weight.dtype, weight.device, torch.get_num_threads()
+            if self._always:
+                self.forward_only = self.training = (), (True,)
+            else:
+                self.forward_only, self.training = (own.choices for own in crossovers_of(module))
         return self._plan
 
 
@@ -157,11 +184,8 @@ def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
     }
     if "weight" not in stand_in._parameters:
         stand_in.__dict__["weight"] = module.weight.detach().clone().requires_grad_()
-    plan, weight = _plan_of(module), stand_in.weight
-    original = type(module).forward
-
-    def ours(self: nn.Module, input: Tensor) -> Tensor:
-        return functional.call("masked_linear", input, self.weight, self.bias, *plan, "auto", None)
+    weight = stand_in.weight
+    ours, original = LayerPlan(always=True).attributes(stand_in)["forward"].__func__, type(module).forward
 
     def calls(path: Callable[..., Tensor], training: bool) -> Callable[[int], Callable[[], object]]:
         def of(rows: int) -> Callable[[], object]:
@@ -205,7 +229,7 @@ def read_layer(name: str, module: nn.Module) -> tuple[LayerPlan | None, Part]:
     crossovers = crossovers_of(module)
     forward_only, training = crossovers
     by = f"ar_fast masked_linear (speed-up of the forward pass: {forward_only}; of a training step: {training})"
-    plan: LayerPlan | None = LayerPlan(crossovers)
+    plan: LayerPlan | None = LayerPlan()
     if forward_only.never and training.never:
         by = f"its own path, which is faster here (ar_fast's forward pass: {forward_only}; training step: {training})"
         plan = None

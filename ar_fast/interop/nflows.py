@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attaching import shallow
 from .conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
+from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
 from .plain import Reading, add_function, add_normalized
@@ -113,6 +114,22 @@ class Nflows:
 
         return inverse
 
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        if hasattr(module, "_unconstrained_scale_and_shift"):
+            # The scale comes first. The constants of the sigmoid stand in the code only.
+            least = float(getattr(module, "_epsilon", 1e-3))
+            yield Head("affine_softplus", (least,), (1, 0))
+            yield Head("affine_sigmoid", (2.0, least), (1, 0))
+            return
+        names = "num_bins", "tails", "tail_bound", "min_bin_width", "min_bin_height", "min_derivative"
+        if all(hasattr(module, name) for name in names) and module.tails in (None, "linear"):
+            bound = float(module.tail_bound)
+            low, high = (0.0, 1.0) if module.tails is None else (-bound, bound)
+            hidden = getattr(module.autoregressive_net, "hidden_features", None)
+            least = module.min_bin_width, module.min_bin_height, module.min_derivative
+            constants = low, high, *least, 1.0 if hidden is None else hidden**-0.5
+            yield Head("spline_softplus", constants, domain=(low, high) if module.tails is None else None)
+
     def parametric(self, module: nn.Module) -> bool:
         return any("autoregressive_net" not in name for name, _ in module.named_parameters())
 
@@ -129,7 +146,9 @@ class Nflows:
         def inverted(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
                 return type(self).inverse(self, inputs, context)
-            x = inverse(inputs, None if context is None else distinct_rows(context))
+            x, log_det = inverse(inputs, None if context is None else distinct_rows(context))
+            if log_det is not None:
+                return x, log_det
             # One pass from the result gives it again, now with log|det|.
             _, log_det = self._elementwise_inverse(inputs, self.autoregressive_net(x, context))
             return x, log_det

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .conditioner import Add, Conditioner, Elementwise, Masked, Normalized, Step, Unsuitable
 from .masked_layers import is_masked
+from .sequential import ACTIVATIONS
 
-__all__ = ["Reading", "raw", "read_conditioner", "read_sequential"]
+__all__ = ["Reading", "activation_name", "raw", "read_conditioner", "read_sequential"]
 
 
 @dataclass
@@ -63,6 +65,21 @@ def add_function(reading: Reading, path: str, function: object) -> None:
     if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
         raise Unsuitable(f"{path}, {type(function).__name__}, has parameters of its own")
     reading.add(Elementwise(reading.last, path))
+
+
+#: The activations of :func:`ar_fast.functional.masked_linear` as functions of torch.
+_FUNCTIONS = {
+    **{getattr(functions, name): name for functions in (torch, F) for name in ("relu", "sigmoid", "tanh")},
+    **{getattr(F, name): name for name in ("elu", "softplus", "silu", "gelu", "leaky_relu")},
+}
+
+
+def activation_name(function: object) -> str | None:
+    """The name that the ops have for an activation, a module or function; None if they have none."""
+    name, arguments = ACTIVATIONS.get(type(function), (None, {}))
+    if any(getattr(function, argument) != value for argument, value in arguments.items()):
+        return None
+    return name or (_FUNCTIONS.get(function) if callable(function) else None)
 
 
 def add_normalized(reading: Reading, path: str, part: nn.Module) -> None:

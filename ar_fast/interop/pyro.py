@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attaching import shallow
 from .conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
+from .fused import Head
 from .inverses import Inverse
 from .plain import Reading, add_function
 from .stepping import broadcast_rows
@@ -95,6 +96,9 @@ class Pyro:
     def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         raise NotImplementedError
 
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        return iter(())
+
     def parametric(self, module: nn.Module) -> bool:
         return False
 
@@ -125,7 +129,7 @@ class Pyro:
             if context is not None and torch.broadcast_shapes(context.shape[:-1], batch) != batch:
                 return _original(self_)(y)
             rows = None if context is None else broadcast_rows(context, batch)
-            x = inverse(y.reshape(-1, y.shape[-1]), rows).reshape(y.shape)
+            x = inverse(y.reshape(-1, y.shape[-1]), rows)[0].reshape(y.shape)
             self.after(self_, x, y)
             return x
 
@@ -168,6 +172,13 @@ class Affine(Pyro):
             return (y - mean) * torch.exp(-clamped)
 
         return inverse
+
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        lowest, highest, bias, stable = (getattr(self.transform(module, None), name) for name in _AFFINE[1:])
+        if stable:
+            yield Head("affine_gated", (float(bias),))
+        else:
+            yield Head("affine_clamp", (float(lowest), float(highest)))
 
     def after(self, transform: Any, x: Tensor, y: Tensor) -> None:
         # log_abs_det_jacobian computes it from x where it finds none.

@@ -26,7 +26,7 @@ from .conditioner import (
     stamps,
 )
 
-__all__ = ["Incremental", "Rows", "State", "Univariate", "broadcast_rows", "distinct_rows"]
+__all__ = ["Incremental", "Prepared", "Rows", "State", "Univariate", "broadcast_rows", "distinct_rows"]
 
 #: Inverts a univariate transform: (values (B, n), parameters (B, n, K), indices (n) of the variables) -> (B, n).
 Univariate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,13 +57,19 @@ class Rows(NamedTuple):
     values: Tensor
     index: Tensor | None
 
+    def of(self, rows: slice) -> Tensor:
+        """What some rows of the batch have; one row if all have the same."""
+        if self.index is not None:
+            return self.values.index_select(0, self.index[rows])
+        return self.values if len(self.values) == 1 else self.values[rows]
+
     def part(self, start: int, end: int) -> Tensor:
         own = self.values[:, start:end]
         return own if self.index is None else own.index_select(0, self.index)
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """A step's tensors in the schedule's order: weight and bias, or scale and shift; and what the context adds."""
 
     weight: Tensor | None = None
@@ -173,7 +179,7 @@ class Incremental:
         rows = math.prod(shape)
         flat = None if context is None else distinct_rows(context.reshape(rows, -1))
         self.settle()
-        prepared = self._prepare(self.tensors(), flat)
+        prepared = self.prepare(self.tensors(), flat)
         weight = prepared[0].weight
         values = [weight.new_empty(rows, 0) for _ in range(len(self.conditioner.steps) + 1)]
         return self._state(shape, prepared, values, None, 0)
@@ -193,7 +199,7 @@ class Incremental:
         return self._state(shape, prepared, [known, *values[1:]], outputs, state.position + 1)
 
     def _state(
-        self, shape: Sequence[int], prepared: list[_Prepared], values: list[Tensor], outputs: Tensor | None, known: int
+        self, shape: Sequence[int], prepared: list[Prepared], values: list[Tensor], outputs: Tensor | None, known: int
     ) -> State:
         own = self._schedule
         if known == self.conditioner.variables:
@@ -227,7 +233,7 @@ class Incremental:
         """
         tensors = self.tensors() if tensors is None else tensors
         own = self.settle()
-        prepared = self._prepare(tensors, context)
+        prepared = self.prepare(tensors, context)
         graph = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad
             for tensor in (y, *tensors, None if context is None else context.values)
@@ -246,7 +252,7 @@ class Incremental:
         return torch.cat(x), torch.cat(parameters)
 
     def _invert(
-        self, y: Tensor, univariate: Univariate, prepared: list[_Prepared], append: Callable[..., Tensor]
+        self, y: Tensor, univariate: Univariate, prepared: list[Prepared], append: Callable[..., Tensor]
     ) -> tuple[Tensor, Tensor]:
         own, count = self._schedule, self.conditioner.parameters
         variables, back = self._on(y.device)[:2]
@@ -263,7 +269,7 @@ class Incremental:
         return torch.cat(found, 1).index_select(1, back), torch.cat(parameters, 1).index_select(1, back)
 
     def _grow(
-        self, prepared: list[_Prepared], values: list[Tensor], level: int, append: Callable[..., Tensor]
+        self, prepared: list[Prepared], values: list[Tensor], level: int, append: Callable[..., Tensor]
     ) -> Tensor:
         """Computes the units of a level, appends those that later levels read, and returns the outputs."""
         own, steps, kept = self._schedule, self.conditioner.steps, self._kept
@@ -311,12 +317,12 @@ class Incremental:
             self._device_of[device] = parts
         return self._device_of[device]
 
-    def _prepare(self, tensors: Sequence[Tensor | None], context: Rows | None) -> list[_Prepared]:
+    def prepare(self, tensors: Sequence[Tensor | None], context: Rows | None) -> list[Prepared]:
         """The layers' tensors with rows and columns in the order of the schedule, and what the context adds."""
         own, taken, prepared = self.conditioner, iter(tensors), []
         for index, step in enumerate(own.steps):
             if isinstance(step, Elementwise | Add):
-                prepared.append(_Prepared())
+                prepared.append(Prepared())
                 continue
             weight, bias = next(taken), next(taken)
             rows, columns, mask, context_mask = self._on((bias if weight is None else weight).device)[index + 2]
@@ -327,13 +333,13 @@ class Incremental:
                     of_context = weight[:, own.input_columns[1]]
                     part = Rows(F.linear(context.values, torch.where(context_mask, of_context, 0)), context.index)
                 weight = weight if columns is None else weight.index_select(1, columns)
-                prepared.append(_Prepared(torch.where(mask, weight, 0), bias, part))
+                prepared.append(Prepared(torch.where(mask, weight, 0), bias, part))
             elif isinstance(step, Normalized):
                 mean, variance = next(taken), next(taken)
                 scale = torch.rsqrt(variance + find(self.network, step.layer).eps)
                 scale = scale if weight is None else scale * weight
                 shift = -mean * scale if bias is None else bias - mean * scale
-                prepared.append(_Prepared(_select(scale, rows), _select(shift, rows)))
+                prepared.append(Prepared(_select(scale, rows), _select(shift, rows)))
             else:
                 added = F.linear(context.values, weight, bias)
                 if isinstance(step, GateByContext):
@@ -341,7 +347,7 @@ class Incremental:
                 elif step.function is not None:
                     added = find(self.network, step.function)(added)
                 added = added if rows is None else added.index_select(1, rows)
-                prepared.append(_Prepared(context=Rows(added, context.index)))
+                prepared.append(Prepared(context=Rows(added, context.index)))
         return prepared
 
 
@@ -367,7 +373,7 @@ def broadcast_rows(context: Tensor, batch: Sequence[int]) -> Rows:
     return Rows(rows, index)
 
 
-def _linear(below: Tensor, given: _Prepared, start: int, end: int, seen: int) -> Tensor:
+def _linear(below: Tensor, given: Prepared, start: int, end: int, seen: int) -> Tensor:
     bias = None if given.bias is None else given.bias[start:end]
     if seen == 0:
         zeros = below.new_zeros(len(below), end - start)
@@ -386,7 +392,7 @@ def _write(values: Tensor, piece: Tensor, start: int, end: int) -> Tensor:
     return values
 
 
-def _of_rows(given: _Prepared, rows: slice) -> _Prepared:
+def _of_rows(given: Prepared, rows: slice) -> Prepared:
     context = given.context
     if context is None:
         return given
@@ -394,7 +400,7 @@ def _of_rows(given: _Prepared, rows: slice) -> _Prepared:
         context = Rows(context.values, context.index[rows])
     elif len(context.values) > 1:
         context = Rows(context.values[rows], None)
-    return _Prepared(given.weight, given.bias, context)
+    return Prepared(given.weight, given.bias, context)
 
 
 def _select(tensor: Tensor | None, rows: Tensor | None) -> Tensor | None:

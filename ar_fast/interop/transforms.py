@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .conditioner import Conditioner, Unsuitable, find
 from .crossover import Crossover
+from .fused import Fused, Head
 from .inverses import Inverse, check_inverse, crossover, everywhere
 from .report import Part
 from .stepping import Incremental, Univariate, distinct_rows
@@ -43,6 +45,9 @@ class Kind(Protocol):
         """The inverse of the univariate transforms: (y (B, n), parameters (B, n, K)) -> x (B, n). It may take any
         number n of variables, or all of them only."""
 
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        """What the univariate transform may be as one of the op's; nothing if it is none."""
+
     def parametric(self, module: nn.Module) -> bool:
         """Whether the univariate transform has parameters of its own."""
 
@@ -68,12 +73,14 @@ class TransformPlan:
         conditioner: what was read; None if the library's own passes run, with an early end.
         every: whether the univariate inverse takes all variables only.
         crossover: where this is faster than the library's passes.
+        head: the univariate transform as the op knows it, or None.
     """
 
     kind: Kind
     conditioner: Conditioner | None = None
     every: bool = False
     crossover: Crossover | None = None
+    head: Head | None = None
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
         return self.kind.attributes(module, self.inverse(module))
@@ -90,7 +97,8 @@ class TransformPlan:
                 return univariate(y, parameters)
 
         steps = Incremental(self.conditioner, find(module, self.kind.network))
-        return Inverse(steps, own, self.kind.parametric(module), self.crossover)
+        fused = None if self.head is None else Fused(steps, self.head)
+        return Inverse(steps, own, self.kind.parametric(module), self.crossover, fused)
 
 
 def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
@@ -104,7 +112,7 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
         raise Unsuitable("it has no parameters with values")
     copied = probe(module)
     try:
-        plan, deviation, notes = _incremental(kind, copied)
+        plan, deviation, notes = _planned(kind, copied)
     except Unsuitable as reason:
         if not kind.stops_early:
             raise
@@ -115,34 +123,49 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
     if plan.crossover.never:
         by = f"its own passes, which are faster here (speed-up of ar_fast: {plan.crossover})"
         return None, replace(part, by=by)
-    levels = f"{plan.conditioner.variables} variables, each hidden unit once"
-    return plan, replace(part, by=f"incremental: {levels} (speed-up of the inverse: {plan.crossover})")
+    tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
+    return plan, replace(part, by=f"{tier} (speed-up of the inverse: {plan.crossover})")
 
 
-def _incremental(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
+def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
     """Reads a copy, checks the reading in float64 with random parameters, and measures it with the real ones."""
     network = find(copied, kind.network)
     conditioner, notes = _conditioner(kind, copied, network)
-    plan, like = TransformPlan(kind, conditioner), next(copied.parameters())
-    reasons = []
-    # Some transforms have the unit interval as their domain.
-    for draw in (random, uniform):
-        try:
-            with trying("its inverse"):
-                deviation, plan = _compared(kind, copied, plan, draw(like, 2, conditioner.variables), True)
-                ours, original = _paths(kind, copied, plan)
+    reasons, fused = [], []
+    for head in (*kind.heads(copied), None):
+        # Some transforms have the unit interval as their domain.
+        for draw in (random, uniform):
+            try:
+                with trying("its inverse"):
+                    plan, deviation = _checked(kind, copied, TransformPlan(kind, conditioner, head=head), draw)
+                    if head is None:
+                        notes = (
+                            *notes,
+                            f"not fused: {fused[0] if fused else 'the op has no such univariate transform'}",
+                        )
+                    return plan, deviation, notes
+            except Unsuitable as reason:
+                (reasons if head is None else fused).append(str(reason))
+    raise Unsuitable("; ".join(dict.fromkeys(reasons)))
 
-                def values(rows: int, draw: Callable[..., Tensor] = draw) -> Tensor:
-                    return draw(like, rows, conditioner.variables)
 
-                faster = crossover(type(copied), ours, original, conditioner, values)
-                exact = randomized(copied)
-                y = draw(next(exact.parameters()), 2, conditioner.variables)
-                _compared(kind, exact, plan, y, False)
-                return replace(plan, crossover=faster), deviation, notes
-        except Unsuitable as reason:
-            reasons.append(str(reason))
-    raise Unsuitable(reasons[0])
+def _checked(
+    kind: Kind, copied: nn.Module, plan: TransformPlan, draw: Callable[..., Tensor]
+) -> tuple[TransformPlan, float]:
+    """The plan with its crossover, and the deviation of the inverse with the parameters as they are."""
+    like, variables = next(copied.parameters()), plan.conditioner.variables
+    if plan.head is not None and like.dtype not in (torch.float32, torch.float64):
+        raise Unsuitable(f"the op's results have another dtype than {like.dtype}")
+    exact = randomized(probe(copied))
+    plan = _compared(kind, exact, plan, draw(next(exact.parameters()), 2, variables), False)[1]
+    deviation, plan = _compared(kind, copied, plan, draw(like, 2, variables), True)
+    ours, original = _paths(kind, copied, plan)
+
+    def values(rows: int) -> Tensor:
+        return draw(like, rows, variables)
+
+    key = type(copied), plan.head
+    return replace(plan, crossover=crossover(key, ours, original, plan.conditioner, values)), deviation
 
 
 def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
@@ -188,7 +211,7 @@ def _paths(kind: Kind, module: nn.Module, plan: TransformPlan) -> tuple[Callable
     inverse = plan.inverse(module)
 
     def ours(y: Tensor, context: Tensor | None) -> Tensor:
-        return inverse(y, None if context is None else distinct_rows(context))
+        return inverse(y, None if context is None else distinct_rows(context))[0]
 
     def original(y: Tensor, context: Tensor | None) -> Tensor:
         return kind.original(module, y, context)
@@ -209,7 +232,7 @@ def _compared(
 
         return check_inverse(ours, one_pass, original, plan.conditioner, y, all_passes)
 
-    if plan.every:
+    if plan.every or plan.head is not None:
         return compare(plan), plan
     try:
         with trying("its univariate inverse"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioner import Conditioner
+from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
 from .stepping import broadcast_rows
@@ -61,6 +62,18 @@ class Zuko:
 
         return inverse
 
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        if isinstance(module.univariate, nn.Module):
+            return
+        # The options are read off a transform that the constructor makes: ten as raw scale, or as raw derivative.
+        own = module.univariate(*(torch.full((1, *shape), 10.0, dtype=torch.float64) for shape in module.shapes))
+        name = type(own).__name__
+        if name == "MonotonicAffineTransform":
+            yield Head("affine_soft_clip", (_limit(float(own.log_scale)),))
+        elif name == "MonotonicRQSTransform":
+            bound = float(own.horizontal[0, -1])
+            yield Head("spline_soft_clip", (-bound, bound, _limit(float(own.derivatives[0, 1].log()))))
+
     def parametric(self, module: nn.Module) -> bool:
         return isinstance(module.univariate, nn.Module)
 
@@ -87,6 +100,11 @@ class Zuko:
 KIND = Zuko()
 
 
+def _limit(clipped: float, raw: float = 10.0) -> float:
+    """The limit of clipped = raw / (1 + raw / limit)."""
+    return 1 / (1 / clipped - 1 / raw)
+
+
 def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
     def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
         if not inverse.usable(y, c):
@@ -94,7 +112,7 @@ def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], 
         batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
         rows = None if c is None else broadcast_rows(c, batch)
         flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
-        return inverse(flat, rows).reshape(*batch, y.shape[-1])
+        return inverse(flat, rows)[0].reshape(*batch, y.shape[-1])
 
     return run
 

@@ -5,6 +5,7 @@ import grids
 grids.skip_module_without("nflows", "nflows", "normflows")
 
 import functools  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import accelerate_cases  # noqa: E402
 import nflows.flows  # noqa: E402
@@ -38,7 +39,7 @@ def randomized(module):
     return module
 
 
-def case(kind, name, *, draw=torch.randn, tier="incremental", variables=5, context=0, hidden=24, **arguments):
+def case(kind, name, *, draw=torch.randn, tier="fused", variables=5, context=0, hidden=24, **arguments):
     if context:
         arguments["context_features"] = context
 
@@ -66,8 +67,8 @@ OPTIONS = {
     "feedforward": {"use_residual_blocks": False},
     "context": {"context": 3},
     "random masks": {"use_residual_blocks": False, "random_mask": True},
-    "batch norm": {"use_batch_norm": True},
-    "batch norm, feedforward": {"use_batch_norm": True, "use_residual_blocks": False},
+    "batch norm": {"use_batch_norm": True, "tier": "incremental"},
+    "batch norm, feedforward": {"use_batch_norm": True, "use_residual_blocks": False, "tier": "incremental"},
     "dropout": {"dropout_probability": 0.3},
     "tanh": {"activation": torch.tanh},
     "elu, one block": {"activation": F.elu, "num_blocks": 1},
@@ -77,17 +78,22 @@ OPTIONS = {
     "two variables": {"variables": 2},
 }
 CASES = [case(kind, name, **own) for kind in (AFFINE, NORMFLOWS_AFFINE) for name, own in OPTIONS.items()]
+# There the context is a gate.
+CASES = [
+    replace(own, tier="incremental") if own.name == "normflows MaskedAffineAutoregressive context" else own
+    for own in CASES
+]
 CASES += [
     case(AFFINE, "feedforward and context", use_residual_blocks=False, context=3),
     case(SPLINE, "tails", tails="linear", tail_bound=2.0, num_bins=4),
     case(SPLINE, "context", tails="linear", tail_bound=2.0, context=3),
     case(SPLINE, "no tails", draw=torch.rand, num_bins=4),
-    case(nt.MaskedPiecewiseLinearAutoregressiveTransform, "", draw=torch.rand, num_bins=4),
-    case(nt.MaskedPiecewiseQuadraticAutoregressiveTransform, "", draw=torch.rand, num_bins=4),
-    case(nt.MaskedPiecewiseQuadraticAutoregressiveTransform, "tails", tails="linear", num_bins=4),
-    case(nt.MaskedPiecewiseCubicAutoregressiveTransform, "", draw=torch.rand, num_bins=4),
+    case(nt.MaskedPiecewiseLinearAutoregressiveTransform, "", tier="incremental", draw=torch.rand, num_bins=4),
+    case(nt.MaskedPiecewiseQuadraticAutoregressiveTransform, "", tier="incremental", draw=torch.rand, num_bins=4),
+    case(nt.MaskedPiecewiseQuadraticAutoregressiveTransform, "tails", tier="incremental", tails="linear", num_bins=4),
+    case(nt.MaskedPiecewiseCubicAutoregressiveTransform, "", tier="incremental", draw=torch.rand, num_bins=4),
     case(NORMFLOWS_SPLINE, "tails", tails="linear", num_bins=4),
-    case(NORMFLOWS_SPLINE, "circular", tails="circular", num_bins=4),
+    case(NORMFLOWS_SPLINE, "circular", tier="incremental", tails="circular", num_bins=4),
     case(NORMFLOWS_SPLINE, "permuted", tails="linear", permute_mask=True),
     # The input passes through a sine and a cosine before the first layer.
     case(NORMFLOWS_SPLINE, "some circular", tails=["circular", *["linear"] * 4], tier="two agree", num_bins=4),
@@ -106,6 +112,12 @@ def ids(case):
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values(case):
     accelerate_cases.check_values(case)
+
+
+@pytest.mark.parametrize("case", [own for own in CASES if own.tier == "fused"], ids=ids)
+def test_values_one_variable_at_a_time(case, monkeypatch):
+    accelerate_cases.measured_as_faster(monkeypatch, fused=False)
+    accelerate_cases.check_values(case, fused=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)

@@ -47,7 +47,8 @@ def case(name, kind, variables=5, context=0, hidden=(24, 24), param_dims=(1, 1),
             net = AutoRegressiveNN(variables, list(hidden), **own)
         return kind(net, **arguments)
 
-    return Case(name, make, forward, inverse, variables, context, float32_only=True)
+    tier = "fused" if param_dims == (1, 1) else "incremental"
+    return Case(name, make, forward, inverse, variables, context, tier=tier, float32_only=True)
 
 
 def spline(kind):
@@ -87,6 +88,12 @@ def ids(case):
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values(case):
     accelerate_cases.check_values(case)
+
+
+@pytest.mark.parametrize("case", [own for own in CASES if own.tier == "fused"], ids=ids)
+def test_values_one_variable_at_a_time(case, monkeypatch):
+    accelerate_cases.measured_as_faster(monkeypatch, fused=False)
+    accelerate_cases.check_values(case, fused=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)

@@ -19,7 +19,7 @@ import ar_fast  # noqa: E402
 FIXED_SEED = 20
 
 
-def flow_case(name, kind, variables=5, context=0, **arguments):
+def flow_case(name, kind, variables=5, context=0, tier="fused", **arguments):
     def make():
         return kind(variables, context, transforms=2, hidden_features=(24, 24), **arguments)
 
@@ -29,7 +29,7 @@ def flow_case(name, kind, variables=5, context=0, **arguments):
     def inverse(flow, z, c):
         return flow(c).transform.inv(z)
 
-    return Case(name, make, log_prob, inverse, variables, context)
+    return Case(name, make, log_prob, inverse, variables, context, tier=tier)
 
 
 def dag():
@@ -39,7 +39,7 @@ def dag():
     return adjacency
 
 
-def transform_case(name, variables=5, context=0, **arguments):
+def transform_case(name, variables=5, context=0, tier="fused", **arguments):
     def make():
         return zuko.flows.MaskedAutoregressiveTransform(variables, context, hidden_features=(24, 24), **arguments)
 
@@ -60,17 +60,21 @@ CASES = [
     flow_case("wide", MAF, variables=40),
     flow_case("nsf", NSF),
     flow_case("nsf context", NSF, context=2, bins=4, slope=1e-2),
-    flow_case("ncsf", zuko.flows.NCSF, bins=4),
-    transform_case("adjacency", adjacency=dag()),
+    flow_case("ncsf", zuko.flows.NCSF, tier="incremental", bins=4),
+    transform_case("adjacency", tier="incremental", adjacency=dag()),
     transform_case(
-        "adjacency with context", context=3, adjacency=torch.cat([dag(), torch.rand(5, 3) < 0.5], 1), residual=True
+        "adjacency with context",
+        context=3,
+        tier="incremental",
+        adjacency=torch.cat([dag(), torch.rand(5, 3) < 0.5], 1),
+        residual=True,
     ),
     transform_case(
         "slope",
         univariate=lambda *phi: zuko.transforms.MonotonicAffineTransform(*phi, slope=0.1),
     ),
     transform_case("order", order=torch.tensor([3, 0, 4, 1, 2])),
-    transform_case("custom activation", activation=lambda: Sine()),
+    transform_case("custom activation", tier="incremental", activation=lambda: Sine()),
 ]
 BISECTED = [
     flow_case("naf", zuko.flows.NAF, variables=3),
@@ -97,6 +101,12 @@ def ids(case):
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_values(case):
     accelerate_cases.check_values(case)
+
+
+@pytest.mark.parametrize("case", [own for own in CASES if own.tier == "fused"], ids=ids)
+def test_values_one_variable_at_a_time(case, monkeypatch):
+    accelerate_cases.measured_as_faster(monkeypatch, fused=False)
+    accelerate_cases.check_values(case, fused=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
