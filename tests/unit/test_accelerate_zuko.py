@@ -43,7 +43,13 @@ def transform_case(name, variables=5, context=0, tier="fused", **arguments):
     def make():
         return zuko.flows.MaskedAutoregressiveTransform(variables, context, hidden_features=(24, 24), **arguments)
 
-    return Case(name, make, lambda t, x, c: t(c).call_and_ladj(x)[0], lambda t, y, c: t(c).inv(y), variables, context)
+    def forward(transform, x, c):
+        return transform(c).call_and_ladj(x)[0]
+
+    def inverse(transform, y, c):
+        return transform(c).inv(y)
+
+    return Case(name, make, forward, inverse, variables, context, tier=tier)
 
 
 MAF, NSF = zuko.flows.MAF, zuko.flows.NSF
