@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._structure import building, version_of
+from .._structure import building
 
 __all__ = [
     "Add",
@@ -25,7 +25,6 @@ __all__ = [
     "Unsuitable",
     "dense_mask",
     "find",
-    "stamps",
 ]
 
 
@@ -326,9 +325,3 @@ class Schedule:
 def _ends(level: Tensor, levels: int) -> list[int]:
     """How many entries are below l, for l = 0 ... levels."""
     return [int((level < bound).sum()) for bound in range(levels + 1)]
-
-
-def stamps(root: nn.Module, conditioner: Conditioner) -> list[tuple[Any, int | None]]:
-    """The masks and the counts of their changes: while these stay, a schedule stays right."""
-    masks = [find(root, step.layer).mask for step in conditioner.steps if isinstance(step, Masked)]
-    return [(mask, version_of(mask)) for mask in masks]

@@ -67,21 +67,24 @@ class Fused:
     """The inverse of a transform whose conditioner and univariate transform the op knows.
 
     Raises:
-        Unsuitable: if the conditioner has another form than the op's programs, or masks that are no staircase when the
-            units are sorted.
+        Unsuitable: if the conditioner has another form than the op's programs.
     """
 
     def __init__(self, steps: Incremental, head: Head) -> None:
         self.steps, self.head = steps, head
         self._layers = _program(steps.conditioner)
+        self._numbers = [functional.MlpLayer(tuple(own.sources), own.add, own.activated) for own in self._layers]
         self._activation = _activation(steps)
-        self._made: tuple[Schedule, dict[torch.device, _Structure]] | None = None
-        self._structure(torch.device("cpu"))
+        self._made: tuple[Schedule, dict[torch.device, _Structure | None]] | None = None
+
+    def fits(self) -> bool:
+        """Whether the masks, as they are now, are staircases when the units are sorted, as the op needs them."""
+        return self._structure(torch.device("cpu")) is not None
 
     def __call__(self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """y (B, D) -> x (B, D), and log dx/du (B) in y's dtype; without gradients."""
         own = self._structure(y.device)
-        prepared = self.steps.prepare(tensors, context)
+        prepared = self.steps.prepare(tensors, context, masked=False)
         size = max(64, _CHUNK_BYTES // (own.features * y.element_size()))
         parts = [
             self._rows(own, y[start : start + size].contiguous(), prepared, slice(start, start + size))
@@ -109,7 +112,7 @@ class Fused:
             biases,
             own.extents,
             own.unit_ends,
-            program=[functional.MlpLayer(tuple(own.sources), own.add, own.activated) for own in self._layers],
+            program=self._numbers,
             seed=0,
             variables=self.steps.conditioner.variables,
             order=own.order,
@@ -120,18 +123,20 @@ class Fused:
         )
         return (x if own.back is None else x.index_select(1, own.back)), log_det.to(y.dtype)
 
-    def _structure(self, device: torch.device) -> _Structure:
+    def _structure(self, device: torch.device) -> _Structure | None:
         schedule = self.steps.settle()
         if self._made is None or self._made[0] is not schedule:
-            self._made = schedule, {}
-        if device not in self._made[1]:
             with building():
-                own = self._build(schedule)
-                moved = {field.name: _to(getattr(own, field.name), device) for field in dataclasses.fields(_Structure)}
-                self._made[1][device] = _Structure(**moved)
-        return self._made[1][device]
+                self._made = schedule, {torch.device("cpu"): self._build(schedule)}
+        made = self._made[1]
+        if device not in made:
+            own = made[torch.device("cpu")]
+            with building():
+                moved = {part.name: _to(getattr(own, part.name), device) for part in dataclasses.fields(own)}
+            made[device] = _Structure(**moved)
+        return made[device]
 
-    def _build(self, schedule: Schedule) -> _Structure:
+    def _build(self, schedule: Schedule) -> _Structure | None:
         conditioner = self.steps.conditioner
         variables, count = conditioner.variables, conditioner.parameters
         out_rows = None
@@ -146,7 +151,7 @@ class Fused:
                 seen = mask.sum(1)
                 staircase = torch.arange(mask.shape[1]) < seen[:, None]
                 if not torch.equal(mask, staircase) or bool((seen.diff() < 0).any()):
-                    raise Unsuitable("its masks are no staircase when the units are sorted")
+                    return None
                 extents.append(seen.to(torch.int32))
         # A unit of level l can be computed once the variables of the levels before l are known.
         levels = torch.searchsorted(torch.tensor(schedule.level_ends), torch.arange(variables), right=True) - 1

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from .checks import close, random
-from .conditioner import Conditioner, find
+from .conditioner import Conditioner, Unsuitable
 from .crossover import Crossover, measured
 from .fused import Fused
 from .masked_layers import plain_call
@@ -37,6 +37,7 @@ class Inverse:
         parametric: whether the univariate transform has parameters of its own, which then need gradients.
         crossover: where this is faster than the library's passes.
         fused: the same in one call of an op, where the op knows the conditioner and the univariate transform.
+        passes: how many passes the original makes; None is enough of them.
     """
 
     steps: Incremental
@@ -44,32 +45,33 @@ class Inverse:
     parametric: bool = False
     crossover: Crossover | None = None
     fused: Fused | None = None
+    passes: Callable[[], int | None] = lambda: None
 
     def __post_init__(self) -> None:
-        own, network = self.steps.conditioner, self.steps.network
-        self._found = [find(network, path) for path in own.layers()]
-        self._paths = own.layers()
-        self._parts = list(network.modules())
+        self._parts = list(self.steps.network.modules())
 
     def usable(self, y: Tensor, context: Tensor | None = None) -> bool:
         """Whether this inverse can stand in for the library's passes in this call."""
-        own, network = self.steps.conditioner, self.steps.network
-        if not plain_call() or hooked(self._parts):
-            return False
-        if any(find(network, path) is not part for path, part in zip(self._paths, self._found, strict=True)):
-            return False
-        if acting(find(network, path) for path in own.inactive):
-            return False
-        tensors = (*self.steps.tensors(), y, context)
-        places = {(tensor.dtype, tensor.device) for tensor in tensors if tensor is not None}
-        if len(places) != 1 or (context is None) != (own.context_features == 0):
-            return False
-        if y.shape[-1] != own.variables or (context is not None and context.shape[-1] != own.context_features):
-            return False
+        own, steps = self.steps.conditioner, self.steps
         rows = y.numel() // max(1, own.variables)
-        if rows == 0 or (self.crossover is not None and not self.crossover.ours(rows)):
+        if not plain_call() or rows == 0 or (self.crossover is not None and not self.crossover.ours(rows)):
             return False
-        domain = None if self.fused is None else self.fused.head.domain
+        if hooked(self._parts) or not steps.unchanged() or acting(steps.inactive()):
+            return False
+        if y.shape[-1] != own.variables or (context is None) != (own.context_features == 0):
+            return False
+        if context is not None and context.shape[-1] != own.context_features:
+            return False
+        places = {(tensor.dtype, tensor.device) for tensor in (*steps.tensors(), y, context) if tensor is not None}
+        if len(places) != 1:
+            return False
+        try:
+            schedule = steps.settle()
+        except Unsuitable:
+            return False
+        passes, domain = self.passes(), None if self.fused is None else self.fused.head.domain
+        if passes is not None and passes < schedule.levels:
+            return False
         return domain is None or bool(((y >= domain[0]) & (y <= domain[1])).all())
 
     def __call__(self, y: Tensor, context: Rows | None = None) -> tuple[Tensor, Tensor | None]:
@@ -85,7 +87,7 @@ class Inverse:
     def without_graph(
         self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
-        if self.fused is not None:
+        if self.fused is not None and self.fused.fits():
             return self.fused(y, context, tensors)
         return self.steps.invert(y, self.univariate, context, tensors)[0], None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._structure import building
+from .._structure import building, version_of
 from .conditioner import (
     Add,
     AddContext,
@@ -23,7 +23,6 @@ from .conditioner import (
     Normalized,
     Schedule,
     find,
-    stamps,
 )
 
 __all__ = ["Incremental", "Prepared", "Rows", "State", "Univariate", "broadcast_rows", "distinct_rows"]
@@ -111,15 +110,48 @@ class Incremental:
         self._stamps: list[tuple[Any, int | None]] = []
         self._device_of: dict[torch.device, list[Any]] = {}
         self._schedule: Schedule | None = None
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Finds the layers and functions, and notes where each of them and what holds it was found."""
+        paths = self.conditioner.layers()
+        self._at = {path: find(self.network, path) for path in paths}
+        links = {}
+        for path in paths:
+            owner = self.network
+            for key in path.split("."):
+                child = getattr(owner, key)
+                links[id(owner), key] = owner, key, child
+                owner = child
+        self._links = list(links.values())
+
+    def unchanged(self) -> bool:
+        """Whether the network still holds the layers and functions that were found in it."""
+        for owner, key, child in self._links:
+            found = owner._modules.get(key)
+            if found is not child and (found is not None or getattr(owner, key, None) is not child):
+                return False
+        return True
+
+    def inactive(self) -> list[nn.Module]:
+        """The modules that must be in evaluation mode."""
+        return [self._at[path] for path in self.conditioner.inactive]
 
     def settle(self) -> Schedule:
-        """The schedule of the masks as they are now; it is made again where they have changed."""
-        now = stamps(self.network, self.conditioner)
+        """The schedule of the masks as they are now; it is made again where they have changed.
+
+        Raises:
+            Unsuitable: if these masks have none.
+        """
+        masks = [self._at[step.layer].mask for step in self.conditioner.steps if isinstance(step, Masked)]
+        now = [(mask, version_of(mask)) for mask in masks]
+        # Compared one by one: masks that are equal are another matter than masks that are the same.
         same = len(now) == len(self._stamps) and all(
             own is mask and of_own == of_mask for (own, of_own), (mask, of_mask) in zip(now, self._stamps, strict=True)
         )
         if self._schedule is None or not same:
-            self._schedule, self._stamps, self._device_of = Schedule(self.conditioner, self.network), now, {}
+            self._schedule = Schedule(self.conditioner, self.network)
+            self._stamps, self._device_of = now, {}
         return self._schedule
 
     @functools.cached_property
@@ -127,29 +159,19 @@ class Incremental:
         """The values that a masked layer reads."""
         return {step.source for step in self.conditioner.steps if isinstance(step, Masked)}
 
-    def of(self, network: nn.Module) -> Incremental:
-        """The same for another network of this structure and these masks, such as a copy."""
-        other = Incremental(self.conditioner, network)
-        own = self.settle()
-        if all(
-            torch.equal(mask, find(self.network, step.layer).mask.to(mask.device))
-            for step in self.conditioner.steps
-            if isinstance(step, Masked)
-            for mask in [find(network, step.layer).mask]
-        ):
-            other._schedule, other._stamps = own, stamps(network, self.conditioner)
-        return other
-
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor | None]:
         """The network's tensors that decide the result, in the order in which ``invert`` takes them."""
         found = []
         for step in self.conditioner.steps:
-            if isinstance(step, Masked | AddContext | GateByContext):
-                layer = find(self.network, step.layer)
-                found += [layer.weight, layer.bias]
-            elif isinstance(step, Normalized):
-                layer = find(self.network, step.layer)
-                found += [layer.weight, layer.bias, layer.running_mean, layer.running_var]
+            if isinstance(step, Elementwise | Add):
+                continue
+            layer = self._at[step.layer]
+            parameters = layer._parameters
+            for name in ("weight", "bias"):
+                own = parameters.get(name)
+                found.append(getattr(layer, name) if own is None else own)
+            if isinstance(step, Normalized):
+                found += [layer.running_mean, layer.running_var]
         return found
 
     def begin(self, batch: int | Sequence[int] = (), context: Tensor | None = None) -> State:
@@ -165,6 +187,7 @@ class Incremental:
         Raises:
             ValueError: if the context has another shape, or is missing.
         """
+        self._resolve()
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
         if (context is None) != (self.conditioner.context_features == 0):
             need = self.conditioner.context_features or "no"
@@ -283,7 +306,7 @@ class Incremental:
             else:
                 piece = pieces[step.source]
                 if isinstance(step, Elementwise):
-                    piece = find(self.network, step.function)(piece)
+                    piece = self._at[step.function](piece)
                 elif isinstance(step, Add):
                     piece = piece + pieces[step.other]
                 elif isinstance(step, AddContext):
@@ -317,8 +340,9 @@ class Incremental:
             self._device_of[device] = parts
         return self._device_of[device]
 
-    def prepare(self, tensors: Sequence[Tensor | None], context: Rows | None) -> list[Prepared]:
-        """The layers' tensors with rows and columns in the order of the schedule, and what the context adds."""
+    def prepare(self, tensors: Sequence[Tensor | None], context: Rows | None, masked: bool = True) -> list[Prepared]:
+        """The layers' tensors with rows and columns in the order of the schedule, and what the context adds; with zeros
+        for masked weights, unless they have no effect where they are used."""
         own, taken, prepared = self.conditioner, iter(tensors), []
         for index, step in enumerate(own.steps):
             if isinstance(step, Elementwise | Add):
@@ -333,10 +357,10 @@ class Incremental:
                     of_context = weight[:, own.input_columns[1]]
                     part = Rows(F.linear(context.values, torch.where(context_mask, of_context, 0)), context.index)
                 weight = weight if columns is None else weight.index_select(1, columns)
-                prepared.append(Prepared(torch.where(mask, weight, 0), bias, part))
+                prepared.append(Prepared(torch.where(mask, weight, 0) if masked else weight, bias, part))
             elif isinstance(step, Normalized):
                 mean, variance = next(taken), next(taken)
-                scale = torch.rsqrt(variance + find(self.network, step.layer).eps)
+                scale = torch.rsqrt(variance + self._at[step.layer].eps)
                 scale = scale if weight is None else scale * weight
                 shift = -mean * scale if bias is None else bias - mean * scale
                 prepared.append(Prepared(_select(scale, rows), _select(shift, rows)))
@@ -345,7 +369,7 @@ class Incremental:
                 if isinstance(step, GateByContext):
                     added = torch.sigmoid(added)
                 elif step.function is not None:
-                    added = find(self.network, step.function)(added)
+                    added = self._at[step.function](added)
                 added = added if rows is None else added.index_select(1, rows)
                 prepared.append(Prepared(context=Rows(added, context.index)))
         return prepared

@@ -98,7 +98,8 @@ class TransformPlan:
 
         steps = Incremental(self.conditioner, find(module, self.kind.network))
         fused = None if self.head is None else Fused(steps, self.head)
-        return Inverse(steps, own, self.kind.parametric(module), self.crossover, fused)
+        parametric = self.kind.parametric(module)
+        return Inverse(steps, own, parametric, self.crossover, fused, lambda: self.kind.passes(module))
 
 
 def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
@@ -156,6 +157,9 @@ def _checked(
     like, variables = next(copied.parameters()), plan.conditioner.variables
     if plan.head is not None and like.dtype not in (torch.float32, torch.float64):
         raise Unsuitable(f"the op's results have another dtype than {like.dtype}")
+    inverse = plan.inverse(copied)
+    if inverse.fused is not None and not inverse.fused.fits():
+        raise Unsuitable("its masks are no staircase when the units are sorted")
     exact = randomized(probe(copied))
     plan = _compared(kind, exact, plan, draw(next(exact.parameters()), 2, variables), False)[1]
     deviation, plan = _compared(kind, copied, plan, draw(like, 2, variables), True)
