@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Plan", "attach", "attached", "attachment", "detach", "shallow"]
+__all__ = ["Plan", "attach", "attached", "attachment", "detach", "lend", "shallow"]
 
 _RECORD = "_ar_fast_acceleration"
-_ABSENT = object()
+
+
+class _Absent:
+    """Stands for an attribute that was not there; the class itself, which copies and pickles as itself."""
 
 
 class Plan(Protocol):
@@ -25,7 +28,7 @@ class Plan(Protocol):
 class _Record:
     """What stands in a module's ``__dict__`` under _RECORD: the plan, and what the attributes replaced."""
 
-    def __init__(self, plan: Plan, previous: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan | None, previous: dict[str, Any]) -> None:
         self.plan, self.previous = plan, previous
 
 
@@ -53,9 +56,18 @@ def attach(module: nn.Module, plan: Plan) -> None:
         "__deepcopy__": types.MethodType(_deep_copy, module),
         "_replicate_for_data_parallel": types.MethodType(_replica, module),
     }
-    previous = {name: module.__dict__.get(name, _ABSENT) for name in own}
-    module.__dict__.update(own)
-    module.__dict__[_RECORD] = _Record(plan, previous)
+    _put(module, plan, own)
+
+
+def lend(target: Any, **attributes: Any) -> None:
+    """Gives these attributes to an object that a call made, such as a transform. Its copies and pickles go without."""
+    _put(target, None, {**attributes, "__getstate__": types.MethodType(_state, target)})
+
+
+def _put(target: Any, plan: Plan | None, attributes: dict[str, Any]) -> None:
+    previous = {name: target.__dict__.get(name, _Absent) for name in attributes}
+    target.__dict__.update(attributes)
+    target.__dict__[_RECORD] = _Record(plan, previous)
 
 
 def detach(module: nn.Module) -> None:
@@ -75,16 +87,16 @@ def _original(state: dict[str, Any]) -> dict[str, Any]:
     record = state.pop(_RECORD, None)
     if record is not None:
         for name, value in record.previous.items():
-            if value is _ABSENT:
+            if value is _Absent:
                 state.pop(name, None)
             else:
                 state[name] = value
     return state
 
 
-def _state(module: nn.Module) -> Any:
-    of_class: Callable[[Any], Any] | None = getattr(type(module), "__getstate__", None)
-    state = module.__dict__ if of_class is None else of_class(module)
+def _state(target: Any) -> Any:
+    of_class: Callable[[Any], Any] | None = getattr(type(target), "__getstate__", None)
+    state = target.__dict__ if of_class is None else of_class(target)
     return _original(dict(state)) if isinstance(state, dict) else state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,6 +158,10 @@ class _Order:
     ends: list[int]
 
 
+#: The schedules made last.
+_recent: collections.deque[Schedule] = collections.deque(maxlen=16)
+
+
 class Schedule:
     """When each unit of a conditioner can be computed: at level l the variables of the levels before l are known.
 
@@ -173,14 +178,32 @@ class Schedule:
         sees_context: (D) bool, or None without a context: whether any parameter of the variable sees the context.
     """
 
-    def __init__(self, conditioner: Conditioner, root: nn.Module) -> None:
-        self.conditioner = conditioner
+    def __init__(self, conditioner: Conditioner, masks: Sequence[Tensor | None]) -> None:
+        """``masks``: of each step that is :class:`Masked`, (O, I) bool as stored.
+
+        Raises:
+            Unsuitable: if there is none.
+        """
+        self.conditioner, self.stored_masks = conditioner, masks
+        self._build(masks)
+
+    @classmethod
+    def of(cls, conditioner: Conditioner, root: nn.Module) -> Schedule:
+        """The schedule of a network; the same object for networks with equal masks, such as copies, if it was made not
+        long ago."""
         with building(), torch.no_grad():
             masks = [
                 dense_mask(find(root, step.layer)).cpu() if isinstance(step, Masked) else None
                 for step in conditioner.steps
             ]
-            self._build(masks)
+            for made in list(_recent):
+                if made.conditioner == conditioner and all(
+                    mask is None or torch.equal(mask, own) for mask, own in zip(masks, made.stored_masks, strict=True)
+                ):
+                    return made
+            made = cls(conditioner, masks)
+            _recent.append(made)
+            return made
 
     def _build(self, masks: Sequence[Tensor | None]) -> None:
         own, variables = self.conditioner, self.conditioner.variables

@@ -21,7 +21,7 @@ from .fused import Fused
 from .masked_layers import plain_call
 from .stepping import Incremental, Rows, Univariate
 
-__all__ = ["Inverse", "Passes", "agree", "check_inverse", "crossover", "everywhere"]
+__all__ = ["Inverse", "Passes", "agree", "check_inverse", "crossovers", "everywhere"]
 
 # While an inverse is checked, all passes of the original run only if they are expected to take at most this long.
 _CHECK_SECONDS = 0.1
@@ -35,7 +35,7 @@ class Inverse:
         steps: the conditioner, one variable at a time.
         univariate: the library's own inverse of a variable's transform.
         parametric: whether the univariate transform has parameters of its own, which then need gradients.
-        crossover: where this is faster than the library's passes.
+        crossovers: where this is faster than the library's passes, without and with gradients.
         fused: the same in one call of an op, where the op knows the conditioner and the univariate transform.
         passes: how many passes the original makes; None is enough of them.
     """
@@ -43,7 +43,7 @@ class Inverse:
     steps: Incremental
     univariate: Univariate
     parametric: bool = False
-    crossover: Crossover | None = None
+    crossovers: tuple[Crossover, Crossover] | None = None
     fused: Fused | None = None
     passes: Callable[[], int | None] = lambda: None
 
@@ -54,7 +54,9 @@ class Inverse:
         """Whether this inverse can stand in for the library's passes in this call."""
         own, steps = self.steps.conditioner, self.steps
         rows = y.numel() // max(1, own.variables)
-        if not plain_call() or rows == 0 or (self.crossover is not None and not self.crossover.ours(rows)):
+        if not plain_call() or rows == 0:
+            return False
+        if torch.is_autocast_enabled(y.device.type):
             return False
         if hooked(self._parts) or not steps.unchanged() or acting(steps.inactive()):
             return False
@@ -62,8 +64,10 @@ class Inverse:
             return False
         if context is not None and context.shape[-1] != own.context_features:
             return False
-        places = {(tensor.dtype, tensor.device) for tensor in (*steps.tensors(), y, context) if tensor is not None}
-        if len(places) != 1:
+        tensors = [tensor for tensor in (*steps.tensors(), y, context) if tensor is not None]
+        if len({(tensor.dtype, tensor.device) for tensor in tensors}) != 1:
+            return False
+        if self.crossovers is not None and not self.crossovers[graph_needed(*tensors)].ours(rows):
             return False
         try:
             schedule = steps.settle()
@@ -230,23 +234,29 @@ def check_inverse(
     return close(found, again, "its inverse")
 
 
-#: Crossovers of inverses, by what decides them.
-_measured: dict[tuple[Any, ...], Crossover] = {}
+#: Crossovers of inverses, without and with their gradients, by what decides them.
+_measured: dict[tuple[Any, ...], tuple[Crossover, Crossover]] = {}
 
 
-def crossover(
+def crossovers(
     kind: tuple[Any, ...],
     ours: Callable[[Tensor, Tensor | None], Tensor],
     original: Callable[[Tensor, Tensor | None], Tensor],
     conditioner: Conditioner,
     draw: Callable[[int], Tensor],
-) -> Crossover:
-    """Where our inverse is faster. What the passes repeat grows with the batch, so where ours is faster for one row by
-    half no larger batch is tried. It is measured once for transforms of the same ``kind`` and structure."""
+    parameters: Sequence[Tensor],
+) -> tuple[Crossover, Crossover]:
+    """Where our inverse is faster, and where it is together with its gradients.
+
+    What the passes repeat grows with the batch, so where ours is faster for one row by half no larger batch is tried.
+    It is measured once for transforms of the same ``kind`` and structure.
+    """
     like = draw(1)
     key = kind, conditioner, like.dtype, like.device, torch.get_num_threads()
     if key not in _measured:
-        _measured[key] = _crossover(ours, original, conditioner, draw)
+        _measured[key] = tuple(
+            _crossover(ours, original, conditioner, draw, parameters if training else ()) for training in (False, True)
+        )
     return _measured[key]
 
 
@@ -255,6 +265,7 @@ def _crossover(
     original: Callable[[Tensor, Tensor | None], Tensor],
     conditioner: Conditioner,
     draw: Callable[[int], Tensor],
+    parameters: Sequence[Tensor],
 ) -> Crossover:
     def call(path: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[int], Callable[[], object]]:
         def of(rows: int) -> Callable[[], object]:
@@ -262,8 +273,9 @@ def _crossover(
             context = random(y, rows, conditioner.context_features) if conditioner.context_features else None
 
             def step() -> object:
-                with torch.no_grad():
-                    return path(y, context)
+                with torch.set_grad_enabled(bool(parameters)):
+                    x = path(y, context)
+                    return torch.autograd.grad(x.sum(), parameters, allow_unused=True) if parameters else x
 
             return step
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attaching import shallow
+from .attaching import lend, shallow
 from .conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
 from .fused import Head
 from .inverses import Inverse
@@ -138,7 +138,7 @@ class Pyro:
 
         def condition(self_: nn.Module, context: Tensor) -> Any:
             transform = type(self_).condition(self_, context)
-            transform._inverse = types.MethodType(_inverse, transform)
+            lend(transform, _inverse=types.MethodType(_inverse, transform))
             return transform
 
         return {"condition": types.MethodType(condition, module)}

@@ -150,7 +150,7 @@ class Incremental:
             own is mask and of_own == of_mask for (own, of_own), (mask, of_mask) in zip(now, self._stamps, strict=True)
         )
         if self._schedule is None or not same:
-            self._schedule = Schedule(self.conditioner, self.network)
+            self._schedule = Schedule.of(self.conditioner, self.network)
             self._stamps, self._device_of = now, {}
         return self._schedule
 

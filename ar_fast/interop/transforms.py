@@ -13,7 +13,7 @@ from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .conditioner import Conditioner, Unsuitable, find
 from .crossover import Crossover
 from .fused import Fused, Head
-from .inverses import Inverse, check_inverse, crossover, everywhere
+from .inverses import Inverse, check_inverse, crossovers, everywhere
 from .report import Part
 from .stepping import Incremental, Univariate, distinct_rows
 
@@ -64,6 +64,10 @@ class Kind(Protocol):
         """The attributes through which the module runs the inverse, or without one its own passes until two agree."""
 
 
+# Up to this many variables a defect that the masks show is looked for in the network, by a gradient for each of them.
+_MOST_CHECKED = 64
+
+
 @dataclass(frozen=True)
 class TransformPlan:
     """How a transform's inverse runs.
@@ -72,14 +76,14 @@ class TransformPlan:
         kind: the library's part of it.
         conditioner: what was read; None if the library's own passes run, with an early end.
         every: whether the univariate inverse takes all variables only.
-        crossover: where this is faster than the library's passes.
+        crossovers: where this is faster than the library's passes, without and with gradients.
         head: the univariate transform as the op knows it, or None.
     """
 
     kind: Kind
     conditioner: Conditioner | None = None
     every: bool = False
-    crossover: Crossover | None = None
+    crossovers: tuple[Crossover, Crossover] | None = None
     head: Head | None = None
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class TransformPlan:
         steps = Incremental(self.conditioner, find(module, self.kind.network))
         fused = None if self.head is None else Fused(steps, self.head)
         parametric = self.kind.parametric(module)
-        return Inverse(steps, own, parametric, self.crossover, fused, lambda: self.kind.passes(module))
+        return Inverse(steps, own, parametric, self.crossovers, fused, lambda: self.kind.passes(module))
 
 
 def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
@@ -121,11 +125,13 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
         part = Part(name, type(module).__name__, kind.library, kind.replaced, by, 0.0, (f"not incremental: {reason}",))
         return TransformPlan(kind), part
     part = Part(name, type(module).__name__, kind.library, kind.replaced, "", deviation, notes)
-    if plan.crossover.never:
-        by = f"its own passes, which are faster here (speed-up of ar_fast: {plan.crossover})"
+    alone, training = plan.crossovers
+    speed = f"speed-up of the inverse: {alone}; with gradients: {training}"
+    if alone.never and training.never:
+        by = f"its own passes, which are faster here ({speed})"
         return None, replace(part, by=by)
     tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
-    return plan, replace(part, by=f"{tier} (speed-up of the inverse: {plan.crossover})")
+    return plan, replace(part, by=f"{tier} ({speed})")
 
 
 def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
@@ -161,15 +167,20 @@ def _checked(
     if inverse.fused is not None and not inverse.fused.fits():
         raise Unsuitable("its masks are no staircase when the units are sorted")
     exact = randomized(probe(copied))
-    plan = _compared(kind, exact, plan, draw(next(exact.parameters()), 2, variables), False)[1]
+    y = draw(next(exact.parameters()), 2, variables)
+    # The backward pass is incremental in any case.
+    plan = replace(plan, every=_compared(kind, exact, replace(plan, head=None), y, False)[1].every)
+    plan = _compared(kind, exact, plan, y, False)[1]
     deviation, plan = _compared(kind, copied, plan, draw(like, 2, variables), True)
     ours, original = _paths(kind, copied, plan)
 
     def values(rows: int) -> Tensor:
         return draw(like, rows, variables)
 
-    key = type(copied), plan.head
-    return replace(plan, crossover=crossover(key, ours, original, plan.conditioner, values)), deviation
+    key, parameters = (type(copied), plan.head), list(copied.requires_grad_(True).parameters())
+    found = crossovers(key, ours, original, plan.conditioner, values, parameters)
+    copied.requires_grad_(False)
+    return replace(plan, crossovers=found), deviation
 
 
 def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
@@ -194,10 +205,13 @@ def _notes(kind: Kind, copied: nn.Module, steps: Incremental) -> tuple[str, ...]
         raise Unsuitable(f"it makes {passes} passes where its masks need {schedule.levels}")
     if schedule.sees_context is None or bool(schedule.sees_context.all()):
         return ()
+    own = steps.conditioner
+    blind = (~schedule.sees_context).nonzero()[:, 0].tolist()
+    if own.variables > _MOST_CHECKED:
+        return (f"kept: by its masks variables {', '.join(map(str, blind[:5]))} do not see the context",)
     # The masks say it, and this asks the network itself.
     from ..dependence import check_autoregressive
 
-    own = steps.conditioner
     like = next(steps.network.parameters())
     found = check_autoregressive(
         lambda x, context: kind.raw(steps.network, x, context),

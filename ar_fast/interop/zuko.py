@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attaching import lend
 from .conditioner import Conditioner
 from .fused import Head
 from .inverses import Inverse, Passes, agree
@@ -91,7 +92,7 @@ class Zuko:
 
         def forward(self: nn.Module, c: Tensor | None = None) -> Any:
             transform = type(self).forward(self, c)
-            transform._inverse = lambda y: run(self, c, y)
+            lend(transform, _inverse=lambda y: run(self, c, y))
             return transform
 
         return {"forward": types.MethodType(forward, module)}

@@ -213,6 +213,11 @@ def test_parametrized_weights():
     accelerate_cases.assert_close(network(x), expected)
     network(x).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+    other = accelerate_cases.perturb(copy.deepcopy(network))
+    found = other(x)
+    assert attached(other[0]) and not torch.allclose(found, expected)
+    accelerate_cases.assert_close(found, ar_fast.restore(other)(x))
+    assert "forward" not in other[0].__dict__
 
 
 def test_twice_is_a_no_op_that_says_so():

@@ -6,6 +6,7 @@ grids.skip_module_without("pyro", "pyro")
 
 import copy  # noqa: E402
 import functools  # noqa: E402
+import pickle  # noqa: E402
 
 import accelerate_cases  # noqa: E402
 import pytest  # noqa: E402
@@ -146,9 +147,21 @@ def test_a_copy_of_a_conditioned_transform_uses_its_own_parameters():
     context, y = torch.randn(3), torch.randn(7, 5)
     own = transform.condition(context)
     other = copy.deepcopy(own)
+    assert "_inverse" not in other.__dict__
     assert isinstance(other.arn, functools.partial)
     accelerate_cases.perturb(other.arn.func)
     assert not torch.equal(other._inverse(y), own._inverse(y))
+
+
+@pytest.mark.parametrize("stable", [False, True])
+def test_pickles_hold_the_original(stable):
+    transform = transforms.affine_autoregressive(6, [24], stable=stable)
+    y = torch.randn(3, 6)
+    with torch.no_grad():
+        expected = transform._inverse(y)
+        other = pickle.loads(pickle.dumps(ar_fast.accelerate(transform)))
+        assert not any("ar_fast" in name for name in other.__dict__)
+        assert torch.equal(other._inverse(y), expected)
 
 
 @pytest.mark.parametrize("stable", [False, True])

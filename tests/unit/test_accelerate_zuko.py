@@ -5,6 +5,7 @@ import grids
 grids.skip_module_without("zuko", "zuko")
 
 import copy  # noqa: E402
+import pickle  # noqa: E402
 
 import accelerate_cases  # noqa: E402
 import pytest  # noqa: E402
@@ -228,6 +229,18 @@ def test_scales_near_their_limits(scale):
             found = flow().transform.inv(z)
     assert bool(expected.isfinite().all()) and bool(found.isfinite().all())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_distributions_copy_and_pickle_as_the_originals():
+    flow = MAF(5, 3, transforms=2, hidden_features=(16,))
+    c, z = torch.randn(7, 3), torch.randn(7, 5)
+    with torch.no_grad():
+        expected = flow(c).transform.inv(z)
+        ar_fast.accelerate(flow)
+        own = flow(c)
+        for other in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
+            assert not any("ar_fast" in name for part in other.transform.transforms for name in part.__dict__)
+            accelerate_cases.assert_close(other.transform.inv(z), expected)
 
 
 @pytest.mark.full
