@@ -1,10 +1,11 @@
 """Fast layers and kernels for autoregressive generative models in PyTorch."""
 
-from . import functional, heads, masks, models, nn, orderings, reference, training
+from . import functional, heads, interop, masks, models, nn, orderings, reference, training
 from ._info import explain, info
 from ._version import __version__
 from .dependence import Dependence, check_autoregressive
 from .freezing import frozen
+from .interop import accelerate, accelerated, acceleration_report, restore
 from .masks import Mask
 from .tasks.comparison import compare
 
@@ -12,6 +13,9 @@ __all__ = [
     "Dependence",
     "Mask",
     "__version__",
+    "accelerate",
+    "accelerated",
+    "acceleration_report",
     "check_autoregressive",
     "compare",
     "explain",
@@ -19,10 +23,12 @@ __all__ = [
     "functional",
     "heads",
     "info",
+    "interop",
     "masks",
     "models",
     "nn",
     "orderings",
     "reference",
+    "restore",
     "training",
 ]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=MADE)
 
-__all__ = ["from_autoencoder"]
+__all__ = ["ACTIVATIONS", "from_autoencoder"]
 
 # The activations, and the values that their arguments must have.
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
+ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
     nn.ReLU: ("relu", {}),
     nn.Sigmoid: ("sigmoid", {}),
     nn.Tanh: ("tanh", {}),
@@ -126,10 +126,10 @@ def _read(module: nn.Module) -> _Autoencoder:
             if part.training and part.p > 0:
                 raise _refused(f"{name}, a Dropout, must be in eval mode, got one in training mode")
             found.changes.append(f"{name}, a Dropout in eval mode, was left out: it does nothing there.")
-        elif type(part) in _ACTIVATIONS:
+        elif type(part) in ACTIVATIONS:
             between.append((name, part))
         else:
-            names = ", ".join(kind.__name__ for kind in _ACTIVATIONS)
+            names = ", ".join(kind.__name__ for kind in ACTIVATIONS)
             raise _refused(f"{name} must be Linear, Flatten, Dropout or one of {names}, got {type(part).__name__}")
     if len(found.linears) < 2:
         raise _refused(f"module must have two or more Linear layers, got {len(found.linears)}")
@@ -179,7 +179,7 @@ def _take_activation(found: _Autoencoder, between: list[tuple[str, nn.Module]], 
     if len(between) != 1:
         raise _refused(f"there must be one activation {where}, got {len(between)}")
     name, part = between[0]
-    activation, arguments = _ACTIVATIONS[type(part)]
+    activation, arguments = ACTIVATIONS[type(part)]
     for argument, value in arguments.items():
         if getattr(part, argument) != value:
             raise _refused(

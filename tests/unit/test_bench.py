@@ -112,3 +112,16 @@ def test_the_experiments_with_recurrent_networks_run(capsys):
     # Weights small enough, and a state's effect fades; a tanh network of larger ones keeps it.
     sizes = recurrent.Sizes(hidden_features=16, batch=4, lags=(1, 20))
     assert recurrent.gradient_norms("rnn", 1.0, sizes)[1] < 0.01 < recurrent.gradient_norms("rnn", 3.0, sizes)[1]
+
+
+@pytest.mark.full
+def test_the_flows_of_other_libraries_are_timed(tmp_path, capsys):
+    for name in ("zuko", "nflows", "normflows", "pyro"):
+        pytest.importorskip(name)
+    from bench import drop_in
+
+    assert drop_in.main(["--tiny", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    for name in ("zuko MAF", "nflows affine", "normflows affine", "pyro affine"):
+        assert f"| {name} |" in printed.out
+    assert "fused pass" in printed.err

@@ -1,0 +1,260 @@
+"""What the readers of the libraries share: how the inverse of a transform object is planned, checked and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_parameters, probe, random, randomized, trying, uniform
+from .conditioner import Conditioner, Unsuitable, find
+from .crossover import Crossover
+from .fused import Fused, Head
+from .inverses import Inverse, check_inverse, crossovers, everywhere
+from .report import Part
+from .stepping import Incremental, Univariate, distinct_rows
+
+__all__ = ["Kind", "TransformPlan", "read_transform"]
+
+
+class Kind(Protocol):
+    """What a library's file says about its autoregressive transforms.
+
+    Attributes:
+        library: its name.
+        network: the attribute that holds the conditioner.
+        replaced: what the report calls the method that is replaced.
+        stops_early: whether the library's passes can end where two agree.
+    """
+
+    library: str
+    network: str
+    replaced: str
+    stops_early: bool
+
+    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+        """What the conditioner may be; the first that gives its output is taken."""
+
+    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+        """The conditioner's outputs (B, outputs) as stored."""
+
+    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        """The inverse of the univariate transforms: (y (B, n), parameters (B, n, K)) -> x (B, n). It may take any
+        number n of variables, or all of them only."""
+
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        """What the univariate transform may be as one of the op's; nothing if it is none."""
+
+    def parametric(self, module: nn.Module) -> bool:
+        """Whether the univariate transform has parameters of its own."""
+
+    def passes(self, module: nn.Module) -> int | None:
+        """How many passes the original makes; None is one for each variable."""
+
+    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        """One pass of the original's inverse: what it makes of x."""
+
+    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+        """All passes of the original."""
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+        """The attributes through which the module runs the inverse, or without one its own passes until two agree."""
+
+
+# Up to this many variables a defect that the masks show is looked for in the network, by a gradient for each of them.
+_MOST_CHECKED = 64
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """How a transform's inverse runs.
+
+    Attributes:
+        kind: the library's part of it.
+        conditioner: what was read; None if the library's own passes run, with an early end.
+        every: whether the univariate inverse takes all variables only.
+        crossovers: where this is faster than the library's passes, without and with gradients.
+        head: the univariate transform as the op knows it, or None.
+    """
+
+    kind: Kind
+    conditioner: Conditioner | None = None
+    every: bool = False
+    crossovers: tuple[Crossover, Crossover] | None = None
+    head: Head | None = None
+
+    def attributes(self, module: nn.Module) -> dict[str, Any]:
+        return self.kind.attributes(module, self.inverse(module))
+
+    def inverse(self, module: nn.Module) -> Inverse | None:
+        if self.conditioner is None:
+            return None
+        univariate = self.kind.univariate(module)
+        if self.every:
+            own: Univariate = everywhere(univariate, self.conditioner.variables)
+        else:
+
+            def own(y: Tensor, parameters: Tensor, indices: Tensor) -> Tensor:
+                return univariate(y, parameters)
+
+        steps = Incremental(self.conditioner, find(module, self.kind.network))
+        fused = None if self.head is None else Fused(steps, self.head)
+        parametric = self.kind.parametric(module)
+        return Inverse(steps, own, parametric, self.crossovers, fused, lambda: self.kind.passes(module))
+
+
+def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
+    """The plan of a transform's inverse, and its part of the report; no plan where the original is faster.
+
+    Raises:
+        Unsuitable: if it cannot be accelerated at all.
+    """
+    like = next((own for own in module.parameters() if own.is_floating_point()), None)
+    if like is None or like.is_meta:
+        raise Unsuitable("it has no parameters with values")
+    copied = probe(module)
+    try:
+        plan, deviation, notes = _planned(kind, copied)
+    except Unsuitable as reason:
+        if not kind.stops_early:
+            raise
+        by = "the library's own passes, which end where two agree bit for bit (checked at the first call)"
+        part = Part(name, type(module).__name__, kind.library, kind.replaced, by, 0.0, (f"not incremental: {reason}",))
+        return TransformPlan(kind), part
+    part = Part(name, type(module).__name__, kind.library, kind.replaced, "", deviation, notes)
+    alone, training = plan.crossovers
+    speed = f"speed-up of the inverse: {alone}; with gradients: {training}"
+    if alone.never and training.never:
+        by = f"its own passes, which are faster here ({speed})"
+        return None, replace(part, by=by)
+    tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
+    return plan, replace(part, by=f"{tier} ({speed})")
+
+
+def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
+    """Reads a copy, checks the reading in float64 with random parameters, and measures it with the real ones."""
+    network = find(copied, kind.network)
+    conditioner, notes = _conditioner(kind, copied, network)
+    reasons, fused = [], []
+    for head in (*kind.heads(copied), None):
+        # Some transforms have the unit interval as their domain.
+        for draw in (random, uniform):
+            try:
+                with trying("its inverse"):
+                    plan, deviation = _checked(kind, copied, TransformPlan(kind, conditioner, head=head), draw)
+                    if head is None:
+                        notes = (
+                            *notes,
+                            f"not fused: {fused[0] if fused else 'the op has no such univariate transform'}",
+                        )
+                    return plan, deviation, notes
+            except Unsuitable as reason:
+                (reasons if head is None else fused).append(str(reason))
+    raise Unsuitable("; ".join(dict.fromkeys(reasons)))
+
+
+def _checked(
+    kind: Kind, copied: nn.Module, plan: TransformPlan, draw: Callable[..., Tensor]
+) -> tuple[TransformPlan, float]:
+    """The plan with its crossover, and the deviation of the inverse with the parameters as they are."""
+    like, variables = next(copied.parameters()), plan.conditioner.variables
+    if plan.head is not None and like.dtype not in (torch.float32, torch.float64):
+        raise Unsuitable(f"the op's results have another dtype than {like.dtype}")
+    inverse = plan.inverse(copied)
+    if inverse.fused is not None and not inverse.fused.fits():
+        raise Unsuitable("its masks are no staircase when the units are sorted")
+    exact = randomized(probe(copied))
+    y = draw(next(exact.parameters()), 2, variables)
+    # The backward pass is incremental in any case.
+    plan = replace(plan, every=_compared(kind, exact, replace(plan, head=None), y, False)[1].every)
+    plan = _compared(kind, exact, plan, y, False)[1]
+    deviation, plan = _compared(kind, copied, plan, draw(like, 2, variables), True)
+    ours, original = _paths(kind, copied, plan)
+
+    def values(rows: int) -> Tensor:
+        return draw(like, rows, variables)
+
+    key, parameters = (type(copied), plan.head), list(copied.requires_grad_(True).parameters())
+    found = crossovers(key, ours, original, plan.conditioner, values, parameters)
+    copied.requires_grad_(False)
+    return replace(plan, crossovers=found), deviation
+
+
+def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
+    exact, reasons = randomized(probe(network)), []
+    like = next(exact.parameters())
+    for conditioner in kind.conditioners(copied, network):
+        try:
+            with trying("its conditioner"):
+                x = random(like, 3, conditioner.variables)
+                context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
+                steps = Incremental(conditioner, exact)
+                check_parameters(steps, lambda x, context: kind.raw(exact, x, context), x, context)
+                return conditioner, _notes(kind, copied, steps)
+        except Unsuitable as reason:
+            reasons.append(str(reason))
+    raise Unsuitable("; ".join(dict.fromkeys(reasons)) or "its conditioner is of no known form")
+
+
+def _notes(kind: Kind, copied: nn.Module, steps: Incremental) -> tuple[str, ...]:
+    schedule, passes = steps.settle(), kind.passes(copied)
+    if passes is not None and passes < schedule.levels:
+        raise Unsuitable(f"it makes {passes} passes where its masks need {schedule.levels}")
+    if schedule.sees_context is None or bool(schedule.sees_context.all()):
+        return ()
+    own = steps.conditioner
+    blind = (~schedule.sees_context).nonzero()[:, 0].tolist()
+    if own.variables > _MOST_CHECKED:
+        return (f"kept: by its masks variables {', '.join(map(str, blind[:5]))} do not see the context",)
+    # The masks say it, and this asks the network itself.
+    from ..dependence import check_autoregressive
+
+    like = next(steps.network.parameters())
+    found = check_autoregressive(
+        lambda x, context: kind.raw(steps.network, x, context),
+        own.variables,
+        order=schedule.variables,
+        x=random(like, 4, own.variables),
+        context=random(like, own.context_features),
+        outputs=own.owners(),
+    )
+    names = ", ".join(map(str, found.without_context[:5]))
+    return (f"kept: check_autoregressive finds that variables {names} do not see the context",) if names else ()
+
+
+def _paths(kind: Kind, module: nn.Module, plan: TransformPlan) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    inverse = plan.inverse(module)
+
+    def ours(y: Tensor, context: Tensor | None) -> Tensor:
+        return inverse(y, None if context is None else distinct_rows(context))[0]
+
+    def original(y: Tensor, context: Tensor | None) -> Tensor:
+        return kind.original(module, y, context)
+
+    return ours, original
+
+
+def _compared(
+    kind: Kind, module: nn.Module, plan: TransformPlan, y: Tensor, all_passes: bool
+) -> tuple[float, TransformPlan]:
+    """The deviation of the inverse; the univariate transforms are inverted together where they cannot be one by one."""
+
+    def compare(plan: TransformPlan) -> float:
+        ours, original = _paths(kind, module, plan)
+
+        def one_pass(x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+            return kind.one_pass(module, x, y, context)
+
+        return check_inverse(ours, one_pass, original, plan.conditioner, y, all_passes)
+
+    if plan.every or plan.head is not None:
+        return compare(plan), plan
+    try:
+        with trying("its univariate inverse"):
+            return compare(plan), plan
+    except Unsuitable:
+        plan = replace(plan, every=True)
+        return compare(plan), plan

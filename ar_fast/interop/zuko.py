@@ -1,0 +1,137 @@
+"""zuko: MaskedAutoregressiveTransform and the flows made of it."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attaching import lend
+from .conditioner import Conditioner
+from .fused import Head
+from .inverses import Inverse, Passes, agree
+from .plain import Reading, read_sequential
+from .stepping import broadcast_rows
+
+__all__ = ["KIND", "matches"]
+
+
+def matches(module: nn.Module) -> bool:
+    names = "hyper", "univariate", "shapes", "total", "passes", "meta"
+    return all(hasattr(module, name) for name in names) and isinstance(module.hyper, nn.Sequential)
+
+
+class Zuko:
+    """Its ``forward`` takes the context and returns a torch.distributions Transform, whose ``_inverse`` is replaced."""
+
+    library = "zuko"
+    network = "hyper"
+    replaced = "inverse"
+    stops_early = True
+
+    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+        reading = Reading()
+        read_sequential(network, reading)
+        first = next(part for part in network.modules() if hasattr(part, "mask"))
+        last = [part for part in network.modules() if hasattr(part, "mask")][-1]
+        variables = last.weight.shape[0] // module.total
+        context = first.weight.shape[1] - variables
+        yield Conditioner(
+            tuple(reading.steps),
+            variables,
+            module.total,
+            context_features=context,
+            context_first=False if context else None,
+            inactive=tuple(reading.inactive),
+        )
+
+    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+        return network(x if context is None else torch.cat([x, context], -1))
+
+    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        def inverse(y: Tensor, parameters: Tensor) -> Tensor:
+            sizes = [math.prod(shape) for shape in module.shapes]
+            parts = parameters.split(sizes, -1)
+            shaped = [
+                part.unflatten(-1, (*shape, 1)).squeeze(-1) for part, shape in zip(parts, module.shapes, strict=True)
+            ]
+            return module.univariate(*shaped).inv(y)
+
+        return inverse
+
+    def heads(self, module: nn.Module) -> Iterator[Head]:
+        if isinstance(module.univariate, nn.Module):
+            return
+        # The options are read off a transform that the constructor makes: ten as raw scale, or as raw derivative.
+        own = module.univariate(*(torch.full((1, *shape), 10.0, dtype=torch.float64) for shape in module.shapes))
+        name = type(own).__name__
+        if name == "MonotonicAffineTransform":
+            yield Head("affine_soft_clip", (_limit(float(own.log_scale)),))
+        elif name == "MonotonicRQSTransform":
+            bound = float(own.horizontal[0, -1])
+            yield Head("spline_soft_clip", (-bound, bound, _limit(float(own.derivatives[0, 1].log()))))
+
+    def parametric(self, module: nn.Module) -> bool:
+        return isinstance(module.univariate, nn.Module)
+
+    def passes(self, module: nn.Module) -> int | None:
+        return module.passes
+
+    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        return module.meta(context, x).inv(y)
+
+    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+        return type(module).forward(module, context).inv(y)
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+        run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
+
+        def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+            transform = type(self).forward(self, c)
+            lend(transform, _inverse=lambda y: run(self, c, y))
+            return transform
+
+        return {"forward": types.MethodType(forward, module)}
+
+
+KIND = Zuko()
+
+
+def _limit(clipped: float, raw: float = 10.0) -> float:
+    """The limit of clipped = raw / (1 + raw / limit)."""
+    return 1 / (1 / clipped - 1 / raw)
+
+
+def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
+    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+        if not inverse.usable(y, c):
+            return _original(module, c, y)
+        batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
+        rows = None if c is None else broadcast_rows(c, batch)
+        flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
+        return inverse(flat, rows)[0].reshape(*batch, y.shape[-1])
+
+    return run
+
+
+def _until_equal(passes: Passes) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
+    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+        def short() -> tuple[Tensor, ...]:
+            x = torch.zeros_like(y)
+            for _ in range(module.passes):
+                before, x = x, module.meta(c, x).inv(y)
+                if x.shape == before.shape and agree(x, before):
+                    break
+            return (x,)
+
+        return passes(short, lambda: (_original(module, c, y),), y, c)[0]
+
+    return run
+
+
+def _original(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+    return type(module).forward(module, c)._inverse(y)

@@ -1,0 +1,39 @@
+"""Where the original is faster: measuring on two paths in turn."""
+
+import pytest
+import torch
+from accelerate_cases import plain_network
+
+import ar_fast
+from ar_fast.interop import crossover
+
+
+def test_measuring_takes_turns_and_stops_at_long_calls(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(crossover.time, "perf_counter", lambda: clock[0])
+    called = []
+
+    def path(name, seconds):
+        def of(rows):
+            def call():
+                called.append((name, rows))
+                clock[0] += seconds * (1 + rows / 100)
+
+            return call
+
+        return of
+
+    found = crossover.measured(path("original", 3e-4), path("ours", 1e-4), torch.device("cpu"))
+    assert found.rows == (1, 8, 64, 256, 1024)
+    assert found.ratios == pytest.approx((3.0,) * 5)
+    of_first = [name for name, rows in called if rows == 1]
+    assert of_first[:6] == ["original", "ours"] * 3
+    assert found.ours(1) and found.ours(10_000) and not found.never
+    slow = crossover.measured(path("original", 1e-1), path("ours", 1.0), torch.device("cpu"))
+    assert slow.rows == (1,) and slow.never
+
+
+def test_a_real_measurement_is_short():
+    network = ar_fast.accelerate(plain_network(8, 32))
+    (part, *_) = ar_fast.acceleration_report(network).parts
+    assert "B 1 " in part.by and "B 256" in part.by
