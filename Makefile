@@ -8,10 +8,12 @@ ifeq ($(VENV),0)
 RUN := $(PYTHON)
 PACKAGES :=
 READY :=
+LIBRARIES :=
 else
 RUN := $(VENV)/bin/python
 PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
+LIBRARIES := $(VENV)/.libraries
 endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
@@ -27,7 +29,7 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) $(PYTEST) $(ARGS)
 
-test-full: $(READY)
+test-full: $(READY) $(LIBRARIES)
 	$(RUN) $(PYTEST) --full $(ARGS)
 
 bench: $(READY)
@@ -45,6 +47,10 @@ lint: $(PACKAGES)
 $(VENV)/.packages: requirements.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.libraries: requirements-libraries.txt $(VENV)/.packages
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-libraries.txt
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.packages $(SOURCES)

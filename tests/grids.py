@@ -19,6 +19,13 @@ def pairs(*values: Iterable) -> list:
     return parameters
 
 
+def thinned(values: Iterable, step: int) -> list:
+    """Parameters of a test; the fast suite has the first of every ``step``."""
+    return [
+        pytest.param(value, marks=() if index % step == 0 else pytest.mark.full) for index, value in enumerate(values)
+    ]
+
+
 def skip_module_without(extra: str, *packages: str) -> None:
     """Skips the module that calls, unless the packages are installed. They are looked for and not imported: every
     worker that collects the tests would take seconds for it."""

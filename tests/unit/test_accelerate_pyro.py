@@ -91,18 +91,18 @@ def test_values(case):
     accelerate_cases.check_values(case)
 
 
-@pytest.mark.parametrize("case", [own for own in CASES if own.tier == "fused"], ids=ids)
+@pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.tier == "fused"), 4), ids=ids)
 def test_values_one_variable_at_a_time(case, monkeypatch):
     accelerate_cases.measured_as_faster(monkeypatch, fused=False)
     accelerate_cases.check_values(case, fused=False)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
 def test_gradients(case):
     accelerate_cases.check_gradients(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
 def test_copies(case):
     accelerate_cases.check_copies(case)
 
