@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attaching import detach
-from .conditioner import Unsuitable
+from .conditioner import Elementwise, Unsuitable
 from .stepping import Incremental, distinct_rows
 
 __all__ = ["check_parameters", "close", "probe", "random", "randomized", "trying", "uniform"]
@@ -106,6 +106,14 @@ def check_parameters(
     Returns the largest relative difference; raises Unsuitable if it is more than rounding.
     """
     own = steps.conditioner
+    uses = own.uses()
+    for step in own.steps:
+        if isinstance(step, Elementwise) and uses[step.source] > 1:
+            values = random(x, 8)
+            before = values.clone()
+            steps.function(step.function)(values)
+            if not torch.equal(values, before):
+                raise Unsuitable(f"{step.function} works in place on a value that is used again")
     with torch.no_grad():
         order = own.owners().argsort(stable=True).to(x.device)
         expected = network(x, context).reshape(len(x), -1).index_select(1, order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,13 @@ class Conditioner:
         """(D K) which variable each output belongs to."""
         index = torch.arange(self.variables * self.parameters)
         return index % self.variables if self.by_parameter else index // self.parameters
+
+    def uses(self) -> Counter[int]:
+        """How many steps read each value; the output counts as read."""
+        found = Counter([len(self.steps)])
+        for step in self.steps:
+            found.update([step.source, *([step.other] if isinstance(step, Add) else [])])
+        return found
 
     def layers(self) -> tuple[str, ...]:
         """The paths of all layers and functions, in the order of the steps."""

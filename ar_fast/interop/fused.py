@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -169,10 +168,7 @@ class Fused:
 
 def _program(conditioner: Conditioner) -> list[_Layer]:
     """The op's layers: a layer has up to two masked terms, an added value, what the context adds, and an activation."""
-    steps = conditioner.steps
-    uses = Counter([len(steps)])
-    for step in steps:
-        uses.update([step.source, *([step.other] if isinstance(step, Add) else [])])
+    steps, uses = conditioner.steps, conditioner.uses()
     layers: list[_Layer] = []
     made, waiting = {0: 0}, {}
 

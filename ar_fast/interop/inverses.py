@@ -18,6 +18,7 @@ from .checks import close, random
 from .conditioner import Conditioner, Unsuitable
 from .crossover import Crossover, measured
 from .fused import Fused
+from .implicit import gradients
 from .masked_layers import plain_call
 from .stepping import Incremental, Rows, Univariate
 
@@ -97,32 +98,31 @@ class Inverse:
 
 
 class _Inverse(torch.autograd.Function):
-    """The inverse without a graph. The backward pass makes the graph one variable at a time, which is the arithmetic of
-    one forward pass."""
+    """The inverse, whose backward pass computes its gradient from the result alone."""
 
     @staticmethod
     def forward(
         ctx: Any, own: Inverse, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
         ctx.own, ctx.index, ctx.schedule = own, index, own.steps.settle()
-        ctx.save_for_backward(y, context, *tensors)
-        return own.without_graph(y, None if context is None else Rows(context, index), tensors)[0]
+        x = own.without_graph(y, None if context is None else Rows(context, index), tensors)[0]
+        ctx.save_for_backward(x, y, context, *tensors)
+        return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.own.steps.settle() is not ctx.schedule:
             raise RuntimeError("the masks of an accelerated flow must stay as they are until the backward pass")
+        x, *saved = ctx.saved_tensors
         inputs = [
             None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+            for tensor, needed in zip(saved, ctx.needs_input_grad[2:], strict=True)
         ]
         y, context, *tensors = inputs
-        with torch.enable_grad():
-            rows = None if context is None else Rows(context, ctx.index)
-            x, _ = ctx.own.steps.invert(y, ctx.own.univariate, rows, tensors)
         wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-        found = iter(torch.autograd.grad(x, wanted, grad, allow_unused=True))
+        rows = None if context is None else Rows(context, ctx.index)
+        found = iter(gradients(ctx.own.steps, ctx.own.univariate, x, grad, y, rows, tensors, wanted))
         return None, None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
 
 

@@ -320,6 +320,16 @@ class Incremental:
                 values[index + 1] = append(values[index + 1], piece, start, end)
         return pieces[-1]
 
+    def by_level(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(D) the variables by level, and (D) where each variable stands among them."""
+        self.settle()
+        variables, back, *_ = self._on(device)
+        return variables, back
+
+    def function(self, path: str) -> Callable[[Tensor], Tensor]:
+        """The network's function at a path."""
+        return self._at[path]
+
     def _on(self, device: torch.device) -> list[Any]:
         """The schedule's indices on a device: the variables by level, their inverse, then those of each step."""
         if device not in self._device_of:

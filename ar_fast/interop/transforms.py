@@ -168,7 +168,7 @@ def _checked(
         raise Unsuitable("its masks are no staircase when the units are sorted")
     exact = randomized(probe(copied))
     y = draw(next(exact.parameters()), 2, variables)
-    # The backward pass is incremental in any case.
+    # The backward pass uses the univariate inverse in any case.
     plan = replace(plan, every=_compared(kind, exact, replace(plan, head=None), y, False)[1].every)
     plan = _compared(kind, exact, plan, y, False)[1]
     deviation, plan = _compared(kind, copied, plan, draw(like, 2, variables), True)

@@ -84,6 +84,8 @@ CASES = [
     for own in CASES
 ]
 CASES += [
+    case(AFFINE, "in place, feedforward", use_residual_blocks=False, activation=nn.ReLU(inplace=True)),
+    case(AFFINE, "in place on what is used again", activation=torch.relu_, tier="two agree"),
     case(AFFINE, "feedforward and context", use_residual_blocks=False, context=3),
     case(SPLINE, "tails", tails="linear", tail_bound=2.0, num_bins=4),
     case(SPLINE, "context", tails="linear", tail_bound=2.0, context=3),

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ar_fast.interop import incremental
 from ar_fast.interop import stepping as module
+from ar_fast.interop.implicit import gradients
 
 
 @pytest.mark.parametrize("by_parameter", [False, True])
@@ -61,6 +62,28 @@ def test_incremental_computes_each_unit_once():
         steps.invert(y, lambda y, parameters, variables: (y - parameters[..., 0]) * parameters[..., 1].exp())
     masked = sum(int(part.mask.sum()) for part in network if isinstance(part, PlainMaskedLinear))
     assert 0 < count.get_total_flops() <= 1.1 * 2 * 7 * masked
+
+
+def test_the_gradient_of_an_inverse_takes_a_few_passes():
+    """One forward and one backward pass, and a sweep with the products of a masked pass; equal to autograd through the
+    inverse one variable at a time."""
+
+    def univariate(y, parameters, variables):
+        return (y - parameters[..., 0]) * parameters[..., 1].exp()
+
+    network = plain_network(20, 60, 2, nn.Tanh).double()
+    steps, y = incremental(network), torch.randn(7, 20, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(7, 20, dtype=torch.float64)
+    wanted = [y, *network.parameters()]
+    x, _ = steps.invert(y, univariate)
+    expected = torch.autograd.grad(x, wanted, grad)
+    with FlopCounterMode(display=False) as count:
+        found = gradients(steps, univariate, x, grad, y, None, steps.tensors(), wanted)
+    for own, other in zip(found, expected, strict=True):
+        assert bool((other != 0).any())
+        torch.testing.assert_close(own, other)
+    weights = sum(part.weight.numel() for part in network if isinstance(part, PlainMaskedLinear))
+    assert 0 < count.get_total_flops() <= 4 * 2 * 7 * weights
 
 
 def test_large_batches_are_inverted_in_chunks(monkeypatch):

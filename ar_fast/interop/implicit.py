@@ -1,0 +1,118 @@
+"""The gradient of an inverse: one forward pass, one backward pass, and a sweep over the levels between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .conditioner import Add, AddContext, Elementwise, GateByContext, Masked
+from .stepping import Incremental, Prepared, Rows, Univariate
+
+__all__ = ["gradients"]
+
+
+def gradients(
+    steps: Incremental,
+    univariate: Univariate,
+    x: Tensor,
+    grad: Tensor,
+    y: Tensor,
+    context: Rows | None,
+    tensors: Sequence[Tensor | None],
+    wanted: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of an inverse x of y, given that with respect to x, for those of its inputs that are wanted.
+
+    x_i is a function of y_i and of the parameters that the network computes from the x before it. Once x is known, all
+    its derivatives are taken at once; the sweep, from the last level to the first, then finds the adjoint of each x_i,
+    and the adjoint of each unit once. With x held fixed, an ordinary backward pass does the rest.
+
+    Args:
+        steps: the conditioner.
+        univariate: the inverse of the univariate transforms.
+        x: (B, D).
+        grad: (B, D), with respect to x.
+        y: (B, D).
+        context: the distinct contexts, and which of them each row has.
+        tensors: the network's, as ``steps.tensors`` lists them.
+        wanted: those of y, the contexts and the tensors whose gradients are needed.
+    """
+    variables, back = steps.by_level(y.device)
+    count = steps.conditioner.parameters
+    with torch.enable_grad():
+        prepared = steps.prepare(tensors, context)
+        outputs, slopes = _forward(steps, prepared, x.detach().index_select(1, variables))
+        parameters = outputs.unflatten(1, (len(variables), count)).index_select(1, back)
+        if not parameters.requires_grad:
+            parameters.requires_grad_()
+        again = univariate(y, parameters, torch.arange(len(variables), device=y.device))
+        of_parameters = torch.autograd.grad(again, parameters, torch.ones_like(again), retain_graph=True)[0]
+    with torch.no_grad():
+        factors = of_parameters.index_select(1, variables).flatten(1)
+        adjoint = _sweep(steps, prepared, slopes, factors, grad.index_select(1, variables))
+    return torch.autograd.grad(again, wanted, adjoint.index_select(1, back), allow_unused=True)
+
+
+def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """The outputs for all x at once, in the schedule's order, and the derivative of each function at its input."""
+    values, slopes = [x], {}
+    for index, (step, given) in enumerate(zip(steps.conditioner.steps, prepared, strict=True)):
+        below = values[step.source]
+        if isinstance(step, Masked):
+            value = F.linear(below, given.weight, given.bias)
+            value = value if given.context is None else value + given.context.of(slice(None))
+        elif isinstance(step, Elementwise):
+            function, at = steps.function(step.function), below.detach().clone().requires_grad_()
+            # A copy, since the function may work in place.
+            slopes[index] = torch.autograd.grad(function(at.clone()).sum(), at)[0]
+            value = function(below)
+        elif isinstance(step, Add):
+            value = below + values[step.other]
+        elif isinstance(step, AddContext):
+            value = below + given.context.of(slice(None))
+        elif isinstance(step, GateByContext):
+            slopes[index] = given.context.of(slice(None)).detach().expand(len(x), -1)
+            value = below * given.context.of(slice(None))
+        else:
+            slopes[index] = given.weight.detach().expand(len(x), -1)
+            value = torch.addcmul(given.bias, below, given.weight)
+        values.append(value)
+    return values[-1], slopes
+
+
+def _sweep(
+    steps: Incremental, prepared: Sequence[Prepared], slopes: dict[int, Tensor], factors: Tensor, grad: Tensor
+) -> Tensor:
+    """The adjoint of each x (B, D), by level."""
+    schedule, program, count = steps.settle(), steps.conditioner.steps, steps.conditioner.parameters
+    adjoints = [grad.new_zeros(len(grad), len(order.units)) for order in schedule.order]
+    adjoints[0] = grad.clone()
+    for level in range(schedule.levels - 1, -1, -1):
+        # The adjoints of this level's variables are complete: all that see them belong to later levels.
+        start, end = schedule.level_ends[level : level + 2]
+        own = slice(start * count, end * count)
+        adjoints[-1][:, own] = adjoints[0][:, start:end].repeat_interleave(count, 1) * factors[:, own]
+        for index in range(len(program) - 1, -1, -1):
+            step = program[index]
+            first, after = schedule.order[index + 1].ends[level : level + 2]
+            above = adjoints[index + 1]
+            if isinstance(step, Masked):
+                # The units that this level computes are seen by units of this and of later levels.
+                left, right = schedule.order[step.source].ends[level : level + 2]
+                if left < right:
+                    adjoints[step.source][:, left:right] += (
+                        above[:, first:] @ prepared[index].weight[first:, left:right]
+                    )
+                continue
+            if first == after:
+                continue
+            piece = above[:, first:after]
+            if index in slopes:
+                piece = piece * slopes[index][:, first:after]
+            adjoints[step.source][:, first:after] += piece
+            if isinstance(step, Add):
+                adjoints[step.other][:, first:after] += piece
+    return adjoints[0]
