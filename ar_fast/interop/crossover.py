@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _LONGEST = 4e-3
 _LONG = 50e-3
 # Ours must save this part of the original's time, since a measurement of a few milliseconds is not exact.
 _MARGIN = 0.93
+# And this many seconds. Choosing a path takes some ten microseconds in a program whose other work fills the caches, which
+# the batch sizes pay too at which the original runs: a module that can save no more is left alone.
+_DECISION = 50e-6
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,22 @@ class Crossover:
     Attributes:
         rows: the batch sizes tried, ascending.
         ratios: the original's time divided by ours.
+        saved: the seconds that ours saves in a call; None is enough of them.
     """
 
     rows: tuple[int, ...]
     ratios: tuple[float, ...]
+    saved: tuple[float, ...] | None = None
 
     @functools.cached_property
     def choices(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """The batch sizes from the second one tried on, and whether ours runs below the first of them, between, and
         above."""
-        return self.rows[1:], tuple(ratio * _MARGIN > 1 for ratio in self.ratios)
+        saved = self.saved or (math.inf,) * len(self.ratios)
+        faster = (
+            ratio * _MARGIN > 1 and seconds > _DECISION for ratio, seconds in zip(self.ratios, saved, strict=True)
+        )
+        return self.rows[1:], tuple(faster)
 
     def ours(self, rows: int) -> bool:
         starts, choices = self.choices
@@ -46,7 +56,7 @@ class Crossover:
 
     @property
     def never(self) -> bool:
-        return all(ratio * _MARGIN <= 1 for ratio in self.ratios)
+        return not any(self.choices[1])
 
     def __str__(self) -> str:
         return ", ".join(f"B {rows} {ratio:.2f}x" for rows, ratio in zip(self.rows, self.ratios, strict=True))
@@ -61,7 +71,7 @@ def measured(
     longest: float = _LONGEST,
 ) -> Crossover:
     """Times two paths in turn at a few batch sizes; each argument makes the call for a number of rows."""
-    tried, ratios, last = [], [], 0.0
+    tried, ratios, saved, last = [], [], [], 0.0
     for count in rows:
         if last > longest:
             break
@@ -82,7 +92,8 @@ def measured(
         last = min(times[0])
         tried.append(count)
         ratios.append(last / min(times[1]))
-    return Crossover(tuple(tried), tuple(ratios))
+        saved.append(last - min(times[1]))
+    return Crossover(tuple(tried), tuple(ratios), tuple(saved))
 
 
 def _wait(device: torch.device) -> None:

@@ -37,3 +37,8 @@ def test_a_real_measurement_is_short():
     network = ar_fast.accelerate(plain_network(8, 32))
     (part, *_) = ar_fast.acceleration_report(network).parts
     assert "B 1 " in part.by and "B 256" in part.by
+
+
+def test_a_few_microseconds_are_not_worth_a_choice():
+    assert crossover.Crossover((1,), (2.0,), (1e-3,)).ours(1)
+    assert crossover.Crossover((1,), (2.0,), (5e-6,)).never
