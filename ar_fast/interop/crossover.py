@@ -21,8 +21,7 @@ _LONGEST = 4e-3
 _LONG = 50e-3
 # Ours must save this part of the original's time, since a measurement of a few milliseconds is not exact.
 _MARGIN = 0.93
-# And this many seconds. Choosing a path takes some ten microseconds in a program whose other work fills the caches, which
-# the batch sizes pay too at which the original runs: a module that can save no more is left alone.
+# And this many seconds: choosing a path takes some ten microseconds in a program whose other work fills the caches.
 _DECISION = 50e-6
 
 
@@ -53,6 +52,12 @@ class Crossover:
     def ours(self, rows: int) -> bool:
         starts, choices = self.choices
         return choices[bisect.bisect_right(starts, rows)]
+
+    @property
+    def least(self) -> float:
+        """The smallest batch size at which ours runs, infinite if there is none."""
+        starts, choices = self.choices
+        return next((rows for rows, ours in zip((0, *starts), choices, strict=True) if ours), math.inf)
 
     @property
     def never(self) -> bool:

@@ -50,20 +50,25 @@ class LayerPlan:
     """How a masked layer's ``forward`` runs on :func:`ar_fast.functional.masked_linear`.
 
     Args:
-        always: at every batch size, without asking which path is faster: to measure it.
+        crossovers: of the forward pass and of a training step, where it was planned; None runs it at every batch size,
+            without asking which path is faster: to measure it.
     """
 
-    def __init__(self, always: bool = False) -> None:
-        self.always = always
+    def __init__(self, crossovers: tuple[Crossover, Crossover] | None = None) -> None:
+        self.always = crossovers is None
+        # Smaller batches go to the original at once.
+        self.least_rows = 0 if crossovers is None else min(own.least for own in crossovers)
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
-        state = _LayerState(module, self.always)
+        state, least = _LayerState(module, self.always), self.least_rows * module.weight.shape[1]
         original = type(module).forward
         # Looked up once: small layers take some ten microseconds.
         compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
         transforms, recording = torch._C._functorch.maybe_current_level, torch.is_grad_enabled
 
         def forward(self: nn.Module, input: Tensor) -> Tensor:
+            if input.numel() < least:
+                return original(self, input)
             # The conditions of plain_call.
             if compiling() or tracing() or transforms() is not None or forward_ad._current_level >= 0:
                 return original(self, input)
@@ -185,7 +190,7 @@ def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
     if "weight" not in stand_in._parameters:
         stand_in.__dict__["weight"] = module.weight.detach().clone().requires_grad_()
     weight = stand_in.weight
-    ours, original = LayerPlan(always=True).attributes(stand_in)["forward"].__func__, type(module).forward
+    ours, original = LayerPlan().attributes(stand_in)["forward"].__func__, type(module).forward
 
     def calls(path: Callable[..., Tensor], training: bool) -> Callable[[int], Callable[[], object]]:
         def of(rows: int) -> Callable[[], object]:
@@ -228,10 +233,11 @@ def read_layer(name: str, module: nn.Module) -> tuple[LayerPlan | None, Part]:
     _deviation(randomized(copied))
     crossovers = crossovers_of(module)
     forward_only, training = crossovers
-    by = f"ar_fast masked_linear (speed-up of the forward pass: {forward_only}; of a training step: {training})"
-    plan: LayerPlan | None = LayerPlan()
+    speed = f"speed-up of the forward pass: {forward_only}; of a training step: {training}"
+    by = f"ar_fast masked_linear ({speed})"
+    plan: LayerPlan | None = LayerPlan(crossovers)
     if forward_only.never and training.never:
-        by = f"its own path, which is faster here (ar_fast's forward pass: {forward_only}; training step: {training})"
+        by = f"its own path, since ar_fast's would save too little ({speed})"
         plan = None
     return plan, Part(name, type(module).__name__, "plain", "forward", by, deviation)
 
