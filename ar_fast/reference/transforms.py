@@ -73,7 +73,8 @@ def spline_inverse(
     first, last, slope, above = at(derivatives, 0), at(derivatives, 1), height / width, noise - at(y, 0)
     curvature = first + last - 2 * slope
     a, b, c = height * (slope - first) + above * curvature, height * first - above * curvature, -slope * above
-    z = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
+    # The bin contains the value, whatever rounding says.
+    z = (2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())).clamp(0, 1)
     of_f = slope**2 * (2 * slope * z * (1 - z) + first * (1 - z) ** 2 + last * z**2)
     log_derivative = 2 * (slope + curvature * z * (1 - z)).log() - of_f.log()
     outside = (noise < constants[0]) | (noise > constants[1])

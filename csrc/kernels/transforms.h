@@ -152,7 +152,9 @@ AR_FAST_HOST_DEVICE T spline_inverse(const Transform& transform, T* parameters, 
   const T curvature = first + last - T(2) * slope, above = u - y;
   const T a = height * (slope - first) + above * curvature, b = height * first - above * curvature, c = -slope * above;
   const T discriminant = b * b - T(4) * a * c;
-  const T z = T(2) * c / (-b - std::sqrt(discriminant < T(0) ? T(0) : discriminant)), rest = T(1) - z;
+  // The bin contains the value, whatever rounding says.
+  const T root = T(2) * c / (-b - std::sqrt(discriminant < T(0) ? T(0) : discriminant));
+  const T z = root < T(0) ? T(0) : root > T(1) ? T(1) : root, rest = T(1) - z;
   const T slope_of_f = slope * slope * (T(2) * slope * z * rest + first * rest * rest + last * z * z);
   log_derivative = T(2) * std::log(slope + curvature * z * rest) - std::log(slope_of_f);
   return x + z * width;
