@@ -8,7 +8,7 @@ class Case:
     """kind: which kernels (kernels.KINDS). ones: the part of inputs, or of draws, that is not zero.
 
     layers: widths of a masked network or layer, inputs first; of a recurrent model the outputs. steps: how many steps
-    a launch has whose time is given for one. missing: why there is nothing to predict.
+    a launch has, if the time is that of one.
     """
 
     name: str
@@ -20,7 +20,6 @@ class Case:
     layers: tuple[int, ...] = ()
     dtype: str = "float32"
     steps: int = 1
-    missing: str = ""
 
 
 def _nade(name: str, kind: str, sizes: tuple[int, int, int], ones: float = 1.0) -> Case:

@@ -15,7 +15,7 @@ TITLE = "predicted, not measured"
 @dataclass(frozen=True)
 class Row:
     case: Case
-    prediction: model.Prediction | None
+    prediction: model.Prediction
     floor_us: float | None
     goal_us: float | None
 
@@ -23,9 +23,9 @@ class Row:
         p = self.prediction
         return {
             "case": self.case.name,
-            "predicted_us": None if p is None else round(p.middle, 2),
-            "low_us": None if p is None else round(p.low, 2),
-            "high_us": None if p is None else round(p.high, 2),
+            "predicted_us": round(p.middle, 2),
+            "low_us": round(p.low, 2),
+            "high_us": round(p.high, 2),
             "floor_us": self.floor_us,
             "goal_us": self.goal_us,
         }
@@ -37,9 +37,7 @@ def rows(cases: Sequence[Case] = CASES) -> list[Row]:
     table, geometry = kernels.Table(), json.loads(kernels.LAUNCHES.read_text())
     found = []
     for case in cases:
-        prediction = None
-        if not case.missing:
-            prediction = model.predict(kernels.launches_of(case, table, geometry), table.paths, case.steps)
+        prediction = model.predict(kernels.launches_of(case, table, geometry), table.paths, case.steps)
         goal = goals.get(case.name, {})
         found.append(Row(case, prediction, goal.get("floor_us"), goal.get("goal_us")))
     return found
@@ -52,16 +50,12 @@ def microseconds(value: float | None) -> str:
 def text(found: Sequence[Row]) -> str:
     lines = [f"H200, {TITLE}; microseconds", "", "| case | low | middle | high | floor | goal | of it |",
              "|---|---:|---:|---:|---:|---:|---|"]  # fmt: skip
-    notes = []
     for row in found:
         p = row.prediction
-        times = [None] * 3 if p is None else [p.low, p.middle, p.high]
-        parts = "" if p is None else ", ".join(f"{k} {microseconds(t[1])}" for k, t in p.kernels)
-        cells = [microseconds(value) for value in (*times, row.floor_us, row.goal_us)]
+        parts = ", ".join(f"{k} {microseconds(t[1])}" for k, t in p.kernels)
+        cells = [microseconds(value) for value in (p.low, p.middle, p.high, row.floor_us, row.goal_us)]
         lines.append(f"| {row.case.name} | {' | '.join(cells)} | {parts} |")
-        if p is None:
-            notes.append(f"{row.case.name}: no prediction, {row.case.missing}")
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def write(path: Path, found: Sequence[Row]) -> None:

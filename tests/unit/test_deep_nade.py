@@ -275,7 +275,7 @@ def test_save_and_load(tmp_path, name, layers):
 
 @pytest.mark.parametrize("layers", LAYERS[:2], ids=str)
 @pytest.mark.parametrize("name", HEADS)
-def test_sixteen_bits(device, name, layers):
+def test_sixteen_bits(device, emulation, name, layers):
     """Weights are stored in 16 bits; the arithmetic is that of the same weights in float32."""
     model = make(4, layers, head=HEADS[name], dtype=torch.bfloat16, device=device)
     single = make(4, layers, head=HEADS[name], dtype=torch.float32, device=device)
@@ -286,7 +286,7 @@ def test_sixteen_bits(device, name, layers):
     x = x.float() if x.is_floating_point() else x
     assert torch.equal(model.log_prob(x), single.log_prob(x))
     samples = model.sample(5, seed=1), single.sample(5, seed=1)
-    if device == "cpu":
+    if device.type == "cpu" and not emulation:
         assert torch.equal(*samples)
     else:  # A warp reads twice as many weights of 16 bits at a time, which changes the order of its sums.
         torch.testing.assert_close(*samples, rtol=1e-4, atol=1e-4)
