@@ -61,6 +61,22 @@ inline void from_compute(double value, double& out) { out = value; }
 inline void from_compute(float value, bfloat16& out) { out.bits = c10::BFloat16(value).x; }
 inline void from_compute(float value, float16& out) { out.bits = c10::Half(value).x; }
 
+#if defined(CPU_CAPABILITY_DEFAULT) && defined(AR_FAST_X86)
+// x86 without AVX2 is rare, and its kernels take long to compile: one form of each serves both 16-bit types.
+// dispatch_storage says which of them a thread works on.
+#define AR_FAST_ONE_16_BIT_FORM
+struct any_16_bit {
+  uint16_t bits;
+};
+inline thread_local bool any_16_bit_is_bfloat16 = false;
+inline float to_float(any_16_bit value) {
+  return any_16_bit_is_bfloat16 ? to_float(bfloat16{value.bits}) : to_float(float16{value.bits});
+}
+inline void from_compute(float value, any_16_bit& out) {
+  out.bits = any_16_bit_is_bfloat16 ? c10::BFloat16(value).x : c10::Half(value).x;
+}
+#endif
+
 // --- loads: Vec<T>::size() elements, or the first `count` of them followed by zeros
 
 AR_FAST_INLINE Vec<float> load(const float* data) { return Vec<float>::loadu(data); }
@@ -90,8 +106,11 @@ __attribute__((noinline)) Vec<float> load_converted(const S* data) {
   for (int i = 0; i < Vec<float>::size(); ++i) values[i] = to_float(data[i]);
   return Vec<float>::loadu(values);
 }
-AR_FAST_INLINE Vec<float> load(const bfloat16* data) { return load_converted(data); }
-AR_FAST_INLINE Vec<float> load(const float16* data) { return load_converted(data); }
+template <typename S>
+  requires(sizeof(S) == 2)
+AR_FAST_INLINE Vec<float> load(const S* data) {
+  return load_converted(data);
+}
 #endif
 
 template <typename S>
@@ -406,9 +425,16 @@ template <typename Body>
 inline void dispatch_storage(ScalarType storage, const Body& body) {
   switch (storage) {
     case ScalarType::float32: return body.template operator()<float, float>();
+    case ScalarType::float64: return body.template operator()<double, double>();
+#if defined(AR_FAST_ONE_16_BIT_FORM)
+    case ScalarType::bfloat16:
+    case ScalarType::float16:
+      any_16_bit_is_bfloat16 = storage == ScalarType::bfloat16;
+      return body.template operator()<any_16_bit, float>();
+#else
     case ScalarType::bfloat16: return body.template operator()<bfloat16, float>();
     case ScalarType::float16: return body.template operator()<float16, float>();
-    case ScalarType::float64: return body.template operator()<double, double>();
+#endif
   }
 }
 
