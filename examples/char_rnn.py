@@ -23,7 +23,7 @@ def folded(tokens: torch.Tensor, rows: int) -> torch.Tensor:
 
 def nats(model: CharRNN, tokens: torch.Tensor) -> float:
     """For each byte of a text, which is read in 16 parts side by side."""
-    return math.log(model.perplexity(folded(tokens, 16)))
+    return math.log(model.eval().perplexity(folded(tokens, 16)))
 
 
 def train(
@@ -48,6 +48,7 @@ def train(
     for step in range(1, steps + 1):
         if begin + chunk > streams.shape[1]:
             begin, state = 0, None
+        model.train()
         log_prob, state = model.log_prob(streams[:, begin : begin + chunk], state=state, return_state=True)
         begin, state = begin + chunk, state.detach()
         loss = -log_prob.mean() / chunk
@@ -105,6 +106,8 @@ def main(
     learning_rate: float = 4e-3,
     hidden_features: int = 256,
     cell: str = "gru",
+    num_layers: int = 1,
+    dropout: float = 0.0,
     prompt: str = "The ",
     line: str = "The import statement finds a module, and then binds it to a name.",
     length: int = 400,
@@ -114,7 +117,7 @@ def main(
     """Returns bits per character of the last tenth of the text."""
     torch.manual_seed(0)
     text = Path(file).read_text(encoding="utf-8") if file else "\n".join(topics[name] for name in sorted(topics))
-    model = CharRNN("bytes", hidden_features, cell=cell)
+    model = CharRNN("bytes", hidden_features, cell=cell, num_layers=num_layers, dropout=dropout)
     tokens = model.encode(text)
     training, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :]
     print(f"{len(tokens):,} bytes, {model.count_parameters():,} parameters")
@@ -139,6 +142,8 @@ if __name__ == "__main__":
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--hidden-features", type=int, default=256)
     parser.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="gru")
+    parser.add_argument("--num-layers", type=int, default=1)
+    parser.add_argument("--dropout", type=float, default=0.0, help="probability of a zero between layers in training")
     parser.add_argument("--prompt", default="The ")
     parser.add_argument("--line", default="The import statement finds a module, and then binds it to a name.")
     parser.add_argument("--length", type=int, default=400, help="of what is drawn, in bytes")
