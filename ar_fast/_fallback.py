@@ -36,11 +36,13 @@ REFERENCES = {
         "masked_linear",
         "masked_linear_grad_input",
         "masked_mlp_sample",
+        "masked_mlp_transform",
         "nade",
         "nade_log_prob",
         "nade_sample",
         "offset_nade_sample",
         "rnn_sample",
+        "univariate_transform",
     )
 }
 
@@ -56,6 +58,7 @@ TENSORS = {
     "parameters": ("floating", "B _"),
     "weight": ("weight", "O I"),
     "weights": ("weight", "_ _"),
+    "masks": ("any", "_ _"),
     "in_weight": ("weight", "R_in H"),
     "mask_weight": ("weight", "D H"),
     "out_weight": ("weight", "R_out H"),
@@ -103,6 +106,7 @@ _OWN = {
     "fvsbn_sample": {"state": ("compute", "B R_out"), "weight": ("weight", "R_in R_out")},
     "masked_linear": {"extents": ("int32", "O")},
     "masked_linear_grad_input": {"extents": ("int32", "O")},
+    "masked_mlp_transform": {"input": ("weight", "B _"), "biases": ("weight", "_", "B _")},
     "nade_sample": {"state": ("compute", "B H")},
     "offset_nade_sample": {"in_bias": ("weight or compute", "H", "B H")},
     "rnn_sample": {
@@ -110,6 +114,7 @@ _OWN = {
         "in_bias": ("weight or compute", "G*H", "B G*H"),
         "out_bias": ("weight or compute", "R_out"),
     },
+    "univariate_transform": {"x": ("weight", "B D"), "parameters": ("weight", "B _")},
 }
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DTYPES = {"int64": (torch.int64,), "int32": (torch.int32,), "bool": (torch.bool,)}

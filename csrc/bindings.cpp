@@ -12,9 +12,11 @@
 #include "ops/head.h"
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
+#include "ops/masked_mlp_transform.h"
 #include "ops/nade.h"
 #include "ops/offset_nade.h"
 #include "ops/rnn.h"
+#include "ops/univariate_transform.h"
 
 namespace py = pybind11;
 
@@ -50,6 +52,8 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::MaskedLinearArguments>(m);
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
+  def<ar_fast::MaskedMlpTransformArguments>(m);
+  def<ar_fast::UnivariateTransformArguments>(m);
   def<ar_fast::RnnSampleArguments>(m);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"),

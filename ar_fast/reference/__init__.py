@@ -30,6 +30,7 @@ from .ops import (
     masked_linear,
     masked_linear_grad_input,
     masked_mlp_sample,
+    masked_mlp_transform,
     nade,
     nade_log_prob,
     nade_sample,
@@ -39,7 +40,7 @@ from .ops import (
 )
 from .recurrent import ReferenceCharRNN, ReferenceRNN
 from .rnn import GATES, rnn_cell, rnn_sample
-from .transforms import transform_inverse
+from .transforms import transform_inverse, univariate_transform
 
 __all__ = [
     "ACTIVATIONS",
@@ -72,6 +73,7 @@ __all__ = [
     "masked_linear",
     "masked_linear_grad_input",
     "masked_mlp_sample",
+    "masked_mlp_transform",
     "mixture_parameters",
     "nade",
     "nade_log_prob",
@@ -83,4 +85,5 @@ __all__ = [
     "rnn_cell",
     "rnn_sample",
     "transform_inverse",
+    "univariate_transform",
 ]

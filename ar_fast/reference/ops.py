@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .draws import draw, transformed
 from .heads import bounds_of, chosen, compute_dtype, head_log_prob, head_of
+from .transforms import univariate_transform
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 MLP_ACTIVATIONS = {
@@ -535,3 +536,32 @@ def masked_mlp_sample(
         layers[0][:, columns[p] : columns[p + 1]] = value[:, None] if scales else _added(one_hot, value, True)
     drawn = torch.stack(values, 1) if values else state.new_empty(state.shape[0], 0)
     return drawn, log_prob, torch.cat(layers, 1)
+
+
+def masked_mlp_transform(
+    input: Tensor,
+    weights: list[Tensor],
+    masks: list[Tensor],
+    biases: list[Tensor],
+    program: list[int],
+    variables: int,
+    first: int,
+    activation: str,
+    transform: str,
+    constants: list[float],
+    by_parameter: bool = False,
+    scale_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    values, terms = [input], iter(zip(weights, masks, strict=True))
+    for layer, bias in enumerate(biases):
+        *sources, add, activated = program[4 * layer : 4 * layer + 4]
+        z = bias if bias.shape != (0,) else 0.0
+        for source in sources:
+            if source >= 0:
+                weight, mask = next(terms)
+                z = z + values[source] @ (weight * mask).T
+        if add >= 0:
+            z = z + values[add]
+        values.append(MLP_ACTIVATIONS[activation](z) if activated else z)
+    x = input[:, first : first + variables]
+    return univariate_transform(x, values[-1], transform, constants, by_parameter, scale_first)

@@ -1,4 +1,4 @@
-"""The inverse of the transforms of flows, which defines what their parameters and constants mean."""
+"""The transforms of flows in both directions, which define what their parameters and constants mean."""
 
 from __future__ import annotations
 
@@ -92,3 +92,47 @@ def transform_inverse(
     """
     inverse = affine_inverse if transform.startswith("affine_") else spline_inverse
     return inverse(parameters, noise, transform, constants)
+
+
+def affine_forward(parameters: Tensor, x: Tensor, transform: str, constants: Sequence[float]) -> tuple[Tensor, Tensor]:
+    shift, raw = parameters.unbind(-1)
+    log_scale = affine_scale(raw, transform, constants)
+    if transform == "affine_gated":
+        shift = shift * torch.sigmoid(-raw - constants[0])
+    return log_scale.exp() * x + shift, log_scale
+
+
+def spline_forward(parameters: Tensor, x: Tensor, transform: str, constants: Sequence[float]) -> tuple[Tensor, Tensor]:
+    x_knots, y_knots, derivatives = spline_knots(parameters, transform, constants)
+    outside = (x < constants[0]) | (x > constants[1])
+    own_bin = (x.unsqueeze(-1) >= x_knots[..., 1:-1]).sum(-1, keepdim=True)
+
+    def at(knots: Tensor, after: int) -> Tensor:
+        return knots.gather(-1, own_bin + after).squeeze(-1)
+
+    width, height = at(x_knots, 1) - at(x_knots, 0), at(y_knots, 1) - at(y_knots, 0)
+    first, last, slope = at(derivatives, 0), at(derivatives, 1), height / width
+    z = ((x - at(x_knots, 0)) / width).masked_fill(outside, 0.0)
+    below = slope + (first + last - 2 * slope) * z * (1 - z)
+    y = at(y_knots, 0) + height * (slope * z**2 + first * z * (1 - z)) / below
+    of_f = slope**2 * (first * (1 - z) ** 2 + 2 * slope * z * (1 - z) + last * z**2) / below**2
+    return torch.where(outside, x, y), of_f.log().masked_fill(outside, 0.0)
+
+
+def univariate_transform(
+    x: Tensor,
+    parameters: Tensor,
+    transform: str,
+    constants: list[float],
+    by_parameter: bool = False,
+    scale_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y = f(x) of numbers x (B, D), and the sum over the variables of log dy/dx; see csrc/kernels/transforms.h."""
+    variables, count = x.shape[1], parameters.shape[1] // x.shape[1]
+    if by_parameter:
+        own = parameters.unflatten(1, (count, variables)).transpose(1, 2)
+    else:
+        own = parameters.unflatten(1, (variables, count))
+    forward = affine_forward if transform.startswith("affine_") else spline_forward
+    y, log_derivative = forward(own.flip(-1) if scale_first else own, x, transform, constants)
+    return y, log_derivative.sum(-1)

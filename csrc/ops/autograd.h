@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
@@ -94,6 +95,26 @@ Saved<Arguments> saved(AutogradContext* context) {
   std::apply([&](auto&... values) { (restore(values), ...); }, members(result.arguments));
   result.others.assign(std::make_move_iterator(next), std::make_move_iterator(tensors.end()));
   return result;
+}
+
+// Writes the gradients by those of the inputs that require one to the front of `out`; they can be differentiated again.
+// The outputs must have been computed with grad mode on.
+inline void differentiable_gradients(const variable_list& outputs, const variable_list& grads,
+                                     const variable_list& inputs, variable_list& out) {
+  variable_list ends, end_grads, sources;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i].requires_grad()) continue;
+    ends.push_back(outputs[i]);
+    end_grads.push_back(grads[i]);
+  }
+  for (const at::Tensor& input : inputs) {
+    if (requires_grad(input)) sources.push_back(input);
+  }
+  const variable_list found = torch::autograd::grad(ends, sources, end_grads, /*retain_graph=*/true,
+                                                    /*create_graph=*/true, /*allow_unused=*/true);
+  for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
+    if (requires_grad(inputs[i])) out[i] = found[next++];
+  }
 }
 
 // Passes the gradients of a backward pass through, and raises if they are differentiated again.

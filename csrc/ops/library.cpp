@@ -62,6 +62,17 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       " -> (Tensor, Tensor, Tensor)");
 
   m.def(
+      "masked_mlp_transform(Tensor input, Tensor[] weights, Tensor[] masks, Tensor[] biases, int[] program, "
+      "int variables, int first, str activation, str transform, float[] constants, bool by_parameter=False, "
+      "bool scale_first=False) -> (Tensor, Tensor)");
+  m.def(
+      "univariate_transform(Tensor x, Tensor parameters, str transform, float[] constants, bool by_parameter=False, "
+      "bool scale_first=False) -> (Tensor, Tensor)");
+  m.def(
+      "univariate_transform_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters, str transform, "
+      "float[] constants, bool by_parameter=False, bool scale_first=False) -> (Tensor, Tensor)");
+
+  m.def(
       "armlp_sample(Tensor state, Tensor in_weight, Tensor block_starts, Tensor in_bias, Tensor out_weight, "
       "Tensor out_bias, Tensor? order, Tensor? offsets, Tensor? in_offsets, Tensor? given, Tensor? known, "
       "str activation, str head, int levels, Tensor? head_kinds, int seed, int first_index, int start, int stop, "

@@ -10,23 +10,16 @@ namespace {
 
 std::string element(const char* list, size_t index) { return std::string(list) + "[" + std::to_string(index) + "]"; }
 
-// One layer of the program.
-struct Step {
-  int64_t sources[masked_mlp_max_terms];
-  int64_t add;
-  bool activated;
-  int64_t terms() const { return sources[0] < 0 ? 0 : sources[1] < 0 ? 1 : 2; }
-};
-
 constexpr size_t step_numbers = 4;
 
-std::vector<Step> parse_program(at::IntArrayRef program) {
-  const char* op = masked_mlp_name;
+}  // namespace
+
+std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program) {
   TORCH_CHECK(!program.empty() && program.size() % step_numbers == 0 &&
                   program.size() / step_numbers <= masked_mlp_max_layers + 1,
               op, ": program must have 4 numbers for each of 1 to ", masked_mlp_max_layers + 1, " layers, got ",
               program.size(), " numbers");
-  std::vector<Step> steps;
+  std::vector<MaskedMlpStep> steps;
   for (size_t i = 0; i < program.size(); i += step_numbers) {
     const auto layer = static_cast<int64_t>(i / step_numbers);
     for (size_t j = 0; j < 3; ++j) {
@@ -42,6 +35,8 @@ std::vector<Step> parse_program(at::IntArrayRef program) {
   }
   return steps;
 }
+
+namespace {
 
 Head parse_head_or_transform(const MaskedMlpSampleArguments& a) {
   const char* op = masked_mlp_name;
@@ -72,9 +67,9 @@ Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a) {
               ": algorithm must be 'push' for a weight by input and 'lanes' for any other, or 'auto', got '",
               a.algorithm, "' for by_input = ", a.by_input ? "True" : "False");
   const Head head = parse_head_or_transform(a);
-  const std::vector<Step> steps = parse_program(a.program);
+  const std::vector<MaskedMlpStep> steps = parse_program(op, a.program);
   size_t terms = 0;
-  for (const Step& step : steps) terms += static_cast<size_t>(step.terms());
+  for (const MaskedMlpStep& step : steps) terms += static_cast<size_t>(step.terms());
   TORCH_CHECK(a.weights.size() == terms, op, ": weights must hold one tensor per term of program, ", terms, ", got ",
               a.weights.size());
   if (a.by_input) {
@@ -201,12 +196,12 @@ MaskedMlpTensors prepare_masked_mlp(const MaskedMlpSampleArguments& a) {
   sample.in_rows = a.weights[0].size(inputs);
   sample.in_offsets = static_cast<const int64_t*>(keep_or_null(a.in_offsets));
   sample.out_offsets = static_cast<const int64_t*>(keep_or_null(a.out_offsets));
-  const std::vector<Step> steps = parse_program(a.program);
+  const std::vector<MaskedMlpStep> steps = parse_program(masked_mlp_name, a.program);
   sample.hidden_layers = static_cast<int64_t>(steps.size()) - 1;
   sample.features = sample.in_rows;
   size_t t_weight = 0;
   for (size_t l = 0; l < steps.size(); ++l) {
-    const Step& step = steps[l];
+    const MaskedMlpStep& step = steps[l];
     MaskedMlpLayer& layer = sample.layers[l];
     layer.units = step.terms() > 0 ? a.weights[t_weight].size(outputs) : masked_mlp_width(sample, step.add);
     layer.bias = no_bias(a.biases[l]) ? nullptr : keep(a.biases[l].to(compute));

@@ -142,6 +142,8 @@ def test_cuda_is_built_where_torch_and_nvcc_have_it():
         "nade_sample",
         "masked_linear",
         "masked_mlp_sample",
+        "univariate_transform",
+        "univariate_transform_backward",
         "deep_nade_sample",
         "offset_nade_sample",
         "rnn_sample",

@@ -52,6 +52,8 @@ KNOWN = {
     "nade_suffix_kernel": "each sum is stored before the next is read: they lie in the same array",
     "offset_nade_sample_kernel": "state lies in shared or global memory, as it fits; a row is read when it is needed",
     "rnn_sample_kernel": "weights and state lie in shared or global memory, as it fits; one vector at a time",
+    "univariate_transform_backward_kernel": "the numbers of one variable a lane; many warps wait at once",
+    "univariate_transform_kernel": "the numbers of one variable a lane; many warps wait at once",
 }
 
 

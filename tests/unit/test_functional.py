@@ -114,6 +114,27 @@ def rnn_arguments(batch=2, hidden=3):
     }
 
 
+def transform_arguments():
+    return {
+        "x": torch.ones(2, 4),
+        "parameters": torch.ones(2, 8),
+        "transform": "affine_clamp",
+        "constants": [-1.0, 1.0],
+    }
+
+
+def mlp_transform_arguments():
+    return {
+        "input": torch.ones(2, 4),
+        "weights": [torch.ones(3, 4), torch.ones(8, 3)],
+        "masks": [torch.ones(3, 4), torch.ones(8, 3)],
+        "biases": [torch.ones(3), torch.ones(8)],
+        "variables": 4,
+        "transform": "affine_clamp",
+        "constants": [-1.0, 1.0],
+    }
+
+
 def head_arguments():
     return {"parameters": torch.ones(2, 4), "x": torch.ones(2, 4)}
 
@@ -129,8 +150,10 @@ GOOD = {
     "masked_linear": linear_arguments,
     "masked_linear_grad_input": transposed_arguments,
     "masked_mlp_sample": mlp_arguments,
+    "masked_mlp_transform": mlp_transform_arguments,
     "offset_nade_sample": offset_arguments,
     "rnn_sample": rnn_arguments,
+    "univariate_transform": transform_arguments,
 }
 OP = _library.op
 int64, float64 = torch.int64, torch.float64
@@ -276,6 +299,28 @@ BAD = [
     ("fvsbn_sample", {"given": torch.zeros(2, 4)}, "given and known come together, got only given"),
     ("fvsbn_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("fvsbn_sample", {"temperature": 0.0}, "temperature must be positive"),
+    ("univariate_transform", {"x": torch.ones(4)}, r"x must have shape \(B, D\), got \[4\]"),
+    ("univariate_transform", {"x": torch.ones(2, 4, dtype=int64)}, "x must be .*float32.* got"),
+    ("univariate_transform", {"parameters": torch.ones(3, 8)}, r"parameters must have .* got (shape )?\[3, 8\]"),
+    ("univariate_transform", {"parameters": torch.ones(2, 8, dtype=float64)}, "parameters must have the dtype of x"),
+    ("univariate_transform", {"parameters": torch.ones(2, 12)}, "parameters must have 2 rows per variable .* got 12"),
+    ("univariate_transform", {"transform": "bernoulli", "constants": []}, "transform must be the name of one, got"),
+    ("univariate_transform", {"transform": "affine_cubic"}, "a transform must be .*, got 'affine_cubic'"),
+    ("univariate_transform", {"constants": [1.0]}, "constants must hold 2 numbers for affine_clamp, got 1"),
+    ("masked_mlp_transform", {"input": torch.ones(4)}, r"input must have shape \(B, I|_\), got \[4\]"),
+    ("masked_mlp_transform", {"input": torch.ones(2, 4, dtype=int64)}, "input must be .*float32.* got"),
+    ("masked_mlp_transform", {"masks": [torch.ones(3, 4)]}, "weights and masks must hold one tensor per term.* 2, got"),
+    ("masked_mlp_transform", {"masks": [torch.ones(3, 4), torch.ones(8, 2)]}, r"masks\[1\] must have the shape"),
+    ("masked_mlp_transform", {"biases": [torch.ones(3)]}, "biases must hold one tensor per layer, 2, got 1"),
+    ("masked_mlp_transform", {"biases": [torch.ones(2), torch.ones(8)]}, r"biases\[0\] must have shape .* got"),
+    (
+        "masked_mlp_transform",
+        {"weights": [torch.ones(3, 4), torch.ones(8, 2)]},
+        r"weights\[1\] must have shape .*, got (shape )?\[8, 2\]",
+    ),
+    ("masked_mlp_transform", {"variables": 5}, "variables must be columns of input, got first = 0"),
+    ("masked_mlp_transform", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
+    ("masked_mlp_transform", {"constants": []}, "constants must hold 2 numbers for affine_clamp, got 0"),
     ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
     ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must hold .*, 2, got 1"),
     ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per layer but the last, 1, got 0"),
@@ -384,7 +429,8 @@ def arguments_of(name, monkeypatch):
         got.extend(arguments)
         raise Recorded
 
-    for module in (functional.densities, functional.masked, functional.recurrent, functional.sampling):
+    modules = functional.densities, functional.masked, functional.recurrent, functional.sampling, functional.transforms
+    for module in modules:
         monkeypatch.setattr(module, "call", record)
     with pytest.raises(Recorded):
         getattr(functional, name)(**GOOD[name]() | optional)

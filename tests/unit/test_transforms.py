@@ -7,22 +7,11 @@ import torch
 from conftest import available_isas, isa
 from grids import pairs
 from mlp_cases import NETWORKS, assert_equal_draws, mlp_case, sample, twin
+from transform_cases import TRANSFORMS
 
 from ar_fast import functional, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# The constants of each transform, and how many parameters a variable has.
-TRANSFORMS = {
-    "affine_soft_clip": ((-math.log(1e-3),), 2),
-    "affine_clamp": ((-1.0, 0.5), 2),
-    "affine_softplus": ((1e-3,), 2),
-    "affine_sigmoid": ((2.0, 1e-3), 2),
-    "affine_gated": ((2.0,), 2),
-    "spline_soft_clip": ((-5.0, 5.0, -math.log(1e-3)), 3 * 8 - 1),
-    "spline_softplus": ((-3.0, 3.0, 1e-3, 2e-3, 1e-3, 0.5), 3 * 10 - 1),
-    "spline_softplus ends": ((-2.0, 4.0, 1e-3, 1e-3, 1e-3, 1.0), 3 * 5 + 1),
-    "spline_soft_clip one bin": ((-1.0, 1.0, 7.0), 2),
-}
 
 
 def transform_case(name, variables, hidden, **options):
@@ -52,6 +41,8 @@ def test_values_equal_the_reference(device, name, dtype):
 @pytest.mark.parametrize("network, name", pairs(NETWORKS, TRANSFORMS))
 def test_every_network_with_a_context(device, network, name):
     case = transform_case(name, 11, [23, 23, 23], device=device, network=network, context_rows=6, dtype=torch.float64)
+    for weight in case.weights:
+        weight *= 0.3  # Each variable can be far from the ones before it, and this goes on to infinity.
     given = numbers(case, 6, device)
     assert_equal_draws(sample(case, 6, given=given), twin(case, 6, given=given), torch.float64)
 
