@@ -43,7 +43,7 @@ def plain_network(variables: int = 5, hidden: int = 16, outputs: int = 2, activa
 def measured_as_faster(monkeypatch, fused: bool = True) -> None:
     """Every measurement says that ours is faster, so that it runs whatever this machine does at the time; without
     ``fused`` no inverse runs in one call of the op."""
-    from ar_fast.interop import inverses, masked_layers, transforms
+    from ar_fast.interop import density, inverses, masked_layers, transforms
 
     def refused(*arguments):
         raise transforms.Unsuitable("it is turned off")
@@ -51,7 +51,7 @@ def measured_as_faster(monkeypatch, fused: bool = True) -> None:
     if not fused:
         monkeypatch.setattr(transforms, "Fused", refused)
 
-    for module in (inverses, masked_layers):
+    for module in (density, inverses, masked_layers):
         monkeypatch.setattr(module, "measured", lambda *arguments, **named: ALWAYS)
         monkeypatch.setattr(module, "_measured", {})
 
@@ -70,6 +70,8 @@ class Case:
     tier: str = "fused"
     #: The original's inverse does not run in float64.
     float32_only: bool = False
+    #: Whether one op runs the direction of the density where the inverse is fused.
+    one_op: bool = True
 
     def values(self, rows: int = 7, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
         context = torch.randn(rows, self.context_features).to(dtype) if self.context_features else None
@@ -122,6 +124,8 @@ def check_values(case: Case, fused: bool = True) -> None:
         tiers = [part.by for part in report.parts if part.replaced == "inverse"]
         expected = "incremental" if case.tier == "fused" and not fused else case.tier
         assert tiers and all(expected in tier for tier in tiers), str(report)
+        one_op = sum(part.by.startswith("one op for network") for part in report.parts)
+        assert one_op == (len(tiers) if expected == "fused" and case.one_op else 0), str(report)
         assert list(module.state_dict()) == keys
         with torch.no_grad():
             assert_close(case.forward(module, x, context), forward)
@@ -163,6 +167,28 @@ def check_gradients(case: Case) -> None:
             size = torch.cat([true.flatten() for true in reference]).norm()
             ratios.append(float(ours / (theirs + 10 * torch.finfo(torch.float32).eps * size)))
         assert sorted(ratios)[1] <= 2, ratios
+
+
+def check_second_order(case: Case) -> None:
+    """The gradient of a gradient, as a penalty on gradients has it."""
+    import ar_fast
+
+    module = case.make().eval().double()
+    x, context = case.values(dtype=torch.float64)
+    x.requires_grad_()
+
+    def penalty() -> list[Tensor]:
+        (grad,) = torch.autograd.grad(case.forward(module, x, context).sum(), x, create_graph=True)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        found = torch.autograd.grad(grad.square().sum(), parameters, allow_unused=True)
+        return [torch.zeros_like(p) if own is None else own for own, p in zip(found, parameters, strict=True)]
+
+    expected = penalty()
+    with ar_fast.accelerated(module):
+        found = penalty()
+    assert any(bool((grad != 0).any()) for grad in found)
+    for own, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-7, atol=1e-7)
 
 
 def check_copies(case: Case) -> None:

@@ -159,5 +159,4 @@ def _read(name: str, module: nn.Module) -> tuple[Plan | None, list[Part]]:
         return None, []
     from .transforms import read_transform
 
-    plan, part = read_transform(kind, name, module)
-    return plan, [part]
+    return read_transform(kind, name, module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -59,9 +60,18 @@ def attach(module: nn.Module, plan: Plan) -> None:
     _put(module, plan, own)
 
 
-def lend(target: Any, **attributes: Any) -> None:
-    """Gives these attributes to an object that a call made, such as a transform. Its copies and pickles go without."""
-    _put(target, None, {**attributes, "__getstate__": types.MethodType(_state, target)})
+def lend(target: Any, **functions: Callable[..., Any]) -> None:
+    """Gives functions to an object that a call made, such as a transform, as its methods: each takes the object first.
+    Its copies and pickles go without."""
+    # The object does not refer to itself: else each call would leave one to the garbage collector, which is slow.
+    own = weakref.ref(target)
+    _put(
+        target, None, {name: _bound(function, own) for name, function in (*functions.items(), ("__getstate__", _state))}
+    )
+
+
+def _bound(function: Callable[..., Any], own: weakref.ref) -> Callable[..., Any]:
+    return lambda *arguments: function(own(), *arguments)
 
 
 def _put(target: Any, plan: Plan | None, attributes: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from .conditioner import Add, AddContext, Conditioner, Elementwise, Masked, Sche
 from .plain import activation_name
 from .stepping import Incremental, Prepared, Rows
 
-__all__ = ["Fused", "Head"]
+__all__ = ["Fused", "Head", "activation_of", "program_of"]
 
 # Rows go through the op in chunks whose state takes about this much memory.
 _CHUNK_BYTES = 2**27
@@ -71,9 +71,9 @@ class Fused:
 
     def __init__(self, steps: Incremental, head: Head) -> None:
         self.steps, self.head = steps, head
-        self._layers = _program(steps.conditioner)
+        self._layers = program_of(steps.conditioner)
         self._numbers = [functional.MlpLayer(tuple(own.sources), own.add, own.activated) for own in self._layers]
-        self._activation = _activation(steps)
+        self._activation = activation_of(steps)
         self._made: tuple[Schedule, dict[torch.device, _Structure | None]] | None = None
 
     def fits(self) -> bool:
@@ -166,7 +166,7 @@ class Fused:
         )
 
 
-def _program(conditioner: Conditioner) -> list[_Layer]:
+def program_of(conditioner: Conditioner) -> list[_Layer]:
     """The op's layers: a layer has up to two masked terms, an added value, what the context adds, and an activation."""
     steps, uses = conditioner.steps, conditioner.uses()
     layers: list[_Layer] = []
@@ -225,7 +225,7 @@ def _sum(step, waiting, open_layer, made_as) -> _Layer:
     raise Unsuitable("it adds values in a way that the op has not")
 
 
-def _activation(steps: Incremental) -> str:
+def activation_of(steps: Incremental) -> str:
     names = set()
     for step in steps.conditioner.steps:
         functions = [step.function] if isinstance(step, Elementwise) else []

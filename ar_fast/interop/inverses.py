@@ -22,7 +22,18 @@ from .implicit import gradients
 from .masked_layers import plain_call
 from .stepping import Incremental, Rows, Univariate
 
-__all__ = ["Inverse", "Passes", "agree", "check_inverse", "crossovers", "everywhere"]
+__all__ = [
+    "Inverse",
+    "Passes",
+    "acting",
+    "agree",
+    "check_inverse",
+    "crossovers",
+    "everywhere",
+    "global_hooks",
+    "graph_needed",
+    "hooks_of",
+]
 
 # While an inverse is checked, all passes of the original run only if they are expected to take at most this long.
 _CHECK_SECONDS = 0.1
@@ -49,7 +60,7 @@ class Inverse:
     passes: Callable[[], int | None] = lambda: None
 
     def __post_init__(self) -> None:
-        self._parts = list(self.steps.network.modules())
+        self._hooks = hooks_of(self.steps.network)
 
     def usable(self, y: Tensor, context: Tensor | None = None) -> bool:
         """Whether this inverse can stand in for the library's passes in this call."""
@@ -59,7 +70,7 @@ class Inverse:
             return False
         if torch.is_autocast_enabled(y.device.type):
             return False
-        if hooked(self._parts) or not steps.unchanged() or acting(steps.inactive()):
+        if global_hooks() or any(self._hooks) or not steps.unchanged() or acting(steps.inactive()):
             return False
         if y.shape[-1] != own.variables or (context is None) != (own.context_features == 0):
             return False
@@ -130,14 +141,14 @@ def graph_needed(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def hooked(parts: Sequence[nn.Module]) -> bool:
-    """Whether any of these modules has a hook that its calls would run."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return True
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        for part in parts
-    )
+def global_hooks() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+def hooks_of(network: nn.Module) -> list[dict[int, Any]]:
+    """The hooks that calls of a network's modules run: dictionaries, which are empty where there is none."""
+    names = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return [getattr(part, name) for part in network.modules() for name in names]
 
 
 def acting(parts: Any) -> bool:
@@ -178,7 +189,7 @@ def _may_stop(network: nn.Module, *tensors: Tensor | None) -> bool:
     parts = list(network.modules())
     return (
         plain_call()
-        and not hooked(parts)
+        and not (global_hooks() or any(hooks_of(network)))
         and not acting(part for part in parts if isinstance(part, _DropoutNd | _BatchNorm | nn.RReLU))
         and not graph_needed(*tensors, *network.parameters())
         and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attaching import shallow
 from .conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
+from .density import Density
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
@@ -92,6 +93,7 @@ class Nflows:
     library = "nflows"
     network = "autoregressive_net"
     replaced = "inverse"
+    evaluates = "forward"
     stops_early = True
     gated = False
 
@@ -142,7 +144,10 @@ class Nflows:
     def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
         return type(module).inverse(module, y, context)[0]
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return type(module).forward(module, x, context)
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
         def inverted(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
                 return type(self).inverse(self, inputs, context)
@@ -169,7 +174,15 @@ class Nflows:
 
         replacing = until_equal if inverse is None else inverted
         replacing.__name__ = "inverse"
-        return {"inverse": types.MethodType(replacing, module)}
+        own = {"inverse": types.MethodType(replacing, module)}
+        if density is not None:
+
+            def forward(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                found = density(inputs, context)
+                return type(self).forward(self, inputs, context) if found is None else found
+
+            own["forward"] = types.MethodType(forward, module)
+        return own
 
 
 KIND = Nflows()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attaching import lend, shallow
 from .conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
+from .density import Density
 from .fused import Head
 from .inverses import Inverse
 from .plain import Reading, add_function
@@ -74,6 +75,7 @@ class Pyro:
 
     library = "pyro"
     replaced = "inverse"
+    evaluates = None
     stops_early = False
 
     def __init__(self, network: str) -> None:
@@ -118,7 +120,10 @@ class Pyro:
         """Sets what the original's ``_inverse`` leaves for log|det|."""
         raise NotImplementedError
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
         def _inverse(self_: Any, y: Tensor) -> Tensor:
             network, context = self_.arn, None
             if isinstance(network, functools.partial):
@@ -138,7 +143,7 @@ class Pyro:
 
         def condition(self_: nn.Module, context: Tensor) -> Any:
             transform = type(self_).condition(self_, context)
-            lend(transform, _inverse=types.MethodType(_inverse, transform))
+            lend(transform, _inverse=_inverse)
             return transform
 
         return {"condition": types.MethodType(condition, module)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .conditioner import Conditioner, Unsuitable, find
 from .crossover import Crossover
+from .density import Density, Path, check_density, crossovers_of_density
 from .fused import Fused, Head
 from .inverses import Inverse, check_inverse, crossovers, everywhere
 from .report import Part
@@ -26,13 +27,15 @@ class Kind(Protocol):
     Attributes:
         library: its name.
         network: the attribute that holds the conditioner.
-        replaced: what the report calls the method that is replaced.
+        replaced: what the report calls the method of the inverse that is replaced.
+        evaluates: what it calls that of the density's direction; None where this file does not replace it.
         stops_early: whether the library's passes can end where two agree.
     """
 
     library: str
     network: str
     replaced: str
+    evaluates: str | None
     stops_early: bool
 
     def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
@@ -60,8 +63,12 @@ class Kind(Protocol):
     def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
         """All passes of the original."""
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
-        """The attributes through which the module runs the inverse, or without one its own passes until two agree."""
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The original's direction of the density: (x (B, D), context (B, C)) -> (y, log|det dy/dx|)."""
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
+        """The attributes through which the module runs the inverse, or without one its own passes until two agree, and
+        the direction of the density, or without one its own."""
 
 
 # Up to this many variables a defect that the masks show is looked for in the network, by a gradient for each of them.
@@ -78,6 +85,8 @@ class TransformPlan:
         every: whether the univariate inverse takes all variables only.
         crossovers: where this is faster than the library's passes, without and with gradients.
         head: the univariate transform as the op knows it, or None.
+        density: where one op for the direction of the density is faster than the original, without and with gradients;
+            None if it does not run.
     """
 
     kind: Kind
@@ -85,9 +94,13 @@ class TransformPlan:
     every: bool = False
     crossovers: tuple[Crossover, Crossover] | None = None
     head: Head | None = None
+    density: tuple[Crossover, Crossover] | None = None
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
-        return self.kind.attributes(module, self.inverse(module))
+        density = None
+        if self.density is not None:
+            density = Density(Incremental(self.conditioner, find(module, self.kind.network)), self.head, self.density)
+        return self.kind.attributes(module, self.inverse(module), density)
 
     def inverse(self, module: nn.Module) -> Inverse | None:
         if self.conditioner is None:
@@ -106,8 +119,8 @@ class TransformPlan:
         return Inverse(steps, own, parametric, self.crossovers, fused, lambda: self.kind.passes(module))
 
 
-def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, Part]:
-    """The plan of a transform's inverse, and its part of the report; no plan where the original is faster.
+def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, list[Part]]:
+    """The plan of a transform, and its parts of the report; no plan where the original's inverse is faster.
 
     Raises:
         Unsuitable: if it cannot be accelerated at all.
@@ -123,15 +136,62 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
             raise
         by = "the library's own passes, which end where two agree bit for bit (checked at the first call)"
         part = Part(name, type(module).__name__, kind.library, kind.replaced, by, 0.0, (f"not incremental: {reason}",))
-        return TransformPlan(kind), part
+        return TransformPlan(kind), [part]
     part = Part(name, type(module).__name__, kind.library, kind.replaced, "", deviation, notes)
     alone, training = plan.crossovers
     speed = f"speed-up of the inverse: {alone}; with gradients: {training}"
     if alone.never and training.never:
         by = f"its own passes, which are faster here ({speed})"
-        return None, replace(part, by=by)
+        return None, [replace(part, by=by)]
     tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
-    return plan, replace(part, by=f"{tier} ({speed})")
+    part = replace(part, by=f"{tier} ({speed})")
+    plan, density = _density(kind, name, module, copied, plan)
+    return plan, [part, *density]
+
+
+def _density(
+    kind: Kind, name: str, module: nn.Module, copied: nn.Module, plan: TransformPlan
+) -> tuple[TransformPlan, list[Part]]:
+    """The plan with the direction of the density, and what the report says of it, where the op can run it."""
+    if plan.head is None or kind.evaluates is None:
+        return plan, []
+    try:
+        with trying("its forward pass"):
+            deviation, found = _density_checked(kind, copied, plan)
+    except Unsuitable:
+        return plan, []
+    alone, training = found
+    speed = f"speed-up: {alone}; with gradients: {training}"
+    part = Part(name, type(module).__name__, kind.library, kind.evaluates, "", deviation)
+    if alone.never and training.never:
+        return plan, [replace(part, by=f"its own path, since the op would save too little ({speed})")]
+    return replace(plan, density=found), [
+        replace(part, by=f"one op for network, {plan.head.name} and log|det| ({speed})")
+    ]
+
+
+def _density_checked(kind: Kind, copied: nn.Module, plan: TransformPlan) -> tuple[float, tuple[Crossover, Crossover]]:
+    own = plan.conditioner
+
+    def paths(module: nn.Module) -> tuple[Path, Path]:
+        density = Density(Incremental(own, find(module, kind.network)), plan.head)
+
+        def original(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+            return kind.evaluated(module, x, context)
+
+        return density, original
+
+    draw = random if plan.head.domain is None else uniform
+    exact = randomized(probe(copied))
+    check_density(*paths(exact), own, draw(next(exact.parameters()), 3, own.variables))
+    like = next(copied.parameters())
+    deviation = check_density(*paths(copied), own, draw(like, 3, own.variables))
+    ours, original = paths(copied)
+    parameters = list(copied.requires_grad_(True).parameters())
+    key = type(copied), plan.head
+    found = crossovers_of_density(key, ours, original, own, lambda rows: draw(like, rows, own.variables), parameters)
+    copied.requires_grad_(False)
+    return deviation, found
 
 
 def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:

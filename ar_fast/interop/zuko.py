@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attaching import lend
 from .conditioner import Conditioner
+from .density import Density
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
@@ -31,6 +32,7 @@ class Zuko:
     library = "zuko"
     network = "hyper"
     replaced = "inverse"
+    evaluates = "call_and_ladj"
     stops_early = True
 
     def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
@@ -87,12 +89,25 @@ class Zuko:
     def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
         return type(module).forward(module, context).inv(y)
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None) -> dict[str, Any]:
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return type(module).forward(module, context).call_and_ladj(x)
+
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
         run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
 
         def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+            def inverse(transform: Any, y: Tensor) -> Tensor:
+                return run(self, c, y)
+
+            def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+                found = density(x, c)
+                return type(transform).call_and_ladj(transform, x) if found is None else found
+
             transform = type(self).forward(self, c)
-            lend(transform, _inverse=lambda y: run(self, c, y))
+            if density is None:
+                lend(transform, _inverse=inverse)
+            else:
+                lend(transform, _inverse=inverse, call_and_ladj=call_and_ladj)
             return transform
 
         return {"forward": types.MethodType(forward, module)}

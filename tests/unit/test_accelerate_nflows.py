@@ -128,6 +128,11 @@ def test_gradients(case):
 
 
 @pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.variables > 1), 6), ids=ids)
+def test_second_derivatives(case):
+    accelerate_cases.check_second_order(case)
+
+
+@pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.variables > 1), 6), ids=ids)
 def test_copies(case):
     accelerate_cases.check_copies(case)
 

@@ -49,7 +49,7 @@ def case(name, kind, variables=5, context=0, hidden=(24, 24), param_dims=(1, 1),
         return kind(net, **arguments)
 
     tier = "fused" if param_dims == (1, 1) else "incremental"
-    return Case(name, make, forward, inverse, variables, context, tier=tier, float32_only=True)
+    return Case(name, make, forward, inverse, variables, context, tier=tier, float32_only=True, one_op=False)
 
 
 def spline(kind):

@@ -122,6 +122,11 @@ def test_gradients(case):
 
 
 @pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
+def test_second_derivatives(case):
+    accelerate_cases.check_second_order(case)
+
+
+@pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
 def test_copies(case):
     accelerate_cases.check_copies(case)
 
