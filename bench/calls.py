@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ar_fast import Mask, heads, models, nn
+from ar_fast import Mask, functional, heads, models, nn
 
 Run = Callable[[], object]
 
@@ -129,7 +129,13 @@ LAYERS: dict[str, tuple[str, bool, torch.dtype]] = {
     "MaskedLinear middle bfloat16": ("middle", False, torch.bfloat16),
 }
 
-KINDS = [*MODELS, *LAYERS]
+# kind -> the name of an autoregressive transform, its constants, and how many parameters a variable has
+TRANSFORMS: dict[str, tuple[str, tuple[float, ...], int]] = {
+    "Transform affine": ("affine_softplus", (1e-3,), 2),
+    "Transform spline": ("spline_softplus", (-3.0, 3.0, 1e-3, 1e-3, 1e-3, 0.1), 23),
+}
+
+KINDS = [*MODELS, *LAYERS, *TRANSFORMS]
 
 
 def _model(kind: str, sizes: Sizes) -> tuple[torch.nn.Module, Tensor]:
@@ -193,8 +199,50 @@ def _layer_training(kind: str, sizes: Sizes) -> Run:
     return run
 
 
+def transform(kind: str, sizes: Sizes) -> tuple[Callable[..., tuple[Tensor, Tensor]], list[Tensor]]:
+    """One transform of a flow, with one hidden layer: the call, and the values (B, side), weights and biases."""
+    torch.manual_seed(0)
+    name, constants, count = TRANSFORMS[kind]
+    variables, hidden = sizes.side, sizes.small
+    degrees = torch.arange(1, variables + 1), torch.arange(hidden) % (variables - 1) + 1
+    own = torch.arange(variables).repeat_interleave(count)
+    masks = [(degrees[1][:, None] >= degrees[0]).float(), (own[:, None] >= degrees[1]).float()]
+    weights = [torch.randn(mask.shape) / mask.shape[1] ** 0.5 for mask in masks]
+    leaves = [torch.randn(sizes.batch, variables), *weights, *(torch.randn(len(weight)) for weight in weights)]
+
+    def call(x: Tensor, first: Tensor, second: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.masked_mlp_transform(
+            x,
+            [first, second],
+            [mask.to(x.device) for mask in masks],
+            biases,
+            variables=variables,
+            transform=name,
+            constants=constants,
+        )
+
+    return call, leaves
+
+
+def _transform_forward(kind: str, sizes: Sizes) -> Run:
+    call, leaves = transform(kind, sizes)
+    return torch.no_grad()(lambda: call(*leaves))
+
+
+def _transform_training(kind: str, sizes: Sizes) -> Run:
+    call, leaves = transform(kind, sizes)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def run() -> None:
+        y, log_det = call(*leaves)
+        torch.autograd.grad(y.sum() + log_det.sum(), leaves)
+
+    return run
+
+
 MODEL_OPS = {"log_prob": _log_prob, "log_prob + backward": _training, "sample": _sample}
 LAYER_OPS = {"forward": _layer_forward, "forward + backward": _layer_training}
+TRANSFORM_OPS = {"forward": _transform_forward, "forward + backward": _transform_training}
 
 
 def select(kinds: Iterable[str] = ()) -> list[Call]:
@@ -202,7 +250,7 @@ def select(kinds: Iterable[str] = ()) -> list[Call]:
     chosen = list(kinds) or KINDS
     calls = []
     for kind in chosen:
-        ops = MODEL_OPS if kind in MODELS else LAYER_OPS
+        ops = MODEL_OPS if kind in MODELS else LAYER_OPS if kind in LAYERS else TRANSFORM_OPS
         if kind.startswith("RNN"):
             # torch.nn computes its log_prob and gradient.
             ops = {"sample": _sample}

@@ -85,6 +85,14 @@ def _masked_linear(size: tuple[int, int, int], dtype: torch.dtype, mask: Mask, d
     return [y, *torch.autograd.grad(y, leaves, normal(batch, outputs))]
 
 
+def _transform(kind: str, device: torch.device) -> list[Tensor]:
+    """A flow's density, and all its gradients."""
+    call, leaves = calls.transform(kind, SIZES)
+    leaves = [leaf.to(device).requires_grad_() for leaf in leaves]
+    y, log_det = call(*leaves)
+    return [y, log_det, *torch.autograd.grad(y.sum() + log_det.sum(), leaves)]
+
+
 def _masks() -> Iterator[tuple[str, tuple[int, int], Mask]]:
     yield "staircase", (150, 200), staircase(150, 200)
     yield "permuted", (150, 200), staircase(150, 200, permuted=True)
@@ -99,6 +107,8 @@ def cases() -> list[Smoke]:
         dtype = next(_model(kind)[0].parameters()).dtype
         found.append(Smoke(f"{kind}: log_prob and gradients", lambda device, k=kind: _log_prob(k, device), dtype))
         found.append(Smoke(f"{kind}: sample", lambda device, k=kind: _sample(k, device), dtype))
+    for kind in calls.TRANSFORMS:
+        found.append(Smoke(f"{kind}: gradients", lambda device, k=kind: _transform(k, device)))
     for dtype in TOLERANCES:
         for name, (inputs, outputs), mask in _masks():
             for batch in (3, 70):
