@@ -77,8 +77,8 @@ def masked_mlp_transform(
     .. math:: y_d = f(x_d; \theta_d(x_{<d}, c)), \quad \log |\det \partial y / \partial x| = \sum_d \log f'(x_d)
 
     One call stands for the network, the transform and log|det|, and another for all their gradients. It multiplies
-    weights by their masks and calls torch's products, so it is meant for layers of up to about a hundred units, where
-    what a call costs decides; :func:`masked_linear` is for larger ones. The results can be differentiated any number of
+    weights by their masks and whole matrices, so it is meant for layers of up to about a hundred inputs, where what a
+    call costs decides; :func:`masked_linear` is for larger ones. The results can be differentiated any number of
     times by input, weights and biases.
 
     Args:

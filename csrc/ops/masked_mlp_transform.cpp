@@ -17,6 +17,7 @@
 #include "activation.h"
 #include "autograd.h"
 #include "masked_mlp.h"
+#include "small_product.h"
 #include "transforms.h"
 #include "univariate_transform.h"
 
@@ -87,29 +88,51 @@ Program check_masked_mlp_transform(const MaskedMlpTransformArguments& a) {
   return program;
 }
 
-// The masked weights, the values of the program, and before the activation those that its derivative needs.
+// The CPU's products of small matrices, where they can run and are faster than torch's; null elsewhere.
+const SmallProducts* small_products_for(const MaskedMlpTransformArguments& a) {
+  constexpr int64_t most_inputs = 256;
+  if (small_products == nullptr || !a.input.device().is_cpu() || a.input.key_set().has(c10::DispatchKey::Python)) {
+    return nullptr;
+  }
+  for (size_t t = 0; t < a.weights.size(); ++t) {
+    if (a.masks[t].scalar_type() != a.input.scalar_type() || a.weights[t].size(1) > most_inputs) return nullptr;
+  }
+  return small_products;
+}
+
+// The values of the program, and before the activation those that its derivative needs.
 struct Evaluated {
-  variable_list weights, values, before;
+  variable_list values, before;
 };
 
-Evaluated evaluate(const MaskedMlpTransformArguments& a, const Program& program, Activation f) {
+// `small` null: by torch, in functions that autograd knows.
+Evaluated evaluate(const MaskedMlpTransformArguments& a, const Program& program, Activation f,
+                   const SmallProducts* small) {
   Evaluated own;
   own.values.push_back(a.input);
+  size_t t = 0;
   for (size_t l = 0; l < program.size(); ++l) {
     const MaskedMlpStep& step = program[l];
+    const bool keeps = step.activated && !derivative_from_result(f);
     at::Tensor z = has_bias(a.biases[l]) ? a.biases[l] : at::Tensor();
-    for (int64_t k = 0; k < step.terms(); ++k) {
-      const size_t t = own.weights.size();
-      own.weights.push_back(at::mul(a.weights[t], a.masks[t]));
-      const at::Tensor& source = own.values[static_cast<size_t>(step.sources[k])];
-      z = z.defined() ? at::addmm(z, source, own.weights[t].t()) : at::mm(source, own.weights[t].t());
-    }
     if (step.add >= 0) {
       const at::Tensor& value = own.values[static_cast<size_t>(step.add)];
       z = z.defined() ? z + value : value;
     }
-    own.before.push_back(step.activated && !derivative_from_result(f) ? z : at::Tensor());
-    own.values.push_back(step.activated ? activate(f, z) : z);
+    bool activated = !step.activated;
+    for (int64_t k = 0; k < step.terms(); ++k, ++t) {
+      const at::Tensor& source = own.values[static_cast<size_t>(step.sources[k])];
+      if (small != nullptr) {
+        const bool here = step.activated && !keeps && k + 1 == step.terms();
+        z = small->forward(source, a.weights[t], a.masks[t], z, here ? f : Activation::none);
+        activated = activated || here;
+        continue;
+      }
+      const at::Tensor weight = at::mul(a.weights[t], a.masks[t]).t();
+      z = z.defined() ? at::addmm(z, source, weight) : at::mm(source, weight);
+    }
+    own.before.push_back(keeps ? z : at::Tensor());
+    own.values.push_back(activated ? z : activate(f, z));
   }
   return own;
 }
@@ -122,7 +145,7 @@ std::tuple<at::Tensor, at::Tensor> apply_transform(const MaskedMlpTransformArgum
 std::tuple<at::Tensor, at::Tensor> masked_mlp_transform(const MaskedMlpTransformArguments& a) {
   const Activation f = parse_layer_activation(a.op, a.activation);
   const Program program = check_masked_mlp_transform(a);
-  return apply_transform(a, evaluate(a, program, f).values.back());
+  return apply_transform(a, evaluate(a, program, f, small_products_for(a)).values.back());
 }
 
 at::Tensor before_activation(Activation f, const at::Tensor& grad, const at::Tensor& value, const at::Tensor& before) {
@@ -137,11 +160,11 @@ struct MaskedMlpTransformFunction : torch::autograd::Function<MaskedMlpTransform
     at::AutoDispatchBelowADInplaceOrView guard;
     const Activation f = parse_layer_activation(a.op, a.activation);
     const Program program = check_masked_mlp_transform(a);
-    const Evaluated own = evaluate(a, program, f);
+    const Evaluated own = evaluate(a, program, f, small_products_for(a));
     const auto [y, log_det] = apply_transform(a, own.values.back());
     variable_list kept{input};
     for (const at::TensorList list : {weights, biases, a.masks}) kept.insert(kept.end(), list.begin(), list.end());
-    for (const variable_list& list : {own.weights, own.values, own.before}) {
+    for (const variable_list& list : {own.values, own.before}) {
       kept.insert(kept.end(), list.begin(), list.end());
     }
     context->save_for_backward(std::move(kept));
@@ -168,9 +191,9 @@ struct MaskedMlpTransformFunction : torch::autograd::Function<MaskedMlpTransform
     const size_t layers = program.size();
     const at::TensorList all(kept);
     const at::TensorList weights = all.slice(1, terms), biases = all.slice(1 + terms, layers);
-    const at::TensorList masks = all.slice(1 + terms + layers, terms), masked = all.slice(1 + 2 * terms + layers, terms);
-    const at::TensorList values = all.slice(1 + 3 * terms + layers, layers + 1);
-    const at::TensorList before = all.slice(2 + 3 * terms + 2 * layers, layers);
+    const at::TensorList masks = all.slice(1 + terms + layers, terms);
+    const at::TensorList values = all.slice(1 + 2 * terms + layers, layers + 1);
+    const at::TensorList before = all.slice(2 + 2 * terms + 2 * layers, layers);
     const MaskedMlpTransformArguments a{kept[0],
                                         weights,
                                         masks,
@@ -187,10 +210,10 @@ struct MaskedMlpTransformFunction : torch::autograd::Function<MaskedMlpTransform
     // The gradients by input, weights and biases, behind that of the arguments, which are no tensor.
     variable_list by(1 + terms + layers);
     if (at::GradMode::is_enabled()) {
-      const auto [y, log_det] = apply_transform(a, evaluate(a, program, f).values.back());
+      const auto [y, log_det] = apply_transform(a, evaluate(a, program, f, nullptr).values.back());
       differentiable_gradients({y, log_det}, grads, variable_list(all.begin(), all.begin() + 1 + terms + layers), by);
     } else {
-      gradients(context, a, program, f, masked, values, before, grads, by);
+      gradients(context, a, program, f, values, before, grads, by);
     }
     by.insert(by.begin(), at::Tensor());
     return by;
@@ -198,9 +221,10 @@ struct MaskedMlpTransformFunction : torch::autograd::Function<MaskedMlpTransform
 
  private:
   static void gradients(AutogradContext* context, const MaskedMlpTransformArguments& a, const Program& program,
-                        Activation f, at::TensorList masked, at::TensorList values, at::TensorList before,
-                        const variable_list& grads, variable_list& by) {
-    const size_t terms = masked.size();
+                        Activation f, at::TensorList values, at::TensorList before, const variable_list& grads,
+                        variable_list& by) {
+    const SmallProducts* small = small_products_for(a);
+    const size_t terms = a.weights.size();
     // By the values of the program, from the last to the first.
     variable_list by_value(values.size());
     at::Tensor by_x;
@@ -224,10 +248,16 @@ struct MaskedMlpTransformFunction : torch::autograd::Function<MaskedMlpTransform
       if (step.add >= 0) add_to(step.add, grad);
       for (int64_t k = 0; k < step.terms(); ++k) {
         const size_t t = term + static_cast<size_t>(k);
+        const at::Tensor &weight = a.weights[t], &mask = a.masks[t];
         if (context->needs_input_grad(1 + t)) {
-          by[1 + t] = at::mul(at::mm(grad.t(), values[static_cast<size_t>(step.sources[k])]), a.masks[t]);
+          const at::Tensor& source = values[static_cast<size_t>(step.sources[k])];
+          by[1 + t] = small != nullptr ? small->grad_weight(grad, source, mask)
+                                       : at::mul(at::mm(grad.t(), source), mask);
         }
-        if (step.sources[k] > 0 || context->needs_input_grad(0)) add_to(step.sources[k], at::mm(grad, masked[t]));
+        if (step.sources[k] > 0 || context->needs_input_grad(0)) {
+          add_to(step.sources[k], small != nullptr ? small->grad_input(grad, weight, mask)
+                                                   : at::mm(grad, at::mul(weight, mask)));
+        }
       }
     }
     if (!context->needs_input_grad(0)) return;

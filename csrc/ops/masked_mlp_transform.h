@@ -1,7 +1,7 @@
 // One autoregressive transform of a flow's density: a masked network computes the parameters of each variable from the
-// variables before it, and a univariate transform is applied with them (univariate_transform.h). The products are
-// torch's, of weights multiplied by their masks: for networks so small that what a call costs decides. It works on every
-// device.
+// variables before it, and a univariate transform is applied with them (univariate_transform.h). It is for networks so
+// small that what a call costs decides: products are of whole matrices, weights multiplied by their masks. On the CPU
+// they have kernels of their own for layers of few inputs (small_product.h); elsewhere they are torch's.
 //
 // Shapes: input (B, I), whose columns first ... first + D - 1 are the variables x; the others, a context, are only
 // inputs of the network. program: as in masked_mlp.h. weights, (units, units of the value read), and masks of the same

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import available_isas, isa
 from grids import pairs
 from transform_cases import TRANSFORMS
 
@@ -107,7 +108,41 @@ def test_masks_of_other_dtypes(device, dtype):
     input = torch.randn(3, 4).to(device)
     want = functional.masked_mlp_transform(input, weights, masks, biases, **options)
     got = functional.masked_mlp_transform(input, weights, [mask.to(dtype) for mask in masks], biases, **options)
-    assert all(torch.equal(own, other) for own, other in zip(got, want, strict=True))
+    for own, other in zip(got, want, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa_name", available_isas())
+@pytest.mark.parametrize(
+    "batch, width, dtype",
+    pairs([1, 5, 6, 7, 37, 200], [1, 7, 19, 111, 256, 300], [torch.float64, torch.float32]),
+    ids=str,
+)
+def test_products_of_every_size_and_instruction_set(batch, width, dtype, isa_name, monkeypatch):
+    monkeypatch.setitem(PROGRAMS, "plain", (PROGRAMS["plain"][0], [width, width + 1, None]))
+    *tensors, options = case("plain", "affine_clamp", 5, dtype=dtype)
+    tensors[1] = [mask.to(dtype) for mask in tensors[1]]
+    input = torch.randn(batch, 5, dtype=torch.float64).to(dtype)
+    options["activation"] = "tanh"
+    with isa(isa_name):
+        got = results(functional.masked_mlp_transform, input, *tensors, dtype, **options)
+    want = results(
+        by_reference, input, tensors[0], [mask.double() for mask in tensors[1]], tensors[2], torch.float64, **options
+    )
+    tolerance = 1e-9 if dtype == torch.float64 else 5e-3
+    for own, other in zip(got, want, strict=True):
+        torch.testing.assert_close(own.double(), other, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_do_not_depend_on_the_batch(device):
+    weights, masks, biases, options = case("plain", "spline_softplus", 5, dtype=torch.float32, device=device)
+    masks = [mask.float() for mask in masks]
+    input = torch.randn(37, 5).to(device)
+    whole = functional.masked_mlp_transform(input, weights, masks, biases, **options)
+    for cut in (slice(0, 1), slice(1, 20), slice(20, 37)):
+        part = functional.masked_mlp_transform(input[cut], weights, masks, biases, **options)
+        for got, want in zip(part, whole, strict=True):
+            torch.testing.assert_close(got, want[cut], rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_batch(device):

@@ -1,0 +1,125 @@
+// Products of small matrices: tiles of six rows by two vectors of columns in registers, over all of the sum at once.
+#include "small_product_cpu.h"
+
+#include <algorithm>
+
+#include "vec_math.h"
+
+namespace ar_fast::CPU_CAPABILITY {
+namespace {
+
+constexpr int most_rows = 6;
+constexpr int most_vectors = 2;
+
+template <typename T>
+constexpr int64_t tile_columns() {
+  return most_vectors * Vec<T>::size();
+}
+
+template <typename T>
+int64_t packed_width(int64_t columns) {
+  return (columns + Vec<T>::size() - 1) / Vec<T>::size() * Vec<T>::size();
+}
+
+// c has `columns` columns from here on, of which the tile takes as many as it has.
+template <int Rows, int Vectors, typename T>
+void tile(const SmallProduct& own, const T* a, const T* p, const T* bias, T* c, int64_t columns) {
+  constexpr int64_t lanes = Vec<T>::size();
+  const int64_t width = packed_width<T>(own.columns);
+  const auto count = [&](int v) { return static_cast<int>(std::min(lanes, columns - v * lanes)); };
+  Vec<T> sums[Rows][Vectors];
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    AR_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      sums[r][v] = bias == nullptr ? zero<T>() : Vec<T>::loadu(bias + r * own.bias_row + v * lanes, count(v));
+    }
+  }
+  for (int64_t k = 0; k < own.sums; ++k) {
+    Vec<T> row[Vectors];
+    AR_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) row[v] = Vec<T>::loadu(p + k * width + v * lanes);
+    AR_FAST_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const Vec<T> factor(a[r * own.a_row + k * own.a_sum]);
+      AR_FAST_UNROLL
+      for (int v = 0; v < Vectors; ++v) sums[r][v] = at::vec::fmadd(factor, row[v], sums[r][v]);
+    }
+  }
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    AR_FAST_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      activate<T>(own.activation, sums[r][v]).store(c + r * own.columns + v * lanes, count(v));
+    }
+  }
+}
+
+template <int Vectors, typename T>
+void tile_of_rows(int64_t rows, const SmallProduct& own, const T* a, const T* p, const T* bias, T* c, int64_t columns) {
+  switch (rows) {
+    case 1: return tile<1, Vectors>(own, a, p, bias, c, columns);
+    case 2: return tile<2, Vectors>(own, a, p, bias, c, columns);
+    case 3: return tile<3, Vectors>(own, a, p, bias, c, columns);
+    case 4: return tile<4, Vectors>(own, a, p, bias, c, columns);
+    case 5: return tile<5, Vectors>(own, a, p, bias, c, columns);
+    default: return tile<most_rows, Vectors>(own, a, p, bias, c, columns);
+  }
+}
+
+template <typename T>
+void product(const SmallProduct& own, int64_t row_begin, int64_t row_end) {
+  const T *a = static_cast<const T*>(own.a), *p = static_cast<const T*>(own.p);
+  const T* bias = static_cast<const T*>(own.bias);
+  T* c = static_cast<T*>(own.c);
+  for (int64_t m = row_begin; m < row_end; m += most_rows) {
+    const int64_t rows = std::min<int64_t>(most_rows, row_end - m);
+    for (int64_t n = 0; n < own.columns; n += tile_columns<T>()) {
+      const int64_t columns = own.columns - n;
+      const T* const own_bias = bias == nullptr ? nullptr : bias + m * own.bias_row + n;
+      const auto run = columns > Vec<T>::size() ? tile_of_rows<most_vectors, T> : tile_of_rows<1, T>;
+      run(rows, own, a + m * own.a_row, p + n, own_bias, c + m * own.columns + n, columns);
+    }
+  }
+}
+
+template <typename T>
+void pack(const SmallProductSource& source, T* packed) {
+  const T *value = static_cast<const T*>(source.value), *mask = static_cast<const T*>(source.mask);
+  const int64_t width = packed_width<T>(source.columns);
+  const auto at = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+    const int64_t index = k * source.value_row + n * source.value_sum;
+    return mask == nullptr ? value[index] : value[index] * mask[index];
+  };
+  for (int64_t k = 0; k < source.sums; ++k) {
+    for (int64_t n = source.columns; n < width; ++n) packed[k * width + n] = T(0);
+  }
+  if (source.value_sum == 1) {
+    for (int64_t k = 0; k < source.sums; ++k) {
+      for (int64_t n = 0; n < source.columns; ++n) packed[k * width + n] = at(k, n);
+    }
+  } else {
+    // Along the rows of the source, which are columns here.
+    for (int64_t n = 0; n < source.columns; ++n) {
+      for (int64_t k = 0; k < source.sums; ++k) packed[k * width + n] = at(k, n);
+    }
+  }
+}
+
+}  // namespace
+
+void small_product_width(ScalarType storage, int64_t columns, int64_t* width) {
+  *width = storage == ScalarType::float64 ? packed_width<double>(columns) : packed_width<float>(columns);
+}
+
+void small_product_pack(const SmallProductSource& source, void* packed) {
+  source.storage == ScalarType::float64 ? pack(source, static_cast<double*>(packed))
+                                        : pack(source, static_cast<float*>(packed));
+}
+
+void small_product(const SmallProduct& own, int64_t row_begin, int64_t row_end) {
+  own.storage == ScalarType::float64 ? product<double>(own, row_begin, row_end)
+                                     : product<float>(own, row_begin, row_end);
+}
+
+}  // namespace ar_fast::CPU_CAPABILITY

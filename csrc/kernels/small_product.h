@@ -1,0 +1,31 @@
+// Products of small matrices on the CPU, where a call of a BLAS costs more than its arithmetic: the contract.
+#pragma once
+
+#include "types.h"
+
+namespace ar_fast {
+
+// c = f(a p + bias)
+struct SmallProduct {
+  ScalarType storage;           // of every matrix: float32 or float64
+  int64_t rows, sums, columns;  // M, K, N
+  const void* a;                // element (m, k) at m a_row + k a_sum
+  int64_t a_row, a_sum;
+  const void* p;                // [K, small_product_width(N)] as small_product_pack makes it
+  const void* bias;             // [N], or [M, N] with rows bias_row apart, or null
+  int64_t bias_row;             // 0 or N
+  Activation activation;
+  void* c;                      // [M, N]
+};
+
+// What a product multiplies by: element (k, n) is value[k value_row + n value_sum], times mask at the same place unless
+// it is null.
+struct SmallProductSource {
+  ScalarType storage;
+  int64_t sums, columns;  // K, N
+  const void* value;
+  const void* mask;
+  int64_t value_row, value_sum;
+};
+
+}  // namespace ar_fast
