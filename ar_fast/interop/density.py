@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import functional
 from .._structure import building, version_of
@@ -25,6 +26,10 @@ _MOST_INPUTS = 128
 
 #: One evaluation: (x (B, D), context (B, C) or None) -> (y (B, D), log|det dy/dx| (B)).
 Path = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+# What a context adds: a linear map of it, and the function that it passes through.
+_Context = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
 
 
 class Density:
@@ -58,7 +63,7 @@ class Density:
         self._biased = [
             (
                 [steps.function(own.steps[index].layer) for index in layer.terms],
-                [own.steps[index] for index in layer.contexts],
+                [_context_of(steps, own.steps[index]) for index in layer.contexts],
             )
             for layer in layers
         ]
@@ -102,14 +107,18 @@ class Density:
         masks = self._masks(weights)
         return functional.call("masked_mlp_transform", input, weights, masks, biases, self._program, *self._rest)
 
-    def _bias(self, x: Tensor, context: Tensor | None, layers: list[nn.Module], contexts: list[AddContext]) -> Tensor:
+    def _bias(self, x: Tensor, context: Tensor | None, layers: list[nn.Module], contexts: list[_Context]) -> Tensor:
         """What is added to a layer's sums: the biases of its terms, and what the context adds."""
-        added = [_parameter(layer, "bias") for layer in layers]
-        added = [bias for bias in added if bias is not None]
-        for step in contexts:
-            part = self.steps.function(step.layer)(context)
-            added.append(part if step.function is None else self.steps.function(step.function)(part))
-        return sum(added[1:], added[0]) if added else x.new_empty(0)
+        total = None
+        for layer in layers:
+            bias = _parameter(layer, "bias")
+            if bias is not None:
+                total = bias if total is None else total + bias
+        for layer, function in contexts:
+            part = F.linear(context, _parameter(layer, "weight"), _parameter(layer, "bias"))
+            part = part if function is None else function(part)
+            total = part if total is None else total + part
+        return x.new_empty(0) if total is None else total
 
     def _masks(self, weights: list[Tensor]) -> list[Tensor]:
         """The masks in the dtype of the weights, which multiply faster than others."""
@@ -126,6 +135,10 @@ class Density:
                 mask = converted
             found.append(mask)
         return found
+
+
+def _context_of(steps: Incremental, step: AddContext) -> _Context:
+    return steps.function(step.layer), None if step.function is None else steps.function(step.function)
 
 
 def _parameter(layer: nn.Module, name: str) -> Tensor | None:
