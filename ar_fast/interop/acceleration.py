@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..conditioners.conditioner import Unsuitable
 from .attaching import Plan, attach, attached, attachment, detach
-from .conditioner import Unsuitable
 from .masked_layers import is_masked, read_layer
 from .registry import transform_kind
 from .report import AccelerationReport, Left, Part

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..conditioners.conditioner import Elementwise, Unsuitable
+from ..conditioners.stepping import Incremental, distinct_rows
 from .attaching import detach
-from .conditioner import Elementwise, Unsuitable
-from .stepping import Incremental, distinct_rows
 
 __all__ = ["check_parameters", "close", "probe", "random", "randomized", "trying", "uniform"]
 

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from .. import functional
 from .._structure import building, version_of
+from ..conditioners.conditioner import AddContext, Conditioner, Unsuitable
+from ..conditioners.stepping import Incremental
 from .checks import close, random
-from .conditioner import AddContext, Conditioner, Unsuitable
 from .crossover import Crossover, measured
 from .fused import Head, activation_of, program_of
 from .inverses import acting, global_hooks, graph_needed, hooks_of
 from .masked_layers import plain_call
-from .stepping import Incremental
 
 __all__ = ["Density", "Path", "check_density", "crossovers_of_density"]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import functional
 from .._structure import building
-from .conditioner import Add, AddContext, Conditioner, Elementwise, Masked, Schedule, Unsuitable, find
+from ..conditioners.conditioner import Add, AddContext, Conditioner, Elementwise, Masked, Schedule, Unsuitable, find
+from ..conditioners.stepping import Incremental, Prepared, Rows
 from .plain import activation_name
-from .stepping import Incremental, Prepared, Rows
 
 __all__ = ["Fused", "Head", "activation_of", "program_of"]
 

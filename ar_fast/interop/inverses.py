@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..conditioners.conditioner import Conditioner, Unsuitable
+from ..conditioners.implicit import graph_needed, inverted
+from ..conditioners.stepping import Incremental, Rows, Univariate
 from .checks import close, random
-from .conditioner import Conditioner, Unsuitable
 from .crossover import Crossover, measured
 from .fused import Fused
-from .implicit import gradients
 from .masked_layers import plain_call
-from .stepping import Incremental, Rows, Univariate
 
 __all__ = [
     "Inverse",
@@ -98,7 +97,10 @@ class Inverse:
             return self.without_graph(y, context, tensors)
         if self.parametric:
             return self.steps.invert(y, self.univariate, context, tensors)[0], None
-        return _Inverse.apply(self, None if context is None else context.index, y, values, *tensors), None
+        return inverted(self, y, context, tensors), None
+
+    def univariate_at(self, x: Tensor) -> Univariate:
+        return self.univariate
 
     def without_graph(
         self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
@@ -106,39 +108,6 @@ class Inverse:
         if self.fused is not None and self.fused.fits():
             return self.fused(y, context, tensors)
         return self.steps.invert(y, self.univariate, context, tensors)[0], None
-
-
-class _Inverse(torch.autograd.Function):
-    """The inverse, whose backward pass computes its gradient from the result alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, own: Inverse, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Tensor | None
-    ) -> Tensor:
-        ctx.own, ctx.index, ctx.schedule = own, index, own.steps.settle()
-        x = own.without_graph(y, None if context is None else Rows(context, index), tensors)[0]
-        ctx.save_for_backward(x, y, context, *tensors)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.own.steps.settle() is not ctx.schedule:
-            raise RuntimeError("the masks of an accelerated flow must stay as they are until the backward pass")
-        x, *saved = ctx.saved_tensors
-        inputs = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(saved, ctx.needs_input_grad[2:], strict=True)
-        ]
-        y, context, *tensors = inputs
-        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-        rows = None if context is None else Rows(context, ctx.index)
-        found = iter(gradients(ctx.own.steps, ctx.own.univariate, x, grad, y, rows, tensors, wanted))
-        return None, None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
-
-
-def graph_needed(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def global_hooks() -> bool:

@@ -13,10 +13,10 @@ from torch.autograd import forward_ad
 
 from .. import _library, functional
 from .._structure import building, version_of
+from ..conditioners.conditioner import Unsuitable, dense_mask
 from ..masks import Mask
 from .attaching import shallow
 from .checks import close, probe, random, randomized, trying
-from .conditioner import Unsuitable, dense_mask
 from .crossover import Crossover, measured
 from .report import Part
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioners.conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
+from ..conditioners.stepping import distinct_rows
 from .attaching import shallow
-from .conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
 from .density import Density
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
 from .plain import Reading, add_function, add_normalized
-from .stepping import distinct_rows
 
 __all__ = ["KIND", "Nflows", "matches"]
 

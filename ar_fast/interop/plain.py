@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .conditioner import Add, Conditioner, Elementwise, Masked, Normalized, Step, Unsuitable
+from ..conditioners.conditioner import Add, Conditioner, Elementwise, Masked, Normalized, Step, Unsuitable
 from .masked_layers import is_masked
 from .sequential import ACTIVATIONS
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioners.conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
+from ..conditioners.stepping import broadcast_rows
 from .attaching import lend, shallow
-from .conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
 from .density import Density
 from .fused import Head
 from .inverses import Inverse
 from .plain import Reading, add_function
-from .stepping import broadcast_rows
 
 __all__ = ["kind_of", "read_network"]
 

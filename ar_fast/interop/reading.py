@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..conditioners.conditioner import Conditioner, Unsuitable
+from ..conditioners.stepping import Incremental
 from .checks import check_parameters, probe, random, randomized, trying
-from .conditioner import Conditioner, Unsuitable
 from .registry import transform_kind
-from .stepping import Incremental
 
 if TYPE_CHECKING:
     from .transforms import Kind

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..conditioners.conditioner import Conditioner, Unsuitable, find
+from ..conditioners.stepping import Incremental, Univariate, distinct_rows
 from .checks import check_parameters, probe, random, randomized, trying, uniform
-from .conditioner import Conditioner, Unsuitable, find
 from .crossover import Crossover
 from .density import Density, Path, check_density, crossovers_of_density
 from .fused import Fused, Head
 from .inverses import Inverse, check_inverse, crossovers, everywhere
 from .report import Part
-from .stepping import Incremental, Univariate, distinct_rows
 
 __all__ = ["Kind", "TransformPlan", "read_transform"]
 

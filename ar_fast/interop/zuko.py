@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioners.conditioner import Conditioner
+from ..conditioners.stepping import broadcast_rows
 from .attaching import lend
-from .conditioner import Conditioner
 from .density import Density
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
-from .stepping import broadcast_rows
 
 __all__ = ["KIND", "matches"]
 

@@ -7,9 +7,9 @@ from accelerate_cases import PlainMaskedLinear, plain_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ar_fast.conditioners import stepping as module
+from ar_fast.conditioners.implicit import gradients
 from ar_fast.interop import incremental
-from ar_fast.interop import stepping as module
-from ar_fast.interop.implicit import gradients
 
 
 @pytest.mark.parametrize("by_parameter", [False, True])

@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .conditioner import Add, AddContext, Elementwise, GateByContext, Masked
 from .stepping import Incremental, Prepared, Rows, Univariate
 
-__all__ = ["gradients"]
+__all__ = ["Invertible", "gradients", "graph_needed", "inverted"]
+
+
+class Invertible(Protocol):
+    """An autoregressive transform whose inverse is computed without a graph.
+
+    Attributes:
+        steps: its conditioner.
+    """
+
+    steps: Incremental
+
+    def without_graph(
+        self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """y (B, D) -> x (B, D), and log|dx/dy| (B) where it comes with it."""
+
+    def univariate_at(self, x: Tensor) -> Univariate:
+        """An inverse of the univariate transforms that is differentiable where its results are x (B, D)."""
+
+
+def graph_needed(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def inverted(own: Invertible, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]) -> Tensor:
+    """The inverse of a transform, whose backward pass computes its gradient from the result alone.
+
+    Args:
+        own: the transform.
+        y: (B, D).
+        context: the distinct contexts, and which of them each row has.
+        tensors: the conditioner's, in the order of its steps.
+
+    Returns:
+        x (B, D).
+    """
+    values, index = (None, None) if context is None else context
+    return _Inverse.apply(own, index, y, values, *tensors)
+
+
+class _Inverse(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, own: Invertible, index: Tensor | None, y: Tensor, context: Tensor | None, *tensors: Tensor | None
+    ) -> Tensor:
+        ctx.own, ctx.index, ctx.schedule = own, index, own.steps.settle()
+        x = own.without_graph(y, None if context is None else Rows(context, index), tensors)[0]
+        ctx.save_for_backward(x, y, context, *tensors)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.own.steps.settle() is not ctx.schedule:
+            raise RuntimeError("the masks of a flow must stay as they are until the backward pass")
+        x, *saved = ctx.saved_tensors
+        inputs = [
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(saved, ctx.needs_input_grad[2:], strict=True)
+        ]
+        y, context, *tensors = inputs
+        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        rows = None if context is None else Rows(context, ctx.index)
+        found = iter(gradients(ctx.own.steps, ctx.own.univariate_at(x), x, grad, y, rows, tensors, wanted))
+        return None, None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
 
 
 def gradients(

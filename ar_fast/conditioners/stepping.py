@@ -86,6 +86,9 @@ class Incremental:
         conditioner: the structure that was read from the network.
         network: the network.
 
+    Args:
+        schedule: that of a network whose masks never change; None reads the masks of its layers.
+
     Example:
         >>> from ar_fast.masks import Mask
         >>> from ar_fast.interop import incremental
@@ -105,11 +108,11 @@ class Incremental:
         3
     """
 
-    def __init__(self, conditioner: Conditioner, network: nn.Module) -> None:
+    def __init__(self, conditioner: Conditioner, network: nn.Module, schedule: Schedule | None = None) -> None:
         self.conditioner, self.network = conditioner, network
         self._stamps: list[tuple[Any, int | None]] = []
         self._device_of: dict[torch.device, list[Any]] = {}
-        self._schedule: Schedule | None = None
+        self._schedule, self._fixed = schedule, schedule is not None
         self._resolve()
 
     def _resolve(self) -> None:
@@ -143,6 +146,8 @@ class Incremental:
         Raises:
             Unsuitable: if these masks have none.
         """
+        if self._fixed:
+            return self._schedule
         masks = [self._at[step.layer].mask for step in self.conditioner.steps if isinstance(step, Masked)]
         now = [(mask, version_of(mask)) for mask in masks]
         # Compared one by one: masks that are equal are another matter than masks that are the same.

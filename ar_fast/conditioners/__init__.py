@@ -1,0 +1,1 @@
+"""Autoregressive networks described as steps: evaluated one variable at a time, inverted, and the inverse's gradient."""
