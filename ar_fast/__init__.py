@@ -1,6 +1,6 @@
 """Fast layers and kernels for autoregressive generative models in PyTorch."""
 
-from . import functional, heads, interop, masks, models, nn, orderings, reference, training
+from . import flows, functional, heads, interop, masks, models, nn, orderings, reference, training
 from ._info import explain, info
 from ._version import __version__
 from .dependence import Dependence, check_autoregressive
@@ -19,6 +19,7 @@ __all__ = [
     "check_autoregressive",
     "compare",
     "explain",
+    "flows",
     "frozen",
     "functional",
     "heads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,17 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 from typing_extensions import Self
 
-__all__ = ["Structured", "building", "first_parameter", "follow_loaded", "nearly", "starts", "unmodified", "version_of"]
+__all__ = [
+    "SavedStructure",
+    "Structured",
+    "building",
+    "first_parameter",
+    "follow_loaded",
+    "nearly",
+    "starts",
+    "unmodified",
+    "version_of",
+]
 
 
 @contextlib.contextmanager
@@ -73,6 +84,47 @@ class Structured:
         super()._apply(fn, recurse)
         self._follow(self._home())
         return self
+
+
+class SavedStructure(Structured):
+    """A module whose results depend on a part of its structure, such as an order, which its state_dict holds too."""
+
+    def _decisive(self) -> dict[str, Tensor]:
+        """The part of the structure that is saved beside the parameters, since the results depend on it."""
+        raise NotImplementedError
+
+    def _take_decisive(self, given: dict[str, Tensor]) -> None:
+        """Takes what ``_decisive`` returned, or a part of it.
+
+        Raises:
+            ValueError: for values that are not allowed.
+        """
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor for name, tensor in self._decisive().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = [prefix + name for name in self._decisive()]
+        rest = {key: value for key, value in state_dict.items() if key not in own}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if strict:
+            missing_keys += [key for key in own if key not in state_dict]
+        try:
+            given = {key.removeprefix(prefix): state_dict[key] for key in own if key in state_dict}
+            self._take_decisive({name: tensor for name, tensor in given.items() if not tensor.is_meta})
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
 
 
 def follow_loaded(module: Structured, _: object) -> None:

@@ -1,1 +1,1 @@
-"""Autoregressive networks described as steps: evaluated one variable at a time, inverted, and the inverse's gradient."""
+"""Autoregressive networks as lists of steps: evaluated one variable at a time, inverted, and the inverse's gradient."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from .._version import __version__
 
 if TYPE_CHECKING:
+    from ..flows import MAF
     from .base import AutoregressiveModel
     from .char_rnn import CharRNN
 
@@ -24,7 +25,7 @@ FORMAT = "ar_fast.model"
 FORMAT_VERSION = 1
 
 
-def _description(model: AutoregressiveModel | CharRNN) -> dict[str, Any]:
+def _description(model: AutoregressiveModel | CharRNN | MAF) -> dict[str, Any]:
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -39,7 +40,7 @@ def _description(model: AutoregressiveModel | CharRNN) -> dict[str, Any]:
     return description
 
 
-def save(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[str, Any] | None = None) -> None:
+def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: dict[str, Any] | None = None) -> None:
     """Each value of ``metadata`` is written as JSON into the file of the weights."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -140,7 +141,7 @@ def _check_equal(name: str, own: object, given: object, directory: Path) -> None
         raise ValueError(f"load: {name} must be {own!r} as in this model, got {given!r} in {directory}")
 
 
-def read(model: AutoregressiveModel | CharRNN, directory: Path) -> dict[str, Tensor]:
+def read(model: AutoregressiveModel | CharRNN | MAF, directory: Path) -> dict[str, Tensor]:
     """The tensors of a stored model that was made like this one, after all checks."""
     given, own = read_config(directory), json.loads(json.dumps(_description(model)))
     for key in ("model", "order"):
@@ -172,7 +173,7 @@ def read(model: AutoregressiveModel | CharRNN, directory: Path) -> dict[str, Ten
     return tensors
 
 
-def load(model: AutoregressiveModel | CharRNN, directory: Path, metadata: dict[str, Any] | None = None) -> None:
+def load(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: dict[str, Any] | None = None) -> None:
     tensors = read(model, directory)
     for key, value in (metadata or {}).items():
         _check_equal(key, value, read_metadata(directory, key), directory)

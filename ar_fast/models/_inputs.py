@@ -126,9 +126,13 @@ def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
         raise ValueError(f"{model._name}: {rule}, got {tuple(context.shape)}")
     if not context.is_floating_point():
         raise ValueError(f"{model._name}: context must be of the model's dtype, {model.dtype}, got {context.dtype}")
-    if _validates(model, context) and not bool(context.isfinite().all()):
-        index = tuple((~context.isfinite()).nonzero()[0].tolist())
-        raise ValueError(f"{model._name}: context must be finite, got {context[index].item()} at index {index}")
+    check_finite(model, "context", context)
+
+
+def check_finite(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
+    if _validates(model, tensor) and not bool(tensor.isfinite().all()):
+        index = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+        raise ValueError(f"{model._name}: {name} must be finite, got {tensor[index].item()} at index {index}")
 
 
 def flatten(model: AutoregressiveModel, x: Tensor, context: Tensor | None) -> tuple[torch.Size, Tensor, Tensor | None]:

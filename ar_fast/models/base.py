@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from .. import heads, orderings
 from .._progress import progress_bar
-from .._structure import Structured, building, first_parameter, follow_loaded, nearly, starts, version_of
+from .._structure import SavedStructure, building, first_parameter, follow_loaded, nearly, starts, version_of
 from .._vocabulary import compute_dtype
 from ..nn import MaskedLinear
 from . import _files, _inputs
@@ -28,7 +28,7 @@ from .sampling import Request, Sampler, Sampling, draw, make_request
 __all__ = ["AutoregressiveModel", "State"]
 
 
-class AutoregressiveModel(Structured, nn.Module, abc.ABC):
+class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
     r"""A density over events of D variables, one conditional at a time.
 
     .. math:: p(x) = \prod_p p(x_{\mathrm{order}[p]} \mid x_{\mathrm{order}[0]}, \dots, x_{\mathrm{order}[p-1]})
@@ -183,42 +183,11 @@ class AutoregressiveModel(Structured, nn.Module, abc.ABC):
         self._build()
 
     def _decisive(self) -> dict[str, Tensor]:
-        """The part of the structure that is saved beside the parameters, since the results depend on it."""
         return {} if self.order is None else {"order": self.order}
 
     def _take_decisive(self, given: dict[str, Tensor]) -> None:
-        """Takes what ``_decisive`` returned, or a part of it.
-
-        Raises:
-            ValueError: for values that are not allowed.
-        """
         if "order" in given and not nearly(given["order"], self._order):
             self._take_order(given["order"])
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: tensor for name, tensor in self._decisive().items()})
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        own = [prefix + name for name in self._decisive()]
-        rest = {key: value for key, value in state_dict.items() if key not in own}
-        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        if strict:
-            missing_keys += [key for key in own if key not in state_dict]
-        try:
-            given = {key.removeprefix(prefix): state_dict[key] for key in own if key in state_dict}
-            self._take_decisive({name: tensor for name, tensor in given.items() if not tensor.is_meta})
-        except ValueError as error:
-            error_msgs.append(f"{prefix.removesuffix('.') or self._name}: {error}")
 
     def _head_arguments(self, index: Tensor | None = None) -> dict[str, Any]:
         """The head as every op takes it; ``index`` (D) is the variable at each place of the op's offsets."""

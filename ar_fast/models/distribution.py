@@ -46,7 +46,7 @@ class AutoregressiveDistribution(Distribution):
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> AutoregressiveDistribution:
         shape = torch.Size(batch_shape)
         context = None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
-        return AutoregressiveDistribution(self.model, context, shape)
+        return type(self)(self.model, context, shape)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         shape = torch.Size(sample_shape)

@@ -125,3 +125,13 @@ def test_the_flows_of_other_libraries_are_timed(tmp_path, capsys):
     for name in ("zuko MAF", "nflows affine", "normflows affine", "pyro affine"):
         assert f"| {name} |" in printed.out
     assert "fused pass" in printed.err
+
+
+@pytest.mark.full
+def test_our_flows_are_timed_beside_zuko(tmp_path, capsys):
+    pytest.importorskip("zuko")
+    from bench import flows
+
+    assert flows.main(["--tiny", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| MAF | D 3, (8, 8) x 2 | 2 |" in printed and "| NSF |" in printed
