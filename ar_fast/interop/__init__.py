@@ -1,5 +1,6 @@
 """Modules of other libraries: made faster in place, read one variable at a time, or turned into models."""
 
+from . import sbi
 from .acceleration import accelerate, accelerated, acceleration_report, restore
 from .reading import incremental
 from .report import AccelerationReport
@@ -11,4 +12,5 @@ __all__ = [
     "acceleration_report",
     "incremental",
     "restore",
+    "sbi",
 ]

@@ -13,12 +13,14 @@ from torch import nn
 from ..conditioners.conditioner import Unsuitable
 from .attaching import Plan, attach, attached, attachment, detach
 from .masked_layers import is_masked, read_layer
-from .registry import transform_kind
+from .posteriors import modules_of
+from .registry import is_coupling, transform_kind
 from .report import AccelerationReport, Left, Part
 
 __all__ = ["accelerate", "accelerated", "acceleration_report", "restore"]
 
-Module = TypeVar("Module", bound=nn.Module)
+#: A torch.nn.Module, or a posterior of sbi, which holds some.
+Module = TypeVar("Module")
 
 
 class _Root:
@@ -44,7 +46,7 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
     too and uses its own parameters. Pickles hold the original. docs/drop-in.md says more.
 
     Args:
-        module: a flow, a transform, a network: any module that has such parts.
+        module: a flow, a transform, a network: any module that has such parts; or a posterior of sbi.
         strict: raise if any part that looks accelerable was left.
 
     Returns:
@@ -60,42 +62,62 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
             ...
         ValueError: accelerate: module must have masked linear layers or autoregressive transforms, got Linear with none
     """
-    found: list[tuple[nn.Module, Plan]] = []
-    parts: list[Part] = []
-    left: list[Left] = []
-    already = False
-    for name, part in module.named_modules():
-        if attached(part):
-            already = True
-            continue
-        try:
-            own, reports = _read(name, part)
-        except Unsuitable as reason:
-            left.append(Left(name, type(part).__name__, str(reason)))
-            continue
-        parts += reports
-        if own is not None:
-            found.append((part, own))
-    if already and not found:
+    roots = modules_of(module)
+    reads = {name: _Read(root) for name, root in roots.items()}
+    found = [pair for read in reads.values() for pair in read.found]
+    if any(read.already for read in reads.values()) and not found:
         warnings.warn("accelerate: module is accelerated already, and nothing was done", stacklevel=2)
         return module
-    if not parts:
-        reasons = "; ".join(f"{own.name or type(module).__name__}: {own.reason}" for own in left)
+    left = [_below(name, own) for name, read in reads.items() for own in read.left]
+    reasons = "; ".join(f"{own.name or type(module).__name__}: {own.reason}" for own in left)
+    if not any(read.parts for read in reads.values()):
         raise ValueError(
             f"accelerate: module must have masked linear layers or autoregressive transforms, got "
             f"{type(module).__name__} with {f'none that can be accelerated: {reasons}' if reasons else 'none'}"
         )
     if strict and left:
-        reasons = "; ".join(f"{own.name or type(module).__name__}: {own.reason}" for own in left)
         raise ValueError(f"accelerate: under strict every part must be accelerated, got some that were left: {reasons}")
-    report = AccelerationReport(tuple(parts), tuple(left))
-    plans = {id(part): plan for part, plan in found}
-    for part, plan in found:
-        if part is not module:
-            attach(part, plan)
-    if not attached(module):
-        attach(module, _Root(report, plans.get(id(module))))
+    for name, root in roots.items():
+        reads[name].attach(root)
     return module
+
+
+class _Read:
+    """What the parts of one module are: the plans of those that can be accelerated, and the report."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.found: list[tuple[nn.Module, Plan]] = []
+        self.parts: list[Part] = []
+        self.left: list[Left] = []
+        self.already = False
+        for name, part in root.named_modules():
+            if attached(part):
+                self.already = True
+                continue
+            try:
+                own, reports = _read(name, part)
+            except Unsuitable as reason:
+                self.left.append(Left(name, type(part).__name__, str(reason)))
+                continue
+            self.parts += reports
+            if own is not None:
+                self.found.append((part, own))
+
+    def attach(self, root: nn.Module) -> None:
+        if not self.parts and not self.left:
+            return
+        plans = {id(part): plan for part, plan in self.found}
+        for part, plan in self.found:
+            if part is not root:
+                attach(part, plan)
+        if not attached(root):
+            attach(root, _Root(AccelerationReport(tuple(self.parts), tuple(self.left)), plans.get(id(root))))
+
+
+def _below(name: str, own: Any) -> Any:
+    """A line of a report, whose path begins at a module of this name."""
+    prefix = f"{name}." if name else ""
+    return replace(own, name=(prefix + own.name).rstrip("."))
 
 
 def restore(module: Module) -> Module:
@@ -105,8 +127,9 @@ def restore(module: Module) -> Module:
         >>> restore(torch.nn.Linear(2, 2))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    for part in module.modules():
-        detach(part)
+    for root in modules_of(module).values():
+        for part in root.modules():
+            detach(part)
     return module
 
 
@@ -114,32 +137,35 @@ def restore(module: Module) -> Module:
 def accelerated(module: Module, *, strict: bool = False) -> Iterator[Module]:
     """A scope in which a module is accelerated: :func:`accelerate` at its start, and at its end the parts that it
     accelerated are restored."""
-    if attached(module):
+    roots = modules_of(module).values()
+    before = {id(part) for root in roots for part in root.modules() if attached(part)}
+    if all(id(root) in before for root in roots):
         yield module
         return
-    before = {id(part) for part in module.modules() if attached(part)}
     accelerate(module, strict=strict)
     try:
         yield module
     finally:
-        for part in module.modules():
-            if id(part) not in before:
-                detach(part)
+        for root in roots:
+            for part in root.modules():
+                if id(part) not in before:
+                    detach(part)
 
 
-def acceleration_report(module: nn.Module) -> AccelerationReport:
+def acceleration_report(module: Any) -> AccelerationReport:
     """What accelerate replaced by what in a module, what it did not and why.
 
     Raises:
         ValueError: if nothing in the module is accelerated.
     """
     parts, left = [], []
-    for name, part in module.named_modules():
-        plan = attachment(part)
-        if isinstance(plan, _Root):
-            prefix = f"{name}." if name else ""
-            parts += [replace(own, name=(prefix + own.name).rstrip(".")) for own in plan.report.parts]
-            left += [replace(own, name=(prefix + own.name).rstrip(".")) for own in plan.report.left]
+    for own, root in modules_of(module).items():
+        for name, part in root.named_modules():
+            plan = attachment(part)
+            if isinstance(plan, _Root):
+                path = ".".join(filter(None, (own, name)))
+                parts += [_below(path, line) for line in plan.report.parts]
+                left += [_below(path, line) for line in plan.report.left]
     if not parts:
         raise ValueError("acceleration_report: module must be one that accelerate was called with, or hold one")
     return AccelerationReport(tuple(parts), tuple(left))
@@ -155,6 +181,8 @@ def _read(name: str, module: nn.Module) -> tuple[Plan | None, list[Part]]:
         plan, part = read_layer(name, module)
         return plan, [part]
     kind = transform_kind(module)
+    if kind is None and is_coupling(module):
+        raise Unsuitable("it is a coupling transform, not autoregressive: its inverse takes one pass already")
     if kind is None:
         return None, []
     from .transforms import read_transform

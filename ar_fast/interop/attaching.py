@@ -27,7 +27,13 @@ class Plan(Protocol):
 
 
 class _Record:
-    """What stands in a module's ``__dict__`` under _RECORD: the plan, and what the attributes replaced."""
+    """What stands in a module's ``__dict__`` under _RECORD: the plan, and what the attributes replaced.
+
+    It has no ``__dict__``, so that what walks through a module's attributes and writes into them, as sbi does to detach
+    tensors, goes no further.
+    """
+
+    __slots__ = ("plan", "previous")
 
     def __init__(self, plan: Plan | None, previous: dict[str, Any]) -> None:
         self.plan, self.previous = plan, previous

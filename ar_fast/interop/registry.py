@@ -9,7 +9,14 @@ from torch import nn
 if TYPE_CHECKING:
     from .transforms import Kind
 
-__all__ = ["transform_kind"]
+__all__ = ["is_coupling", "transform_kind"]
+
+
+def is_coupling(module: nn.Module) -> bool:
+    """Whether a module is a coupling transform, of nflows or zuko: half of the variables decide about the others."""
+    if hasattr(module, "_coupling_transform_forward"):
+        return True
+    return all(hasattr(module, name) for name in ("hyper", "mask", "univariate", "meta"))
 
 
 def transform_kind(module: nn.Module) -> Kind | None:

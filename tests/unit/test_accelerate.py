@@ -333,8 +333,8 @@ def test_import_ar_fast_imports_no_flow_library():
         import sys
         import ar_fast
         names = {"zuko", "nflows", "normflows", "pyro"}
-        assert not names & set(sys.modules), names & set(sys.modules)
-        ar_fast.interop.incremental
+        assert not (names | {"sbi"}) & set(sys.modules), names & set(sys.modules)
+        ar_fast.interop.incremental, ar_fast.interop.sbi.builder
         assert not {f"ar_fast.interop.{name}" for name in names} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=TESTS.parent)
@@ -358,3 +358,9 @@ def test_a_layer_whose_own_path_is_always_faster_is_left_alone(monkeypatch):
     ar_fast.accelerate(network, strict=True)
     assert not any("forward" in part.__dict__ for part in network)
     assert "its own path, since ar_fast's would save too little" in str(ar_fast.acceleration_report(network))
+
+
+def test_only_modules_and_posteriors_are_taken():
+    for call in (ar_fast.accelerate, ar_fast.restore, ar_fast.acceleration_report):
+        with pytest.raises(TypeError, match=r"module must be a torch.nn.Module or a posterior of sbi, got int"):
+            call(3)

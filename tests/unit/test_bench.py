@@ -135,3 +135,16 @@ def test_our_flows_are_timed_beside_zuko(tmp_path, capsys):
     assert flows.main(["--tiny", "--seconds", "0", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "| MAF | D 3, (8, 8) x 2 | 2 |" in printed and "| NSF |" in printed
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_posteriors_of_sbi_are_timed(tmp_path, capsys):
+    for name in ("sbi", "nflows", "zuko"):
+        pytest.importorskip(name)
+    from bench import sbi
+
+    assert sbi.main(["--tiny", "--seconds", "0", "--models", "maf", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for work in ("200 draws, one context", "20 draws, 5 contexts", "log_prob, B 20", "train()"):
+        assert work in printed

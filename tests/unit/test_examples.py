@@ -41,3 +41,14 @@ def test_char_rnn(capsys, tmp_path):
     assert script["shown"]("aé", [0.2, 12.0], False) == "aé\n09"
     coloured = script["shown"]("aé", [0.2, 12.0], True)
     assert coloured == "\033[30;48;5;46ma\033[30;48;5;196mé\033[0m"
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_sbi_two_moons(capsys):
+    for name in ("sbi", "nflows"):
+        pytest.importorskip(name)
+    script = runpy.run_path(str(EXAMPLES / "sbi_two_moons.py"))
+    assert script["main"](simulations=300, epochs=2, draws=2000, contexts=3) > 0
+    printed = capsys.readouterr().out
+    assert "parts accelerated" in printed and printed.count("accelerated ") == 3 and "share of draws" in printed
