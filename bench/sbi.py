@@ -41,7 +41,7 @@ def train(prior: object, theta: Tensor, x: Tensor, density_estimator: object, ep
     return trainer
 
 
-def rows(model: str, variables: int, seconds: float, tiny: bool) -> Iterator[list[str]]:
+def rows(model: str, variables: int, seconds: float, each: int, tiny: bool) -> Iterator[list[str]]:
     from ar_fast.interop.sbi import builder
 
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def rows(model: str, variables: int, seconds: float, tiny: bool) -> Iterator[lis
     fast = ar_fast.accelerate(copy.deepcopy(original))
     print(str(ar_fast.acceleration_report(fast)).splitlines()[0], file=sys.stderr)
     draws, contexts = (200, 5) if tiny else (100_000, 1000)
-    each, few = (20, 20) if tiny else (1000, 20)
+    each, few = 20 if tiny else each, 20
     estimators = {"sbi": original.posterior_estimator, "ar_fast": fast.posterior_estimator}
     error = relative_error(
         [estimators["ar_fast"].log_prob(theta[None, :few], x[:few])],
@@ -93,13 +93,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="time per figure, at least three turns (default: 1)")
     parser.add_argument("--models", nargs="+", default=MODELS, help="sbi's names of the estimators")
     parser.add_argument("--variables", type=int, nargs="+", default=(5, 10), help="D (default: 5 10)")
+    parser.add_argument("--each", type=int, default=1000, help="draws for each of 1,000 contexts (default: 1000)")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs, measures nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the table goes")
     chosen = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     sizes = (2,) if chosen.tiny else chosen.variables
-    found = [row for model in chosen.models for D in sizes for row in rows(model, D, chosen.seconds, chosen.tiny)]
+    found = []
+    for model in chosen.models:
+        for variables in sizes:
+            found += rows(model, variables, chosen.seconds, chosen.each, chosen.tiny)
     header = ["estimator", "D", "work", "sbi", "accelerated", "speed-up"]
     note = (
         "NPE with sbi's default sizes (5 transforms of two layers of 50 units), float32. The posterior and its "

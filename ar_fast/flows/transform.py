@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
 
 from .. import functional, orderings
 from .._structure import SavedStructure, building, follow_loaded, nearly
@@ -21,6 +23,8 @@ from .univariate import Univariate
 
 __all__ = ["AutoregressiveTransform"]
 
+# Up to this many units the op that multiplies whole matrices is fastest.
+_SMALL = 128
 # Rows go through the op in chunks whose state takes about this much memory.
 _CHUNK_BYTES = 2**27
 
@@ -111,6 +115,8 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
             degrees, every = self._degrees(), torch.arange(self.features)
             ends = [torch.searchsorted(own, every, right=True).to(torch.int32) for own in degrees]
             derived = {f"unit_ends_{index}": own for index, own in enumerate(ends)}
+            if self._small:
+                derived |= self._dense()
         self._set_derived({"order": self._order, "back": back, **derived}, self._home())
 
     def _home(self) -> torch.device:
@@ -134,11 +140,53 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
             u (*batch, D), and log|det du/dx| (*batch) in float64.
         """
         self._follow(self._home())
-        columns = x if self.order is None else x.index_select(-1, self.order)
-        raw = self._outputs(columns, context).unflatten(-1, (self.features, self.univariate.parameters))
-        u, log_slopes = self.univariate.forward(columns, raw)
+        batch, features = x.shape[:-1], self.features
+        columns = (x if self.order is None else x.index_select(-1, self.order)).reshape(batch.numel(), features)
+        if self._small:
+            u, log_det = functional.masked_mlp_transform(
+                columns,
+                [layer.weight for layer in self.layers],
+                [getattr(self, f"dense_{index}") for index in range(len(self.layers))],
+                [self._first_bias(context, len(columns)), *(layer.bias for layer in self.layers[1:])],
+                variables=features,
+                activation=self.activation,
+                transform=self.univariate.head,
+                constants=self.univariate.constants,
+            )
+        else:
+            rows = columns if context is None else columns.reshape(*batch, features)
+            raw = self._outputs(rows, context).reshape(len(columns), features * self.univariate.parameters)
+            u, log_det = functional.univariate_transform(columns, raw, self.univariate.head, self.univariate.constants)
         u = u if self.back is None else u.index_select(-1, self.back)
-        return u, log_slopes.sum(-1, dtype=torch.float64)
+        return u.reshape(x.shape), log_det.double().reshape(batch)
+
+    @property
+    def _small(self) -> bool:
+        return max(self.features, *self.hidden_features) <= _SMALL
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self._small:
+            self._set_derived(self._dense(), self._home())
+        return self
+
+    def _dense(self) -> dict[str, Tensor]:
+        """The masks in the dtype of the weights, which multiply faster than others."""
+        with building():
+            return {
+                f"dense_{index}": layer.mask.to_dense().cpu().to(layer.weight.dtype)
+                for index, layer in enumerate(self.layers)
+            }
+
+    def _first_bias(self, context: Tensor | None, rows: int) -> Tensor:
+        """What is added to the first layer: (units), or (rows, units) where row r has context r modulo R."""
+        bias = self.layers[0].bias
+        if context is None:
+            return bias
+        bias = F.linear(context, self.context_weight, bias)
+        if len(bias) == 1:
+            return bias[0]
+        return bias if len(bias) == rows else bias.repeat(rows // max(1, len(bias)), 1)
 
     def inverse(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x with f(x) = u, in the arithmetic of one evaluation of the network; differentiable once.
