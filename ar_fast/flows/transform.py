@@ -73,6 +73,7 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         super().__init__()
         self.features, self.context_features = features, context_features
         self.hidden_features, self.univariate, self.activation = list(hidden_features), univariate, activation
+        self._small = max(self.features, *self.hidden_features) <= _SMALL
         self._made: Incremental | None = None
         self.register_load_state_dict_post_hook(follow_loaded)
         units = [features, *self.hidden_features, features * univariate.parameters]
@@ -139,30 +140,34 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         Returns:
             u (*batch, D), and log|det du/dx| (*batch) in float64.
         """
-        self._follow(self._home())
-        batch, features = x.shape[:-1], self.features
-        columns = (x if self.order is None else x.index_select(-1, self.order)).reshape(batch.numel(), features)
+        layers = list(self.layers)
+        weights, biases = ([own._parameters[name] for own in layers] for name in ("weight", "bias"))
+        self._follow(weights[0].device)
+        # Small flows take some hundred microseconds, so nothing is done that is not needed.
+        order, back, batch, features = self.order, self.back, x.shape[:-1], self.features
+        columns = x if order is None else x.index_select(-1, order)
+        columns = columns if columns.dim() == 2 else columns.reshape(batch.numel(), features)
+        own = self.univariate
         if self._small:
+            if context is not None:
+                biases[0] = self._first_bias(context, len(columns))
+            masks = [getattr(self, f"dense_{index}") for index in range(len(layers))]
             u, log_det = functional.masked_mlp_transform(
                 columns,
-                [layer.weight for layer in self.layers],
-                [getattr(self, f"dense_{index}") for index in range(len(self.layers))],
-                [self._first_bias(context, len(columns)), *(layer.bias for layer in self.layers[1:])],
+                weights,
+                masks,
+                biases,
                 variables=features,
                 activation=self.activation,
-                transform=self.univariate.head,
-                constants=self.univariate.constants,
+                transform=own.head,
+                constants=own.constants,
             )
         else:
             rows = columns if context is None else columns.reshape(*batch, features)
-            raw = self._outputs(rows, context).reshape(len(columns), features * self.univariate.parameters)
-            u, log_det = functional.univariate_transform(columns, raw, self.univariate.head, self.univariate.constants)
-        u = u if self.back is None else u.index_select(-1, self.back)
-        return u.reshape(x.shape), log_det.double().reshape(batch)
-
-    @property
-    def _small(self) -> bool:
-        return max(self.features, *self.hidden_features) <= _SMALL
+            raw = self._outputs(rows, context).reshape(len(columns), features * own.parameters)
+            u, log_det = functional.univariate_transform(columns, raw, own.head, own.constants)
+        u, log_det = u if back is None else u.index_select(-1, back), log_det.double()
+        return (u, log_det) if x.dim() == 2 else (u.reshape(x.shape), log_det.reshape(batch))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -178,12 +183,9 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
                 for index, layer in enumerate(self.layers)
             }
 
-    def _first_bias(self, context: Tensor | None, rows: int) -> Tensor:
+    def _first_bias(self, context: Tensor, rows: int) -> Tensor:
         """What is added to the first layer: (units), or (rows, units) where row r has context r modulo R."""
-        bias = self.layers[0].bias
-        if context is None:
-            return bias
-        bias = F.linear(context, self.context_weight, bias)
+        bias = F.linear(context, self.context_weight, self.layers[0].bias)
         if len(bias) == 1:
             return bias[0]
         return bias if len(bias) == rows else bias.repeat(rows // max(1, len(bias)), 1)
