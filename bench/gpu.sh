@@ -118,7 +118,7 @@ done
 
 # kernel, the case of bench.smoke that runs it
 kernels=(
-  "nade_scan_kernel|NADE: log_prob*" "nade_states_kernel|NADE: log_prob*" "nade_local_kernel|NADE: log_prob*"
+  "nade_scan_kernel|NADE: log_prob*" "nade_sums_kernel|NADE: log_prob*" "nade_local_kernel|NADE: log_prob*"
   "nade_sample_kernel|NADE: sample" "nade_sample_general_kernel|NADE Categorical: sample"
   "masked_mlp_sample_kernel|MADE: sample" "masked_linear_tiles_kernel|masked_linear bfloat16 staircase B 70"
   "masked_linear_rows_kernel|masked_linear float32 staircase B 3"

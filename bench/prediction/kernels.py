@@ -24,21 +24,28 @@ L2_BYTES = 40e6
 _RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
 LOOPS = [
-    # 8 positions, also of weights that no cache holds.
-    Loop("nade_states", "nade_states_kernelIfLb0E", {"loads": 8, "ffma": 64, "mufu": 8}),
-    Loop("nade_states, memory", "nade_states_kernelIfLb0E", {"loads": 8, "ffma": 64, "mufu": 8}, narrow="dram"),
-    Loop("nade_states, inputs", "nade_states_kernelIfLb0E", {"sts": 1, "loads": 1}),
-    # 8 positions that each change the state; 8 that leave it.
-    Loop("nade_scan, ones", "nade_scan_kernelIfLb1E", {"mufu": 64, "lds": 16}),
-    Loop("nade_scan, zeros", "nade_scan_kernelIfLb1E", {"lds": 8, "shfl": 10}),
-    # A weight row of a strip into shared memory.
-    Loop("nade_scan, stage", "nade_scan_kernelIfLb1E", {"copies": 1}, off="LDG\\."),
+    # 8 positions of 8 rows, also of weights that no cache holds; the inputs of 32 positions.
+    Loop("nade_sums", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}),
+    Loop("nade_sums, memory", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}, wide="dram"),
+    Loop("nade_sums, inputs", "nade_sums_kernelIfLb0ELb1E", {"sts": 3, "loads": 9}),
+    Loop("nade_running_sums", "nade_running_sums_kernelIfLb0E", {"loads": 16}),  # 16 tiles
+    # 8 positions that each change the state; 7 of 8, with branches; none. 32 positions of both weights into shared
+    # memory.
+    Loop("nade_scan, every", "nade_scan_kernelIfLb1ELb1E", {"mufu": 64, "lds": 16}),
+    Loop("nade_scan, ones", "nade_scan_kernelIfLb1ELb1E", {"mufu": 56, "lds": 15}, most={"mufu": 56}),
+    Loop("nade_scan, zeros", "nade_scan_kernelIfLb1ELb1E", {"lds": 8, "shfl": 10}),
+    Loop("nade_scan, stage", "nade_scan_kernelIfLb1ELb1E", {"copies": 8}),
+    Loop("nade_scan, stage, memory", "nade_scan_kernelIfLb1ELb1E", {"copies": 8}, wide="dram"),
     Loop("nade_head", "nade_head_kernelIfLb1E", {"mufu": 1, "stores": 1, "loads": 4}),
-    # A row of the batch, 16 positions.
-    Loop("nade_local, ones", "nade_local_kernelIfE", {"mufu": 32, "lds": 8, "ffma": 96}),
-    Loop("nade_local, zeros", "nade_local_kernelIfE", {"mufu": 2, "lds": 8, "ffma": 32}),
-    Loop("nade_far", "nade_far_kernelIfE", {"ffma": 32}),  # 2 rows, 16 positions
-    Loop("nade_suffix", "nade_suffix_kernelIfE", {"loads": 16}),  # 16 tiles
+    # Two rows of the batch, 16 positions that each change the state; 15 of them, with branches; one. The inputs and
+    # states of 8 rows.
+    Loop("nade_local, every", "nade_local_kernelIfLb1E", {"mufu": 64, "ffma": 150}),
+    Loop("nade_local, ones", "nade_local_kernelIfLb1E", {"mufu": 60, "ffma": 150}, most={"mufu": 60}),
+    Loop("nade_local, zeros", "nade_local_kernelIfLb1E", {"mufu": 4, "ffma": 100}),
+    Loop("nade_local, stage", "nade_local_kernelIfLb1E", {"sts": 16, "loads": 16}),
+    # 4 rows, 16 positions of 4 units; the inputs of 8 rows.
+    Loop("nade_far", "nade_far_kernelIfE", {"ffma": 256}),
+    Loop("nade_far, stage", "nade_far_kernelIfE", {"sts": 4}),
     Loop("nade_bias", "nade_bias_kernelIfE", {"loads": 16}),  # 16 rows
     # A position after one that changed the state, and after one that did not.
     Loop("nade_sample, one", "nade_sample_kernelIfLb0E", {"mufu": 33, "ffma": 32, "loads": 8}, most={"loads": 8}),
@@ -103,34 +110,41 @@ def _where(path: str, weight_bytes: float) -> str:
     return path if weight_bytes <= L2_BYTES else f"{path}, memory"
 
 
-def _mixed(path: str, times: float, ones: float) -> dict[str, float]:
-    return {f"{path}, ones": times * ones, f"{path}, zeros": times * (1 - ones)}
+def _nade_states(table: Table, launches: Sequence[Recorded], case: Case, tile: int, tiles: int) -> list[Launch]:
+    """Sums over all tiles but the last, then running sums."""
+    of_tiles, running = launches
+    weight = 4.0 * case.variables * case.hidden
+    sums = 4.0 * (tiles - 1) * case.batch * case.hidden
+    turns = {_where("nade_sums", weight): math.ceil(tile / 8), "nade_sums, inputs": math.ceil(tile / 32)}
+    return [
+        table.launch(
+            of_tiles, "nade_sums_kernel<float, false, true>", turns,
+            l2_bytes=weight * math.ceil(case.batch / 8) + sums, dram_bytes=weight if weight > L2_BYTES else 0,
+        ),
+        _running_sums(table, running, tiles - 1, sums),
+    ]  # fmt: skip
 
 
-def _nade_states(table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int]) -> Launch:
-    variables, hidden = case.variables, case.hidden
-    weight = 4.0 * variables * hidden
-    steps = math.ceil(variables / 32)
-    turns = {_where("nade_states", weight): steps * 4, "nade_states, inputs": steps * 256 / recorded.threads}
-    return table.launch(
-        recorded, "nade_states_kernel<float, false>", turns, waits={"barrier": 2 * steps},
-        l2_bytes=weight * recorded.grid[0], dram_bytes=weight if weight > L2_BYTES else 0,
-    )  # fmt: skip
+def _running_sums(table: Table, recorded: Recorded, tiles: int, sums: float) -> Launch:
+    turns = {"nade_running_sums": math.ceil(tiles / 16)}
+    return table.launch(recorded, "nade_running_sums_kernel<float, false>", turns, waits={"l2": 1}, l2_bytes=2 * sums)
 
 
 def _nade_forward(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
-    states, scan, head = launches
+    *states, scan, head = launches
     weights = 8.0 * case.variables * case.hidden
-    steps = math.ceil(cut["chunk"] / 32)
-    turns = _mixed("nade_scan", steps * 4, case.ones)
-    turns["nade_scan, stage"] = steps * 2 * 32 / 8
-    memory = "l2" if weights <= L2_BYTES else "dram"
+    eights = cut["chunk"] / 8
+    if case.ones == 1:
+        turns = {"nade_scan, every": eights}
+    else:
+        ones = case.ones * 8 / 7
+        turns = {"nade_scan, ones": eights * ones, "nade_scan, zeros": eights * (1 - ones)}
+    turns[_where("nade_scan, stage", weights)] = math.ceil(cut["chunk"] / 32)
     groups = math.ceil(case.batch / 8)
     return [
-        _nade_states(table, states, case, cut),
+        *_nade_states(table, states, case, cut["chunk"], cut["chunks"]),
         table.launch(
-            scan, "nade_scan_kernel<float, true>", turns,
-            waits={memory: steps, "l2": steps, "barrier": 2 * steps} if memory != "l2" else {"l2": 2 * steps},
+            scan, "nade_scan_kernel<float, true, true>", turns, waits={"l2": 1},
             l2_bytes=weights * groups, dram_bytes=weights if weights > L2_BYTES else 0,
         ),
         table.launch(head, "nade_head_kernel<float, true>", {"nade_head": math.ceil(case.variables / 256)}),
@@ -138,23 +152,33 @@ def _nade_forward(table: Table, launches: Sequence[Recorded], case: Case, cut: M
 
 
 def _nade_training(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
-    of_head, states, local, suffix, far, bias = launches[3:]
+    of_head, *states, local, suffix, far, bias = launches[4:]
     sums = 4.0 * cut["tiles"] * case.batch * case.hidden
+    inputs, weight = 4.0 * case.batch * case.variables, 4.0 * case.variables * case.hidden
+    rows = math.ceil(case.batch / local.grid[1] / (local.threads // 32))  # of a warp
+    if case.ones == 1:
+        turns = {"nade_local, every": rows / 2}
+    else:
+        ones = (1 - (1 - case.ones) ** 2) * 15 / 14  # either row changes; the first of 16 positions is always computed
+        turns = {"nade_local, ones": rows / 2 * ones, "nade_local, zeros": rows / 2 * (1 - ones)}
     return [
-        *_nade_forward(table, launches[:3], case, cut),
+        *_nade_forward(table, launches[:4], case, cut),
         # A thread a variable: nothing but two loads and a sigmoid.
         table.launch(of_head, "bernoulli_backward_kernel<float>", {}, waits={"l2": 3, "mufu": 4}),
-        _nade_states(table, states, case, cut),
+        *_nade_states(table, states, case, cut["tile"], cut["tiles"]),
+        # Before and after the rows: the weights of the tile; the sums of the warps.
         table.launch(
-            local, "nade_local_kernel<float>", _mixed("nade_local", case.batch, case.ones),
-            waits={"l2": case.batch / 8, "barrier": case.batch / 4}, l2_bytes=2 * sums,
+            local, "nade_local_kernel<float, true>", turns | {"nade_local, stage": math.ceil(rows / 8)},
+            waits={"l2": 2, "barrier": 5, "lds": 8},
+            l2_bytes=2 * sums + 2 * inputs * math.ceil(case.hidden / 32) + 4 * weight,
         ),
-        table.launch(suffix, "nade_suffix_kernel<float>", {"nade_suffix": cut["tiles"] / 16}, l2_bytes=2 * sums),
+        _running_sums(table, suffix, cut["tiles"], sums),
         table.launch(
-            far, "nade_far_kernel<float>", {"nade_far": case.batch / 2},
-            waits={"l2": case.batch / 8, "barrier": case.batch / 4}, l2_bytes=sums,
+            far, "nade_far_kernel<float>", {"nade_far": math.ceil(rows / 4), "nade_far, stage": math.ceil(rows / 8)},
+            waits={"l2": 2, "barrier": 8, "lds": 16},
+            l2_bytes=sums + inputs * math.ceil(case.hidden / 128) + 2 * weight,
         ),
-        table.launch(bias, "nade_bias_kernel<float>", {"nade_bias": case.batch / 16}),
+        table.launch(bias, "nade_bias_kernel<float>", {"nade_bias": math.ceil(case.batch / 8 / 16)}),
     ]  # fmt: skip
 
 

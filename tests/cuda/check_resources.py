@@ -42,8 +42,10 @@ LOAD_MATRIX = r"ldmatrix\.sync\.aligned\.m8n8\.x4"
 
 # Kernel (a pattern of its mangled name) -> the instructions that it is meant to use.
 REQUIRED = {
-    r"nade_scan_kernelI.*Lb1E": [COPY_ASYNC, LOAD_SHARED_128],
-    r"nade_scan_kernelI.*Lb0E": [LOAD_128],
+    # Plain or not; whether there are sigmoids only.
+    r"nade_scan_kernelI.*Lb1ELb[01]E": [COPY_ASYNC, LOAD_SHARED_128],
+    r"nade_scan_kernelI.*Lb0ELb0E": [LOAD_128],
+    r"nade_sums_kernelI.*Lb[01]ELb1E": [LOAD_128],
     r"nade_sample_kernelI": [LOAD_128],
     r"fvsbn_sample_kernelI": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb0E": [LOAD_128],

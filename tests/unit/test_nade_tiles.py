@@ -179,6 +179,22 @@ def test_results_do_not_depend_on_how_scratch_is_cut(ops, set_budget, variables,
         assert torch.equal(cut, whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_rows_split_over_blocks(ops, dtype, activation):
+    """Few tiles and many rows: the backward's blocks share out the rows, and their sums are merged."""
+    compare(ops, Model(19, 37, dtype), inputs(150, 19, dtype, binary=activation == "sigmoid"), activation)
+
+
+@pytest.mark.parametrize(("variables", "rows_out"), [(130, 1), (9, 5)])
+def test_a_row_does_not_depend_on_its_batch(ops, variables, rows_out):
+    model, x = Model(variables, 133, torch.float32, rows_out=rows_out), inputs(21, variables, torch.float32)
+    arguments = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order, None, None, None)
+    together = ops.nade(x, *arguments, "sigmoid")
+    for rows in (slice(0, 1), slice(8, 17), slice(20, 21)):
+        assert torch.equal(ops.nade(x[rows].contiguous(), *arguments, "sigmoid"), together[rows])
+
+
 def test_bernoulli_head(ops):
     model, x = Model(300, 8, torch.float32), inputs(3, 300, torch.float32)
     logits = model.twin(x, "sigmoid")[0].detach()

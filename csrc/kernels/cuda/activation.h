@@ -1,5 +1,5 @@
 // Activations of hidden units. In float: at most two special-function instructions each (ex2 and rcp), relative error
-// below 5e-7 wherever the result is a normal number; +-infinity gives the limit and NaN gives NaN. In double: the
+// below 8e-7 wherever the result is a normal number; +-infinity gives the limit and NaN gives NaN. In double: the
 // library's functions.
 #pragma once
 
@@ -7,19 +7,25 @@
 
 namespace ar_fast::cuda {
 
-// e^x for x in [-88, 88]. x log2(e) is rounded, and a first-order term corrects the rounding error.
-__device__ __forceinline__ float exp_bounded(float x) {
-  constexpr float log2_e = 1.44269502f, log2_e_rest = 1.92596299e-8f, ln_2 = 0.693147182f;
-  const float exponent = x * log2_e;
-  const float rest = fmaf(x, log2_e_rest, fmaf(x, log2_e, -exponent));
+// e^-x for x in [-88, 88]. -x log2(e) is rounded to an exponent; how far that is from -x is put right by a first-order
+// term.
+__device__ __forceinline__ float exp_of_minus(float x) {
+  constexpr float log2_e = 1.44269502f, ln_2 = 0.693147182f;  // ln_2 is 2e-9 too large: 2e-7 of the result at 88
+  const float exponent = x * -log2_e;
   const float value = exp2_instruction(exponent);
-  return fmaf(value, rest * ln_2, value);
+  return fmaf(-value, fmaf(exponent, ln_2, x), value);
 }
 
 __device__ __forceinline__ float sigmoid(float a) {
-  return reciprocal_instruction(1.0f + exp_bounded(-clamp_keep_nan(a, -88.0f, 88.0f)));
+  return reciprocal_instruction(1.0f + exp_of_minus(clamp_keep_nan(a, -88.0f, 88.0f)));
 }
 __device__ __forceinline__ double sigmoid(double a) { return 1.0 / (1.0 + exp(-a)); }
+
+template <typename T, int N>
+__device__ __forceinline__ void sigmoid(const T (&a)[N], T (&h)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) h[i] = sigmoid(a[i]);
+}
 
 // Near zero 1 - 2 / (1 + e^2a) loses digits; an odd polynomial is used there, fitted for the least relative error.
 __device__ __forceinline__ float tanh_of(float a) {
@@ -29,7 +35,7 @@ __device__ __forceinline__ float tanh_of(float a) {
         fmaf(fmaf(fmaf(0.0164320096f, square, -0.0526680276f), square, 0.133206427f), square, -0.333329409f);
     return fmaf(a * square, tail, a);
   }
-  return fmaf(-2.0f, reciprocal_instruction(1.0f + exp_bounded(clamp_keep_nan(2.0f * a, -88.0f, 88.0f))), 1.0f);
+  return fmaf(-2.0f, reciprocal_instruction(1.0f + exp_of_minus(clamp_keep_nan(-2.0f * a, -88.0f, 88.0f))), 1.0f);
 }
 __device__ __forceinline__ double tanh_of(double a) { return tanh(a); }
 

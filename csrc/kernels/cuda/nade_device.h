@@ -71,12 +71,14 @@ struct NadeArguments {
   }
   // The row of in_weight that a row of the batch adds, and its factor.
   __device__ __forceinline__ Added<T> added(int row, int variable) const {
+    if (x != nullptr && in_offsets == nullptr) return {variable, x[static_cast<int64_t>(row) * variables + variable]};
+    return added(row, variable, first_in_row(variable), first_in_row(variable + 1));
+  }
+  // The same of a variable whose rows of in_weight are [first, end).
+  __device__ __forceinline__ Added<T> added(int row, int variable, int64_t first, int64_t end) const {
     const int64_t at = static_cast<int64_t>(row) * variables + variable;
-    if (x == nullptr) return gathered(first_in_row(variable), first_in_row(variable + 1), categories[at]);
-    const T value = x[at];
-    if (in_offsets == nullptr) return {variable, value};
-    const int64_t first = in_offsets[variable], end = in_offsets[variable + 1];
-    return end - first > 1 ? gathered(first, end, value) : Added<T>{first, value};
+    if (x == nullptr) return gathered(first, end, categories[at]);
+    return end - first > 1 ? gathered(first, end, x[at]) : Added<T>{first, x[at]};
   }
   // A value that gathers one of the rows [first, end).
   template <typename Value>
@@ -126,11 +128,19 @@ struct NadeTiles {
   int count() const { return static_cast<int>(ceil_divide(stop - start, tile)); }
 };
 
-// states [tiles, B, H]: the pre-activations before the first position of each tile. `initial` [B, H] is the state at
-// tiles.start, at initial_stride elements a row; each row adds its inputs one by one, in order, whatever the tiles.
+// states [tiles, B, H]: the pre-activations before the first position of each tile; after [B, H]: those at tiles.stop,
+// null if not wanted. `initial` is the state at tiles.start, [B, H] or, with initial_stride 0, [H]. A state is the one
+// a tile before plus the sum over that tile, so a segment that goes on from `after` gets the same bits.
 template <typename S>
 cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
-                        int64_t initial_stride, Compute<S>* states, cudaStream_t stream);
+                        int64_t initial_stride, Compute<S>* states, Compute<S>* after, cudaStream_t stream);
+
+// Replaces each tile's sum in sums [tiles, B, H] by `initial` plus the sums of the tiles before it (after it, if
+// backward), added one by one; total [B, H] is `initial` plus all of them. initial is [B, H], with initial_stride 0 [H],
+// null for zero, and may be total.
+template <typename T>
+cudaError_t nade_running_sums(int64_t rows, int hidden, int tiles, bool backward, T* sums, const T* initial,
+                              int64_t initial_stride, T* total, cudaStream_t stream);
 
 // Cuts scratch into arrays aligned to 256 bytes. With a null base it only counts.
 class Scratch {

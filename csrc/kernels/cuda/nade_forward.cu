@@ -1,17 +1,18 @@
 // NADE forward: the parameters, and the fused log-likelihood.
 //
-// There are three kernels. nade_states computes the state before each chunk of about sqrt(D) positions, so that chunks
-// run in parallel. nade_scan goes through a chunk: there is one warp per (row, strip of hidden units), and each lane
-// owns the units of one 128-bit vector of a weight row (128 units per strip in float32), with state and activations in
-// registers. In the plain case the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an
-// activation costs 1 byte of L2 traffic: 8 bytes per clock and SM at the bound below, a third of what L2 provides.
+// nade_states (two kernels) computes the state before each chunk of about 2 sqrt(D) positions, so that chunks run in
+// parallel. nade_scan goes through a chunk: there is one warp per (row, strip of hidden units), and each lane owns the
+// units of one 128-bit vector of a weight row (128 units per strip in float32), with state and activations in registers.
+// In the plain case the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation
+// costs 1 byte of L2 traffic: 8 bytes per clock and SM at the bound below, a third of what L2 provides.
 // nade_head adds the strips in a fixed order and computes the head's log-likelihood, with a thread per variable for
 // bernoulli and a warp per variable for the other heads; it reads 4 bytes (8 in float64) for the 128 (64) products of a
 // warp of the scan.
 //
-// Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 13
-// further instructions per activation stay under the issue rate of 128 per clock. If x = 0, neither state nor
-// activation changes, and neither is recomputed (exact); a warp has one row, so the branch is uniform.
+// Designed for the special-function bound: one ex2 and one rcp per activation, 8 activations per clock and SM; about 10
+// further instructions per activation stay under the issue rate of 128 per clock, for sigmoids without
+// activation_scale, which have code of their own. If x = 0, neither state nor activation changes, and neither is
+// recomputed (exact); a warp has one row, so the branch is uniform.
 #include "head_device.h"
 #include "nade_cuda.h"
 #include "nade_device.h"
@@ -21,23 +22,33 @@ namespace {
 
 constexpr int kRowsPerBlock = 8;
 constexpr int kStep = 32;  // positions of a tile; lane l holds the input of position l
+constexpr int kChunkMultiple = 8;  // positions that are summed over a warp together
 constexpr int kHeadThreads = 256;
 
-// Stages rows order[first] ... of one strip of a weight: 512 bytes per position.
+// Stages the rows of one strip of a weight: 512 bytes per position. Lane l knows the variable of position l.
 template <typename S>
-__device__ __forceinline__ void stage(const NadeArguments<S>& arguments, const S* weight, int first, int stop,
-                                      int first_unit, S (*tile)[kWarpSize * Vector<S>::size]) {
+__device__ __forceinline__ void stage(const NadeArguments<S>& arguments, int lane_variable, int positions, int unit,
+                                      S (*in_tile)[kWarpSize * Vector<S>::size],
+                                      S (*out_tile)[kWarpSize * Vector<S>::size]) {
   constexpr int size = Vector<S>::size;
-  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int unit = first_unit + lane * size, hidden = arguments.hidden;
-  for (int p = warp; p < kStep && first + p < stop; p += kRowsPerBlock) {
-    const S* row = weight + static_cast<int64_t>(arguments.variable_at(first + p)) * hidden;
-    S* target = &tile[p][lane * size];
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize, hidden = arguments.hidden;
+#pragma unroll
+  for (int i = 0; i < kStep / kRowsPerBlock; ++i) {
+    const int p = warp + i * kRowsPerBlock;
+    const int64_t row = static_cast<int64_t>(__shfl_sync(kFullMask, lane_variable, p)) * hidden;
+    if (p >= positions) continue;
+    S *const in = &in_tile[p][lane * size], *const out = &out_tile[p][lane * size];
     if (arguments.aligned) {
-      copy_async_16(target, unit < hidden ? row + unit : row, unit < hidden ? 16 : 0);
+      const int64_t at = row + (unit < hidden ? unit : 0);
+      const int bytes = unit < hidden ? 16 : 0;
+      copy_async_16(in, arguments.in_weight + at, bytes);
+      copy_async_16(out, arguments.out_weight + at, bytes);
     } else {
 #pragma unroll
-      for (int i = 0; i < size; ++i) target[i] = unit + i < hidden ? row[unit + i] : S{};
+      for (int k = 0; k < size; ++k) {
+        in[k] = unit + k < hidden ? arguments.in_weight[row + unit + k] : S{};
+        out[k] = unit + k < hidden ? arguments.out_weight[row + unit + k] : S{};
+      }
     }
   }
 }
@@ -58,7 +69,8 @@ __device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N]) {
 }
 
 // partial [strips, B, R_out]: each strip's share of the parameters. Block x = (group of rows, chunk), block y = strip.
-template <typename S, bool plain>
+// sigmoids: the activation is a sigmoid, and there is no activation_scale.
+template <typename S, bool plain, bool sigmoids>
 __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) == 8 ? 2 : 3)
     nade_scan_kernel(NadeArguments<S> arguments, int chunk, const Compute<S>* __restrict__ states,
                      Compute<S>* __restrict__ partial) {
@@ -74,7 +86,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
   const int first_unit = static_cast<int>(blockIdx.y) * strip, unit = first_unit + lane * size;
   const int hidden = arguments.hidden;
   const int start = index * chunk, stop = min(start + chunk, arguments.variables);
-  const bool scaled = arguments.activation_scale != nullptr;
+  const bool scaled = !sigmoids && arguments.activation_scale != nullptr;
 
   T a[size], h[size];
 #pragma unroll
@@ -87,32 +99,42 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
   T* const out = partial + (static_cast<int64_t>(blockIdx.y) * arguments.batch + row) * arguments.out_rows;
 
   for (int first = start; first < stop; first += kStep) {
-    if constexpr (plain) {
-      __syncthreads();
-      stage(arguments, arguments.in_weight, first, stop, first_unit, in_tile);
-      stage(arguments, arguments.out_weight, first, stop, first_unit, out_tile);
-      copy_async_commit();
-    }
     const bool has_position = has_row && first + lane < stop;
     const int lane_variable = first + lane < stop ? arguments.variable_at(first + lane) : 0;
-    const T lane_x = has_position ? arguments.added(row, lane_variable).factor : T(0);
-    const T lane_scale = arguments.scale(lane_variable);
+    if constexpr (plain) {
+      __syncthreads();
+      stage(arguments, lane_variable, stop - first, unit, in_tile, out_tile);
+      copy_async_commit();
+    }
+    T lane_x = T(0);
+    if (has_position) {
+      lane_x = plain ? arguments.x[static_cast<int64_t>(row) * arguments.variables + lane_variable]
+                     : arguments.added(row, lane_variable).factor;
+    }
+    const T lane_scale = sigmoids ? T(1) : arguments.scale(lane_variable);
+    const uint32_t ones = __ballot_sync(kFullMask, lane_x != T(0));
     if constexpr (plain) {
       copy_async_wait<0>();
       __syncthreads();
     }
     if (!has_row) continue;
-    for (int group = 0; group < kStep && first + group < stop; group += 8) {
+    // Position p changes the state if bit p of ones is set, and starts with a state that is not h's if that of fresh is.
+    const uint32_t fresh = scaled ? ~0u : ones << 1 | (changed ? 1u : 0u);
+    changed = ones >> (kStep - 1) != 0;
+    // Positions group ... group + 7; `every` of them has a bit in ones, so that there are no branches.
+    const auto eight_positions = [&](int group, auto every) {
       T sums[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int p = group + j;
         sums[j] = T(0);
-        if (first + p >= stop) continue;
-        const T x = __shfl_sync(kFullMask, lane_x, p);
-        if (changed || scaled) {
-          activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
-          changed = false;
+        if (!plain && first + p >= stop) continue;
+        if (decltype(every)::value || (fresh >> group & 1u << j) != 0) {
+          if constexpr (sigmoids) {
+            sigmoid(a, h);
+          } else {
+            activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
+          }
         }
         T weight[size];
         if constexpr (plain) {
@@ -134,7 +156,8 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
             if (lane % 4 == 0 && eight + lane / 4 < end) out[eight + lane / 4] = sum;
           }
         }
-        if (x != T(0)) {
+        if (decltype(every)::value || (ones >> group & 1u << j) != 0) {
+          const T x = __shfl_sync(kFullMask, lane_x, p);
           if constexpr (plain) {
             load_staged(in_tile[p], weight);
           } else {
@@ -144,13 +167,19 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
           }
 #pragma unroll
           for (int i = 0; i < size; ++i) a[i] = fma(x, weight[i], a[i]);
-          changed = true;
         }
       }
-      if constexpr (plain) {
+      if constexpr (plain) {  // positions past the end have a sum of whatever lies in the tile
         const T sum = warp_sum_8(sums);
         const int variable = __shfl_sync(kFullMask, lane_variable, group + lane / 4);
         if (lane % 4 == 0 && first + group + lane / 4 < stop) out[variable] = sum;
+      }
+    };
+    for (int group = 0; group < kStep && first + group < stop; group += 8) {
+      if (plain && (ones >> group & 0xFFu) == 0xFFu) {
+        eight_positions(group, std::true_type{});
+      } else {
+        eight_positions(group, std::false_type{});
       }
     }
   }
@@ -229,7 +258,8 @@ struct ForwardPlan {
     ForwardPlan plan;
     int64_t root = 1;
     while (root * root < model.variables) ++root;
-    plan.chunk = static_cast<int>(ceil_divide(root, kStep) * kStep);
+    // Chunks are few enough for the running sums over them, and many enough to fill a GPU with few rows.
+    plan.chunk = static_cast<int>(ceil_divide(2 * root, kChunkMultiple) * kChunkMultiple);
     plan.chunks = ceil_divide(model.variables, plan.chunk);
     plan.strips = ceil_divide(model.hidden, kWarpSize * Vector<S>::size);
     // Without hidden units a row needs no scratch.
@@ -259,7 +289,10 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
   T *states, *partial;
   cut_scratch<S>(model, plan, scratch, &states, &partial);
   const NadeArguments<S> all(model, input);
-  const auto kernel = is_plain(model, input) ? nade_scan_kernel<S, true> : nade_scan_kernel<S, false>;
+  const bool sigmoids = model.activation == Activation::sigmoid && model.activation_scale == nullptr;
+  const auto kernel = !is_plain(model, input) ? nade_scan_kernel<S, false, false>
+                      : sigmoids              ? nade_scan_kernel<S, true, true>
+                                              : nade_scan_kernel<S, true, false>;
   const bool has_log_prob = output.log_prob != nullptr || output.log_prob_per_variable != nullptr;
   const bool by_threads = !has_log_prob || output.head.kind == HeadKind::bernoulli;
   const auto from = [](void* base, int64_t offset) {
@@ -269,7 +302,7 @@ cudaError_t forward(const NadeModel& model, const NadeInput& input, const NadeFo
     const int64_t rows = std::min(plan.rows, input.batch - first);
     const NadeArguments<S> arguments = rows_from(all, first, rows);
     cudaError_t error = nade_states<S>(arguments, {0, arguments.variables, plan.chunk}, arguments.in_bias,
-                                       arguments.in_bias_stride, states, stream);
+                                       arguments.in_bias_stride, states, nullptr, stream);
     if (error != cudaSuccess) return error;
     if (plan.strips > 0) {
       const dim3 grid(static_cast<unsigned>(ceil_divide(rows, kRowsPerBlock) * plan.chunks),

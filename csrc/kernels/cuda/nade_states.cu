@@ -1,88 +1,234 @@
 // The states before each tile of positions: a_p = in_bias + sum of x_i in_weight[i] over the positions before p.
 //
-// One thread computes one hidden unit of kRows rows of the batch, so that each element of in_weight is read once for
-// all of them. There are no activations: 2 flops per (row, position, unit), and in_weight is read from L2 once per
-// kRows rows: B D H / 8 * 4 bytes. For 784 x 500 x 128 that is 25 MB, about 5 us. Reading 8 positions ahead hides the
-// latency (the inner loop is unrolled).
+// nade_sums adds up every tile by itself, all tiles at the same time: a warp takes a tile, 8 rows of the batch and a
+// strip of hidden units, whose lanes hold one 128-bit vector of a weight row each. There are no activations: a multiply
+// and an add per (row, position, unit), and in_weight is read from L2 once per 8 rows: B D H / 8 * 4 bytes. For
+// 784 x 500 x 128 that is 25 MB, about 5 us. Eight weight rows are under way at once. nade_running_sums then adds the
+// tiles' sums one after another: a thread per (row, unit), 16 sums under way at once.
+//
+// The order of the additions depends on the tiles alone: neither on the batch nor on where a segment of tiles starts.
 #include "nade_device.h"
 
 namespace ar_fast::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kWarps = 4;
 constexpr int kRows = 8;
-constexpr int kStep = 32;  // positions whose inputs are in shared memory
+constexpr int kStep = 32;  // positions whose inputs are in shared memory: one a lane
+constexpr int kAhead = 8;  // weight rows under way
+constexpr int kThreads = kWarps * kWarpSize;
 
-template <typename S, bool gathers>
-__global__ void __launch_bounds__(kThreads, 4)
-    nade_states_kernel(NadeArguments<S> arguments, int start, int stop, int tile,
-                       const Compute<S>* __restrict__ initial, int64_t initial_stride,
-                       Compute<S>* __restrict__ states) {
+// What a lane owns of a weight row: neighbours if rows can be read 128 bits at a time, else every 32nd unit.
+template <typename S, bool aligned>
+struct Units {
+  static constexpr int size = aligned ? Vector<S>::size : 16 / static_cast<int>(sizeof(Compute<S>));
+  struct Scalars {
+    S values[size];
+  };
+  using Loaded = std::conditional_t<aligned, Vector<S>, Scalars>;
+  int first, hidden;
+
+  __device__ __forceinline__ Units(int strip, int count)
+      : first(strip * kWarpSize * size + lane_id() * (aligned ? size : 1)), hidden(count) {}
+
+  __device__ __forceinline__ int unit(int i) const { return first + (aligned ? i : i * kWarpSize); }
+  static __device__ __forceinline__ void convert(const Loaded& loaded, Compute<S> (&values)[size]) {
+#pragma unroll
+    for (int i = 0; i < size; ++i) values[i] = to_compute(loaded.values[i]);
+  }
+  // Without a branch: what lies past the last unit is read as a copy of the first one, and never stored.
+  __device__ __forceinline__ Loaded load(const S* row) const {
+    if constexpr (aligned) {
+      return load_vector(row + (first < hidden ? first : 0));
+    } else {
+      Loaded loaded;
+#pragma unroll
+      for (int i = 0; i < size; ++i) loaded.values[i] = row[unit(i) < hidden ? unit(i) : 0];
+      return loaded;
+    }
+  }
+  __device__ __forceinline__ void store(Compute<S>* row, const Compute<S> (&values)[size]) const {
+    using T = Compute<S>;
+    constexpr int width = Vector<T>::size;
+    if constexpr (aligned) {
+      if (first >= hidden) return;
+#pragma unroll
+      for (int i = 0; i < size; i += width) {
+        Vector<T> part;
+#pragma unroll
+        for (int k = 0; k < width; ++k) part.values[k] = values[i + k];
+        store_vector(row + first + i, part);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        if (unit(i) < hidden) row[unit(i)] = values[i];
+      }
+    }
+  }
+};
+
+// A zero adds nothing, whatever the weight is.
+template <typename T, int size>
+__device__ __forceinline__ void add_row(T x, const T (&weight)[size], T (&sums)[size]) {
+#pragma unroll
+  for (int i = 0; i < size; ++i) sums[i] = x != T(0) ? fma(x, weight[i], sums[i]) : sums[i];
+}
+
+// sums [count, B, H], the first `count` tiles. Warps are numbered by rows, then strips, then tiles, so that those of a
+// block read the same weights at about the same time.
+template <typename S, bool gathers, bool aligned>
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
+    nade_sums_kernel(NadeArguments<S> arguments, NadeTiles tiles, int count, Compute<S>* __restrict__ all_sums) {
   using T = Compute<S>;
-  AR_FAST_SHARED(T, factors, [kStep][kRows]);
-  AR_FAST_SHARED(int64_t, rows, [kStep][gathers ? kRows : 1]);
-  const int t = static_cast<int>(threadIdx.x), unit = static_cast<int>(blockIdx.y) * kThreads + t;
-  const int first_row = static_cast<int>(blockIdx.x) * kRows, hidden = arguments.hidden, batch = arguments.batch;
-  // A thread past the last unit computes the last one again and stores nothing.
-  const bool has_unit = unit < hidden;
-  const S* const column = arguments.in_weight + (has_unit ? unit : hidden - 1);
-  T a[kRows];
+  constexpr int size = Units<S, aligned>::size;
+  AR_FAST_SHARED(T, all_factors, [kWarps][kStep][kRows]);
+  AR_FAST_SHARED(int64_t, all_rows, [kWarps][kStep][gathers ? kRows : 1]);
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int hidden = arguments.hidden, batch = arguments.batch;
+  const int groups = (batch + kRows - 1) / kRows, strips = (hidden + kWarpSize * size - 1) / (kWarpSize * size);
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  if (index >= static_cast<int64_t>(count) * strips * groups) return;  // all lanes, and no barrier of the block follows
+  const int first_row = static_cast<int>(index % groups) * kRows;
+  const Units<S, aligned> units(static_cast<int>(index / groups % strips), hidden);
+  const int tile = static_cast<int>(index / groups / strips);
+  const int start = tiles.start + tile * tiles.tile, stop = min(start + tiles.tile, tiles.stop);
+  T(&factors)[kStep][kRows] = all_factors[warp];
+  auto& rows = all_rows[warp];
+
+  T sums[kRows][size];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    a[r] = has_unit && first_row + r < batch ? initial[(first_row + r) * initial_stride + unit] : T(0);
+#pragma unroll
+    for (int i = 0; i < size; ++i) sums[r][i] = T(0);
   }
   for (int first = start; first < stop; first += kStep) {
-    __syncthreads();
-    for (int i = t; i < kStep * kRows; i += kThreads) {
-      const int p = i / kRows, r = i % kRows;
-      const bool inside = first + p < stop && first_row + r < batch;
-      const int variable = first + p < stop ? arguments.variable_at(first + p) : 0;
-      factors[p][r] = inside ? arguments.added(first_row + r, variable).factor : T(0);
-      if (gathers || r == 0) rows[p][gathers ? r : 0] = inside ? arguments.added(first_row + r, variable).row : 0;
+    const bool inside = first + lane < stop;
+    const int variable = inside ? arguments.variable_at(first + lane) : 0;
+    const int64_t begin = gathers ? arguments.first_in_row(variable) : variable;
+    const int64_t end = gathers ? arguments.first_in_row(variable + 1) : 0;
+    Added<T> added[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      added[r] = {begin, T(0)};
+      if (!inside || first_row + r >= batch) continue;
+      if constexpr (gathers) {
+        added[r] = arguments.added(first_row + r, variable, begin, end);
+      } else {
+        added[r].factor = arguments.x[static_cast<int64_t>(first_row + r) * arguments.variables + variable];
+      }
     }
-    __syncthreads();
-#pragma unroll 8
-    for (int p = 0; p < kStep; ++p) {
-      const int position = first + p;
-      if (position < stop && (position - start) % tile == 0) {
-        T* out = states + static_cast<int64_t>((position - start) / tile) * batch * hidden;
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      factors[lane][r] = added[r].factor;
+      if (gathers || r == 0) rows[lane][gathers ? r : 0] = added[r].row * hidden;
+    }
+    __syncwarp();
+    const int positions = min(kStep, stop - first);
+    if constexpr (gathers) {
+      for (int p = 0; p < positions; ++p) {
+        typename Units<S, aligned>::Loaded weight[kRows];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) weight[r] = units.load(arguments.in_weight + rows[p][r]);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
-          if (has_unit && first_row + r < batch) out[static_cast<int64_t>(first_row + r) * hidden + unit] = a[r];
+          T w[size];
+          units.convert(weight[r], w);
+          add_row(factors[p][r], w, sums[r]);
         }
       }
-      T w = gathers ? T(0) : to_compute(column[rows[p][0] * hidden]);
+    } else {
+      for (int p = 0; p < positions; p += kAhead) {  // past the end: the first weight row, times zero
+        typename Units<S, aligned>::Loaded weight[kAhead];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const T x = factors[p][r];
-        if (gathers) w = to_compute(column[rows[p][gathers ? r : 0] * hidden]);
-        a[r] = x != T(0) ? fma(x, w, a[r]) : a[r];
+        for (int k = 0; k < kAhead; ++k) weight[k] = units.load(arguments.in_weight + rows[p + k][0]);
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+          T w[size];
+          units.convert(weight[k], w);
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) add_row(factors[p + k][r], w, sums[r]);
+        }
       }
     }
   }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t row = static_cast<int64_t>(tile) * batch + first_row + r;
+    if (first_row + r < batch) units.store(all_sums + row * hidden, sums[r]);
+  }
+}
+
+constexpr int kSumsAhead = 16;
+
+template <typename T, bool backward>
+__global__ void __launch_bounds__(kThreads)
+    nade_running_sums_kernel(int64_t states, int hidden, int tiles, T* sums, const T* initial, int64_t initial_stride,
+                             T* total) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= states) return;
+  T running = initial == nullptr ? T(0) : initial[initial_stride == 0 ? i % hidden : i];
+  const int64_t step = backward ? -states : states;
+  T* at = sums + i + (backward ? (tiles - 1) * states : 0);
+  for (int tile = 0; tile < tiles; tile += kSumsAhead, at += kSumsAhead * step) {
+    T own[kSumsAhead];
+#pragma unroll
+    for (int k = 0; k < kSumsAhead; ++k) own[k] = tile + k < tiles ? at[k * step] : T(0);
+#pragma unroll
+    for (int k = 0; k < kSumsAhead; ++k) {
+      if (tile + k < tiles) at[k * step] = running;
+      running = tile + k < tiles ? running + own[k] : running;
+    }
+  }
+  total[i] = running;
 }
 
 }  // namespace
 
-template <typename S>
-cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
-                        int64_t initial_stride, Compute<S>* states, cudaStream_t stream) {
-  if (arguments.batch == 0 || arguments.hidden == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(ceil_divide(arguments.batch, kRows)),
-                  static_cast<unsigned>(ceil_divide(arguments.hidden, kThreads)));
-  const bool gathers = arguments.categories != nullptr || arguments.in_offsets != nullptr;
-  return launch({"nade_states", grid, kThreads, 0, stream},
-                gathers ? nade_states_kernel<S, true> : nade_states_kernel<S, false>, arguments, tiles.start,
-                tiles.stop, tiles.tile, initial, initial_stride, states);
+template <typename T>
+cudaError_t nade_running_sums(int64_t rows, int hidden, int tiles, bool backward, T* sums, const T* initial,
+                              int64_t initial_stride, T* total, cudaStream_t stream) {
+  const int64_t states = rows * hidden;
+  if (states == 0) return cudaSuccess;
+  return launch({"nade_running_sums", static_cast<unsigned>(ceil_divide(states, kThreads)), kThreads, 0, stream},
+                backward ? nade_running_sums_kernel<T, true> : nade_running_sums_kernel<T, false>, states, hidden,
+                tiles, sums, initial, initial_stride, total);
 }
 
-#define AR_FAST_INSTANTIATE(S)                                                                               \
-  template cudaError_t nade_states<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, int64_t, \
-                                      Compute<S>*, cudaStream_t);
+template <typename S>
+cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tiles, const Compute<S>* initial,
+                        int64_t initial_stride, Compute<S>* states, Compute<S>* after, cudaStream_t stream) {
+  const int64_t rows = arguments.batch, hidden = arguments.hidden;
+  if (rows == 0 || hidden == 0) return cudaSuccess;
+  // The sum of the last tile leads to the state after it only.
+  const int count = tiles.count() - (after == nullptr ? 1 : 0);
+  if (count > 0) {
+    const bool gathers = arguments.categories != nullptr || arguments.in_offsets != nullptr;
+    const auto kernel = gathers ? arguments.aligned ? nade_sums_kernel<S, true, true> : nade_sums_kernel<S, true, false>
+                        : arguments.aligned ? nade_sums_kernel<S, false, true>
+                                            : nade_sums_kernel<S, false, false>;
+    const int strip = kWarpSize * (arguments.aligned ? Units<S, true>::size : Units<S, false>::size);
+    const int64_t warps = count * ceil_divide(rows, kRows) * ceil_divide(hidden, strip);
+    const cudaError_t error = launch({"nade_sums", static_cast<unsigned>(ceil_divide(warps, kWarps)), kThreads, 0,
+                                      stream}, kernel, arguments, tiles, count, states);
+    if (error != cudaSuccess) return error;
+  }
+  return nade_running_sums(rows, arguments.hidden, count, false, states, initial, initial_stride,
+                           after != nullptr ? after : states + count * rows * hidden, stream);
+}
+
+#define AR_FAST_INSTANTIATE(S)                                                                                   \
+  template cudaError_t nade_states<S>(const NadeArguments<S>&, const NadeTiles&, const Compute<S>*, int64_t,     \
+                                      Compute<S>*, Compute<S>*, cudaStream_t);
 AR_FAST_INSTANTIATE(float)
 AR_FAST_INSTANTIATE(float16)
 AR_FAST_INSTANTIATE(bfloat16)
 AR_FAST_INSTANTIATE(double)
 #undef AR_FAST_INSTANTIATE
+template cudaError_t nade_running_sums<float>(int64_t, int, int, bool, float*, const float*, int64_t, float*,
+                                              cudaStream_t);
+template cudaError_t nade_running_sums<double>(int64_t, int, int, bool, double*, const double*, int64_t, double*,
+                                               cudaStream_t);
 
 }  // namespace ar_fast::cuda

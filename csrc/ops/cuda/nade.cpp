@@ -35,7 +35,7 @@ void run_forward(const char* op, const NadeTensors& t, const NadeForward& output
   if (t.input.batch == 0) return;
   check_limits(op, t.model, t.input.batch);
   const NadeForwardCut cut = nade_forward_cuda_cut(t.model, t.input);
-  explain(op, " on CUDA: kernels nade_states, nade_scan",
+  explain(op, " on CUDA: kernels nade_sums, nade_running_sums, nade_scan",
           cut.tiles ? " (tiles of both weights in shared memory)" : " (weight rows from L2)", ", nade_head; ",
           cut.chunks, " chunks of ", cut.chunk, " positions, ", cut.strips, " strips of ", cut.strip,
           " hidden units (H = ", t.model.hidden, "), ", t.input.batch, " rows, ", cut.rows, " at a time");
@@ -62,8 +62,8 @@ NadeBackwardArguments::Result nade_backward_cuda_op(const NadeBackwardArguments&
   const auto t = prepare_nade_backward(a);
   check_limits(op, t.model, t.input.batch);
   const NadeBackwardCut cut = nade_backward_cuda_cut(t.model, t.input);
-  explain(op, " on CUDA: kernels nade_states, ",
-          cut.tile > 1 ? "nade_local, nade_suffix, nade_far" : "nade_out_rows, nade_suffix, nade_in_rows",
+  explain(op, " on CUDA: kernels nade_sums, nade_running_sums, ",
+          cut.tile > 1 ? "nade_local, nade_far" : "nade_out_rows, nade_in_rows",
           a.needs_x || a.needs_activation_scale ? ", nade_inputs" : "", ", nade_bias; ", cut.tiles, " tiles of ",
           cut.tile, " positions in ", cut.segments, " segments, ", t.input.batch, " rows");
   const c10::DeviceGuard guard(a.in_weight.device());
