@@ -54,13 +54,14 @@ LOOPS = [
     Loop("masked_mlp", "masked_mlp_sample_kernelIfE", {"loads": 16, "ffma": 16}, narrow="l2", first=True),
     Loop("masked_mlp, memory", "masked_mlp_sample_kernelIfE", {"loads": 16, "ffma": 16}, narrow="dram", first=True),
     Loop("masked_mlp, finish", "masked_mlp_sample_kernelIfE", {"shfl": 20}, first=True),
-    # 128 columns of a row of the weight.
-    Loop("masked_rows", r"\d+masked_linear_rows_kernelIfE", {"ffma": 16, "wide": 1}, wide="dram", narrow="l1"),
+    # 512 columns of a row of the weight and of one of the batch; the last columns, fewer than 4.
+    Loop("masked_rows", r"\d+masked_linear_rows_kernelIfE", {"ffma": 16, "wide": 8}, wide="dram"),
+    Loop("masked_rows, rest", r"\d+masked_linear_rows_kernelIfE", {"ffma": 16, "loads": 26}, narrow="l1"),
     # A step of the sum: 16 of exact float32, 32 of bfloat16.
     Loop("tiles, exact", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}),
     Loop("tiles, exact, memory", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}, wide="dram"),
     # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; what these sums cost
-    # besides; a unit of a GRU.
+    # besides; a unit of a GRU, with what is read before the values arrive.
     Loop("rnn float32, product", "rnn_sample_kernelIfE", {"ffma": 128, "lds": 8, "loads": 8}, first=True),
     Loop("rnn float32, sums", "rnn_sample_kernelIfE", {"shfl": 18}, first=True),
     Loop("rnn float32, gates", "rnn_sample_kernelIfE", {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
@@ -147,7 +148,7 @@ def _nade_forward(table: Table, launches: Sequence[Recorded], case: Case, cut: M
             scan, "nade_scan_kernel<float, true, true>", turns, waits={"l2": 1},
             l2_bytes=weights * groups, dram_bytes=weights if weights > L2_BYTES else 0,
         ),
-        table.launch(head, "nade_head_kernel<float, true>", {"nade_head": math.ceil(case.variables / 256)}),
+        table.launch(head, "nade_head_kernel<float, true>", {"nade_head": math.ceil(case.variables / head.threads)}),
     ]  # fmt: skip
 
 
@@ -214,7 +215,8 @@ def linear(table: Table, recorded: Recorded, case: Case, inputs: int, outputs: i
     weight = size * inputs * outputs / 2
     if recorded.kernel == "masked_linear_rows":
         return table.launch(
-            recorded, "masked_linear_rows_kernel<float>", {"masked_rows": inputs / 2 / 128}, longest=2,
+            recorded, "masked_linear_rows_kernel<float>",
+            {"masked_rows": inputs / 2 / 512, "masked_rows, rest": 1}, longest=2,
             l2_bytes=weight, dram_bytes=weight if weight > L2_BYTES else 0,
         )  # fmt: skip
     # Threads and shared memory tell which tiles these are.

@@ -30,10 +30,11 @@ pytestmark = [
 # follows another, as rnn.cu's before an arrival.
 BARRIERS = [
     ("nade_forward", "nade_forward.cu", "nade_scan_kernel", 1),
-    ("nade_forward", "nade_states.cu", "nade_states_kernel", 0),
-    ("nade_forward", "nade_states.cu", "nade_states_kernel", 1),
     ("nade_forward", "nade_forward.cu", "nade_head_kernel", 1),
-    ("nade_backward", "nade_backward.cu", "nade_local_kernel", 1),
+    ("nade_backward", "nade_backward.cu", "nade_local_kernel", 0),
+    ("nade_backward", "nade_backward.cu", "sum_over_warps", 0),
+    ("nade_backward", "nade_backward.cu", "sum_over_warps", 1),
+    ("nade_backward", "nade_backward.cu", "nade_bias_kernel", 0),
     ("nade_sample_many_warps", "nade_sample.cu", "nade_sample_kernel", 0),
     ("nade_sample_categories", "nade_sample_general.cu", "nade_sample_general_kernel", 1),
     ("armlp", "armlp.cu", "hidden_units", 0),

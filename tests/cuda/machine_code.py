@@ -40,7 +40,7 @@ KNOWN = {
     "head_backward_kernel": "four parameters of a variable at a time",
     "head_log_prob_kernel": "four parameters of a variable at a time",
     "masked_linear_grad_input_rows_kernel": "one row of the weight at a time",
-    "masked_linear_rows_kernel": "the mask is asked for every weight",
+    "masked_linear_rows_kernel": "where the mask has no extents or rows are sorted, it is asked for every weight",
     "masked_mlp_sample_kernel": "values lie in shared or global memory, as it fits; load, multiply, load, multiply",
     "nade_bias_kernel": "in float64: 7 loads of the unrolled loop, where the compiler saves registers",
     "nade_in_rows_kernel": "one row of the batch at a time",

@@ -12,9 +12,9 @@ import torch
 from ar_fast import reference
 
 # Hidden units: one, odd, around a warp (32), several strips of 128-bit vectors (64, 128, 256 units), aligned and not,
-# and more than one warp per sample. Variables: around the backward's tile (16) and the forward's chunk (32).
+# and more than one warp per sample. Variables: around the backward's tile (16); more than 32 in a chunk of the forward.
 HIDDEN = [1, 7, 19, 31, 32, 33, 111, 500, 989]
-VARIABLES = [1, 7, 19, 65]
+VARIABLES = [1, 7, 19, 65, 290]
 STORAGE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 

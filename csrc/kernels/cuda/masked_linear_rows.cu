@@ -11,6 +11,7 @@ namespace {
 constexpr int kWarps = 8;
 // Rows of the batch that one pass over the weight serves.
 constexpr int kRows = 4;
+constexpr int kAhead = 4;  // vectors of a weight row under way, and as many of a row of the batch
 
 template <typename S>
 struct RowsArguments {
@@ -22,20 +23,49 @@ struct RowsArguments {
   Activation activation;
   S* output;
   int batch;
+  bool vectors;                    // rows of the weight and of the input can be read 128 bits at a time, unsorted
 };
 
-// One warp per output feature; lanes stride over the columns that it sees.
+// One warp per output feature; lanes stride over the columns that it sees. Where the mask is nested and rows can be
+// read as they lie, the mask is asked once, for the vectors that are whole, and only the last one, in part, is read
+// weight by weight. A lane adds its columns in the same order either way.
 template <typename S>
-__global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_rows_kernel(RowsArguments<S> arguments) {
+__global__ void __launch_bounds__(kWarps * kWarpSize, 2) masked_linear_rows_kernel(RowsArguments<S> arguments) {
   using T = Compute<S>;
-  constexpr int size = Vector<S>::size;
+  constexpr int size = Vector<S>::size, width = kWarpSize * size;
   const DeviceMask& mask = arguments.mask;
   const int lane = lane_id(), r = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarpSize;
   const int first = static_cast<int>(blockIdx.y) * kRows, rows = min(kRows, arguments.batch - first);
   if (r >= mask.out_features) return;  // a whole warp
   const int seen = mask.columns_seen(r);
   T sums[kRows] = {};
-  for (int c = lane * size; c < seen; c += kWarpSize * size) {
+  const int whole = arguments.vectors ? seen / size * size : 0;
+  const S* const weight_row = arguments.weight.row_data(r);
+  for (int base = lane * size; base < whole; base += kAhead * width) {
+    const auto column = [&](int k) { return base + k * width < whole ? base + k * width : base; };
+    Vector<S> weight[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) weight[k] = load_vector(weight_row + column(k));
+#pragma unroll
+    for (int b = 0; b < kRows; ++b) {
+      if (b >= rows) break;
+      const S* const input = arguments.input + (first + b) * arguments.input_stride;
+      Vector<S> x[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) x[k] = load_vector(input + column(k));
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+        for (int i = 0; i < size; ++i) {
+          const T sum = fma(to_compute(weight[k].values[i]), to_compute(x[k].values[i]), sums[b]);
+          sums[b] = base + k * width < whole ? sum : sums[b];
+        }
+      }
+    }
+  }
+  // Of a row with whole vectors, one lane has what is left.
+  const int rest = whole == 0 ? lane * size : whole / size % kWarpSize == lane ? whole : seen;
+  for (int c = rest; c < seen; c += width) {
     if (!mask.tile_used(r, c)) continue;
     const Vector<S> weight = arguments.weight.template fetch<true>(mask, r, c);
 #pragma unroll
@@ -124,14 +154,18 @@ __global__ void __launch_bounds__(kWarps * kWarpSize) masked_linear_grad_input_r
 template <typename S>
 RowsArguments<S> arguments_of(const MaskedLinear& m, bool backward) {
   const MaskPlan& plan = m.mask;
+  const Operand<S> weight(m.weight, plan.in_features, plan.out_features, plan.in_features, plan.rows, plan.columns);
+  const S* const input = static_cast<const S*>(backward ? m.grad_output : m.input);
+  const int64_t input_stride = backward ? m.grad_output_stride : m.input_stride;
   return {DeviceMask(plan),
-          Operand<S>(m.weight, plan.in_features, plan.out_features, plan.in_features, plan.rows, plan.columns),
-          static_cast<const S*>(backward ? m.grad_output : m.input),
-          backward ? m.grad_output_stride : m.input_stride,
+          weight,
+          input,
+          input_stride,
           static_cast<const S*>(m.bias),
           m.activation,
           static_cast<S*>(m.output),
-          static_cast<int>(m.batch)};
+          static_cast<int>(m.batch),
+          plan.extents != nullptr && weight.aligned && vectors_fit(input, input_stride)};
 }
 
 // A launch for as many rows of the batch as a grid has blocks for, then one for the rest.

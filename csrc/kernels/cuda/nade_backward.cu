@@ -4,22 +4,22 @@
 // state after position p is the sum of delta over the later positions. Positions are split into tiles, and tiles are
 // grouped into segments:
 //
-//   nade_states      the states before each tile, recomputed forward (inputs are never subtracted again)
-//   nade_local       per tile: grad_out_weight, the sum of delta over the tile, and the tile's own part of
-//                    grad_in_weight
-//   nade_running_sums   sums of delta over all later tiles
-//   nade_far         the part of grad_in_weight that comes from later tiles
-//   nade_inputs      grad_x and grad_activation_scale, if wanted
+//   nade_states        the states before each tile, recomputed forward (inputs are never subtracted again)
+//   nade_local         per tile: grad_out_weight, the sum of delta over the tile, and the tile's own part of
+//                      grad_in_weight
+//   nade_running_sums  sums of delta over all later tiles
+//   nade_far           the part of grad_in_weight that comes from later tiles
+//   nade_inputs        grad_x and grad_activation_scale, if wanted
 //
 // Segments are taken from the last to the first and share scratch: they have at least sqrt(tiles) tiles, more if 256
-// MiB permit. In the plain case a tile is 16 positions. A block owns a tile and a strip of hidden units; its warps share
-// out the rows of the batch, and so do several blocks where there are few tiles and many rows. Weight gradients are sums
-// in registers over a warp's rows in order, then over the warps, then over the blocks (nade_merge), each in order: there
-// are no atomics, and every run gives the same bits. In nade_local a lane has one unit, with both weights' columns in
-// shared memory and both gradients in registers; each activation is computed once, two rows at a time, so that their
-// chains overlap. As in the forward, this takes one ex2 and one rcp per activation, so 8 activations per clock and SM. A
-// state and a sum of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for 16 activations.
-// Otherwise a tile is one position.
+// MiB permit. In the plain case a tile is 16 positions. A block owns a tile and a strip of hidden units; its warps
+// share out the rows of the batch, and so do several blocks where there are few tiles and many rows. Weight gradients
+// are sums in registers over a warp's rows in order, then over the warps, then over the blocks (nade_merge), each in
+// order: there are no atomics, and every run gives the same bits. In nade_local a lane has one unit, with both weights'
+// columns in shared memory and both gradients in registers; each activation is computed once, two rows at a time, so
+// that their chains overlap. As in the forward, this takes one ex2 and one rcp per activation, so 8 activations per
+// clock and SM. A state and a sum of delta per (row, tile, unit) are written once and read once or twice, 20 bytes for
+// 16 activations. Otherwise a tile is one position.
 #include "nade_backward_general.h"
 #include "nade_cuda.h"
 

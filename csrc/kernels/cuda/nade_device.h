@@ -136,8 +136,8 @@ cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tile
                         int64_t initial_stride, Compute<S>* states, Compute<S>* after, cudaStream_t stream);
 
 // Replaces each tile's sum in sums [tiles, B, H] by `initial` plus the sums of the tiles before it (after it, if
-// backward), added one by one; total [B, H] is `initial` plus all of them. initial is [B, H], with initial_stride 0 [H],
-// null for zero, and may be total.
+// backward), added one by one; total [B, H] is `initial` plus all of them. initial is [B, H], with initial_stride 0
+// [H], null for zero, and may be total.
 template <typename T>
 cudaError_t nade_running_sums(int64_t rows, int hidden, int tiles, bool backward, T* sums, const T* initial,
                               int64_t initial_stride, T* total, cudaStream_t stream);

@@ -2,9 +2,9 @@
 //
 // nade_states (two kernels) computes the state before each chunk of about 2 sqrt(D) positions, so that chunks run in
 // parallel. nade_scan goes through a chunk: there is one warp per (row, strip of hidden units), and each lane owns the
-// units of one 128-bit vector of a weight row (128 units per strip in float32), with state and activations in registers.
-// In the plain case the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an activation
-// costs 1 byte of L2 traffic: 8 bytes per clock and SM at the bound below, a third of what L2 provides.
+// units of one 128-bit vector of a weight row (128 units per strip in float32), with state and activations in
+// registers. In the plain case the block's 8 rows share tiles of 32 positions of both weights in shared memory, so an
+// activation costs 1 byte of L2 traffic: 8 bytes per clock and SM at the bound below, a third of what L2 provides.
 // nade_head adds the strips in a fixed order and computes the head's log-likelihood, with a thread per variable for
 // bernoulli and a warp per variable for the other heads; it reads 4 bytes (8 in float64) for the 128 (64) products of a
 // warp of the scan.
@@ -23,7 +23,7 @@ namespace {
 constexpr int kRowsPerBlock = 8;
 constexpr int kStep = 32;  // positions of a tile; lane l holds the input of position l
 constexpr int kChunkMultiple = 8;  // positions that are summed over a warp together
-constexpr int kHeadThreads = 256;
+constexpr int kHeadThreads = 512;
 
 // Stages the rows of one strip of a weight: 512 bytes per position. Lane l knows the variable of position l.
 template <typename S>
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, sizeof(Compute<S>) =
       __syncthreads();
     }
     if (!has_row) continue;
-    // Position p changes the state if bit p of ones is set, and starts with a state that is not h's if that of fresh is.
+    // Bit p of ones: position p changes the state. Bit p of fresh: its state is not the one that h was computed from.
     const uint32_t fresh = scaled ? ~0u : ones << 1 | (changed ? 1u : 0u);
     changed = ones >> (kStep - 1) != 0;
     // Positions group ... group + 7; `every` of them has a bit in ones, so that there are no branches.
@@ -201,7 +201,7 @@ struct HeadOutput {
 // summed in double in a fixed order. A bernoulli variable belongs to one thread. The parameters of other heads
 // overwrite the first strip's share, which only this block reads, before a warp takes the variable.
 template <typename S, bool bernoulli>
-__global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kHeadThreads, sizeof(Compute<S>) == 8 ? 1 : 2)
     nade_head_kernel(NadeArguments<S> arguments, Head head, int strips, Compute<S>* __restrict__ partial,
                      HeadOutput<Compute<S>> output) {
   using T = Compute<S>;

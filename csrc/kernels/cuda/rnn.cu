@@ -200,11 +200,16 @@ class RnnBlock {
           unit_products(input ? own.in_weight : own.recurrent_weight, input ? layers_ + layer - 1 : layer, unit, count,
                         input ? 1 - now : now, layer - input, row, rows, input ? from_input : from_state);
         }
+        // The first round's inputs are read while the values are on their way.
+        GateInputs inputs{};
+        if (thread_ < rows * count) inputs = gate_inputs(step, layer, row + thread_ / count, unit + thread_ % count);
         if (first && !wait_for_values(step)) return false;
         first = false;
         __syncthreads();
         for (int i = thread_; i < rows * count; i += kThreads) {
-          gates(step, layer, row + i / count, unit + i % count, from_state + i * gates_, from_input + i * gates_);
+          const int of_row = row + i / count, of_unit = unit + i % count;
+          if (i != thread_) inputs = gate_inputs(step, layer, of_row, of_unit);
+          gates(step, layer, of_row, of_unit, inputs, from_state + i * gates_, from_input + i * gates_);
         }
         __syncthreads();
       }
@@ -213,42 +218,73 @@ class RnnBlock {
     return true;
   }
 
-  // The next state of a unit of this block, in a row of the team.
-  __device__ void gates(int step, int layer, int row, int unit, const T* from_state, const T* from_input) const {
-    const int now = step % 2, u = first_unit_ + unit, batch_row = first_row_ + row;
-    const T before = state(now, layer, row)[u];
-    T* const next = state(1 - now, layer, row) + u;
-    if (s_.finished[batch_row] != 0) {
-      *next = before;
-      return;
+  // What the gates of a unit read besides the products and the value before: it is there before the value is.
+  struct GateInputs {
+    T before, cell, recurrent_bias[4], in_bias[4];
+  };
+
+  // Of a unit of this block, in a row of the team. Gates that the cell lacks read the last one again, so that all loads
+  // are under way at once.
+  __device__ __forceinline__ GateInputs gate_inputs(int step, int layer, int row, int unit) const {
+    const RnnLayer& own = s_.layer[layer];
+    const int u = first_unit_ + unit, batch_row = first_row_ + row;
+    const T* const in_bias = layer > 0 ? static_cast<const T*>(own.in_bias)
+                                       : static_cast<const T*>(s_.in_bias) + batch_row * s_.in_bias_stride;
+    GateInputs inputs;
+    inputs.before = state(step % 2, layer, row)[u];
+    inputs.cell = s_.cell == RnnCell::lstm ? *cell_state(layer, batch_row, u) : T(0);
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      const int64_t at = static_cast<int64_t>(min(g, gates_ - 1)) * hidden_ + u;
+      inputs.recurrent_bias[g] = static_cast<const T*>(own.recurrent_bias)[at];
+      inputs.in_bias[g] = in_bias[at];
     }
-    T a[4], s[4];
+    return inputs;
+  }
+
+  __device__ __forceinline__ T* cell_state(int layer, int batch_row, int u) const {
+    return static_cast<T*>(s_.cell_state) + (layer * draws_.batch + batch_row) * hidden_ + u;
+  }
+
+  // The next state of that unit.
+  __device__ __forceinline__ void gates(int step, int layer, int row, int unit, const GateInputs& inputs,
+                                        const T* from_state, const T* from_input) const {
+    const int u = first_unit_ + unit, batch_row = first_row_ + row;
+    const T before = inputs.before;
+    T* const next = state(1 - step % 2, layer, row) + u;
     const bool none = s_.begins && step == 0;
+    const bool finished = s_.finished[batch_row] != 0;
     const T value = static_cast<const T*>(s_.last)[batch_row];
     const bool outside = s_.gathers && !none && !is_category(value, parameters_);
     const int64_t entry = none || outside || !s_.gathers ? 0 : static_cast<int64_t>(value);
+    const T* const in_table = static_cast<const T*>(s_.in_table) + entry * gates_ * hidden_ + u;
+    T a[4], s[4], table[4] = {};
+    if (layer == 0) {
+#pragma unroll
+      for (int g = 0; g < 4; ++g) table[g] = in_table[static_cast<int64_t>(min(g, gates_ - 1)) * hidden_];
+    }
+    if (finished) {
+      *next = before;
+      return;
+    }
 #pragma unroll
     for (int g = 0; g < 4; ++g) {
-      if (g >= gates_) break;
-      const int64_t at = static_cast<int64_t>(g) * hidden_ + u;
-      s[g] = static_cast<const T*>(s_.layer[layer].recurrent_bias)[at] + from_state[g];
+      const int gate = min(g, gates_ - 1);
+      s[g] = inputs.recurrent_bias[g] + from_state[gate];
       if (layer > 0) {
-        a[g] = static_cast<const T*>(s_.layer[layer].in_bias)[at] + from_input[g];
+        a[g] = inputs.in_bias[g] + from_input[gate];
       } else {
-        const T c = static_cast<const T*>(s_.in_bias)[batch_row * s_.in_bias_stride + at];
-        const T table =
-            outside ? not_a_number<T> : static_cast<const T*>(s_.in_table)[entry * gates_ * hidden_ + at];
-        a[g] = none ? c : fma(s_.gathers ? T(1) : value, table, c);
+        const T entry_of_gate = outside ? not_a_number<T> : table[g];
+        a[g] = none ? inputs.in_bias[g] : fma(s_.gathers ? T(1) : value, entry_of_gate, inputs.in_bias[g]);
       }
     }
     if (s_.cell == RnnCell::gru) {
       const T r = sigmoid(a[0] + s[0]), z = sigmoid(a[1] + s[1]), n = tanh_of(fma(r, s[2], a[2]));
       *next = fma(z, before - n, n);
     } else if (s_.cell == RnnCell::lstm) {
-      T* const cell = static_cast<T*>(s_.cell_state) + (layer * draws_.batch + batch_row) * hidden_ + u;
       const T i = sigmoid(a[0] + s[0]), f = sigmoid(a[1] + s[1]), g = tanh_of(a[2] + s[2]);
-      const T o = sigmoid(a[3] + s[3]), kept = fma(i, g, f * *cell);
-      *cell = kept;
+      const T o = sigmoid(a[3] + s[3]), kept = fma(i, g, f * inputs.cell);
+      *cell_state(layer, batch_row, u) = kept;
       *next = o * tanh_of(kept);
     } else {
       const T sum = a[0] + s[0];

@@ -131,8 +131,8 @@ NadeInput nade_input(Memory& m, const NadeModel& model, int64_t batch, int categ
 
 void nade_forward(int categories, int64_t out_rows, Head head) {
   Memory m;
-  // A chunk of the plain kernel has more than one step from 65 variables on.
-  const int64_t variables = categories > 0 || out_rows > 1 ? 17 : 70;
+  // A chunk of the plain kernel has more than one step from 257 variables on.
+  const int64_t variables = categories > 0 || out_rows > 1 ? 17 : 260;
   const NadeModel model = nade_model(m, variables, 130, std::max(1, categories), out_rows);
   const NadeInput input = nade_input(m, model, 10, categories);
   NadeForward output{};
@@ -143,12 +143,12 @@ void nade_forward(int categories, int64_t out_rows, Head head) {
   check(nade_forward_cuda(model, input, output, m.bytes(nade_forward_cuda_cut(model, input).scratch_bytes), nullptr));
 }
 
-void nade_backward(int categories, int64_t out_rows) {
+void nade_backward(int categories, int64_t out_rows, int64_t batch = 10) {
   Memory m;
-  // General kernels take a block or two for each variable.
-  const int64_t variables = categories > 0 || out_rows > 1 ? 5 : 37;
-  const NadeModel model = nade_model(m, variables, 150, std::max(1, categories), out_rows);
-  const NadeInput input = nade_input(m, model, 10, categories);
+  // General kernels take a block or two for each variable; many rows are split over blocks.
+  const int64_t variables = categories > 0 || out_rows > 1 || batch > 10 ? 5 : 37;
+  const NadeModel model = nade_model(m, variables, batch > 10 ? 20 : 150, std::max(1, categories), out_rows);
+  const NadeInput input = nade_input(m, model, batch, categories);
   NadeBackward output{};
   output.grad_parameters = m.reals(input.batch * model.out_rows);
   output.grad_in_weight = m.take<float>(model.in_rows * model.hidden);
@@ -383,6 +383,7 @@ const std::vector<Case> cases = {
     {"nade_forward_categories", [] { nade_forward(3, 3, kCategorical); }},
     {"nade_forward_gaussians", [] { nade_forward(0, 6, kGaussians); }},
     {"nade_backward", [] { nade_backward(0, 1); }},
+    {"nade_backward_many_rows", [] { nade_backward(0, 1, 130); }},
     {"nade_backward_categories", [] { nade_backward(3, 3); }},
     {"nade_backward_gaussians", [] { nade_backward(0, 6); }},
     {"nade_sample", [] { nade_sample(150, 0, 1, kBernoulli); }},
