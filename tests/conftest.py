@@ -73,7 +73,8 @@ def devices(config) -> list[str]:
 def pytest_generate_tests(metafunc) -> None:
     if "device" in metafunc.fixturenames:
         names = devices(metafunc.config)
-        # Statistics prove the mathematics, on the CPU and on a GPU; the emulation proves that kernels equal the twins.
+        # Statistics prove the mathematics, on the CPU and on a GPU; the emulation proves that kernels equal the
+        # references.
         if STATISTICS in metafunc.definition.path.parents:
             names = [name for name in names if name != "emulated"]
         metafunc.parametrize("device", names, indirect=True)
@@ -173,7 +174,7 @@ def synchronise(test: str, wait: Callable[[], None]) -> None:
 def seed(request) -> None:
     """Inputs are fresh in every run, and the same ones again where the seed is set.
 
-    A module that judges draws (equal to the twin's in other arithmetic, or by their statistics) has a FIXED_SEED: with
-    fresh ones such a test would fail once in some thousand runs for no fault of the code.
+    A module that judges draws (equal to the reference's in other arithmetic, or by their statistics) has a FIXED_SEED:
+    with fresh ones such a test would fail once in some thousand runs for no fault of the code.
     """
     torch.manual_seed(getattr(request.module, "FIXED_SEED", SEED))

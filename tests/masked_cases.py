@@ -1,4 +1,4 @@
-"""Inputs of the masked linear ops: one generator feeds the comparison with the twin, gradcheck and opcheck."""
+"""Inputs of the masked linear ops: one generator feeds the comparison with the reference, gradcheck and opcheck."""
 
 from dataclasses import dataclass, replace
 
@@ -52,7 +52,7 @@ class MaskedCase:
         return self.mask.plan
 
     def upcast(self) -> "MaskedCase":
-        """In float64, for the twin, with zeros where the weight is masked."""
+        """In float64, for the reference, with zeros where the weight is masked."""
         weight = torch.where(self.allowed, self.weight.double(), 0.0)
         return replace(
             self, input=self.input.double(), weight=weight, bias=None if self.bias is None else self.bias.double()

@@ -146,7 +146,7 @@ def sample(case, batch, *, state=None, rows=slice(None), **options):
     )  # fmt: skip
 
 
-def twin(case, batch, **options):
+def by_reference(case, batch, **options):
     device = case.weights[0].device
     options = {
         "given": None, "known": None, "seed": 11, "first_index": 0, "start": 0, "stop": case.variables,
@@ -156,7 +156,7 @@ def twin(case, batch, **options):
         options["given"] = options["given"].double()
     return reference.masked_mlp_sample(
         torch.zeros(batch, case.state_features, dtype=torch.float64, device=device),
-        # The twin multiplies by the mask, so it gets zeros where the op gets NaN.
+        # The reference multiplies by the mask, so it gets zeros where the op gets NaN.
         [weight.double().nan_to_num(0.0) for weight in case.weights], [bias.double() for bias in case.biases],
         case.extents, case.unit_ends, case.numbers, case.order, activation=case.activation, **case.of_head, **options,
     )  # fmt: skip

@@ -12,7 +12,7 @@ FIXED_ORDER_KINDS = [kind for kind in KINDS if kind != "DeepNADE"]
 SHARED_KINDS = ("OffsetNADE", "RNN", "RNN-LSTM")
 CASES = [pytest.param(kind, context, id=f"{kind}{'-context' * bool(context)}") for kind in KINDS for context in (0, 3)]
 
-bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the twins sample through BLAS")
+bit_for_bit = pytest.mark.skipif(_library.backend == "reference", reason="the references sample through BLAS")
 
 
 def make_model(kind, event_shape, context_features=0, *, device="cpu", dtype=torch.float64, order="random", **options):

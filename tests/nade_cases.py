@@ -1,4 +1,4 @@
-"""Inputs of the NADE ops: one generator feeds the comparison with the twin, gradcheck and opcheck."""
+"""Inputs of the NADE ops: one generator feeds the comparison with the reference, gradcheck and opcheck."""
 
 from dataclasses import dataclass, replace
 
@@ -47,7 +47,7 @@ class NadeCase:
         return replace(self, **{k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     def upcast(self) -> "NadeCase":
-        """In float64, for the twin: the same numbers, rounded no further."""
+        """In float64, for the reference: the same numbers, rounded no further."""
         return self.map(lambda t: t.double() if t.is_floating_point() else t)
 
 

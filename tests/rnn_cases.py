@@ -58,8 +58,8 @@ def sample(case, **options):
     return functional.rnn_sample(**{**case, **options})
 
 
-def twin(case, **options):
-    """What the twin draws in float64."""
+def by_reference(case, **options):
+    """What the reference draws in float64."""
     arguments = {**case, **options}
     arguments = {
         "finished": None, "given": None, "known": None, "limits": None, "first_index": 0, "first_position": 0,

@@ -35,13 +35,13 @@ def make_char_rnn(cell="gru", num_layers=1, *, vocabulary=SYMBOLS, hidden_featur
     return randomize(models.CharRNN(vocabulary, hidden_features, cell, num_layers, dtype=dtype, **options), 2.0)
 
 
-def twin_of(model):
+def reference_of(model):
     features = None if model.embedding is None else model.embedding.embedding_dim
     rnn = model.rnn
-    twin = reference.ReferenceCharRNN(len(model.vocabulary), rnn.hidden_size, rnn.cell, rnn.num_layers, features)
-    twin = twin.to(model.device, model.dtype)
-    twin.load_state_dict(model.state_dict())
-    return twin
+    plain = reference.ReferenceCharRNN(len(model.vocabulary), rnn.hidden_size, rnn.cell, rnn.num_layers, features)
+    plain = plain.to(model.device, model.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def random_tokens(*shape, symbols=5, seed=0):

@@ -134,6 +134,6 @@ def peak_beside_gradients(contender, variables, hidden, batch):
 
 
 def test_the_gradient_keeps_no_tensor_of_all_states():
-    """D = 5,000, H = 512, B = 64: less than 1 / 20 of one (B, D, H) tensor; the twin takes more than its own."""
+    """D = 5,000, H = 512, B = 64: less than 1 / 20 of one (B, D, H) tensor; the reference takes more than its own."""
     assert peak_beside_gradients("kernel", 5_000, 512, 64) < 64 * 5_000 * 512 * 4 / 20
     assert peak_beside_gradients("loop", 400, 512, 64) > 64 * 400 * 512 * 4

@@ -1,4 +1,4 @@
-"""The op armlp_sample: equal to its twin draw by draw, and bit for bit independent of how the work is cut."""
+"""The op armlp_sample: equal to its reference draw by draw, and bit for bit independent of how the work is cut."""
 
 import itertools
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def sample(case, batch, *, state=None, rows=slice(None), **options):
     )  # fmt: skip
 
 
-def twin(case, batch, **options):
+def by_reference(case, batch, **options):
     options = {
         "given": None, "known": None, "activation": case.activation, "head": case.head, "levels": case.levels,
         "head_kinds": case.head_kinds, "in_offsets": case.in_offsets, "seed": 11, "first_index": 0,
@@ -142,16 +142,16 @@ SIZES = [(0, 3, 5), (1, 1, 1), (5, 7, 19), (3, 8, 64), (3, 33, 7), (70, 19, 16),
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_draws_equal_the_twin(device, dtype, size):
+def test_draws_equal_the_reference(device, dtype, size):
     batch, variables, hidden = size
     case = armlp_case(variables, hidden, dtype=dtype, device=device, ordered=variables != 33)
-    assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+    assert_equal_draws(sample(case, batch), by_reference(case, batch), dtype)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 def test_every_activation(device, activation):
     case = armlp_case(9, 37, device=device, activation=activation)
-    assert_equal_draws(sample(case, 4), twin(case, 4), torch.float32)
+    assert_equal_draws(sample(case, 4), by_reference(case, 4), torch.float32)
 
 
 # The heads whose draws are not on a grid.
@@ -175,7 +175,7 @@ def test_every_head(device, dtype, head):
     case = armlp_case(19, 21, dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
         assert_equal_draws(
-            sample(case, 5, **options), twin(case, 5, **options), dtype, not any(real in head for real in REAL)
+            sample(case, 5, **options), by_reference(case, 5, **options), dtype, not any(real in head for real in REAL)
         )
 
 
@@ -184,7 +184,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     case = armlp_case(19, 21, device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 19, device=device) < 0.4}
     whole = sample(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
+    assert_equal_draws(whole, by_reference(case, 6, **options), torch.float32, not any(real in head for real in REAL))
     drawn = torch.empty_like(whole[0])
     drawn[:, case.order] = whole[0]
     assert torch.equal(drawn[options["known"]], options["given"][options["known"]])
@@ -205,17 +205,17 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_instruction_set(name, dtype, head):
     case = armlp_case(37, 85, dtype=dtype, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, not any(real in head for real in REAL))
+        assert_equal_draws(sample(case, 5), by_reference(case, 5), dtype, not any(real in head for real in REAL))
 
 
 def test_more_than_shared_memory_holds(device):
     case = armlp_case(4, 3, device=device, head="gaussian_mixture", parameters=5200)
-    assert_equal_draws(sample(case, 2), twin(case, 2), torch.float32, discrete=False)
+    assert_equal_draws(sample(case, 2), by_reference(case, 2), torch.float32, discrete=False)
 
 
 def test_a_context_makes_biases_by_row(device):
     case = armlp_case(9, 21, device=device, context_rows=5)
-    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+    assert_equal_draws(sample(case, 5), by_reference(case, 5), torch.float32)
     halves = [sample(case, 3, rows=slice(0, 3)), sample(case, 2, rows=slice(3, 5), first_index=3)]
     for whole, first, second in zip(sample(case, 5), *halves, strict=True):
         assert torch.equal(whole, torch.cat([first, second]))
@@ -223,7 +223,7 @@ def test_a_context_makes_biases_by_row(device):
 
 def test_log_prob_is_at_temperature_one(device):
     case = armlp_case(10, 8, device=device)
-    assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
+    assert_equal_draws(sample(case, 6, temperature=2.5), by_reference(case, 6, temperature=2.5), torch.float32)
     known = torch.ones(6, 10, dtype=torch.bool, device=device)
     _, log_prob, _ = sample(case, 6, given=torch.ones(6, 10, device=device), known=known)
     assert (log_prob == 0).all()

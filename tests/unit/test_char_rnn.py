@@ -1,4 +1,4 @@
-"""CharRNN: against torch.nn and the twin, lengths, prompts, stops, states that are carried on, files, and errors."""
+"""CharRNN: against torch.nn and the reference, lengths, prompts, stops, states carried on, files, and errors."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from model_cases import bit_for_bit
-from rnn_model_cases import STACKS, SYMBOLS, make_char_rnn, random_tokens, twin_of
+from rnn_model_cases import STACKS, SYMBOLS, make_char_rnn, random_tokens, reference_of
 from torch import nn
 
 from ar_fast import models
@@ -15,26 +15,26 @@ from ar_fast import models
 FIXED_SEED = 0
 pytestmark = pytest.mark.heavy
 EVERY_STACK = pytest.mark.parametrize(("cell", "num_layers"), STACKS)
-# Those that the twin has.
-STACKS_OF_TWIN = [stack for stack in STACKS if stack[0] != "rnn_relu"]
+# Those that the reference has.
+STACKS_OF_REFERENCE = [stack for stack in STACKS if stack[0] != "rnn_relu"]
 
 
 # Evaluation.
 
 
 @pytest.mark.parametrize("embedding_features", [None, 3])
-@pytest.mark.parametrize(("cell", "num_layers"), STACKS_OF_TWIN)
-def test_model_and_twin_agree(cell, num_layers, embedding_features):
+@pytest.mark.parametrize(("cell", "num_layers"), STACKS_OF_REFERENCE)
+def test_model_and_reference_agree(cell, num_layers, embedding_features):
     model = make_char_rnn(cell, num_layers, embedding_features=embedding_features)
-    twin = twin_of(model)
+    plain = reference_of(model)
     tokens = random_tokens(3, 9)
     terms = model.log_prob(tokens, per_token=True)
-    torch.testing.assert_close(terms, torch.stack([twin.log_prob(row) for row in tokens]))
+    torch.testing.assert_close(terms, torch.stack([plain.log_prob(row) for row in tokens]))
     torch.testing.assert_close(model.log_prob(tokens), terms.sum(1))
     torch.testing.assert_close(model(tokens).log_softmax(-1).gather(-1, tokens[..., None])[..., 0], terms)
     model.log_prob(tokens).sum().backward()
-    sum(twin.log_prob(row).sum() for row in tokens).backward()
-    wanted = dict(twin.named_parameters())
+    sum(plain.log_prob(row).sum() for row in tokens).backward()
+    wanted = dict(plain.named_parameters())
     assert wanted.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad)
@@ -226,8 +226,8 @@ def test_dropout_is_of_training_only():
 @pytest.mark.parametrize(
     "draws", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6}, {"temperature": 2.0, "top_k": 3, "top_p": 0.7}]
 )
-@pytest.mark.parametrize(("cell", "num_layers"), STACKS_OF_TWIN)
-def test_samples_are_the_twins(cell, num_layers, draws):
+@pytest.mark.parametrize(("cell", "num_layers"), STACKS_OF_REFERENCE)
+def test_samples_are_the_references(cell, num_layers, draws):
     model = make_char_rnn(cell, num_layers)
     prompt, prompt_lengths = random_tokens(5, 4, seed=2), torch.tensor([4, 0, 2, 1, 4])
     tokens, lengths, log_prob = model.sample(
@@ -235,10 +235,10 @@ def test_samples_are_the_twins(cell, num_layers, draws):
         **draws,
     )  # fmt: skip
     assert len(set(lengths.tolist())) > 1, "some stop early"
-    twin = twin_of(model)
+    plain = reference_of(model)
     for row in range(5):
         own = prompt[row, : prompt_lengths[row]]
-        wanted = twin.sample(own, 12, 7 + row, 3, stop=2, **{"temperature": 1.0} | draws)
+        wanted = plain.sample(own, 12, 7 + row, 3, stop=2, **{"temperature": 1.0} | draws)
         assert tokens[row, : lengths[row]].tolist() == wanted.tolist()
         assert bool((tokens[row, lengths[row] :] == 2).all())
         terms = model.log_prob(torch.cat([own, wanted]), per_token=True)[len(own) :]

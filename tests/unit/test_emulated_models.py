@@ -1,6 +1,6 @@
 """One smoke test of every kind of model under the emulation: what it computes there equals what it computes on the CPU.
 
-The kernels are compared with their twins op by op, on either; this is that each model reaches them with the right
+The kernels are compared with their references op by op, on either; this is that each model reaches them with the right
 arguments. All other tests of whole models under the emulation are of the full suite.
 """
 

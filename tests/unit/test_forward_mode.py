@@ -17,7 +17,7 @@ pytestmark = pytest.mark.heavy
 
 @pytest.fixture(autouse=True)
 def _(recwarn):
-    """The twins say once that they run."""
+    """The references say once that they run."""
 
 
 def tangent(function, inputs, tangents):
@@ -103,7 +103,7 @@ def test_jacobian_and_forward_of_a_frozen_model(device, kind, head):
 
 @pytest.mark.parametrize(("kind", "head"), [case for case in CASES if case.values[1] == "PerVariable"])
 def test_a_second_derivative(kind, head):
-    """Forward over reverse, through the twins; by reverse mode twice it raises."""
+    """Forward over reverse, through the references; by reverse mode twice it raises."""
     model = make(kind, head)
     model.validate_args = False
     x, context = data(head, rows=2)
@@ -181,7 +181,7 @@ def argument(kind):
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("name", OPS)
 def test_compiled_ops_refuse_a_tangent(ops, name, trained):
-    """Each op, those of samples and of gradients too, in each of its tensors: called directly, past the twins of
+    """Each op, those of samples and of gradients too, in each of its tensors: called directly, past the references of
     ar_fast.functional, it would drop it."""
     op = getattr(ops, name)
     doors = [op]
@@ -218,7 +218,7 @@ def test_no_tensor_is_looked_at_outside_of_a_dual_level(monkeypatch):
 
 
 def test_without_a_tangent_the_kernels_run_in_a_dual_level(monkeypatch):
-    monkeypatch.setattr(_fallback, "call", functools.partial(pytest.fail, "a twin ran"))
+    monkeypatch.setattr(_fallback, "call", functools.partial(pytest.fail, "a reference ran"))
     model = make("NADE", "Bernoulli")
     x = torch.ones(2, VARIABLES, dtype=torch.float64)
     want = model.log_prob(x)

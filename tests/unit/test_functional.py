@@ -349,9 +349,9 @@ BAD = [
 ]
 
 
-@pytest.fixture(params=["compiled", "twin"])
+@pytest.fixture(params=["compiled", "reference"])
 def implementation(request, monkeypatch):
-    if request.param == "twin":
+    if request.param == "reference":
         monkeypatch.setattr(_library, "entry_point", lambda name: None)
         monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
     elif _library.backend == "reference":
@@ -464,7 +464,7 @@ def test_what_the_table_refuses_the_compiled_op_refuses_too(name, monkeypatch):
 
 @pytest.mark.skipif(not _library._has_ops, reason="nothing was compiled")
 @pytest.mark.parametrize("name", GOOD)
-def test_the_twins_have_the_arguments_of_the_schemas(name):
+def test_the_references_have_the_arguments_of_the_schemas(name):
     names = {
         "Tensor": torch.Tensor,
         "Optional[Tensor]": torch.Tensor | None,
@@ -484,7 +484,7 @@ def test_the_twins_have_the_arguments_of_the_schemas(name):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_types_and_devices_of_a_call_that_a_twin_answers(compiled, nothing_compiled, monkeypatch):
+def test_types_and_devices_of_a_call_that_a_reference_answers(compiled, nothing_compiled, monkeypatch):
     if compiled and _library._has_ops:
         monkeypatch.setattr(_library, "op", OP)
     for name, changes, message in (
@@ -534,7 +534,7 @@ def test_autocast_is_followed_before_a_call_is_checked(name, implementation):
                 getattr(functional, name)(**arguments | {"x": arguments["x"].to(torch.complex64)})
 
 
-def test_a_twin_says_once_that_it_runs(monkeypatch):
+def test_a_reference_says_once_that_it_runs(monkeypatch):
     monkeypatch.setattr(_fallback, "_said", set())
     call = torch.func.grad(lambda x: functional.nade_log_prob(**nade_arguments() | {"x": x}).sum())
     with pytest.warns(UserWarning, match="under torch.func transforms the plain-torch references run; they are slow"):

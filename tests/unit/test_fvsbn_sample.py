@@ -1,5 +1,5 @@
 """Linear models drawn from a weight by input, by masked_mlp_sample on the CPU and by fvsbn_sample on CUDA: equal to the
-twin draw by draw, and bit for bit independent of how the work is cut."""
+reference draw by draw, and bit for bit independent of how the work is cut."""
 
 from dataclasses import dataclass
 
@@ -115,7 +115,7 @@ def sample(case, batch, *, state=None, **options):
     )  # fmt: skip
 
 
-def twin(case, batch, **options):
+def by_reference(case, batch, **options):
     options = {
         "given": None, "known": None, "seed": 11, "first_index": 0, "start": 0, "stop": case.variables,
         "temperature": 1.0, **options,
@@ -152,10 +152,10 @@ SIZES = [(0, 3), (1, 1), (5, 7), (3, 33), (70, 19), (2, 111)]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_draws_equal_the_twin(device, dtype, size):
+def test_draws_equal_the_reference(device, dtype, size):
     batch, variables = size
     case = fvsbn_case(variables, dtype=dtype, device=device, ordered=variables != 33)
-    assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+    assert_equal_draws(sample(case, batch), by_reference(case, batch), dtype)
 
 
 # The heads whose draws are not on a grid.
@@ -184,7 +184,7 @@ def test_every_head(device, dtype, head):
     case = fvsbn_case(variables_of(head, 37), dtype=dtype, device=device, **HEADS[head])
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
         assert_equal_draws(
-            sample(case, 5, **options), twin(case, 5, **options), dtype, not any(real in head for real in REAL)
+            sample(case, 5, **options), by_reference(case, 5, **options), dtype, not any(real in head for real in REAL)
         )
 
 
@@ -193,7 +193,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     case = fvsbn_case(37, device=device, **HEADS[head])
     options = {"given": case.given(6), "known": torch.rand(6, 37, device=device) < 0.4}
     whole = sample(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, not any(real in head for real in REAL))
+    assert_equal_draws(whole, by_reference(case, 6, **options), torch.float32, not any(real in head for real in REAL))
     drawn = torch.empty_like(whole[0])
     drawn[:, case.order] = whole[0]
     assert torch.equal(drawn[options["known"]], options["given"][options["known"]])
@@ -214,17 +214,17 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_instruction_set(name, dtype, head):
     case = fvsbn_case(variables_of(head, 77), dtype=dtype, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sample(case, 5), twin(case, 5), dtype, not any(real in head for real in REAL))
+        assert_equal_draws(sample(case, 5), by_reference(case, 5), dtype, not any(real in head for real in REAL))
 
 
 def test_more_parameters_than_shared_memory_holds(device):
     case = fvsbn_case(8, device=device, head="gaussian_mixture", parameters=700)
-    assert_equal_draws(sample(case, 2), twin(case, 2), torch.float32, discrete=False)
+    assert_equal_draws(sample(case, 2), by_reference(case, 2), torch.float32, discrete=False)
 
 
 def test_log_prob_is_at_temperature_one(device):
     case = fvsbn_case(10, device=device)
-    assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
+    assert_equal_draws(sample(case, 6, temperature=2.5), by_reference(case, 6, temperature=2.5), torch.float32)
     known = torch.ones(6, 10, dtype=torch.bool, device=device)
     _, log_prob, _ = sample(case, 6, given=torch.ones(6, 10, device=device), known=known)
     assert (log_prob == 0).all()

@@ -1,4 +1,4 @@
-"""The heads: the op head_log_prob and its gradient against the twin, the mathematics of each, and their models."""
+"""The heads: the op head_log_prob and its gradient against the reference, the mathematics of each, and their models."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ def upcast(case):
     return tuple(t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in case)
 
 
-def assert_equals_twin(case, tolerance):
+def assert_equals_reference(case, tolerance):
     torch.testing.assert_close(log_prob(*case).double(), reference.head_log_prob(*upcast(case)), **tolerance)
     own, other = (tuple(t.detach().clone().requires_grad_() for t in c[:2]) for c in (case, upcast(case)))
     result, want = log_prob(*own, *case[2:]), reference.head_log_prob(*other, *case[2:])
@@ -64,9 +64,9 @@ TOLERANCE = {torch.float64: {"rtol": 1e-11, "atol": 1e-11}, torch.float32: {"rto
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("head", NAMES)
-def test_equals_the_twin(device, head, ragged, dtype):
+def test_equals_the_reference(device, head, ragged, dtype):
     for size in ((0, 3, 2), (1, 1, 1), (5, 7, 19), (3, 19, 7), (2, 3, 111)):
-        assert_equals_twin(head_case(head, *size, ragged=ragged, dtype=dtype, device=device), TOLERANCE[dtype])
+        assert_equals_reference(head_case(head, *size, ragged=ragged, dtype=dtype, device=device), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -74,11 +74,11 @@ def test_equals_the_twin(device, head, ragged, dtype):
 def test_every_instruction_set(name, head):
     with isa(name):
         for dtype, tolerance in TOLERANCE.items():
-            assert_equals_twin(head_case(head, 4, 9, 21, dtype=dtype), tolerance)
+            assert_equals_reference(head_case(head, 4, 9, 21, dtype=dtype), tolerance)
 
 
 def test_nearly_a_thousand_categories(device):
-    assert_equals_twin(head_case("categorical", 3, 4, 989, device=device), TOLERANCE[torch.float32])
+    assert_equals_reference(head_case("categorical", 3, 4, 989, device=device), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("head", NAMES)

@@ -1,4 +1,4 @@
-"""masked_linear and its two gradient ops against their plain-torch twin in float64."""
+"""masked_linear and its two gradient ops against their plain-torch reference in float64."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ SIZES = [(0, 5, 6), (1, 1, 1), (1, 7, 19), (3, 111, 7), (9, 2, 130), (13, 65, 64
 TOLERANCE = {
     torch.float64: {"rtol": 1e-11, "atol": 1e-11},
     torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    # The twin gets the same 16-bit numbers; what differs is that our result is rounded to 16 bits, once.
+    # The reference gets the same 16-bit numbers; what differs is that our result is rounded to 16 bits, once.
     torch.bfloat16: {"rtol": 8e-3, "atol": 8e-3},
     torch.float16: {"rtol": 1e-3, "atol": 1e-3},
 }
@@ -30,7 +30,7 @@ def run(case, algorithm="auto"):
     return functional.masked_linear(case.input, case.weight, case.mask, case.bias, algorithm=algorithm)
 
 
-def twin(case):
+def by_reference(case):
     case = case.upcast()
     return F.linear(case.input, case.weight, case.bias)
 
@@ -54,7 +54,7 @@ def assert_close(got, want, dtype):
 
 def check_all(case, ops, algorithm="auto"):
     dtype = case.weight.dtype
-    assert_close(run(case, algorithm), twin(case), dtype)
+    assert_close(run(case, algorithm), by_reference(case), dtype)
     (dx, want_dx), (dw, want_dw) = gradients(case, ops, algorithm)
     assert_close(dx, want_dx, dtype)
     assert_close(dw, want_dw, dtype)
@@ -63,7 +63,7 @@ def check_all(case, ops, algorithm="auto"):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_equals_the_twin(device, ops, size, kind):
+def test_equals_the_reference(device, ops, size, kind):
     check_all(masked_case(*size, kind, device=device), ops)
 
 
@@ -131,13 +131,13 @@ def test_leading_dimensions(device, ops, shape):
 
 def test_without_bias(device):
     case = masked_case(5, 20, 30, bias=False, device=device)
-    assert_close(run(case), twin(case), torch.float32)
+    assert_close(run(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("sizes", [(5, 0, 3), (5, 3, 0), (0, 0, 0)], ids=str)
 def test_no_features(device, ops, sizes):
     case = masked_case(*sizes, device=device)
-    assert_close(run(case), twin(case), torch.float32)
+    assert_close(run(case), by_reference(case), torch.float32)
     (dx, want_dx), (dw, want_dw) = gradients(case, ops)
     assert_close(dx, want_dx, torch.float32)
     assert_close(dw, want_dw, torch.float32)
@@ -179,7 +179,7 @@ def test_gradcheck_and_gradgradcheck(device, kind):
 
 
 def test_gradients_of_the_module_chain(device):
-    """Through autograd, against the twin's gradients: each operand alone, and all together."""
+    """Through autograd, against the reference's gradients: each operand alone, and all together."""
     case = masked_case((2, 5), 33, 21, "both", device=device, poison=True)
     names = ("input", "weight", "bias")
     for wanted in (("input",), ("weight",), ("bias",), names):
@@ -207,7 +207,7 @@ ACTIVATIONS = list(reference.MLP_ACTIVATIONS)
 def test_activations_equal_torchs(device, activation, batch, kind, dtype):
     case = masked_case(batch, 77, 70, kind, dtype=dtype, device=device, poison=True)
     got = functional.masked_linear(case.input, case.weight, case.mask, case.bias, activation=activation)
-    assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), dtype)
+    assert_close(got, reference.MLP_ACTIVATIONS[activation](by_reference(case)), dtype)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -217,7 +217,7 @@ def test_activations_on_every_path(device, batch, activation, algorithm):
     case = masked_case(batch, 130, 90, "both", device=device)
     inputs = case.input, case.weight, case.mask, case.bias
     got = functional.masked_linear(*inputs, activation=activation, algorithm=algorithm)
-    assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), torch.float32)
+    assert_close(got, reference.MLP_ACTIVATIONS[activation](by_reference(case)), torch.float32)
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -227,7 +227,7 @@ def test_activations_on_every_instruction_set(name, activation):
         for batch in (5, 67):
             case = masked_case(batch, 40, 75)
             got = functional.masked_linear(case.input, case.weight, case.mask, case.bias, activation=activation)
-            assert_close(got, reference.MLP_ACTIVATIONS[activation](twin(case)), torch.float32)
+            assert_close(got, reference.MLP_ACTIVATIONS[activation](by_reference(case)), torch.float32)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -279,7 +279,7 @@ def test_torch_compile(device):
 
 
 def test_function_transforms(device):
-    """Under torch.func the twin runs: per-sample gradients by vmap, and a call with other parameters."""
+    """Under torch.func the reference runs: per-sample gradients by vmap, and a call with other parameters."""
     case = masked_case(4, 9, 11, "both", dtype=torch.float64, device=device)
     layer = MaskedLinear(9, 11, case.mask, dtype=torch.float64, device=device, activation="tanh")
     other = {"weight": case.weight, "bias": case.bias}

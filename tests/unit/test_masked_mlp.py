@@ -1,4 +1,4 @@
-"""masked_mlp_sample: equal to its twin draw by draw, independent of how the work is cut, each unit computed once."""
+"""masked_mlp_sample: equal to its reference draw by draw, however the work is cut, each unit computed once."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import available_isas, isa
 from grids import pairs
-from mlp_cases import NETWORKS, assert_equal_draws, mlp_case, sample, twin
+from mlp_cases import NETWORKS, assert_equal_draws, by_reference, mlp_case, sample
 from torch import Tensor
 
 from ar_fast import _library, functional, reference
@@ -19,10 +19,10 @@ ACTIVATIONS = list(reference.MLP_ACTIVATIONS)
 @pytest.mark.parametrize(
     "size", [(0, 3, [5]), (1, 1, [1]), (5, 7, [19]), (3, 33, [111, 7]), (70, 5, [4, 3, 2]), (2, 19, [989])], ids=str
 )
-def test_draws_equal_the_twin(device, dtype, size):
+def test_draws_equal_the_reference(device, dtype, size):
     batch, variables, hidden = size
     case = mlp_case(variables, hidden, dtype=dtype, device=device)
-    assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+    assert_equal_draws(sample(case, batch), by_reference(case, batch), dtype)
 
 
 HEADS = ["categorical", "gaussian_mixture", "logistic_mixture", "per_variable"]
@@ -43,7 +43,7 @@ def test_every_head(device, head, ragged, dtype):
             components=components,
             ragged=ragged,
         )
-        assert_equal_draws(sample(case, batch, temperature=0.8), twin(case, batch, temperature=0.8), dtype)
+        assert_equal_draws(sample(case, batch, temperature=0.8), by_reference(case, batch, temperature=0.8), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,7 +52,7 @@ def test_every_network(device, network, dtype, emulation):
     most = 9 if emulation else 70
     for batch, variables, hidden in ((0, 3, [5]), (1, 1, [1]), (5, 7, [19] * 3), (3, 33, [11] * 5), (most, 40, [130])):
         case = mlp_case(variables, hidden, dtype=dtype, device=device, activation="tanh", network=network)
-        assert_equal_draws(sample(case, batch), twin(case, batch), dtype)
+        assert_equal_draws(sample(case, batch), by_reference(case, batch), dtype)
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -60,13 +60,13 @@ def test_every_network(device, network, dtype, emulation):
 def test_every_network_and_instruction_set(name, network):
     case = mlp_case(37, [23, 23, 23], activation="elu", network=network)
     with isa(name):
-        assert_equal_draws(sample(case, 37), twin(case, 37), torch.float32)
+        assert_equal_draws(sample(case, 37), by_reference(case, 37), torch.float32)
 
 
 def test_the_longest_program(device):
     case = mlp_case(9, [4] * 21, device=device, activation="tanh", network="direct residual")
     assert len(case.program) == 33
-    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+    assert_equal_draws(sample(case, 5), by_reference(case, 5), torch.float32)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -92,18 +92,18 @@ def test_a_network_can_be_cut_anywhere(device, emulation, network):
 def test_every_head_and_instruction_set(name, head):
     case = mlp_case(7, [23], activation="tanh", head=head, components=21, ragged=True)
     with isa(name):
-        assert_equal_draws(sample(case, 37), twin(case, 37), torch.float32)
+        assert_equal_draws(sample(case, 37), by_reference(case, 37), torch.float32)
 
 
 @pytest.mark.parametrize("head, components", pairs(HEADS, [2, 500]))
 def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head, components):
     """In rows and in positions, with values that are known; at most more parameters than shared memory holds."""
     case = mlp_case(9, [30, 9], device=device, activation="tanh", head=head, components=components, ragged=True)
-    given = twin(case, 7, seed=3)[0].float()
+    given = by_reference(case, 7, seed=3)[0].float()
     given = torch.zeros_like(given).index_copy(1, case.order, given)
     known = torch.rand(7, 9, device=device) < 0.3
     whole = sample(case, 7, given=given, known=known)
-    assert_equal_draws(whole, twin(case, 7, given=given, known=known), torch.float32)
+    assert_equal_draws(whole, by_reference(case, 7, given=given, known=known), torch.float32)
     pieces, state = [], None
     for begin, end in ((0, 4), (4, 9)):
         pieces.append(sample(case, 7, given=given, known=known, state=state, start=begin, stop=end))
@@ -121,29 +121,29 @@ def test_heads_can_be_cut_anywhere_and_take_what_is_known(device, head, componen
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(device, activation, dtype):
     case = mlp_case(9, [17, 8], dtype=dtype, device=device, activation=activation)
-    assert_equal_draws(sample(case, 6), twin(case, 6), dtype)
+    assert_equal_draws(sample(case, 6), by_reference(case, 6), dtype)
 
 
 @pytest.mark.parametrize("activation, dtype, name", pairs(ACTIVATIONS, DTYPES, available_isas()), ids=str)
 def test_every_instruction_set(name, activation, dtype):
     case = mlp_case(11, [40, 13], dtype=dtype, activation=activation)
     with isa(name):
-        assert_equal_draws(sample(case, 37), twin(case, 37), dtype)
+        assert_equal_draws(sample(case, 37), by_reference(case, 37), dtype)
 
 
 def test_more_units_than_shared_memory_holds(device):
     case = mlp_case(9, [4100], device=device)
-    assert_equal_draws(sample(case, 3), twin(case, 3), torch.float32)
+    assert_equal_draws(sample(case, 3), by_reference(case, 3), torch.float32)
 
 
 def test_no_hidden_layer(device):
     case = mlp_case(12, [], device=device)
-    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+    assert_equal_draws(sample(case, 5), by_reference(case, 5), torch.float32)
 
 
 def test_a_context_enters_the_first_layer(device):
     case = mlp_case(8, [21, 6], device=device, context_rows=5)
-    assert_equal_draws(sample(case, 5), twin(case, 5), torch.float32)
+    assert_equal_draws(sample(case, 5), by_reference(case, 5), torch.float32)
     halves = [sample(case, 3, rows=slice(0, 3)), sample(case, 2, rows=slice(3, 5), first_index=3)]
     for whole, first, second in zip(sample(case, 5), *halves, strict=True):
         assert torch.equal(whole, torch.cat([first, second]))
@@ -155,7 +155,7 @@ def test_known_variables_are_taken_not_drawn(device):
     known = torch.rand(6, 9, device=device) < 0.5
     options = {"given": given, "known": known, "temperature": 0.7, "first_index": 2**40 + 3}
     got = sample(case, 6, **options)
-    assert_equal_draws(got, twin(case, 6, **options), torch.float32)
+    assert_equal_draws(got, by_reference(case, 6, **options), torch.float32)
     drawn = torch.empty_like(given)
     drawn[:, case.order] = got[0]
     assert torch.equal(drawn[known], given[known])
@@ -164,12 +164,12 @@ def test_known_variables_are_taken_not_drawn(device):
 def test_sample_numbers_go_on_past_32_bits(device):
     case = mlp_case(6, [9], device=device)
     options = {"first_index": 2**32 - 5}
-    assert_equal_draws(sample(case, 20, **options), twin(case, 20, **options), torch.float32)
+    assert_equal_draws(sample(case, 20, **options), by_reference(case, 20, **options), torch.float32)
 
 
 def test_log_prob_is_at_temperature_one(device):
     case = mlp_case(10, [30], device=device)
-    assert_equal_draws(sample(case, 6, temperature=2.5), twin(case, 6, temperature=2.5), torch.float32)
+    assert_equal_draws(sample(case, 6, temperature=2.5), by_reference(case, 6, temperature=2.5), torch.float32)
     known = torch.ones(6, 10, dtype=torch.bool, device=device)
     _, log_prob, _ = sample(case, 6, given=torch.ones(6, 10, device=device), known=known)
     assert (log_prob == 0).all()

@@ -48,7 +48,7 @@ def test_the_same_outputs_are_nan_at_every_batch_size():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_twins_follow_the_rule(kind, bad):
+def test_the_references_follow_the_rule(kind, bad):
     """Under torch.func and forward-mode AD, on what they are given."""
     mask = make_mask(kind, 9, 12)
     allowed = mask.to_dense()
@@ -60,7 +60,7 @@ def test_the_twins_follow_the_rule(kind, bad):
     for function, given, seen in ((forward, x, allowed[:, 4]), (backward, dy, allowed[4])):
         ones = torch.ones_like(given)
         with warnings.catch_warnings():
-            # The twins say once that they run.
+            # The references say once that they run.
             warnings.simplefilter("ignore")
             value, derivative = torch.func.jvp(function, (given,), (ones,))
             with forward_ad.dual_level():
@@ -71,7 +71,7 @@ def test_the_twins_follow_the_rule(kind, bad):
             torch.testing.assert_close(got, function(ones) - function(torch.zeros_like(given)))
 
 
-def test_the_sampling_twin_does_not_see_a_masked_nan():
+def test_the_sampling_reference_does_not_see_a_masked_nan():
     extents = [torch.tensor([1, 2], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32)]
     weights = [torch.rand(2, 3), torch.rand(3, 2)]
     masked = [

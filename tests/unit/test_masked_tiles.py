@@ -87,7 +87,7 @@ def tf32(allowed):
 
 
 def check(ops, size, kind, form, algorithm):
-    """y, dX and dW against the twins, with NaN for masked weights."""
+    """y, dX and dW against the references, with NaN for masked weights."""
     batch, inputs, outputs = size
     dtype, rounded = FORMS[form]
     torch.manual_seed(batch + inputs)

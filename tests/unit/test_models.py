@@ -14,21 +14,21 @@ FIXED_SEED = 0
 pytestmark = pytest.mark.heavy
 
 
-def twin_of(model):
+def reference_of(model):
     if isinstance(model, models.NADE):
         hidden = model.hidden_features
-        twin = reference.ReferenceNADE(model.variables, hidden, model.order, model.activation, model.context_features)
+        plain = reference.ReferenceNADE(model.variables, hidden, model.order, model.activation, model.context_features)
     elif isinstance(model, models.ARMLP):
         hidden = model.hidden_features
-        twin = reference.ReferenceARMLP(model.variables, hidden, model.order, model.activation, model.context_features)
+        plain = reference.ReferenceARMLP(model.variables, hidden, model.order, model.activation, model.context_features)
     elif isinstance(model, models.FVSBN):
-        twin = reference.ReferenceFVSBN(model.variables, model.order, model.context_features)
+        plain = reference.ReferenceFVSBN(model.variables, model.order, model.context_features)
     elif isinstance(model, models.DeepNADE):
-        twin = reference.ReferenceDeepNADE(
+        plain = reference.ReferenceDeepNADE(
             model.variables, model.hidden_features, model.order, model.activation, model.context_features
         )
     elif isinstance(model, models.OffsetNADE):
-        twin = reference.ReferenceOffsetNADE(
+        plain = reference.ReferenceOffsetNADE(
             model.grid,
             model.hidden_features,
             model.window,
@@ -38,11 +38,11 @@ def twin_of(model):
             model.context_features,
         )
     elif isinstance(model, models.RNN):
-        twin = reference.ReferenceRNN(
+        plain = reference.ReferenceRNN(
             model.variables, model.hidden_features, model.order, model.cell, model.num_layers, model.context_features
         )
     else:
-        twin = reference.ReferenceMADE(
+        plain = reference.ReferenceMADE(
             model.variables,
             model.degrees,
             model.order,
@@ -52,28 +52,28 @@ def twin_of(model):
             model.residual,
             model.n_masks > 1,
         )
-    twin = twin.to(model.device, model.dtype)
-    # Which set of masks is in use is no part of the twin: it was made with that one's degrees and order.
-    twin.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != "mask_in_use"})
-    return twin
+    plain = plain.to(model.device, model.dtype)
+    # Which set of masks is in use is no part of the reference: it was made with that one's degrees and order.
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != "mask_in_use"})
+    return plain
 
 
 @pytest.mark.parametrize("kind, context_features", CASES)
-def test_model_and_twin_agree(kind, context_features, device):
+def test_model_and_reference_agree(kind, context_features, device):
     model = make_model(kind, 21, context_features, device=device)
-    twin = twin_of(model)
+    plain = reference_of(model)
     x, context = random_binary(5, 21, device=device), make_context(context_features, 5, device=device)
-    torch.testing.assert_close(model(x, context).squeeze(-1), twin(x, context))
-    log_prob, expected = model.log_prob(x, context), twin.log_prob(x, context)
+    torch.testing.assert_close(model(x, context).squeeze(-1), plain(x, context))
+    log_prob, expected = model.log_prob(x, context), plain.log_prob(x, context)
     torch.testing.assert_close(log_prob, expected)
     log_prob.mean().backward()
     expected.mean().backward()
-    gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
     assert gradients.keys() == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
     one_context = None if context is None else context[0]
-    assert torch.equal(model.sample(6, one_context, seed=3), twin.sample(6, one_context, seed=3))
+    assert torch.equal(model.sample(6, one_context, seed=3), plain.sample(6, one_context, seed=3))
 
 
 @pytest.mark.parametrize("kind, context_features", CASES)

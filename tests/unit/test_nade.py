@@ -1,4 +1,4 @@
-"""The ops nade and nade_log_prob against their plain-torch twin in float64."""
+"""The ops nade and nade_log_prob against their plain-torch reference in float64."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = [(0, 3, 5), (1, 1, 1), (5, 7, 19), (3, 65, 33), (2, 19, 111), (67, 3, 7)
 TOLERANCE = {
     torch.float64: {"rtol": 1e-11, "atol": 1e-11},
     torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    # The same 16-bit weights go into the twin: only float32 arithmetic differs.
+    # The same 16-bit weights go into the reference: only float32 arithmetic differs.
     torch.bfloat16: {"rtol": 2e-5, "atol": 2e-5},
     torch.float16: {"rtol": 2e-5, "atol": 2e-5},
 }
@@ -52,7 +52,7 @@ def expected(case: NadeCase) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_parameters_equal_the_twin(device, dtype, size):
+def test_parameters_equal_the_reference(device, dtype, size):
     case = nade_case(*size, dtype=dtype, device=device)
     parameters = nade(case)
     assert parameters.dtype == reference.compute_dtype(dtype)
@@ -61,7 +61,7 @@ def test_parameters_equal_the_twin(device, dtype, size):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_equals_the_twin(device, variant, activation):
+def test_every_variant_equals_the_reference(device, variant, activation):
     case = nade_case(4, 19, 37, device=device, **{**VARIANTS[variant], "activation": activation})
     torch.testing.assert_close(nade(case).double(), expected(case), **TOLERANCE[torch.float32])
 
@@ -74,18 +74,18 @@ def test_every_instruction_set(name, dtype, variant):
         assert_gradients(case, nade, lambda c: reference.nade(*c.arguments()), dtype)
 
 
-def assert_gradients(case: NadeCase, function, twin, dtype: torch.dtype) -> None:
-    """Gradients of a random functional of the output, against the twin's in float64."""
+def assert_gradients(case: NadeCase, function, plain, dtype: torch.dtype) -> None:
+    """Gradients of a random functional of the output, against the reference's in float64."""
     case = case.map(lambda t: t.detach().clone())
     other = case.upcast().map(lambda t: t.detach().clone())
     for each in (case, other):
         for tensor in each.real_tensors().values():
             tensor.requires_grad_()
-    result, want = function(case), twin(other)
+    result, want = function(case), plain(other)
     weights = torch.randn_like(want)
     names = list(case.real_tensors())
     got = torch.autograd.grad(result, list(case.real_tensors().values()), weights.to(result.dtype))
-    # The twin does not use in_weight of the last variable, or x of it, at all.
+    # The reference does not use in_weight of the last variable, or x of it, at all.
     wanted = torch.autograd.grad(want, list(other.real_tensors().values()), weights, allow_unused=True)
     rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype)
     for name, a, b, tensor in zip(names, got, wanted, case.real_tensors().values(), strict=True):
@@ -97,7 +97,7 @@ def assert_gradients(case: NadeCase, function, twin, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_equal_the_twin(device, variant):
+def test_gradients_equal_the_reference(device, variant):
     case = nade_case(4, 37, 67, device=device, **VARIANTS[variant])
     assert_gradients(case, nade, lambda c: reference.nade(*c.arguments()), torch.float32)
 
@@ -136,7 +136,7 @@ def test_few_rows_share_out_the_variables(scaled):
 
 @pytest.mark.parametrize("per_variable", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_log_prob_equals_the_twin(device, size, per_variable):
+def test_log_prob_equals_the_reference(device, size, per_variable):
     case = nade_case(*size, device=device, x="dense")
     got = nade_log_prob(case, per_variable=per_variable)
     want = reference.nade_log_prob(*case.upcast().log_prob_arguments(), per_variable)
@@ -151,7 +151,7 @@ def test_log_prob_equals_the_twin(device, size, per_variable):
 
 @pytest.mark.parametrize("per_variable", [False, True])
 @pytest.mark.parametrize("head", ["categorical", "gaussian_mixture", "logistic_mixture", "per_variable"])
-def test_log_prob_of_every_head_equals_the_twin(device, head, per_variable):
+def test_log_prob_of_every_head_equals_the_reference(device, head, per_variable):
     case = nade_case(5, 13, 37, device=device, head=head, parameters=3, dtype=torch.float64)
     torch.testing.assert_close(
         nade_log_prob(case, per_variable=per_variable),

@@ -31,7 +31,7 @@ def parameters_and_gradients(case, function):
     return [parameters.detach(), *(tensor.grad for tensor in weights)]
 
 
-def assert_equals_the_twin(case, tolerance):
+def assert_equals_the_reference(case, tolerance):
     got = parameters_and_gradients(case, functional.nade)
     want = parameters_and_gradients(case.upcast(), reference.nade)
     for one, other in zip(got, want, strict=True):
@@ -43,12 +43,12 @@ def assert_equals_the_twin(case, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("x", ["binary", "category"])
 @pytest.mark.parametrize("hidden", [1, 19, 111, 250])
-def test_odds_equal_the_twin(name, dtype, x, hidden):
+def test_odds_equal_the_reference(name, dtype, x, hidden):
     case = nade_case(41, 67, hidden, dtype=dtype, x=x, ragged=x == "category")
     assert form(case) == "odds"
     with isa(name):
         tolerance = {torch.float64: 1e-11, torch.float32: 2e-5}.get(dtype, 5e-3)
-        assert_equals_the_twin(case, tolerance)
+        assert_equals_the_reference(case, tolerance)
 
 
 @ISAS
@@ -62,7 +62,7 @@ def test_rows_leave_the_odds_where_they_would_overflow(name, dtype, size):
     assert form(case) == "odds"
     with isa(name):
         # A sum of large numbers is only as exact as they are; a sigmoid passes on that error wherever it is not flat.
-        assert_equals_the_twin(case, 1e-9 if dtype == torch.float64 else 1e-6 * size)
+        assert_equals_the_reference(case, 1e-9 if dtype == torch.float64 else 1e-6 * size)
 
 
 @ISAS
@@ -71,7 +71,7 @@ def test_a_bias_out_of_range(name, bias):
     case = nade_case(41, 67, 35, x="binary")
     case.in_bias[::3] = bias
     with isa(name):
-        assert_equals_the_twin(case, 2e-5)
+        assert_equals_the_reference(case, 2e-5)
 
 
 @ISAS
@@ -96,5 +96,5 @@ def test_the_form_follows_the_data():
     one_other = nade_case(41, 67, 35, x="binary")
     one_other.x[40, 66] = 0.5
     assert form(one_other) == "pre-activations"
-    assert_equals_the_twin(one_other, 2e-5)
+    assert_equals_the_reference(one_other, 2e-5)
     assert form(nade_case(2, 67, 35, x="binary")) == "pre-activations"  # Too few rows to share exponentials.

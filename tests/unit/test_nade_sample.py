@@ -1,4 +1,4 @@
-"""The op nade_sample: equal to its twin draw by draw, and bit for bit independent of how the work is cut."""
+"""The op nade_sample: equal to its reference draw by draw, and bit for bit independent of how the work is cut."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def sampler(case, batch, **options):
     )  # fmt: skip
 
 
-def twin(case, batch, **options):
+def by_reference(case, batch, **options):
     case = case.upcast()
     arguments = {
         **structure(case), "variables": case.x.shape[1], "given": None, "known": None, "seed": 11, "first_index": 0,
@@ -51,17 +51,17 @@ def assert_equal_draws(got, want, dtype, discrete=True):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [(0, 3, 5), (1, 1, 1), (5, 7, 19), (3, 33, 111), (2, 5, 989)], ids=str)
-def test_draws_equal_the_twin(device, dtype, size):
+def test_draws_equal_the_reference(device, dtype, size):
     batch, variables, hidden = size
     case = nade_case(batch, variables, hidden, dtype=dtype, device=device)
-    assert_equal_draws(sampler(case, batch), twin(case, batch), dtype)
+    assert_equal_draws(sampler(case, batch), by_reference(case, batch), dtype)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_every_activation(device, activation, scaled):
     case = nade_case(4, 9, 37, device=device, activation=activation, scaled=scaled)
-    assert_equal_draws(sampler(case, 4), twin(case, 4), torch.float32)
+    assert_equal_draws(sampler(case, 4), by_reference(case, 4), torch.float32)
 
 
 HEADS = {
@@ -84,7 +84,7 @@ def test_every_head(device, dtype, head):
     case = nade_case(5, 9, 37, dtype=dtype, device=device, **HEADS[head])
     discrete = case.head not in REAL
     for options in ({}, {"temperature": 0.6, "first_index": 7}):
-        assert_equal_draws(sampler(case, 5, **options), twin(case, 5, **options), dtype, discrete)
+        assert_equal_draws(sampler(case, 5, **options), by_reference(case, 5, **options), dtype, discrete)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -93,7 +93,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
     compute = reference.compute_dtype(case.in_weight.dtype)
     options = {"given": case.x.to(compute), "known": torch.rand(6, 9, device=device) < 0.4}
     whole = sampler(case, 6, **options)
-    assert_equal_draws(whole, twin(case, 6, **options), torch.float32, case.head not in REAL)
+    assert_equal_draws(whole, by_reference(case, 6, **options), torch.float32, case.head not in REAL)
     first = sampler(case, 6, **options, stop=4)
     rest = sampler(case, 6, **options, start=4, state=first[2])
     assert torch.equal(torch.cat([first[0], rest[0]], 1), whole[0]) and torch.equal(rest[2], whole[2])
@@ -107,7 +107,7 @@ def test_every_head_knows_and_is_cut_anywhere(device, head):
 def test_every_head_on_every_instruction_set(name, head):
     case = nade_case(5, 30, 77, **HEADS[head])
     with isa(name):
-        assert_equal_draws(sampler(case, 5), twin(case, 5), torch.float32, case.head not in REAL)
+        assert_equal_draws(sampler(case, 5), by_reference(case, 5), torch.float32, case.head not in REAL)
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -126,7 +126,7 @@ def test_a_lone_row_is_drawn_as_in_a_batch(name):
 def test_every_instruction_set(name):
     case = nade_case(4, 30, 77)
     with isa(name):
-        assert_equal_draws(sampler(case, 4), twin(case, 4), torch.float32)
+        assert_equal_draws(sampler(case, 4), by_reference(case, 4), torch.float32)
 
 
 def test_known_variables_are_taken_not_drawn(device):
@@ -135,7 +135,7 @@ def test_known_variables_are_taken_not_drawn(device):
     known = torch.rand(6, 9, device=device) < 0.5
     options = {"given": given, "known": known, "temperature": 0.7, "first_index": 2**40 + 3}
     got = sampler(case, 6, **options)
-    assert_equal_draws(got, twin(case, 6, **options), torch.float32)
+    assert_equal_draws(got, by_reference(case, 6, **options), torch.float32)
     drawn = torch.empty_like(given)
     drawn[:, case.order] = got[0]
     assert torch.equal(drawn[known], given[known])

@@ -64,7 +64,7 @@ class Model:
         self.in_offsets, self.out_offsets = offsets(rows_in), offsets(rows_out)
         self.scale = normal(variables).abs() + 0.5 if scaled else None
 
-    def twin(self, x, activation):
+    def by_reference(self, x, activation):
         """The parameters and the leaves they depend on, in float64, one variable after another."""
         leaf = {
             name: value.double().requires_grad_()
@@ -96,7 +96,7 @@ class Model:
 def compare(ops, model, x, activation):
     dtype = model.in_weight.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    expected, leaf = model.twin(x, activation)
+    expected, leaf = model.by_reference(x, activation)
     arguments = (model.order, model.in_offsets, model.out_offsets, model.scale, activation)
     actual = ops.nade(x, model.in_weight, model.in_bias, model.out_weight, model.out_bias, *arguments)
     assert actual.dtype == compute
@@ -197,7 +197,7 @@ def test_a_row_does_not_depend_on_its_batch(ops, variables, rows_out):
 
 def test_bernoulli_head(ops):
     model, x = Model(300, 8, torch.float32), inputs(3, 300, torch.float32)
-    logits = model.twin(x, "sigmoid")[0].detach()
+    logits = model.by_reference(x, "sigmoid")[0].detach()
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x.double())
     weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order, None, None, None)
     arguments = (x, *weights, "sigmoid", "bernoulli", 0, None)
@@ -323,7 +323,7 @@ def test_fused_heads(ops, head, count, ragged):
     for hidden, dtype in ((19, torch.float64), (160, torch.float32)):
         model, counts = head_model(head, count, hidden, dtype, ragged=ragged)
         x = head_values(head, counts, 3, dtype)
-        parameters = model.twin(x, "sigmoid")[0].detach()
+        parameters = model.by_reference(x, "sigmoid")[0].detach()
         levels = HEADS[head][0]
         expected = reference.head_log_prob(parameters, x.double(), model.out_offsets, head, levels)
         weights = (model.in_weight, model.in_bias, model.out_weight, model.out_bias, model.order)
@@ -337,7 +337,7 @@ def test_fused_heads(ops, head, count, ragged):
 
 
 class Sampler:
-    """Calls of nade_sample on ``model``, and the twin's in float64."""
+    """Calls of nade_sample on ``model``, and the reference's in float64."""
 
     def __init__(self, ops, model, head="bernoulli", activation="sigmoid"):
         self.ops, self.model, self.head, self.activation = ops, model, head, activation
@@ -353,7 +353,7 @@ class Sampler:
         arguments = self.arguments(self.model, given, known, temperature, first_index, start, stop)
         return self.ops.nade_sample(state, *arguments)
 
-    def twin(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):
+    def by_reference(self, state, start, stop, first_index=0, given=None, known=None, temperature=1.0):
         wide = Model.__new__(Model)
         for name, value in vars(self.model).items():
             setattr(wide, name, value.double() if value is not None and value.is_floating_point() else value)
@@ -362,12 +362,12 @@ class Sampler:
         return reference.nade_sample(state.double(), *arguments)
 
     def check(self, batch, tolerance):
-        """Draws equal the twin's, in one go or in two, alone or in company, with known values and without."""
+        """Draws equal the reference's, in one go or in two, alone or in company, with known values and without."""
         model, head, variables = self.model, self.head, len(self.model.order)
         compute = reference.compute_dtype(model.in_weight.dtype)
         state = model.in_bias.to(compute).expand(batch, -1).contiguous()
         values, log_prob, after = self(state, 0, variables)
-        want = self.twin(state, 0, variables)
+        want = self.by_reference(state, 0, variables)
         for got, expected in zip((values, log_prob, after), want, strict=True):
             torch.testing.assert_close(got.double(), expected, **tolerance)
 
@@ -393,7 +393,7 @@ class Sampler:
         known[0, model.order[0]] = False
         options = {"given": x.flip(0), "known": known, "temperature": 0.7, "first_index": 2**40 + 3}
         got = self(state, 0, variables, **options)
-        for a, b in zip(got, self.twin(state, 0, variables, **options), strict=True):
+        for a, b in zip(got, self.by_reference(state, 0, variables, **options), strict=True):
             torch.testing.assert_close(a.double(), b, **tolerance)
         taken = torch.empty_like(x).index_copy(1, model.order, got[0])
         assert torch.equal(taken[known], x.flip(0)[known])

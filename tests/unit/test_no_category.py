@@ -1,5 +1,5 @@
 """What is no category of its variable - negative, too large, a fraction, NaN - reads no row of a table: it stands for
-NaN, on every device and in the twins. What depends on it is NaN, and nothing else."""
+NaN, on every device and in the references. What depends on it is NaN, and nothing else."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_cases import SHARED_KINDS, make_model
 from nade_cases import nade_case
-from rnn_cases import CELLS, op_case, sample, twin
+from rnn_cases import CELLS, by_reference, op_case, sample
 
 from ar_fast import functional, heads, models, reference
 
@@ -105,7 +105,7 @@ def test_one_variable_at_a_time_gives_nan(kind, head, bad):
         *[("category", ragged, bad) for ragged in (False, True) for bad in [-1, "count", 2**40, -(2**63)]],
     ],
 )
-def test_nade_gives_what_its_twin_gives(x, ragged, bad, device):
+def test_nade_gives_what_its_reference_gives(x, ragged, bad, device):
     torch.manual_seed(3)
     case = nade_case(4, 6, 9, x=x, parameters=3, ragged=ragged, device=device)
     counts = torch.full((6,), 3) if case.in_offsets is None else case.in_offsets.diff().cpu()
@@ -140,11 +140,11 @@ def test_a_head_gives_nan(bad, grad, device):
     _, x, has = events(bad, device)
     parameters = torch.randn(len(x), 3 * D, device=device, requires_grad=True)
     log_prob = functional.head_log_prob(parameters, x, head="categorical")
-    twin = reference.head_log_prob(parameters, x, None, "categorical", 0)
-    torch.testing.assert_close(log_prob, twin, equal_nan=True)
+    plain = reference.head_log_prob(parameters, x, None, "categorical", 0)
+    torch.testing.assert_close(log_prob, plain, equal_nan=True)
     assert torch.equal(log_prob[:, BAD].isnan(), has) and log_prob.isnan().sum() == has.sum()
     (gradient,) = torch.autograd.grad(grad * log_prob.sum(), parameters)
-    (wanted,) = torch.autograd.grad(grad * twin.sum(), parameters)
+    (wanted,) = torch.autograd.grad(grad * plain.sum(), parameters)
     torch.testing.assert_close(gradient, wanted, equal_nan=True)
     of_bad = gradient.unflatten(1, (D, 3))[:, BAD]
     assert of_bad[has].isnan().all() and gradient.isnan().sum() == 3 * has.sum()
@@ -174,7 +174,7 @@ def test_a_last_value_gives_a_state_that_is_no_number(cell, device, emulation):
     bad = torch.arange(batch) < batch - 2
     finished = (torch.arange(batch) == batch - 1).to(device)
     options = {"last": torch.tensor(values, device=device), "finished": finished, "start": 1}
-    wanted = twin(case, **options)
+    wanted = by_reference(case, **options)
     for algorithm in ("auto",) if device.type == "cpu" and not emulation else ("auto", "grid"):
         with emulated.gpu(multiprocessors=3) if emulation else contextlib.nullcontext():
             drawn = sample(case, **options, algorithm=algorithm)

@@ -107,7 +107,7 @@ def test_orderings_masks_and_layers(integer):
 
 @pytest.mark.parametrize("integer", KINDS)
 def test_functional(integer):
-    """Integers of the ops that draw and of heads with levels, in the compiled ops and in a twin."""
+    """Integers of the ops that draw and of heads with levels, in the compiled ops and in a reference."""
     i = integer
     zeros, d = torch.zeros(2, 3), 3
     nade = torch.ones(d, 3), torch.ones(d, 3), torch.zeros(d)

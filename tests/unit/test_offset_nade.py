@@ -1,4 +1,4 @@
-"""OffsetNADE and its op: against the twin and the definition, on grids of every kind, with every head."""
+"""OffsetNADE and its op: against the reference and the definition, on grids of every kind, with every head."""
 
 import math
 
@@ -67,7 +67,7 @@ def sample(case, **options):
     return functional.offset_nade_sample(**{**case, **options})
 
 
-def twin(case, **options):
+def by_reference(case, **options):
     arguments = {
         "given": None, "known": None, "first_index": 0, "start": 0, "stop": math.prod(case["grid"]), "temperature": 1.0,
         **case, **options,
@@ -104,27 +104,27 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("grid, window", SHAPES, ids=str)
-def test_draws_equal_the_twin(device, grid, window, dtype):
+def test_draws_equal_the_reference(device, grid, window, dtype):
     case = op_case(5, grid, window, dtype=dtype, device=device)
-    assert_equal_draws(sample(case), twin(case), dtype)
+    assert_equal_draws(sample(case), by_reference(case), dtype)
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 64, 111, 300])
 def test_every_number_of_hidden_units(device, hidden):
     case = op_case(3, (3, 4, 2), (1, 1), hidden, device=device)
-    assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 def test_more_hidden_units_than_shared_memory_holds(device):
     case = op_case(2, (2, 3, 1), (1, 1), 6000, device=device)
-    assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 @pytest.mark.parametrize("shared_output", [True, False])
 def test_every_activation_and_either_output(device, activation, shared_output):
     case = op_case(3, (3, 4, 2), activation=activation, shared_output=shared_output, ordered=True, device=device)
-    assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -132,7 +132,7 @@ def test_every_activation_and_either_output(device, activation, shared_output):
 def test_every_head(device, head, dtype):
     case = op_case(4, (3, 4, 2), (1, 1), head=head, dtype=dtype, device=device, ordered=True, row_bias=True)
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7}):
-        assert_equal_draws(sample(case, **options), twin(case, **options), dtype, head != "gaussian_mixture")
+        assert_equal_draws(sample(case, **options), by_reference(case, **options), dtype, head != "gaussian_mixture")
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -140,7 +140,7 @@ def test_every_head(device, head, dtype):
 def test_every_instruction_set(name, head):
     case = op_case(4, (4, 5, 3), (2, 1), 77, head=head)
     with isa(name):
-        assert_equal_draws(sample(case), twin(case), torch.float32, head != "gaussian_mixture")
+        assert_equal_draws(sample(case), by_reference(case), torch.float32, head != "gaussian_mixture")
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -151,7 +151,7 @@ def test_known_variables_and_cuts_anywhere(device, head):
     by_variable[:, case["order"]] = given
     options = {"given": by_variable, "known": torch.rand(5, 24, device=device) < 0.4}
     whole = sample(case, **options)
-    assert_equal_draws(whole, twin(case, **options), torch.float32, head != "gaussian_mixture")
+    assert_equal_draws(whole, by_reference(case, **options), torch.float32, head != "gaussian_mixture")
     known = options["known"][:, case["order"]]
     assert torch.equal(whole[0][known], given[known])
     pieces, state = [], case["state"]

@@ -1,4 +1,4 @@
-"""The twins against independent definitions: what the kernels are compared with must itself be right."""
+"""The references against independent definitions: what the kernels are compared with must itself be right."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""rnn_sample: against its twin and torch.nn, with every cell, head and rule of drawing."""
+"""rnn_sample: against its reference and torch.nn, with every cell, head and rule of drawing."""
 
 import contextlib
 import itertools
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import available_isas, isa
 from grids import pairs
-from rnn_cases import CELLS, HEADS, assert_equal_bits, assert_equal_draws, in_calls, op_case, sample, twin
+from rnn_cases import CELLS, HEADS, assert_equal_bits, assert_equal_draws, by_reference, in_calls, op_case, sample
 
 import ar_fast
 from ar_fast import functional, reference
@@ -25,22 +25,22 @@ def few_multiprocessors(emulation):
 
 
 @pytest.mark.parametrize("cell, dtype, layers", pairs(CELLS, DTYPES, [1, 2, 3]))
-def test_draws_equal_the_twin(device, cell, dtype, layers):
+def test_draws_equal_the_reference(device, cell, dtype, layers):
     case = op_case(3, layers=layers, cell=cell, dtype=dtype, device=device)
-    assert_equal_draws(sample(case), twin(case), dtype)
+    assert_equal_draws(sample(case), by_reference(case), dtype)
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 19, 64, 111])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_number_of_hidden_units(device, cell, hidden):
     case = op_case(2, 4, hidden, 2, cell=cell, device=device)
-    assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 7, 19, 70])
 def test_every_number_of_rows(device, batch):
     case = op_case(batch, 3, 13, 2, device=device)
-    assert_equal_draws(sample(case), twin(case), torch.float32)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("head, dtype", pairs(HEADS, [torch.float64, torch.float32, torch.bfloat16]), ids=str)
@@ -48,7 +48,7 @@ def test_every_head(device, head, dtype):
     case = op_case(4, head=head, dtype=dtype, device=device, ordered=True, row_bias=True)
     for options in ({}, {"temperature": 0.6, "first_index": 2**40 + 7, "first_position": 2**31}):
         discrete = head != "gaussian_mixture"
-        assert_equal_draws(sample(case, **options), twin(case, **options), dtype, discrete)
+        assert_equal_draws(sample(case, **options), by_reference(case, **options), dtype, discrete)
 
 
 @pytest.mark.parametrize("name", available_isas())
@@ -57,7 +57,7 @@ def test_every_instruction_set(name, cell):
     for batch, dtype in ((1, torch.float32), (6, torch.bfloat16), (9, torch.float64)):
         case = op_case(batch, 5, 77, 2, cell=cell, dtype=dtype)
         with isa(name):
-            assert_equal_draws(sample(case), twin(case), dtype)
+            assert_equal_draws(sample(case), by_reference(case), dtype)
 
 
 def torch_cell(cell, inputs, hidden):
@@ -110,7 +110,7 @@ def test_cuts_and_the_batch_do_not_matter(device, cell, dtype):
     options = {"given": torch.randint(5, (6, 9), device=device).float(), "known": known}
     options |= {"top_k": 4, "top_p": 0.9, "stop_token": 3, "limits": torch.tensor([0, 9, 5, 7, 12, 1]).to(device)}
     whole = sample(case, **options)
-    assert_equal_draws(whole, twin(case, **options), dtype)
+    assert_equal_draws(whole, by_reference(case, **options), dtype)
     for cuts in ([0, 4], [0, 0, 1, 8], list(range(9))):
         assert_equal_bits(in_calls(case, cuts, **options), whole)
     by_row = ("state", "cell_state"), ("last", "in_bias", "given", "known", "limits")
@@ -146,7 +146,7 @@ def test_a_run_goes_on_from_where_it_is(device):
     rest = sample(case, **went_on)
     assert torch.equal(torch.cat([first.values, rest.values], 1), whole.values)
     assert torch.equal(rest.state, whole.state)
-    assert_equal_draws(rest, twin(case, **went_on), torch.float32)
+    assert_equal_draws(rest, by_reference(case, **went_on), torch.float32)
 
 
 def test_a_prompt_is_consumed_as_it_would_be_drawn(device):
@@ -172,7 +172,7 @@ def test_rows_that_finish(device):
     known[:, :2] = True
     options = {"given": given, "known": known, "stop_token": 0, "limits": limits}
     run = sample(case, **options)
-    assert_equal_draws(run, twin(case, **options), torch.float32)
+    assert_equal_draws(run, by_reference(case, **options), torch.float32)
     ends = torch.full((rows,), 12, device=device)
     for row in range(rows):
         drawn = [p for p in range(2, 12) if run.values[row, p] == 0]
@@ -218,7 +218,7 @@ def test_truncated_draws(device, emulation, top_k, top_p, temperature):
     case |= {"in_table": torch.zeros(12, 3, device=device)}
     rule = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
     run = sample(case, **rule)
-    assert torch.equal(run.values, twin(case, **rule).values.float())
+    assert torch.equal(run.values, by_reference(case, **rule).values.float())
     kept = likeliest_by_definition(logits.double(), temperature, top_k, top_p)
     share = torch.zeros(12, dtype=torch.float64)
     share[kept] = (logits.double() / temperature)[kept].softmax(-1)

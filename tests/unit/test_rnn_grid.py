@@ -4,7 +4,7 @@ import emulated
 import pytest
 import torch
 from grids import pairs
-from rnn_cases import CELLS, assert_equal_bits, assert_equal_draws, op_case, sample, twin
+from rnn_cases import CELLS, assert_equal_bits, assert_equal_draws, by_reference, op_case, sample
 
 from ar_fast import _library
 
@@ -21,11 +21,11 @@ def fiber_order(request):
 
 
 @pytest.mark.parametrize("cell, dtype, multiprocessors", pairs(CELLS, [torch.float32, torch.bfloat16], [2, 3, 5]))
-def test_a_grid_draws_what_the_twin_does(cell, dtype, multiprocessors):
+def test_a_grid_draws_what_the_reference_does(cell, dtype, multiprocessors):
     case = op_case(5, 3, 19, 2, cell=cell, dtype=dtype)
     with emulated.gpu(multiprocessors=multiprocessors):
         run = sample(case, algorithm="grid")
-        assert_equal_draws(run, twin(case), dtype)
+        assert_equal_draws(run, by_reference(case), dtype)
         assert_equal_bits(sample(case, algorithm="block"), run)
 
 
@@ -39,7 +39,7 @@ def test_rows_that_finish_in_a_grid():
         rules = {**options, "limits": torch.tensor(limits)}
         with emulated.gpu(multiprocessors=4):
             run = sample(case, **rules, algorithm="grid")
-            assert_equal_draws(run, twin(case, **rules), torch.float32)
+            assert_equal_draws(run, by_reference(case, **rules), torch.float32)
             assert_equal_bits(sample(case, **rules, algorithm="block"), run)
 
 
@@ -51,18 +51,18 @@ def test_weights_that_no_shared_memory_holds():
             for algorithm, how in (("grid", "cooperative grid of 1 x"), ("block", "blocks of 1 x")):
                 lines = emulated.explain(lambda case=case, name=algorithm: sample(case, algorithm=name))
                 assert how in lines[0] and "weights in global memory" in lines[0]
-                assert_equal_draws(sample(case, algorithm=algorithm), twin(case), torch.float32)
+                assert_equal_draws(sample(case, algorithm=algorithm), by_reference(case), torch.float32)
 
 
 def test_more_rows_and_parameters_than_a_block_has_at_once():
     """Chunks of 16 rows and 32 units; parameters in global memory."""
     case = op_case(37, 2, 41, head="bernoulli")
     with emulated.gpu(multiprocessors=2):
-        assert_equal_draws(sample(case, algorithm="grid"), twin(case), torch.float32)
+        assert_equal_draws(sample(case, algorithm="grid"), by_reference(case), torch.float32)
     case = op_case(3, 2, 5)
     case |= {"in_table": torch.randn(700, 15), "out_weight": torch.randn(700, 5), "out_bias": torch.randn(700)}
     with emulated.gpu(multiprocessors=2):
-        assert_equal_draws(sample(case, algorithm="grid"), twin(case), torch.float32)
+        assert_equal_draws(sample(case, algorithm="grid"), by_reference(case), torch.float32)
 
 
 def test_small_models_take_blocks_and_large_ones_a_grid():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import available_isas, isa
 from grids import pairs
-from mlp_cases import NETWORKS, assert_equal_draws, mlp_case, sample, twin
+from mlp_cases import NETWORKS, assert_equal_draws, by_reference, mlp_case, sample
 from transform_cases import TRANSFORMS
 
 from ar_fast import functional, reference
@@ -35,7 +35,7 @@ def test_values_equal_the_reference(device, name, dtype):
         known = torch.rand(batch, variables, device=device) < 0.2
         for options in ({"given": given}, {"given": given, "known": known}):
             # A steep spline makes rounding of the numbers before it larger.
-            assert_equal_draws(sample(case, batch, **options), twin(case, batch, **options), dtype, single=1e-2)
+            assert_equal_draws(sample(case, batch, **options), by_reference(case, batch, **options), dtype, single=1e-2)
 
 
 @pytest.mark.parametrize("network, name", pairs(NETWORKS, TRANSFORMS))
@@ -44,7 +44,7 @@ def test_every_network_with_a_context(device, network, name):
     for weight in case.weights:
         weight *= 0.3  # Each variable can be far from the ones before it, and this goes on to infinity.
     given = numbers(case, 6, device)
-    assert_equal_draws(sample(case, 6, given=given), twin(case, 6, given=given), torch.float64)
+    assert_equal_draws(sample(case, 6, given=given), by_reference(case, 6, given=given), torch.float64)
 
 
 @pytest.mark.parametrize("isa_name", available_isas())
@@ -53,7 +53,7 @@ def test_every_instruction_set(name, isa_name):
     case = transform_case(name, 9, [37], dtype=torch.float64)
     given = numbers(case, 37)
     with isa(isa_name):
-        assert_equal_draws(sample(case, 37, given=given), twin(case, 37, given=given), torch.float64)
+        assert_equal_draws(sample(case, 37, given=given), by_reference(case, 37, given=given), torch.float64)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -69,7 +69,7 @@ def test_a_weight_by_input(name):
         torch.zeros(5, 13, dtype=torch.float64), [weight], case.biases, [], [], order=case.order, given=given,
         head=case.head, constants=constants, seed=0, by_input=True,
     )  # fmt: skip
-    assert_equal_draws(got, twin(case, 5, given=given), torch.float64)
+    assert_equal_draws(got, by_reference(case, 5, given=given), torch.float64)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
