@@ -29,6 +29,9 @@ def test_measuring_takes_turns_and_stops_at_long_calls(monkeypatch):
     of_first = [name for name, rows in called if rows == 1]
     assert of_first[:6] == ["original", "ours"] * 3
     assert found.ours(1) and found.ours(10_000) and not found.never
+    called.clear()
+    crossover.measured(path("original", 9e-3), path("ours", 1e-3), torch.device("cpu"))
+    assert called == [("original", 1), ("ours", 1)] * 2
     slow = crossover.measured(path("original", 1e-1), path("ours", 1.0), torch.device("cpu"))
     assert slow.rows == (1,) and slow.never
 
