@@ -90,7 +90,9 @@ def _transform(kind: str, device: torch.device) -> list[Tensor]:
     call, leaves = calls.transform(kind, SIZES)
     leaves = [leaf.to(device).requires_grad_() for leaf in leaves]
     y, log_det = call(*leaves)
-    return [y, log_det, *torch.autograd.grad(y.sum() + log_det.sum(), leaves)]
+    with torch.no_grad():
+        alone = call(*leaves)
+    return [*alone, y, log_det, *torch.autograd.grad(y.sum() + log_det.sum(), leaves)]
 
 
 def _masks() -> Iterator[tuple[str, tuple[int, int], Mask]]:

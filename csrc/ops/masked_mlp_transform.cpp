@@ -272,10 +272,7 @@ std::tuple<at::Tensor, at::Tensor> masked_mlp_transform_autograd(const MaskedMlp
   const bool records = at::GradMode::is_enabled() &&
                        (trained(a.input) || std::any_of(a.weights.begin(), a.weights.end(), trained) ||
                         std::any_of(a.biases.begin(), a.biases.end(), trained));
-  if (!records) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return masked_mlp_transform(a);
-  }
+  if (!records) return call_below_autograd(a);
   const variable_list result = MaskedMlpTransformFunction::apply(a, a.input, a.weights, a.biases);
   return {result[0], result[1]};
 }
