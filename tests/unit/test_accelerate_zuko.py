@@ -6,6 +6,7 @@ grids.skip_module_without("zuko", "zuko")
 
 import copy  # noqa: E402
 import pickle  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import accelerate_cases  # noqa: E402
 import pytest  # noqa: E402
@@ -250,4 +251,4 @@ def test_distributions_copy_and_pickle_as_the_originals():
 
 @pytest.mark.full
 def test_256_variables():
-    accelerate_cases.check_values(flow_case("", MAF, variables=256))
+    accelerate_cases.check_values(replace(flow_case("", MAF, variables=256), one_op=False))
