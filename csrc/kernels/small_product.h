@@ -8,7 +8,7 @@ namespace ar_fast {
 // c = f(a p + bias)
 struct SmallProduct {
   ScalarType storage;           // of every matrix: float32 or float64
-  int64_t rows, sums, columns;  // M, K, N
+  int64_t sums, columns;        // K, N
   const void* a;                // element (m, k) at m a_row + k a_sum
   int64_t a_row, a_sum;
   const void* p;                // [K, small_product_width(N)] as small_product_pack makes it

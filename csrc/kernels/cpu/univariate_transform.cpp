@@ -12,8 +12,7 @@ namespace {
 // How many numbers a block has; a multiple of every vector's size.
 constexpr int64_t block_numbers = 256;
 
-// Calls body(first, count) for the numbers row_begin * D ... row_end * D in blocks, and put(row, variable, i) for each
-// number of a block before or after it.
+// Calls body(first, count) for the numbers row_begin * D ... row_end * D - 1, in blocks.
 template <typename Body>
 void for_blocks(const UnivariateTransform& own, int64_t row_begin, int64_t row_end, const Body& body) {
   const int64_t end = row_end * own.variables;
@@ -22,6 +21,7 @@ void for_blocks(const UnivariateTransform& own, int64_t row_begin, int64_t row_e
   }
 }
 
+// Calls body(i, row, variable) for each number of a block.
 template <typename Body>
 AR_FAST_INLINE void for_numbers(const UnivariateTransform& own, int64_t first, int64_t count, const Body& body) {
   int64_t row = first / own.variables, variable = first % own.variables;

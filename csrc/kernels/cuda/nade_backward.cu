@@ -59,8 +59,8 @@ struct Place {
 };
 
 // What the positions of a tile need from 8 rows, for one warp; zero past the end, which adds nothing. There is at least
-// one row. Lane l has
-// position l % 16 of the rows that are as odd as l / 16; `variable` is that of the position, -1 past the last.
+// one row. Lane l has position l % 16 of the rows that are as odd as l / 16; `variable` is that of the position, -1 past
+// the last.
 template <typename T>
 struct TileInputs {
   T values[kStaged / 2];

@@ -38,7 +38,6 @@ at::Tensor multiply(const at::Tensor& a, bool transposed, const at::Tensor& p, i
   const int64_t rows = a.size(transposed ? 1 : 0), sums = a.size(transposed ? 0 : 1);
   at::Tensor c = at::empty({rows, columns}, a.options());
   const SmallProduct product{.storage = storage_type(a.scalar_type()),
-                             .rows = rows,
                              .sums = sums,
                              .columns = columns,
                              .a = a.const_data_ptr(),
