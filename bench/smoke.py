@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ar_fast import Mask, functional, heads, models
+from ar_fast.flows import MAF
 
 from . import calls
 from .calls import Sizes
@@ -95,6 +96,14 @@ def _transform(kind: str, device: torch.device) -> list[Tensor]:
     return [*alone, y, log_det, *torch.autograd.grad(y.sum() + log_det.sum(), leaves)]
 
 
+def _inverse(device: torch.device) -> list[Tensor]:
+    """A flow's inverse, and its gradients."""
+    torch.manual_seed(0)
+    flow = MAF(7, transforms=2, hidden_features=(16, 16)).to(device)
+    drawn = flow.rsample(5, generator=torch.Generator().manual_seed(1))
+    return [drawn, *torch.autograd.grad(drawn.square().sum(), list(flow.parameters()))]
+
+
 def _masks() -> Iterator[tuple[str, tuple[int, int], Mask]]:
     yield "staircase", (150, 200), staircase(150, 200)
     yield "permuted", (150, 200), staircase(150, 200, permuted=True)
@@ -111,6 +120,7 @@ def cases() -> list[Smoke]:
         found.append(Smoke(f"{kind}: sample", lambda device, k=kind: _sample(k, device), dtype))
     for kind in calls.TRANSFORMS:
         found.append(Smoke(f"{kind}: gradients", lambda device, k=kind: _transform(k, device)))
+    found.append(Smoke("a flow's inverse: gradients", _inverse))
     for dtype in TOLERANCES:
         for name, (inputs, outputs), mask in _masks():
             for batch in (3, 70):

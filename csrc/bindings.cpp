@@ -10,6 +10,7 @@
 #include "ops/explain.h"
 #include "ops/fvsbn.h"
 #include "ops/head.h"
+#include "ops/inverse_adjoint.h"
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
 #include "ops/masked_mlp_transform.h"
@@ -53,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
   def<ar_fast::MaskedMlpTransformArguments>(m);
+  def<ar_fast::InverseAdjointArguments>(m);
   def<ar_fast::UnivariateTransformArguments>(m);
   def<ar_fast::RnnSampleArguments>(m);
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");

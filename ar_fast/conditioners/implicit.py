@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .. import functional
 from .conditioner import Add, AddContext, Elementwise, GateByContext, Masked
 from .stepping import Incremental, Prepared, Rows, Univariate
 
@@ -119,7 +120,8 @@ def gradients(
         of_parameters = torch.autograd.grad(again, parameters, torch.ones_like(again), retain_graph=True)[0]
     with torch.no_grad():
         factors = of_parameters.index_select(1, variables).flatten(1)
-        adjoint = _sweep(steps, prepared, slopes, factors, grad.index_select(1, variables))
+        own = grad.index_select(1, variables)
+        adjoint = functional.call("inverse_adjoint", own, factors, *_network(steps, prepared, slopes))
     return torch.autograd.grad(again, wanted, adjoint.index_select(1, back), allow_unused=True)
 
 
@@ -150,36 +152,14 @@ def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tup
     return values[-1], slopes
 
 
-def _sweep(
-    steps: Incremental, prepared: Sequence[Prepared], slopes: dict[int, Tensor], factors: Tensor, grad: Tensor
-) -> Tensor:
-    """The adjoint of each x (B, D), by level."""
-    schedule, program, count = steps.settle(), steps.conditioner.steps, steps.conditioner.parameters
-    adjoints = [grad.new_zeros(len(grad), len(order.units)) for order in schedule.order]
-    adjoints[0] = grad.clone()
-    for level in range(schedule.levels - 1, -1, -1):
-        # The adjoints of this level's variables are complete: all that see them belong to later levels.
-        start, end = schedule.level_ends[level : level + 2]
-        own = slice(start * count, end * count)
-        adjoints[-1][:, own] = adjoints[0][:, start:end].repeat_interleave(count, 1) * factors[:, own]
-        for index in range(len(program) - 1, -1, -1):
-            step = program[index]
-            first, after = schedule.order[index + 1].ends[level : level + 2]
-            above = adjoints[index + 1]
-            if isinstance(step, Masked):
-                # The units that this level computes are seen by units of this and of later levels.
-                left, right = schedule.order[step.source].ends[level : level + 2]
-                if left < right:
-                    adjoints[step.source][:, left:right] += (
-                        above[:, first:] @ prepared[index].weight[first:, left:right]
-                    )
-                continue
-            if first == after:
-                continue
-            piece = above[:, first:after]
-            if index in slopes:
-                piece = piece * slopes[index][:, first:after]
-            adjoints[step.source][:, first:after] += piece
-            if isinstance(step, Add):
-                adjoints[step.other][:, first:after] += piece
-    return adjoints[0]
+def _network(steps: Incremental, prepared: Sequence[Prepared], slopes: dict[int, Tensor]) -> tuple[list[Any], ...]:
+    """The network as ``inverse_adjoint`` takes it: weights, slopes, program, ends."""
+    weights, program = [], []
+    for index, step in enumerate(steps.conditioner.steps):
+        masked = isinstance(step, Masked)
+        if masked:
+            weights.append(prepared[index].weight)
+        program += [step.source, step.other if isinstance(step, Add) else -1, int(masked), int(index in slopes)]
+    schedule = steps.settle()
+    ends = [end for order in schedule.order for end in order.ends[: schedule.levels + 1]]
+    return weights, list(slopes.values()), program, ends

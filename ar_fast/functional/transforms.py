@@ -9,7 +9,7 @@ from torch import Tensor
 from ._call import call
 from .sampling import MlpLayer
 
-__all__ = ["masked_mlp_transform", "univariate_transform"]
+__all__ = ["inverse_adjoint", "masked_mlp_transform", "univariate_transform"]
 
 
 def univariate_transform(
@@ -134,3 +134,53 @@ def masked_mlp_transform(
         by_parameter,
         scale_first,
     )
+
+
+def inverse_adjoint(
+    grad: Tensor,
+    factors: Tensor,
+    weights: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    program: Sequence[int],
+    ends: Sequence[int],
+) -> Tensor:
+    r"""The gradient of an autoregressive transform's inverse, from its result, by one sweep over the variables.
+
+    Where x = f^{-1}(y; theta(x)), and theta_d is a network of the variables before d, a gradient by x reaches x_d
+    directly and through the parameters of all later variables:
+
+    .. math:: a_d = g_d + \sum_{e > d} a_e \frac{\partial x_e}{\partial \theta_e}
+        \frac{\partial \theta_e}{\partial x_d}
+
+    This triangular system is solved from the last variable to the first, and each unit's adjoint is computed once: the
+    arithmetic of one backward pass. Variables, and the units of each value, stand in the order in which they can be
+    computed, level by level; at level l the variables of the levels before l are known.
+
+    Args:
+        grad: g (B, D), by x.
+        factors: (B, D K), the derivative of each x by its own K parameters.
+        weights: for each step of the network that multiplies by a matrix, (units, units of the value it reads), with
+            zeros where a unit must not read another.
+        slopes: for each step that multiplies unit by unit, (B, units): the derivative of an activation at its input, a
+            gate, a scale.
+        program: 4 numbers for each step, which makes value s + 1: the value that it reads, a second one that it adds
+            or -1, 1 if it multiplies by a matrix else 0, 1 if it has slopes else 0. Value 0 is x, the last value is the
+            parameters, (D, K).
+        ends: L + 1 numbers for each value: level l computes its units ends[l] ... ends[l + 1] - 1. For value 0 those
+            are the variables of level l - 1, and the variables of the last level follow after ends[L].
+
+    Returns:
+        a (B, D). It has no gradient.
+
+    Raises:
+        RuntimeError: where a shape, dtype, device or number breaks a rule above.
+
+    Source: Griewank and Walther, "Evaluating derivatives", 2nd edition, 2008, chapter 15 (implicit differentiation).
+
+    Example:
+        >>> # x_0 = y_0, and x_1 = y_1 + w x_0
+        >>> w = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+        >>> inverse_adjoint(torch.ones(1, 2), torch.ones(1, 2), [w], [], [0, -1, 1, 0], [0, 0, 1, 0, 1, 2])
+        tensor([[4., 1.]])
+    """
+    return call("inverse_adjoint", grad, factors, list(weights), list(slopes), list(program), list(ends))

@@ -66,6 +66,9 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "int variables, int first, str activation, str transform, float[] constants, bool by_parameter=False, "
       "bool scale_first=False) -> (Tensor, Tensor)");
   m.def(
+      "inverse_adjoint(Tensor grad, Tensor factors, Tensor[] weights, Tensor[] slopes, int[] program, int[] ends)"
+      " -> Tensor");
+  m.def(
       "univariate_transform(Tensor x, Tensor parameters, str transform, float[] constants, bool by_parameter=False, "
       "bool scale_first=False) -> (Tensor, Tensor)");
   m.def(

@@ -106,9 +106,9 @@ def test_tools_that_are_missing_are_said(script):
 
 
 def test_a_kernel_that_ncu_cannot_run_is_skipped(script):
-    done, _, summary = script(FAIL="regex:nade_states_kernel --launch-count 1 --metrics")
+    done, _, summary = script(FAIL="regex:nade_scan_kernel --launch-count 1 --metrics")
     assert done.returncode == 0
-    assert "ncu nade_states_kernel: it does not run here, skipped" in summary
+    assert "ncu nade_scan_kernel: it does not run here, skipped" in summary
     assert len([part for part in parts(summary) if part.startswith("ncu-")]) == 7
 
 

@@ -135,6 +135,17 @@ def mlp_transform_arguments():
     }
 
 
+def adjoint_arguments():
+    return {
+        "grad": torch.ones(2, 4),
+        "factors": torch.ones(2, 4),
+        "weights": [torch.ones(4, 4)],
+        "slopes": [],
+        "program": [0, -1, 1, 0],
+        "ends": [0, 0, 1, 2, 3, 0, 1, 2, 3, 4],
+    }
+
+
 def head_arguments():
     return {"parameters": torch.ones(2, 4), "x": torch.ones(2, 4)}
 
@@ -144,6 +155,7 @@ GOOD = {
     "deep_nade_sample": deep_nade_arguments,
     "fvsbn_sample": fvsbn_arguments,
     "head_log_prob": head_arguments,
+    "inverse_adjoint": adjoint_arguments,
     "nade": nade_arguments,
     "nade_log_prob": nade_arguments,
     "nade_sample": sample_arguments,
@@ -321,6 +333,14 @@ BAD = [
     ("masked_mlp_transform", {"variables": 5}, "variables must be columns of input, got first = 0"),
     ("masked_mlp_transform", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
     ("masked_mlp_transform", {"constants": []}, "constants must hold 2 numbers for affine_clamp, got 0"),
+    ("inverse_adjoint", {"grad": torch.ones(4)}, r"grad must have shape \(B, D\), got \[4\]"),
+    ("inverse_adjoint", {"grad": torch.ones(2, 4, dtype=int64)}, "grad must be .*float32.* got"),
+    ("inverse_adjoint", {"factors": torch.ones(3, 4)}, r"factors must have .* got (shape )?\[3, 4\]"),
+    (
+        "inverse_adjoint",
+        {"factors": torch.ones(2, 4, dtype=float64)},
+        "factors must (have the dtype of grad|be .*float32)",
+    ),
     ("masked_mlp_sample", {"state": torch.zeros(2, 6)}, r"state must have .* got (shape )?\[2, 6\]"),
     ("masked_mlp_sample", {"biases": [torch.ones(3)]}, "biases must hold .*, 2, got 1"),
     ("masked_mlp_sample", {"unit_ends": []}, "unit_ends must hold one tensor per layer but the last, 1, got 0"),
