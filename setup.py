@@ -1,5 +1,6 @@
-"""Drives CMake. AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found); AR_FAST_LINEINFO=1
-for profilers. CMake itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a)."""
+"""Drives CMake. AR_FAST_CPU=auto|all: the instruction sets of the CPU kernels (auto: AVX-512 only where it runs).
+AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found). AR_FAST_LINEINFO=1 for profilers. CMake
+itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a)."""
 
 import json
 import os
@@ -41,6 +42,7 @@ class CMakeBuild(build_ext):
                 "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCMAKE_INSTALL_PREFIX={destination}",
+                f"-DAR_FAST_CPU={setting('AR_FAST_CPU', 'auto', ('auto', 'all'))}",
                 f"-DAR_FAST_CUDA={cuda}",
                 # A build folder of before may have kept the architectures; they are chosen anew (cmake/).
                 "-UAR_FAST_CUDA_ARCHITECTURES",

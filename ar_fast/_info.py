@@ -28,6 +28,7 @@ def info() -> dict[str, Any]:
         "built_for_torch": record.get("torch"),
         "compiler": record.get("compiler"),
         "cpu_isa": _library._C.isa() if _library._C is not None else None,
+        "cpu_instruction_sets": record.get("instruction_sets"),
         "cpu_threads": torch.get_num_threads(),
         "cuda_built": cuda,
         "cuda_architectures": record.get("cuda_architectures") if record.get("cuda") == "ON" else None,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def _load() -> tuple[Any, dict[str, Any]]:
             f"ar_fast's compiled part does not load under torch {torch.__version__} (it was built for "
             f"{record['torch']}): {error}"
         ) from error
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and "AVX512" not in record.get("instruction_sets", "AVX512"):
+        warnings.warn(
+            "ar_fast was compiled on a machine without AVX-512 and runs on AVX2 here: compile it on this machine, or "
+            "with AR_FAST_CPU=all",
+            stacklevel=2,
+        )
     return _C, record
 
 

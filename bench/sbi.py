@@ -46,7 +46,7 @@ def rows(model: str, variables: int, seconds: float, each: int, tiny: bool) -> I
 
     torch.manual_seed(0)
     prior, theta, x = simulate(variables, 200 if tiny else 2000)
-    epochs = 1 if tiny else 5
+    epochs = 1 if tiny else 40
     original = train(prior, theta, x, model, epochs).build_posterior()
     fast = ar_fast.accelerate(copy.deepcopy(original))
     print(str(ar_fast.acceleration_report(fast)).splitlines()[0], file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -100,6 +101,43 @@ def test_cpu_capability_is_obeyed():
     for capability, name in {"default": "DEFAULT", "avx2": "AVX2"}.items():
         done = run("import ar_fast; print(ar_fast.info()['cpu_isa'])", ATEN_CPU_CAPABILITY=capability)
         assert done.stdout.strip() == name
+
+
+def test_the_instruction_sets_are_those_that_run_here():
+    sets = ar_fast.info()["cpu_instruction_sets"]
+    runs = torch.backends.cpu.get_cpu_capability()
+    if os.environ.get("AR_FAST_CPU", "auto") == "auto" and "ATEN_CPU_CAPABILITY" not in os.environ:
+        assert ar_fast.info()["cpu_isa"] == runs
+    assert runs in sets
+
+
+def test_a_build_without_avx512_says_so_where_avx512_runs(copy):
+    for file in ("libar_fast_ops.so", *(path.name for path in PACKAGE.glob("_C.*.so"))):
+        shutil.copy2(PACKAGE / file, copy / "ar_fast")
+    code = "import torch; torch.backends.cpu.get_cpu_capability = lambda: 'AVX512'; import ar_fast"
+    for sets, said in (("DEFAULT, AVX2", True), ("DEFAULT, AVX2, AVX512", False)):
+        record = json.loads((copy / "ar_fast" / "_build.json").read_text())
+        (copy / "ar_fast" / "_build.json").write_text(json.dumps({**record, "instruction_sets": sets}))
+        done = run(code, copy)
+        assert done.returncode == 0, done.stderr
+        assert ("compiled on a machine without AVX-512" in done.stderr) == said
+
+
+@pytest.mark.full
+@pytest.mark.skipif("AVX512" in ar_fast.info()["cpu_instruction_sets"], reason="the build compiled them")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not x86")
+def test_the_avx512_kernels_compile(tmp_path):
+    """The build leaves them out where they do not run."""
+    from torch.utils.cpp_extension import include_paths
+
+    flags = ["-std=c++20", "-fsyntax-only", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw"]
+    flags += ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-DAR_FAST_X86"]
+    flags += ["-DAR_FAST_AVX512", *(f"-isystem{path}" for path in include_paths())]
+    kernels = sorted((ROOT / "csrc" / "kernels" / "cpu").glob("*.cpp"))
+    assert kernels
+    for kernel in kernels:
+        done = subprocess.run([os.environ.get("CXX", "c++"), *flags, kernel], capture_output=True, text=True)
+        assert done.returncode == 0, f"{kernel.name}: {done.stderr}"
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")

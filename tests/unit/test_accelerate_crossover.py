@@ -39,7 +39,8 @@ def test_measuring_takes_turns_and_stops_at_long_calls(monkeypatch):
 def test_a_real_measurement_is_short():
     network = ar_fast.accelerate(plain_network(8, 32))
     (part, *_) = ar_fast.acceleration_report(network).parts
-    assert "B 1 " in part.by and "B 256" in part.by
+    # On a busy machine a larger batch may take too long to be tried.
+    assert "B 1 " in part.by and "B 8 " in part.by
 
 
 def test_a_few_microseconds_are_not_worth_a_choice():

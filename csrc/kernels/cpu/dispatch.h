@@ -10,12 +10,12 @@ namespace ar_fast {
 
 enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
 
-// Obeys ATEN_CPU_CAPABILITY; defined in ops/cpu/isa.cpp.
+// At most what was compiled, and what ATEN_CPU_CAPABILITY allows; defined in ops/cpu/isa.cpp.
 Isa current_isa();
 
 }  // namespace ar_fast
 
-#if defined(AR_FAST_X86)
+#if defined(AR_FAST_AVX512)
 #define AR_FAST_DECLARE_CPU_KERNEL(name, ...)  \
   namespace DEFAULT { void name(__VA_ARGS__); } \
   namespace AVX2 { void name(__VA_ARGS__); }    \
@@ -24,6 +24,12 @@ Isa current_isa();
   (::ar_fast::current_isa() == ::ar_fast::Isa::avx512 ? ::ar_fast::AVX512::name \
    : ::ar_fast::current_isa() == ::ar_fast::Isa::avx2 ? ::ar_fast::AVX2::name   \
                                                       : ::ar_fast::DEFAULT::name)
+#elif defined(AR_FAST_X86)
+#define AR_FAST_DECLARE_CPU_KERNEL(name, ...)  \
+  namespace DEFAULT { void name(__VA_ARGS__); } \
+  namespace AVX2 { void name(__VA_ARGS__); }
+#define AR_FAST_CPU_KERNEL(name) \
+  (::ar_fast::current_isa() == ::ar_fast::Isa::baseline ? ::ar_fast::DEFAULT::name : ::ar_fast::AVX2::name)
 #else
 #define AR_FAST_DECLARE_CPU_KERNEL(name, ...) \
   namespace DEFAULT { void name(__VA_ARGS__); }

@@ -3,6 +3,7 @@
 #include <ATen/Version.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 
@@ -17,9 +18,25 @@ Isa parse(const std::string& name) {
   return Isa::baseline;
 }
 
+#if defined(AR_FAST_AVX512)
+constexpr Isa compiled = Isa::avx512;
+#elif defined(AR_FAST_X86)
+constexpr Isa compiled = Isa::avx2;
+#else
+constexpr Isa compiled = Isa::baseline;
+#endif
+
 const Isa& best_isa() {
-  static const Isa isa = parse(at::get_cpu_capability());
+  static const Isa isa = std::min(parse(at::get_cpu_capability()), compiled);
   return isa;
+}
+
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::avx512: return "AVX512";
+    case Isa::avx2: return "AVX2";
+    default: return "DEFAULT";
+  }
 }
 
 std::atomic<int> chosen{-1};
@@ -31,13 +48,7 @@ Isa current_isa() {
   return isa < 0 ? best_isa() : static_cast<Isa>(isa);
 }
 
-std::string isa_name() {
-  switch (current_isa()) {
-    case Isa::avx512: return "AVX512";
-    case Isa::avx2: return "AVX2";
-    default: return "DEFAULT";
-  }
-}
+std::string isa_name() { return name_of(current_isa()); }
 
 bool has_amx_bfloat16() {
 #if defined(AR_FAST_X86) && defined(__GNUC__)
@@ -54,8 +65,8 @@ void set_isa(const std::string& name) {
   }
   TORCH_CHECK(name == "DEFAULT" || name == "AVX2" || name == "AVX512",
               "set_isa: name must be auto, DEFAULT, AVX2 or AVX512, got '", name, "'");
-  TORCH_CHECK(parse(name) <= best_isa(), "set_isa: this machine (or ATEN_CPU_CAPABILITY) allows no more than ",
-              at::get_cpu_capability(), ", got '", name, "'");
+  TORCH_CHECK(parse(name) <= best_isa(), "set_isa: this machine, this build (AR_FAST_CPU) and ATEN_CPU_CAPABILITY allow no more than ",
+              name_of(best_isa()), ", got '", name, "'");
   chosen = static_cast<int>(parse(name));
 }
 
