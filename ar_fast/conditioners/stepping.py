@@ -25,13 +25,24 @@ from .conditioner import (
     find,
 )
 
-__all__ = ["Incremental", "Prepared", "Rows", "State", "Univariate", "broadcast_rows", "distinct_rows"]
+__all__ = [
+    "Incremental",
+    "Prepared",
+    "Rows",
+    "State",
+    "Univariate",
+    "broadcast_rows",
+    "distinct_rows",
+    "rows_of_a_call",
+]
 
 #: Inverts a univariate transform: (values (B, n), parameters (B, n, K), indices (n) of the variables) -> (B, n).
 Univariate = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Rows are inverted in chunks whose values take about this much memory.
 _CHUNK_BYTES = 2**27
+# Those of one call of an op on the CPU: its caches hold them.
+_CACHED_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -388,6 +399,12 @@ class Incremental:
                 added = added if rows is None else added.index_select(1, rows)
                 prepared.append(Prepared(context=Rows(added, context.index)))
         return prepared
+
+
+def rows_of_a_call(units: int, like: Tensor) -> int:
+    """How many rows an op that keeps so many units of each should get at once."""
+    chunk = _CACHED_BYTES if like.device.type == "cpu" else _CHUNK_BYTES
+    return max(64, chunk // (units * like.element_size()))
 
 
 def distinct_rows(context: Tensor) -> Rows:

@@ -15,7 +15,7 @@ from .. import functional, orderings
 from .._structure import SavedStructure, building, follow_loaded, nearly
 from ..conditioners.conditioner import AddContext, Conditioner, Elementwise, Masked, Schedule
 from ..conditioners.implicit import graph_needed, inverted
-from ..conditioners.stepping import Incremental, Rows
+from ..conditioners.stepping import Incremental, Rows, rows_of_a_call
 from ..conditioners.stepping import Univariate as UnivariateInverse
 from ..models._context import add_context
 from ..networks import MaskedNetwork, even_degrees
@@ -25,8 +25,6 @@ __all__ = ["AutoregressiveTransform"]
 
 # Up to this many units the op that multiplies whole matrices is fastest.
 _SMALL = 128
-# Rows go through the op in chunks whose state takes about this much memory.
-_CHUNK_BYTES = 2**27
 
 
 class AutoregressiveTransform(SavedStructure, MaskedNetwork):
@@ -254,7 +252,7 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         weights, biases = list(tensors[::2]), list(tensors[1::2])
         if context is not None:
             biases[:2] = [add_context(biases[0], context.values, weights.pop(1))]
-        size = max(64, _CHUNK_BYTES // (y.element_size() * (self.features + sum(self.hidden_features))))
+        size = rows_of_a_call(self.features + sum(self.hidden_features), y)
         found = [
             self._rows(y[start : start + size], context, weights, biases, slice(start, start + size))
             for start in range(0, max(1, len(y)), size)

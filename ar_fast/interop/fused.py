@@ -12,13 +12,10 @@ from torch import Tensor
 from .. import functional
 from .._structure import building
 from ..conditioners.conditioner import Add, AddContext, Conditioner, Elementwise, Masked, Schedule, Unsuitable, find
-from ..conditioners.stepping import Incremental, Prepared, Rows
+from ..conditioners.stepping import Incremental, Prepared, Rows, rows_of_a_call
 from .plain import activation_name
 
 __all__ = ["Fused", "Head", "activation_of", "program_of"]
-
-# Rows go through the op in chunks whose state takes about this much memory.
-_CHUNK_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Fused:
         """y (B, D) -> x (B, D), and log dx/du (B) in y's dtype; without gradients."""
         own = self._structure(y.device)
         prepared = self.steps.prepare(tensors, context, masked=False)
-        size = max(64, _CHUNK_BYTES // (own.features * y.element_size()))
+        size = rows_of_a_call(own.features, y)
         parts = [
             self._rows(own, y[start : start + size].contiguous(), prepared, slice(start, start + size))
             for start in range(0, len(y), size)

@@ -18,6 +18,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import ar_fast  # noqa: E402
+from ar_fast.conditioners import stepping  # noqa: E402
 
 FIXED_SEED = 21
 
@@ -157,6 +158,18 @@ def test_log_prob_and_gradients_of_normflows_go_through_the_inverse():
 
     accelerate_cases.check_values(Case("", make, log_prob, log_prob))
     accelerate_cases.check_gradients(Case("", make, log_prob, log_prob))
+
+
+def test_large_batches_are_inverted_in_chunks(monkeypatch):
+    transform = randomized(nt.MaskedAffineAutoregressiveTransform(4, 16, context_features=2))
+    ar_fast.accelerate(transform)
+    y, context = torch.randn(300, 4), torch.randn(3, 2).repeat_interleave(100, 0)
+    with torch.no_grad():
+        expected = transform.inverse(y, context)
+        monkeypatch.setattr(stepping, "_CACHED_BYTES", 1)
+        found = transform.inverse(y, context)
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own, other)
 
 
 def test_repeated_contexts():
