@@ -1,6 +1,8 @@
 """Drives CMake. AR_FAST_CPU=auto|all: the instruction sets of the CPU kernels (auto: AVX-512 only where it runs).
 AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found). AR_FAST_LINEINFO=1 for profilers. CMake
-itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a)."""
+itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a).
+
+AR_FAST_PURE=1 compiles nothing: every model on the plain-torch references, for machines without a compiler."""
 
 import json
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -64,4 +67,18 @@ class CMakeBuild(build_ext):
             shutil.copy2(file, ROOT / "ar_fast" / file.name)
 
 
-setup(ext_modules=[Extension("ar_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class PureBuild(build_py):
+    """The Python files, and a record that says so; nothing that was compiled in the source folder before."""
+
+    def run(self) -> None:
+        super().run()
+        package = Path(self.build_lib) / "ar_fast"
+        for binary in [*package.glob("*.so"), *package.glob("*.dylib")]:
+            binary.unlink()
+        (package / "_build.json").write_text(json.dumps({"pure": True}) + "\n")
+
+
+if setting("AR_FAST_PURE", "0", ("0", "1")) == "1":
+    setup(cmdclass={"build_py": PureBuild})
+else:
+    setup(ext_modules=[Extension("ar_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -53,7 +53,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> list[str]:
     if op not in functional.__all__:
         raise ValueError(f"explain: op must be one of {', '.join(functional.__all__)}, got {op!r}")
     if _library._C is None:
-        return [f"{op}: the plain-torch reference in ar_fast.reference (AR_FAST_BACKEND=reference)"]
+        return [f"{op}: the plain-torch reference in ar_fast.reference ({_library.because})"]
     _library._C.explain_begin()
     try:
         getattr(functional, op)(*args, **kwargs)

@@ -2,7 +2,8 @@
 
 Two binaries are stored beside this file: the ops library (``libar_fast_ops``: the ops and their gradients, without
 Python) and ``_C`` (thin eager entry points to them). Where nothing was compiled, ``AR_FAST_BACKEND=reference`` runs the
-plain-torch references of :mod:`ar_fast.reference` instead. It must be set explicitly; it is never chosen silently.
+plain-torch references of :mod:`ar_fast.reference` instead. It must be set explicitly, there or by ``AR_FAST_PURE=1``
+when the package is installed, which a warning says at import; it is never chosen silently.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ _BACKENDS = ("compiled", "reference")
 
 
 def _chosen_backend() -> str:
-    backend = os.environ.get("AR_FAST_BACKEND", "compiled")
+    backend = os.environ.get("AR_FAST_BACKEND")
+    if backend is None and _read_record().get("pure"):
+        warnings.warn(
+            "ar_fast was installed without its compiled ops (AR_FAST_PURE=1): the plain-torch references run, with the "
+            "same results, many times slower",
+            stacklevel=2,
+        )
+        return "reference"
+    backend = backend or "compiled"
     if backend not in _BACKENDS:
         raise ValueError(f"AR_FAST_BACKEND must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     return backend
@@ -59,7 +68,7 @@ def _not_compiled() -> str:
 
 def _load() -> tuple[Any, dict[str, Any]]:
     record = _read_record()
-    if not record:
+    if "torch" not in record:
         raise ImportError(_not_compiled())
     if _series(record["torch"]) != _series(torch.__version__):
         raise ImportError(
@@ -84,6 +93,8 @@ def _load() -> tuple[Any, dict[str, Any]]:
 
 
 backend = _chosen_backend()
+#: Why the references run, where they do.
+because = "with AR_FAST_PURE=1" if _read_record().get("pure") else "with AR_FAST_BACKEND=reference"
 _C, record = _load() if backend == "compiled" else (None, {})
 _has_ops = _C is not None
 if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) == _series(torch.__version__):

@@ -24,7 +24,7 @@ def call(name: str, *arguments: Any) -> Any:
         return _fallback.call(name, "under forward-mode AD", *arguments)
     entry_point = _library.entry_point(name)
     if entry_point is None:
-        return _fallback.call(name, "with AR_FAST_BACKEND=reference", *arguments)
+        return _fallback.call(name, _library.because, *arguments)
     return entry_point(*arguments)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,38 @@ def test_the_avx512_kernels_compile(tmp_path):
     for kernel in kernels:
         done = subprocess.run([os.environ.get("CXX", "c++"), *flags, kernel], capture_output=True, text=True)
         assert done.returncode == 0, f"{kernel.name}: {done.stderr}"
+
+
+@pytest.mark.full
+def test_a_pure_wheel_runs_every_model_on_the_references(tmp_path):
+    source = tmp_path / "source"
+    left_out = shutil.ignore_patterns("__pycache__", "_build.json")
+    for name in ("ar_fast", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=left_out)
+        else:
+            shutil.copy2(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, source]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "AR_FAST_PURE": "1"})
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".dylib"))]
+        archive.extractall(installed)
+    code = (
+        "import ar_fast, torch; print(ar_fast.info()['backend'])\n"
+        "for make in (ar_fast.models.FVSBN, ar_fast.models.ARMLP, ar_fast.models.NADE, ar_fast.models.MADE, "
+        "ar_fast.models.DeepNADE, ar_fast.models.RNN):\n"
+        "    sizes = {} if make is ar_fast.models.FVSBN else {'hidden_features': 3}\n"
+        "    model = make((2, 3), **sizes)\n"
+        "    x, log_prob = model.sample(2, seed=0, return_log_prob=True)\n"
+        "    torch.testing.assert_close(model.log_prob(x), log_prob)\n"
+    )
+    done = run(code, installed)
+    assert done.returncode == 0 and done.stdout == "reference\n", done.stderr
+    assert done.stderr.count("installed without its compiled ops") == 1
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
