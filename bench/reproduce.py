@@ -5,7 +5,6 @@ The data is not part of the project. --data names an .npz file with the arrays t
 """
 
 import argparse
-import copy
 import json
 import math
 import sys
@@ -20,10 +19,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from ar_fast import orderings
 from ar_fast._progress import progress_bar
 from ar_fast.models import ARMLP, FVSBN, MADE, NADE, DeepNADE, Ensemble
+from ar_fast.tasks import training
+from ar_fast.tasks.training import Settings, Split, Training
 
 from .run import environment
 
@@ -254,15 +256,6 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Data:
-    """(N, D) of 0 and 1 in uint8 in each part."""
-
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"--data: must be an .npz file, got {path}, which is no file")
@@ -276,8 +269,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"--data: must be an .npz file of plain arrays, got {path}: {error}") from None
 
 
-def load(path: Path, recipe: Recipe) -> Data:
-    """Reads the three parts and checks that they are the recipe's. Nothing is unpickled.
+def load(path: Path, recipe: Recipe) -> Split:
+    """Reads the three parts, (N, D) of 0 and 1 in uint8, and checks that they are the recipe's. Nothing is unpickled.
 
     Raises:
         ValueError: if the file is missing or no .npz archive, or an array is missing, of another shape, or holds
@@ -296,7 +289,7 @@ def load(path: Path, recipe: Recipe) -> Data:
         if len(wrong):
             row, variable = wrong[0]
             raise ValueError(f"--data: {key} must hold 0 and 1, got {part[row, variable]} at [{row}, {variable}]")
-    return Data(*(torch.from_numpy(part.astype(np.uint8)) for part in parts))
+    return Split(*(torch.from_numpy(part.astype(np.uint8)) for part in parts))
 
 
 def make_model(recipe: Recipe, train: Tensor) -> Model:
@@ -355,64 +348,36 @@ def ensemble_log_likelihoods(model: DeepNADE, x: Tensor, recipe: Recipe) -> dict
     return results
 
 
-def _rate(step: int, steps: int, warmup: int) -> float:
-    """What the learning rate is multiplied with: a rise over warmup steps, a cosine down to zero over all."""
-    return min(1.0, (step + 1) / max(warmup, 1)) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-@torch.no_grad()
-def _follow(average: Model, model: Model, decay: float, step: int) -> None:
-    """One step of the moving average: quicker at first, so that it forgets the initial parameters."""
-    weight = max(1 - decay, 9 / (10 + step))
-    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter, weight)
-
-
-def train(model: Model, data: Data, recipe: Recipe) -> tuple[Model, list[dict]]:
+def train(model: Model, data: Split, recipe: Recipe) -> tuple[Model, list[dict]]:
     """Trains model in place, and prints a line per epoch.
 
     Returns:
-        The moving average of the parameters, as it was after the epoch with the best validation log-likelihood, and an
-        entry per epoch: epoch, train and validation (nats, of the moving average; train on as many rows as validation
-        has), seconds.
+        The model, with the moving average of the parameters as it was after the epoch with the best validation
+        log-likelihood, and an entry per epoch: epoch, train and validation (nats, of the moving average; train on the
+        first rows, as many as validation has), seconds.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("bias")]
-    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
-    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    steps = recipe.epochs * -(-len(data.train) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, recipe.warmup))
-    average, kept, best, history = copy.deepcopy(model), copy.deepcopy(model), -float("inf"), []
-    start, step = time.perf_counter(), 0
-    with progress_bar(total=steps, unit="step", desc="training") as bar:
-        for epoch in range(1, recipe.epochs + 1):
-            order = torch.randperm(len(data.train), generator=generator)
-            for index in order.split(recipe.batch_size):
-                if recipe.masks > 1:
-                    model.next_mask()
-                optimizer.zero_grad()
-                _loss(model, data.train[index], generator).mean().backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
-                _follow(average, model, recipe.average, step)
-                bar.update()
-            some = data.train[order[: len(data.validation)]]
-            entry = {
-                "epoch": epoch,
-                "train": log_likelihoods(average, some).mean().item(),
-                "validation": log_likelihoods(average, data.validation).mean().item(),
-                "seconds": time.perf_counter() - start,
-            }
-            history.append(entry)
-            if entry["validation"] > best:
-                best = entry["validation"]
-                kept.load_state_dict(average.state_dict())
-            line = "epoch {epoch}: train {train:.2f}, validation {validation:.2f} nats, {seconds:.0f} s"
-            bar.write(line.format(**entry), file=sys.stdout)
-            sys.stdout.flush()
-    return kept, history
+    some = data.train[: len(data.validation)]
+
+    def report(so_far: Training, average: Model) -> None:
+        entry = so_far.history[-1]
+        entry["train"] = log_likelihoods(average, some).mean().item()
+        line = "epoch {epoch}: train {train:.2f}, validation {validation:.2f} nats, {seconds:.0f} s"
+        tqdm.write(line.format(**entry), file=sys.stdout)
+        sys.stdout.flush()
+
+    settings = Settings(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        patience=recipe.epochs,
+        seed=recipe.seed,
+        warmup=recipe.warmup,
+        final_rate=0.0,
+        decay_biases=False,
+        average=recipe.average,
+    )
+    return model, training.train(model, data, settings, judge=log_likelihoods, on_epoch=report).history
 
 
 def save_curve(path: Path, title: str, history: Sequence[dict], recipe: Recipe) -> None:

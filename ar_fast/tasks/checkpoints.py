@@ -1,0 +1,85 @@
+"""Where a training stands, in one safetensors file that is always whole. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["Checkpoint"]
+
+_FORMAT = "ar_fast.checkpoint 1"
+
+
+class Checkpoint:
+    """The file of a training's state, and how often it is written.
+
+    A new state is written beside the old one, reaches the disk, and takes its place in one step: whenever the process
+    ends, the file holds the old state or the new one.
+
+    Args:
+        path: the file.
+        seconds: how often it is written at most; 0 is after every step.
+
+    Attributes:
+        stop: set it, as from a signal's handler, and the training writes its state after the step under way and raises
+            KeyboardInterrupt.
+    """
+
+    def __init__(self, path: str | Path, seconds: float = 30.0) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"Checkpoint: seconds must be >= 0, got {seconds!r}")
+        self.path, self.seconds, self.stop = Path(path), seconds, False
+        self._last = time.monotonic()
+
+    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], *, now: bool = False) -> None:
+        """Writes the tensors and JSON values that ``state`` returns, if it is time, ``now`` or stop is set.
+
+        Raises:
+            KeyboardInterrupt: after the state was written, if stop is set.
+        """
+        if now or self.stop or time.monotonic() - self._last >= self.seconds:
+            self._write(*state())
+            self._last = time.monotonic()
+        if self.stop:
+            raise KeyboardInterrupt
+
+    def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        beside = self.path.with_name(self.path.name + ".tmp")
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(whole, beside, {"format": _FORMAT, "values": json.dumps(values)})
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise OSError(f"checkpoint: {self.path} could not be written: {error}") from None
+        os.replace(beside, self.path)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors, on the CPU, and the values; None if there is no file.
+
+        Raises:
+            ValueError: if the file is none that this class wrote.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"checkpoint: {self.path} must be the state of a training, got: {error}") from None
+
+    def remove(self) -> None:
+        """Deletes the file, if there is one."""
+        self.path.unlink(missing_ok=True)
