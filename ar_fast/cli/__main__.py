@@ -1,14 +1,64 @@
-"""The command line: python -m ar_fast COMMAND."""
+"""The command line: ar-fast COMMAND, or python -m ar_fast COMMAND."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
 
 import click
+import torch
+from safetensors import SafetensorError
 
-from . import compare, demo
+from . import app, compare, demo
+
+# What a wrong input raises. Anything else is a defect of the program and keeps its traceback.
+_INPUT_ERRORS = (ValueError, OSError, ImportError, SafetensorError, MemoryError, torch.OutOfMemoryError)
 
 
-@click.group(context_settings={"show_default": True})
+class Commands(click.Group):
+    """A group whose errors are one line on standard error, with exit status 2 (1 for a broken pipe)."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        name = prog_name or "ar-fast"
+        try:
+            status = super().main(args, name, standalone_mode=False, **extra)
+        except click.exceptions.Abort as error:
+            _complain(name, f"interrupted; {error.__context__}" if str(error.__context__ or "") else "interrupted")
+            sys.exit(130)
+        except click.ClickException as error:
+            _complain(name, error.format_message())
+            sys.exit(error.exit_code)
+        except _INPUT_ERRORS as error:
+            if os.environ.get("AR_FAST_TRACEBACK"):
+                raise
+            if getattr(error, "errno", None) == errno.EPIPE:
+                # Who reads has gone; nothing more can be written.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
+            missing = isinstance(error, ModuleNotFoundError)
+            needed = f'needs {error.name}: pip install "ar_fast[cli]"' if missing else str(error)
+            _complain(name, needed or type(error).__name__)
+            sys.exit(2)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(name: str, message: str) -> None:
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+
+
+@click.group(cls=Commands, context_settings={"show_default": True})
 def main() -> None:
-    """Fast autoregressive density models."""
+    """Fast autoregressive density models: training, exact likelihoods, samples.
+
+    AR_FAST_TRACEBACK=1 shows where an error came from.
+    """
 
 
+for _command in app.COMMANDS:
+    main.add_command(_command)
 main.add_command(demo.main, "demo")
 main.add_command(compare.main, "compare")

@@ -47,10 +47,16 @@ def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: 
     _check_separate(tensors)
     # Written under temporary names, so that an interrupted save leaves the old files.
     weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
-    save_file(tensors, weights, {key: json.dumps(value) for key, value in (metadata or {}).items()} or None)
-    config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
-    os.replace(weights, directory / "model.safetensors")
-    os.replace(config, directory / "config.json")
+    try:
+        save_file(tensors, weights, {key: json.dumps(value) for key, value in (metadata or {}).items()} or None)
+        config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, directory / "model.safetensors")
+        os.replace(config, directory / "config.json")
+    except SafetensorError as error:
+        raise OSError(f"save: {directory} could not be written: {error}") from None
+    finally:
+        weights.unlink(missing_ok=True)
+        config.unlink(missing_ok=True)
 
 
 def _check_separate(tensors: dict[str, Tensor]) -> None:

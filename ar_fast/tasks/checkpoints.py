@@ -51,8 +51,12 @@ class Checkpoint:
         if self.stop:
             raise KeyboardInterrupt
 
+    @property
+    def _beside(self) -> Path:
+        return self.path.with_name(self.path.name + ".tmp")
+
     def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        beside = self.path.with_name(self.path.name + ".tmp")
+        beside = self._beside
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(whole, beside, {"format": _FORMAT, "values": json.dumps(values)})
@@ -83,3 +87,4 @@ class Checkpoint:
     def remove(self) -> None:
         """Deletes the file, if there is one."""
         self.path.unlink(missing_ok=True)
+        self._beside.unlink(missing_ok=True)
