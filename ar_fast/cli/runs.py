@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -232,16 +232,13 @@ def _start(model: Any, x: Tensor, values: Values) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(checkpoint: Checkpoint) -> Iterator[None]:
-    """Ctrl-C and a request to end let the step under way finish, and its state be written."""
+def signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and a request to end call ``stop`` instead of breaking off what is under way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def stop(*_: object) -> None:
-        checkpoint.stop = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop()) for number in numbers}
     try:
         yield
     finally:
@@ -262,7 +259,10 @@ def run_training(prepared: Prepared, seconds: float) -> dict[str, Any]:
     def write_metrics(so_far: Training, _: Any) -> None:
         outputs.write_lines(metrics, so_far.history)
 
-    with _stopped_by_signals(checkpoint):
+    def stop() -> None:
+        checkpoint.stop = True
+
+    with signals(stop):
         result = train(model, prepared.data, prepared.settings, on_epoch=write_metrics, checkpoint=checkpoint)
     if result.best_epoch == 0:
         raise ValueError("train: the likelihood became NaN or infinite in the first epochs; lower --learning-rate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .values import Characters
 _STATE = "ar_fast.char_state 1"
 # Tokens that are drawn between two looks at the terminal.
 _STREAMED = 8
-_SILENT = 4096
+_SILENT = 1024
 
 
 def write_state(path: Path, state: CharState, pending: bytes) -> None:
@@ -114,31 +115,29 @@ def generate(run, prompt, length, temperature, top_k, top_p, stop, stream, state
     before, pending = read_state(state, model) if state is not None and state.exists() else (None, b"")
     if before is None and seed is None:
         seed = 0
-    sampling = model.sampling(
-        1, length, prompt=prompt or None, stop=stop, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        state=before,
-    )  # fmt: skip
     shown = _Stream(opened.values, stream or out is None, pending)
     shown.write(opened.values.encode(prompt))
-    written, interrupted = 0, False
-    try:
-        while not sampling.done:
-            sampling.advance(_STREAMED if stream else _SILENT)
-            count = int(sampling.lengths[0])
-            shown.write(sampling.tokens[0, written:count])
-            written = count
-            if bool(sampling.state.finished[0]):
+    drawn, interrupted, current = 0, threading.Event(), before
+    draws = {"stop": stop, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    with runs.signals(interrupted.set):
+        while drawn < length and not interrupted.is_set():
+            # Each piece goes on from the state of the one before: the memory does not grow with the length.
+            piece = min(_STREAMED if stream else _SILENT, length - drawn)
+            own = {"prompt": prompt or None, "seed": seed} if drawn == 0 else {}
+            tokens, lengths, current = model.sample(1, piece, state=current, return_state=True, **draws, **own)
+            shown.write(tokens[0, : lengths[0]])
+            drawn += piece
+            if bool(current.finished[0]):
                 break
-    except KeyboardInterrupt:
-        interrupted = True
-    # What a state keeps may end within a character, which the next call completes.
-    shown.write(sampling.tokens[0, written : int(sampling.lengths[0])], last=state is None)
+    if state is None:
+        # What a state keeps may end within a character, which the next call completes.
+        shown.write(torch.zeros(0, dtype=torch.int64), last=True)
     if shown.shown:
         click.echo()
     if out is not None:
         with outputs.whole(out) as beside:
             beside.write_text(shown.text, encoding="utf-8")
     if state is not None:
-        write_state(state, sampling.state, shown.pending)
-    if interrupted:
-        raise KeyboardInterrupt(f"{int(sampling.lengths[0])} tokens were drawn")
+        write_state(state, current, shown.pending)
+    if interrupted.is_set():
+        raise KeyboardInterrupt(f"{drawn} tokens were drawn")
