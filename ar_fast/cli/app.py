@@ -257,11 +257,13 @@ def _written(out: Path | None, x: torch.Tensor, values: Any, **options: Any) -> 
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, help="Below 1: likelier events.")
 @click.option("--size", metavar="HxW", help="offset-nade: of the images that are drawn.")
 @click.option("--out", type=PATH, help="A .npz, .npy, .png, .csv or .txt file; by default text on the terminal.")
+@click.option("--frames", type=PATH, help="A .gif: the images pixel by pixel, and beside them what was expected.")
 @common()
-def sample(run, count, temperature, size, out, device, dtype, seed):
+def sample(run, count, temperature, size, out, frames, device, dtype, seed):
     """Draws events from a trained model, exactly and one variable at a time."""
     opened = _event_model(run, device, dtype, "sample")
     outputs.check(out, outputs.endings(opened.values))
+    outputs.check(frames, (".gif",))
     model, values = opened.model, opened.values
     if size is not None:
         if not isinstance(model, OffsetNADE) or not isinstance(values, Numbers):
@@ -274,7 +276,11 @@ def sample(run, count, temperature, size, out, device, dtype, seed):
         drawn = model.sample(count, seed=seed)
     else:
         drawn = model.sample(count, seed=seed, temperature=temperature, progress=True)
-    _written(out, drawn, values)
+    if frames is not None:
+        outputs.write_frames(frames, model, drawn, values)
+        click.echo(f"written to {frames}")
+    if frames is None or out is not None:
+        _written(out, drawn, values)
 
 
 @click.command()

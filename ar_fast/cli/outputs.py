@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .pictures import image_grid
 from .values import Characters, Numbers, Table, Values
 
+# A drawing has about so many frames.
+_FRAMES = 64
 _SHADES = np.array(list(" .:-=+*#%@"))
 
 
@@ -81,12 +84,12 @@ def endings(values: Values) -> tuple[str, ...]:
     return (".npz", ".npy", ".txt", *((".png",) if is_image(values) else ()), ".csv")
 
 
-def shades(x: Tensor, values: Numbers) -> np.ndarray:
+def shades(array: np.ndarray, values: Numbers) -> np.ndarray:
     """Events (N, height, width) or (N, 3, height, width) as (N, height, width) or (N, height, width, 3) in uint8.
 
-    Bits are dark ink on light paper, levels are grey from dark to light.
+    Bits (and the probability of 1) are dark ink on light paper, levels are grey from dark to light.
     """
-    array = values.decode(x).astype(np.float64)
+    array = array.astype(np.float64)
     if array.ndim == 4:
         array = array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array[:, 0]
     if values.values == "binary":
@@ -102,7 +105,7 @@ def as_text(x: Tensor, values: Values) -> str:
     decoded = values.decode(x)
     if isinstance(values, Characters):
         return decoded
-    return decoded.to_csv(index=False, sep="\t") if isinstance(values, Table) else _as_text(decoded, x, values, ".txt")
+    return decoded.to_csv(index=False, sep="\t") if isinstance(values, Table) else _as_text(decoded, values, ".txt")
 
 
 def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None = None) -> None:
@@ -115,7 +118,7 @@ def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None 
         if suffix == ".png":
             from PIL import Image
 
-            Image.fromarray(image_grid(shades(x, values), columns)).save(beside, optimize=True)
+            Image.fromarray(image_grid(shades(decoded, values), columns)).save(beside, optimize=True)
         elif suffix in (".npz", ".npy"):
             if isinstance(values, Table):
                 # Categories by their numbers, so that nothing needs to be pickled.
@@ -130,10 +133,10 @@ def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None 
         elif isinstance(values, Characters):
             beside.write_text(decoded, encoding="utf-8")
         else:
-            beside.write_text(_as_text(decoded, x, values, suffix), encoding="utf-8")
+            beside.write_text(_as_text(decoded, values, suffix), encoding="utf-8")
 
 
-def _as_text(decoded: np.ndarray, x: Tensor, values: Numbers, suffix: str) -> str:
+def _as_text(decoded: np.ndarray, values: Numbers, suffix: str) -> str:
     """A picture of characters for each image, a line of numbers for each other event."""
     if suffix == ".csv" or not is_image(values) or len(values.event_shape) == 3:
         separator = "," if suffix == ".csv" else " "
@@ -141,5 +144,28 @@ def _as_text(decoded: np.ndarray, x: Tensor, values: Numbers, suffix: str) -> st
     if values.values == "binary":
         drawn = np.where(decoded > 0, "#", ".")
     else:
-        drawn = _SHADES[(shades(x, values).astype(int) * (len(_SHADES) - 1) + 127) // 255]
+        drawn = _SHADES[(shades(decoded, values).astype(int) * (len(_SHADES) - 1) + 127) // 255]
     return "\n".join("".join("".join(line) + "\n" for line in image.tolist()) for image in drawn)
+
+
+@torch.no_grad()
+def write_frames(path: Path, model: Any, drawn: Tensor, values: Values) -> None:
+    """A GIF of images that appear in the order in which they were drawn; beside them what was expected of each pixel
+    when its turn came: p(x_i = 1 | x_<i) of bits, the mean of levels."""
+    from PIL import Image
+
+    if not is_image(values) or values.values not in ("binary", "levels"):
+        raise ValueError(f"--frames: must be of images of bits or levels, got {values.description}")
+    expected = model.head.mean(model(drawn)).reshape(drawn.shape).cpu().numpy()
+    pictures = [shades(array, values) for array in (values.decode(drawn), expected)]
+    order = np.arange(model.variables) if model.order is None else model.order.cpu().numpy()
+    seen, frames = np.zeros(model.variables, bool), []
+    for some in np.array_split(order, min(_FRAMES, len(order))):
+        seen[some] = True
+        known = seen.reshape(model.event_shape)
+        known = known if known.ndim == 2 else known.transpose(1, 2, 0)
+        known = known[..., 0] if pictures[0].ndim == 3 and known.ndim == 3 else known
+        grids = [image_grid(np.where(known, picture, 238), max(1, round(len(picture) ** 0.5))) for picture in pictures]
+        frames.append(Image.fromarray(np.concatenate(grids, 1)))
+    with whole(path) as beside:
+        frames[0].save(beside, save_all=True, append_images=[*frames[1:], *frames[-1:] * 20], duration=80, loop=0)

@@ -143,6 +143,25 @@ def test_samples_are_the_models_in_every_format(trained, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grey.png")), larger.numpy())
 
 
+def test_frames_show_the_pixels_as_they_are_drawn(trained, tmp_path):
+    from PIL import Image
+
+    run("sample", trained / "bits", "-n", 1, "--seed", 3, "--frames", tmp_path / "f.gif")
+    model = models.load(trained / "bits" / "model")
+    drawn = model.sample(1, seed=3)
+    probability = model(drawn).sigmoid().detach().reshape(6, 5).numpy()
+    with Image.open(tmp_path / "f.gif") as film:
+        # A frame for each of 30 pixels; the last one stays for a while.
+        assert film.n_frames >= 30
+        film.seek(7)
+        left, right = np.split(np.asarray(film.convert("L")).astype(float), 2, axis=1)
+    zoom, gap = 56 // 6, 2 * (56 // 6)
+    inside = [part[gap + zoom // 2 : -gap : zoom, gap + zoom // 2 : -gap : zoom] for part in (left, right)]
+    known = np.arange(30).reshape(6, 5) < 8
+    for shown, value in zip(inside, (drawn[0].numpy(), probability), strict=True):
+        np.testing.assert_allclose(shown, np.where(known, 255 - 225 * value, 238), atol=2)
+
+
 def test_a_table_comes_back_as_a_table(trained, tmp_path):
     import pandas
 
@@ -419,6 +438,7 @@ BAD = {
     "events from a model of texts": ("sample {t}/text", "sample is for events"),
     "unknown ending": ("sample {t}/bits --out {b}/s.gif", "must end in one of .npz"),
     "a picture of a table": ("sample {t}/people --out {b}/s.png", "must end in one of .csv"),
+    "frames of a table": ("sample {t}/people --frames {b}/s.gif", "must be of images"),
     "no folder to write to": ("sample {t}/bits --out {b}/no/s.npz", "No such file or directory"),
     "a file where a folder must be": ("sample {t}/bits --out {b}/file/s.npz", "Not a directory"),
     "a run in a file": ("train nade --data {t}/bits.npz --out {b}/file/run", "Not a directory"),
