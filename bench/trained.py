@@ -130,7 +130,7 @@ def table(folder: Path, found: dict[str, dict[str, Any]]) -> str:
         model += f", window {options['window'].replace(',', ' x ')}" if "window" in options else ""
         lines.append(
             f"| {name} | {model} | {config['data']['source']} | {own['parameters']:,} | {size / 1000:,.0f} kB | "
-            f"{described(own)} | {own['seconds']:.0f} s |"
+            f"{described(own)} |"
         )
     return "\n".join(lines)
 
