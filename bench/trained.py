@@ -119,8 +119,8 @@ def described(found: dict[str, Any]) -> str:
 
 def table(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| name | model | learnt from | parameters | size | figure | training |",
-        "|---|---|---|---:|---:|---|---:|",
+        "| name | model | learnt from | parameters | size | figure |",
+        "|---|---|---|---:|---:|---|",
     ]
     for name, own in found.items():
         config = json.loads((folder / name / "config.json").read_text())
