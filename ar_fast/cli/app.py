@@ -355,21 +355,22 @@ def _kept(values: Numbers, mask: Path | None, keep: str) -> torch.Tensor:
 @click.option("--out", type=PATH, required=True, help="A .csv or .npz file.")
 @common()
 def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, seed):
-    """Scores events by their log-likelihood; the least likely are called anomalies.
+    """Scores events, or the lines of a text, by their log-likelihood; the least likely are called anomalies.
 
     p_value is the share of held-out events, which the model has not seen in training, that are as unlikely as the
     event: at most that share of normal events would get such a value.
     """
     outputs.check(out, (".csv", ".npz"))
-    opened = _event_model(run, device, dtype, "anomaly")
+    opened = runs.open_run(run, device, dtype)
     if opened.config is None:
         raise ValueError(f"RUN: must be the folder of a run, with its held-out scores, got a model's own folder, {run}")
     try:
         held_out = np.sort(np.load(opened.folder / "held_out.npy", allow_pickle=False))
     except (OSError, ValueError) as error:
         raise ValueError(f"RUN: must have the scores of held-out events, held_out.npy: {error}") from None
-    if per_variable and isinstance(opened.model, flows.MAF):
-        raise ValueError("--per-variable: the density of a flow has no term for each variable")
+    lines = isinstance(opened.values, Characters)
+    if per_variable and (lines or isinstance(opened.model, flows.MAF)):
+        raise ValueError("--per-variable: neither a flow nor a text has a term for each variable")
     events = _events(opened, data, split)
     columns: dict[str, np.ndarray] = {}
     if per_variable:
@@ -377,18 +378,25 @@ def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, se
         found = terms.sum(1).numpy()
         columns = {f"surprise of {name}": -terms[:, index].numpy() for index, name in enumerate(_variables(opened))}
     else:
-        found = runs.nats(opened.model, events, opened.values).numpy()
+        found = runs.scores(opened.model, events, opened.values).numpy()
     p_value = (1 + np.searchsorted(held_out, found, side="right")) / (1 + len(held_out))
     anomalous = p_value <= false_alarms
-    scores = {"index": np.arange(len(found)), "nats": found, "p_value": p_value, "anomaly": anomalous.astype(int)}
+    index = np.arange(len(found))
+    if lines:
+        # Numbers of lines, from 0; those without a character but blanks are left out.
+        text = opened.values.decode(events).splitlines()
+        index = np.array([number for number, line in enumerate(text) if line.strip()])
+    unit = "nats_per_character" if lines else "nats"
+    scores = {"index": index, unit: found, "p_value": p_value, "anomaly": anomalous.astype(int)}
     with outputs.whole(out) as beside:
         if out.suffix.lower() == ".npz":
             np.savez_compressed(beside, **scores, **columns)
         else:
             _write_csv(beside, {**scores, **columns})
     if 1 / (1 + len(held_out)) > false_alarms:
-        click.echo(f"with {len(held_out)} held-out events nothing can be called an anomaly at {false_alarms}", err=True)
-    click.echo(f"{int(anomalous.sum())} anomalies in {len(found)} events, written to {out}")
+        click.echo(f"with {len(held_out)} held-out scores nothing can be called an anomaly at {false_alarms}", err=True)
+    what = "lines" if lines else "events"
+    click.echo(f"{int(anomalous.sum())} anomalies in {len(found)} {what}, written to {out}")
 
 
 def _variables(run: runs.Run) -> list[str]:

