@@ -370,11 +370,12 @@ def files(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
 
-@pytest.fixture
-def bad(trained, tmp_path) -> Path:
-    """A folder with bad files."""
+@pytest.fixture(scope="module")
+def bad(trained, tmp_path_factory) -> Path:
+    """A folder with bad files; no test adds one."""
     from PIL import Image
 
+    tmp_path = tmp_path_factory.mktemp("bad")
     (tmp_path / "corrupt.npz").write_bytes((trained / "bits.npz").read_bytes()[:80])
     (tmp_path / "corrupt.png").write_bytes((trained / "images" / "00.png").read_bytes()[:40])
     (tmp_path / "cut-idx3-ubyte").write_bytes((trained / "grey-idx3-ubyte").read_bytes()[:-1])
