@@ -75,7 +75,7 @@ def test(folder: Path, kills: int, seed: int) -> None:
         before = after
     finish("train", "--resume", str(run))
 
-    assert names(run) == names(calm)
+    assert names(run) == names(calm), (names(run), names(calm))
     model = Path("model") / "model.safetensors"
     assert (run / model).read_bytes() == (calm / model).read_bytes()
     lines = [[json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (run, calm)]

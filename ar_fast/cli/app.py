@@ -147,7 +147,8 @@ def train(context: click.Context, model, data, out, resume, checkpoint_seconds, 
         options = kinds.arguments(
             model, {option: given[option] for kind in kinds.KINDS.values() for option in kind.defaults}
         )
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        # A run that was killed before its config.json was there begins anew.
+        if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {".config.tmp.json"}):
             raise ValueError(f"--out: must be a new or empty folder, got {out}; to go on with a run: --resume {out}")
         source = sources.read(data)
         values = _values(source, model, given)

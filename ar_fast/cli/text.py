@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..models import CharRNN, CharState
 from . import outputs, runs
@@ -30,10 +30,7 @@ def write_state(path: Path, state: CharState, pending: bytes) -> None:
     numbers = {"seed": state.seed, "first_index": state.first_index}
     metadata = {"format": _STATE, "numbers": json.dumps(numbers), "pending": pending.hex()}
     with outputs.whole(path) as beside:
-        try:
-            save_file(tensors, beside, metadata)
-        except SafetensorError as error:
-            raise OSError(f"--state: {path} could not be written: {error}") from None
+        beside.write_bytes(save(tensors, metadata))
 
 
 def read_state(path: Path, model: CharRNN) -> tuple[CharState, bytes]:

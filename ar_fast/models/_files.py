@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .._version import __version__
@@ -48,12 +49,11 @@ def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: 
     # Written under temporary names, so that an interrupted save leaves the old files.
     weights, config = directory / "model.safetensors.tmp", directory / "config.json.tmp"
     try:
-        save_file(tensors, weights, {key: json.dumps(value) for key, value in (metadata or {}).items()} or None)
+        # Not save_file: it writes to a file of a random name, which stays where the process is killed.
+        weights.write_bytes(serialize(tensors, {k: json.dumps(v) for k, v in (metadata or {}).items()} or None))
         config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
         os.replace(weights, directory / "model.safetensors")
         os.replace(config, directory / "config.json")
-    except SafetensorError as error:
-        raise OSError(f"save: {directory} could not be written: {error}") from None
     finally:
         weights.unlink(missing_ok=True)
         config.unlink(missing_ok=True)

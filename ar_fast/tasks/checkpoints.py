@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 __all__ = ["Checkpoint"]
@@ -59,10 +59,13 @@ class Checkpoint:
         beside = self._beside
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(whole, beside, {"format": _FORMAT, "values": json.dumps(values)})
-            with open(beside, "rb+") as file:
+            # Not save_file: it writes to a file of a random name, which stays where the process is killed.
+            content = save(whole, {"format": _FORMAT, "values": json.dumps(values)})
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
                 os.fsync(file.fileno())
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             beside.unlink(missing_ok=True)
             raise OSError(f"checkpoint: {self.path} could not be written: {error}") from None
         os.replace(beside, self.path)

@@ -121,11 +121,10 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     checkpoint = Checkpoint(tmp_path / "state.safetensors")
     checkpoint.offer(lambda: ({"x": torch.ones(3)}, {"position": 1}), now=True)
 
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half of it")
+    def full(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("ar_fast.tasks.checkpoints.save_file", full)
+    monkeypatch.setattr("ar_fast.tasks.checkpoints.os.fsync", full)
     with pytest.raises(OSError, match=r"checkpoint: .* could not be written: No space left"):
         checkpoint.offer(lambda: ({"x": torch.zeros(3)}, {"position": 2}), now=True)
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]

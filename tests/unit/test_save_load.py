@@ -190,7 +190,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     model.reset_parameters()
-    monkeypatch.setattr("ar_fast.models._files.save_file", fail)
+    monkeypatch.setattr("ar_fast.models._files.serialize", fail)
     with pytest.raises(OSError, match="no space left"):
         model.save(tmp_path)
     assert unchanged(models.load(tmp_path), before)
