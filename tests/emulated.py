@@ -79,6 +79,17 @@ def gpu(capability: int = 9, multiprocessors: int = 132):
         library.ar_fast_emulation_set_device(9, 132)
 
 
+@contextlib.contextmanager
+def drawn_in_blocks():
+    """Emulated masked_mlp_sample draws every network in blocks of positions, which it does with large ones only."""
+    library = load()
+    library.ar_fast_test_set_blocked_inputs(ctypes.c_int64(0))
+    try:
+        yield
+    finally:
+        library.ar_fast_test_set_blocked_inputs(ctypes.c_int64(2048))
+
+
 def explain(call) -> list[str]:
     """What the emulated ops of a call say that they run."""
     library = load()

@@ -9,6 +9,7 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -17,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import emulated
 
 from ar_fast import _library, functional
-from ar_fast.models import MADE
+from ar_fast.models import MADE, sampling
 from bench.masked_linear import staircase
 from bench.prediction.cases import CASES, Case
 from bench.prediction.kernels import LAUNCHES
 
+MADE_CUT = ["block", "warps", "rows", "chunk"]
 RNN_CUT = ["unit_blocks", "units", "draw_blocks"]
 NADE_CUT = ["chunk", "chunks", "strip", "strips", "rows", "tile", "tiles", "segments"]
 
@@ -64,8 +66,10 @@ def _nade(case: Case) -> None:
 
 
 def _made(case: Case) -> None:
+    """Tensors are on the CPU, where fewer rows are drawn together."""
     model = MADE(case.variables, list(case.layers[1:-1]))
-    with torch.no_grad():
+    together = mock.patch.object(sampling, "_BLOCK_ELEMENTS", sampling._BLOCK_ELEMENTS_ON_CUDA)
+    with torch.no_grad(), together:
         model.sample(case.batch, seed=0)
 
 
@@ -97,6 +101,11 @@ def _cut(case: Case) -> dict[str, int]:
         sizes = [ctypes.c_int64(size) for size in (case.hidden, case.batch, *case.layers)]
         assert library.ar_fast_test_rnn_cut(*sizes, ctypes.c_bool(case.dtype == "bfloat16"), values) == 0
         return dict(zip(RNN_CUT, values, strict=True))
+    if case.kind == "made sampling":
+        values, widths = (ctypes.c_int64 * len(MADE_CUT))(), (ctypes.c_int64 * len(case.layers))(*case.layers)
+        sizes = [ctypes.c_int64(size) for size in (len(case.layers) - 1, case.batch)]
+        library.ar_fast_test_masked_mlp_cut(widths, *sizes, values)
+        return dict(zip(MADE_CUT, values, strict=True))
     if case.kind.startswith("nade forward"):
         values = (ctypes.c_int64 * len(NADE_CUT))()
         sizes = [ctypes.c_int64(size) for size in (case.variables, case.hidden, case.batch)]

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Sampling"]
 
 # Rows are drawn in blocks of about this many multiply-adds per position, and a block in chunks of positions. This
-# bounds the memory, and progress and Ctrl-C come every second or so. A row's log_prob is a sum over its chunks, so
-# chunks must not depend on the number of rows. Small states take longer chunks, or the calls would cost more than the
-# draws.
+# bounds the memory, and progress and Ctrl-C come every second or so. A GPU draws many rows as fast as few, so that only
+# the memory counts there. A row's log_prob is a sum over its chunks, so chunks must not depend on the number of rows.
+# Small states take longer chunks, or the calls would cost more than the draws.
 _BLOCK_ELEMENTS = 2**21
+_BLOCK_ELEMENTS_ON_CUDA = 2**27
 _CHUNK_POSITIONS = 4096
 _CHUNK_ELEMENTS = 2**18
 
@@ -110,7 +111,8 @@ def make_request(
 def block_rows(model: AutoregressiveModel, state_features: int) -> int:
     """The largest number of rows that are drawn together."""
     parameters = model.counts * model.variables if isinstance(model.counts, int) else sum(model.counts)
-    return max(1, _BLOCK_ELEMENTS // max(1, state_features * max(1, parameters // model.variables)))
+    elements = _BLOCK_ELEMENTS_ON_CUDA if model.device.type == "cuda" else _BLOCK_ELEMENTS
+    return max(1, elements // max(1, state_features * max(1, parameters // model.variables)))
 
 
 def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import model, rates
@@ -22,6 +22,7 @@ MACHINE_CODE = ROOT / "tests" / "cuda" / "machine_code.json"
 L2_BYTES = 40e6
 
 _RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
+_MLP = "masked_mlp_sample_kernelIfLb{}E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
 LOOPS = [
     # 8 positions of 8 rows, also of weights that no cache holds; the inputs of 32 positions.
@@ -50,10 +51,17 @@ LOOPS = [
     # A position after one that changed the state, and after one that did not.
     Loop("nade_sample, one", "nade_sample_kernelIfLb0E", {"mufu": 33, "ffma": 32, "loads": 8}, most={"loads": 8}),
     Loop("nade_sample, zero", "nade_sample_kernelIfLb0E", {"mufu": 1, "ffma": 16, "loads": 8}, most={"loads": 8}),
-    # 128 inputs of 4 units; what 4 units cost besides.
-    Loop("masked_mlp", "masked_mlp_sample_kernelIfE", {"loads": 16, "ffma": 16}, narrow="l2", first=True),
-    Loop("masked_mlp, memory", "masked_mlp_sample_kernelIfE", {"loads": 16, "ffma": 16}, narrow="dram", first=True),
-    Loop("masked_mlp, finish", "masked_mlp_sample_kernelIfE", {"shfl": 20}, first=True),
+    # 128 inputs of 4 units; what 4 units cost besides; 8 partial sums of a unit from before the block; and a step of 16
+    # inputs of the tiles that make them. One warp a row, and several.
+    Loop("masked_mlp", _MLP.format(0), {"loads": 16, "ffma": 16, "lds": 4}, first=True),
+    Loop("masked_mlp, finish", _MLP.format(0), {"shfl": 6}, first=True),
+    Loop("masked_mlp, chunks", _MLP.format(0), {"loads": 8}, most={"ffma": 0, "lds": 0, "shfl": 0}),
+    Loop("masked_mlp warps", _MLP.format(1), {"loads": 16, "ffma": 16, "lds": 4}, first=True),
+    Loop("masked_mlp warps, memory", _MLP.format(1), {"loads": 16, "ffma": 16, "lds": 4}, narrow="dram", first=True),
+    Loop("masked_mlp warps, finish", _MLP.format(1), {"shfl": 6}, first=True),
+    Loop("masked_mlp warps, chunks", _MLP.format(1), {"loads": 8}, most={"ffma": 0, "lds": 0, "shfl": 0}),
+    Loop("masked_mlp sums", "masked_mlp_sums_kernelIfE", {"ffma": 256, "copies": 2}),
+    Loop("masked_mlp sums, memory", "masked_mlp_sums_kernelIfE", {"ffma": 256, "copies": 2}, wide="dram"),
     # 512 columns of a row of the weight and of one of the batch; the last columns, fewer than 4.
     Loop("masked_rows", r"\d+masked_linear_rows_kernelIfE", {"ffma": 16, "wide": 8}, wide="dram"),
     Loop("masked_rows, rest", r"\d+masked_linear_rows_kernelIfE", {"ffma": 16, "loads": 26}, narrow="l1"),
@@ -190,23 +198,89 @@ def _nade_sampling(table: Table, launches: Sequence[Recorded], case: Case, cut: 
     return [table.launch(sample, "nade_sample_kernel<float, false>", turns, l2_bytes=weights * case.batch)]
 
 
+@dataclass(frozen=True)
+class _Positions:
+    """Positions begin ... end - 1 of a masked network's draw, which reads what comes from position `first` on."""
+
+    widths: Sequence[int]
+    first: int
+    begin: int
+    end: int
+
+    def units(self, width: int, before: float) -> float:
+        """Of a value of so many units, those that are computable before a position, on average."""
+        return width * before / self.widths[0]
+
+    def turns(self, warps: int) -> tuple[float, float]:
+        """Turns of 128 inputs, and of the rest of four units, of all positions and layers."""
+        inputs, finishes = 0.0, 0.0
+        for layer, (below, units) in enumerate(itertools.pairwise(self.widths)):
+            each = units / self.widths[0]
+            groups = min(1.0, each) * math.ceil(each / 4 / warps)
+            for position in range(self.begin, self.end):
+                known = self.units(below, position - self.first + (layer > 0))
+                inputs += groups * math.ceil(known / 128)
+                finishes += groups
+        return inputs, finishes
+
+
+def _made_draw(
+    table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions, where: str
+) -> Launch:
+    warps, count, layers = cut["warps"], positions.end - positions.begin, len(case.layers) - 1
+    path = "masked_mlp" if warps == 1 else "masked_mlp warps"
+    inputs, finishes = positions.turns(warps)
+    turns = {path + where: inputs, f"{path}, finish": finishes, f"{path}, chunks": 0.0}
+    read = 0.0
+    for below, units in itertools.pairwise(case.layers):
+        own = positions.units(units, count)
+        chunks = math.ceil(positions.units(below, positions.first) / cut["chunk"])
+        turns[f"{path}, chunks"] += math.ceil(own / warps / 32) * math.ceil(chunks / 8)
+        read += 4.0 * own * (positions.units(below, count) / 2 * recorded.blocks + chunks * case.batch)
+    # Before the first position: where everything lies, and the random numbers. A position: barriers, and a draw from a
+    # logit in shared memory, with its log p.
+    waits = {
+        "l2": 10 + layers, "alu": 120 + 80 * count, "dfma": 10 + 4 * count, "convert": 3 * count, "mufu": 6 * count,
+        "lds": (4 + 2 * layers) * count, "shfl": 4 * count, "barrier": (layers + 1) * count if warps > 1 else 0,
+    }  # fmt: skip
+    kernel = f"masked_mlp_sample_kernel<float, {str(warps > 1).lower()}>"
+    return table.launch(recorded, kernel, turns, waits=waits, l2_bytes=read)
+
+
+def _made_sums(
+    table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions, where: str
+) -> Launch:
+    """Tiles of 64 rows and 64 units, a chunk of the inputs each, taken in turn by as many blocks as run at once."""
+    tiles, longest, moved, weights = 0, 0, 0.0, 0.0
+    for below, units in itertools.pairwise(case.layers):
+        own, known = positions.units(units, positions.end - positions.begin), positions.units(below, positions.first)
+        chunks = max(1, min(math.ceil(known / cut["chunk"]), int(units / own)))
+        each = math.ceil(known / chunks / 16)  # steps of a tile
+        count = math.ceil(own / 64) * math.ceil(case.batch / 64) * chunks
+        tiles, longest = tiles + count, max(longest, each)
+        moved += 4.0 * (count * 128 * 16 * each + case.batch * own * chunks)
+        weights += 4.0 * own * known
+    # Blocks without a tile end at once; the others are as long as the longest.
+    blocks = min(tiles, recorded.blocks)
+    each = longest * math.ceil(tiles / blocks)
+    return table.launch(
+        replace(recorded, grid=(blocks, 1, 1)), "masked_mlp_sums_kernel<float>", {"masked_mlp sums" + where: each},
+        waits={"l2": 10 + 2 * math.ceil(tiles / blocks)}, l2_bytes=moved, dram_bytes=weights if where else 0,
+    )  # fmt: skip
+
+
 def _made_sampling(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
-    widths = case.layers
-    quads = math.ceil(widths[1] / case.variables / 4) * case.variables  # of a hidden layer
-    inputs, finishes, weight = 0.0, 0.0, 0.0
-    for below, units in itertools.pairwise(widths):
-        of_layer = case.variables if units == case.variables else quads
-        inputs += of_layer * below / 2 / 128
-        finishes += of_layer
-        weight += 4.0 * below * units / 2
-    turns = {_where("masked_mlp", 2 * weight): inputs, "masked_mlp, finish": finishes}
-    return [
-        table.launch(
-            each, "masked_mlp_sample_kernel<float>", turns,
-            l2_bytes=weight * each.blocks, dram_bytes=weight if 2 * weight > L2_BYTES else 0,
-        )
-        for each in launches
-    ]  # fmt: skip
+    weight = sum(4.0 * below * units for below, units in itertools.pairwise(case.layers))
+    where = "" if weight <= L2_BYTES else ", memory"
+    found, first = [], 0
+    for each in launches:
+        positions = _Positions(case.layers, first, first, min(first + cut["block"], case.variables))
+        if each.kernel == "masked_mlp_sums":
+            found.append(_made_sums(table, each, case, cut, positions, where))
+        else:
+            found.append(_made_draw(table, each, case, cut, positions, where))
+            first += cut["block"]
+    return found
 
 
 def linear(table: Table, recorded: Recorded, case: Case, inputs: int, outputs: int) -> Launch:

@@ -47,12 +47,23 @@ def microseconds(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _of_kernels(prediction: model.Prediction) -> list[str]:
+    """The time of each kernel, of all its launches together."""
+    times: dict[str, list[float]] = {}
+    for name, time in prediction.kernels:
+        times.setdefault(name, []).append(time[1])
+    return [
+        f"{len(each)} x {name} {microseconds(sum(each))}" if len(each) > 1 else f"{name} {microseconds(each[0])}"
+        for name, each in times.items()
+    ]
+
+
 def text(found: Sequence[Row]) -> str:
     lines = [f"H200, {TITLE}; microseconds", "", "| case | low | middle | high | floor | goal | of it |",
              "|---|---:|---:|---:|---:|---:|---|"]  # fmt: skip
     for row in found:
         p = row.prediction
-        parts = ", ".join(f"{k} {microseconds(t[1])}" for k, t in p.kernels)
+        parts = ", ".join(_of_kernels(p))
         cells = [microseconds(value) for value in (p.low, p.middle, p.high, row.floor_us, row.goal_us)]
         lines.append(f"| {row.case.name} | {' | '.join(cells)} | {parts} |")
     return "\n".join(lines) + "\n"

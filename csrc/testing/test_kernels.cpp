@@ -4,6 +4,7 @@
 
 #include "../kernels/cuda/masked_linear_cuda.h"
 #include "../kernels/cuda/masked_linear_device.h"
+#include "../kernels/cuda/masked_mlp_blocks.h"
 #include "../kernels/cuda/nade_cuda.h"
 #include "../kernels/cuda/nade_device.h"
 #include "../kernels/cuda/rnn_cuda.h"
@@ -278,6 +279,7 @@ AR_FAST_EXPORT int ar_fast_test_arguments(char* out, bool too_many) {
 }
 AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
 AR_FAST_EXPORT void ar_fast_test_set_most_blocks_in_y(int64_t blocks) { kMostBlocksInY = blocks; }
+AR_FAST_EXPORT void ar_fast_test_set_blocked_inputs(int64_t inputs) { kBlockedInputs = inputs; }
 // What the emulated ops say of what they run, as ar_fast.explain collects it of the real library's.
 AR_FAST_EXPORT void ar_fast_test_explain_begin() { explain_begin(); }
 AR_FAST_EXPORT const char* ar_fast_test_explain_end() {
@@ -288,8 +290,8 @@ AR_FAST_EXPORT const char* ar_fast_test_explain_end() {
 }
 
 // How the launchers cut work of given sizes, for predictions of its time (bench/prediction). Each function fills `cut`
-// with what its comment lists, in order: of the plain Bernoulli NADE, of a product with a nested mask, and of a GRU of
-// one layer with a categorical head.
+// with what its comment lists, in order: of the plain Bernoulli NADE, of a product with a nested mask, of a plain MADE,
+// and of a GRU of one layer with a categorical head.
 namespace {
 NadeModel plain_nade(int64_t variables, int64_t hidden) {
   NadeModel model{};
@@ -323,6 +325,24 @@ AR_FAST_EXPORT int ar_fast_test_masked_linear_cut(int64_t batch, int64_t out_fea
   cut[0] = tiling.tile;
   cut[1] = tiling.matrix;
   return error;
+}
+// positions of a launch, warps of a row, rows of a block, inputs of a partial sum at least. widths: of the columns and of `layers` layers.
+AR_FAST_EXPORT void ar_fast_test_masked_mlp_cut(const int64_t* widths, int64_t layers, int64_t batch, int64_t* cut) {
+  MaskedMlpSample sample{};
+  sample.draws.batch = batch;
+  sample.draws.variables = sample.in_rows = sample.features = widths[0];
+  sample.hidden_layers = layers - 1;
+  for (int64_t l = 0; l < layers; ++l) {
+    sample.layers[l].units = widths[l + 1];
+    sample.layers[l].terms = 1;
+    sample.layers[l].term[0].source = static_cast<int32_t>(l);
+    if (l + 1 < layers) sample.features += widths[l + 1];
+  }
+  const MaskedMlpCut found = masked_mlp_sample_cuda_cut(sample);
+  cut[0] = found.block;
+  cut[1] = found.warps;
+  cut[2] = found.rows;
+  cut[3] = kLeastChunk;
 }
 // unit blocks, units of each, draw blocks
 AR_FAST_EXPORT int ar_fast_test_rnn_cut(int64_t hidden, int64_t batch, int64_t categories, bool is_bfloat16,

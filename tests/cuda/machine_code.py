@@ -41,7 +41,6 @@ KNOWN = {
     "head_log_prob_kernel": "four parameters of a variable at a time",
     "masked_linear_grad_input_rows_kernel": "one row of the weight at a time",
     "masked_linear_rows_kernel": "where the mask has no extents or rows are sorted, it is asked for every weight",
-    "masked_mlp_sample_kernel": "values lie in shared or global memory, as it fits; load, multiply, load, multiply",
     "nade_bias_kernel": "in float64: 7 loads of the unrolled loop, where the compiler saves registers",
     "nade_in_rows_kernel": "one row of the batch at a time",
     "nade_local_kernel": "the factors of activation_scale are read one by one where there are any",

@@ -1,7 +1,10 @@
 """masked_mlp_sample: equal to its reference draw by draw, however the work is cut, each unit computed once."""
 
+import contextlib
+import ctypes
 import re
 
+import emulated
 import pytest
 import torch
 from conftest import available_isas, isa
@@ -275,6 +278,98 @@ def test_a_value_is_added_once_it_is_ready():
 def test_a_layer_has_two_sources_at_most():
     with pytest.raises(ValueError, match="MlpLayer: sources must be at most two values, got"):
         functional.MlpLayer((0, 0, 0)).numbers()
+
+
+@pytest.fixture
+def blocks(device, emulation):
+    """A context in which networks are drawn in blocks of positions, however small; elsewhere it changes nothing."""
+    return emulated.drawn_in_blocks if emulation else contextlib.nullcontext
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "network"),
+    [
+        ((1, 17, [1]), "plain"),
+        ((3, 111, []), "plain"),
+        ((70, 19, [111]), "plain"),  # two tiles of rows
+        ((2, 33, [700, 1]), "plain"),  # tiles of units, chunks of inputs, several warps
+        ((3, 49, [7, 19, 7]), "skips"),
+        ((3, 33, [11] * 5), "direct residual"),
+    ],
+    ids=str,
+)
+def test_blocks_of_positions(device, blocks, size, network, dtype):
+    batch, variables, hidden = size
+    case = mlp_case(variables, hidden, dtype=dtype, device=device, activation="tanh", network=network)
+    with blocks():
+        assert_equal_draws(sample(case, batch), by_reference(case, batch), dtype)
+
+
+@pytest.mark.parametrize("head", ["bernoulli", *HEADS])
+@pytest.mark.parametrize("hidden", [[20, 20, 20], [90, 300]], ids=str)
+def test_blocks_can_be_cut_anywhere(device, blocks, head, hidden):
+    """In rows and in positions, bit for bit, with values that are known."""
+    network, batch = "residual" if len(hidden) == 3 else "plain", 5
+    case = mlp_case(
+        39, hidden, device=device, activation="tanh", network=network, context_rows=batch, head=head,
+        components=1 if head == "bernoulli" else 4, ragged=head != "bernoulli",
+    )  # fmt: skip
+    known = torch.rand(batch, 39, device=device) < 0.2
+    given = torch.zeros(batch, 39, device=device)
+    with blocks():
+        whole = sample(case, batch, given=given, known=known)
+        assert_equal_draws(whole, by_reference(case, batch, given=given, known=known), torch.float32)
+        pieces, state = [], None
+        for begin, end in ((0, 3), (3, 4), (4, 21), (21, 21), (21, 39)):
+            pieces.append(sample(case, batch, given=given, known=known, state=state, start=begin, stop=end))
+            state = pieces[-1][2]
+        cuts = [slice(0, 1), slice(1, batch)]
+        parts = [
+            sample(case, c.stop - c.start, rows=c, given=given[c], known=known[c], first_index=c.start) for c in cuts
+        ]
+    assert torch.equal(torch.cat([p[0] for p in pieces], 1), whole[0]) and torch.equal(state, whole[2])
+    for together, *cut in zip(whole, *parts, strict=True):
+        assert torch.equal(together, torch.cat(cut))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_do_not_see_what_is_masked(device, blocks, dtype):
+    """Some units see little of what is known before their block: weights and values past it are not finite."""
+    case = mlp_case(37, [40, 30], dtype=dtype, device=device)
+    for weight, extents in zip(case.weights, case.extents, strict=True):
+        extents.copy_(extents // 3)
+        weight.masked_fill_(torch.arange(weight.shape[1], device=device) >= extents[:, None], float("nan"))
+    given = torch.full((5, 37), float("nan"), device=device)
+    known = torch.zeros(5, 37, dtype=torch.bool, device=device)
+    known[0, case.order[5]] = True
+    given = given.to(reference.compute_dtype(dtype))
+    at_once = sample(case, 5, given=given, known=known)
+    with blocks():
+        values, log_prob, state = sample(case, 5, given=given, known=known)
+    assert torch.equal(values.nan_to_num(7), at_once[0].nan_to_num(7)) and 1 < state[0].isnan().sum() < 90
+    torch.testing.assert_close(log_prob, at_once[1], rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(state, at_once[2], rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_large_networks_are_drawn_in_blocks():
+    """By the network's sizes alone: what a GPU draws in one launch and what in blocks."""
+    cuts = {
+        (784, 500, 784): (784, 1, 4),
+        (784, 8000, 8000, 784): (16, 3, 1),
+        (64, 512, 512, 64): (64, 2, 1),
+        (784, 784): (784, 1, 4),
+        (12288, 12288): (16, 1, 4),
+        (16, 8000, 16): (16, 8, 1),
+    }
+    library = emulated.load()
+    for widths, want in cuts.items():
+        for batch in (1, 128):
+            got = (ctypes.c_int64 * 4)()
+            library.ar_fast_test_masked_mlp_cut(
+                (ctypes.c_int64 * len(widths))(*widths), ctypes.c_int64(len(widths) - 1), ctypes.c_int64(batch), got
+            )
+            assert tuple(got[:3]) == want, widths
 
 
 def explained(call):

@@ -13,7 +13,7 @@ struct DeviceMask {
   const int32_t *extents, *rows, *columns, *tiles;
   const uint8_t* dense;
 
-  explicit DeviceMask(const MaskPlan& plan)
+  AR_FAST_HOST_DEVICE explicit DeviceMask(const MaskPlan& plan)
       : out_features(static_cast<int>(plan.out_features)), in_features(static_cast<int>(plan.in_features)),
         extents(plan.extents), rows(plan.rows), columns(plan.columns), tiles(plan.tiles), dense(plan.dense) {}
 
@@ -72,8 +72,8 @@ struct Operand {
   const int32_t *row_map, *column_map;
   bool aligned;                    // 128-bit loads fit
 
-  Operand(const void* pointer, int64_t row_stride, int64_t row_count, int64_t column_count,
-          const int32_t* rows_by_place, const int32_t* columns_by_place)
+  AR_FAST_HOST_DEVICE Operand(const void* pointer, int64_t row_stride, int64_t row_count, int64_t column_count,
+                              const int32_t* rows_by_place, const int32_t* columns_by_place)
       : data(static_cast<const S*>(pointer)), stride(row_stride), rows(static_cast<int>(row_count)),
         columns(static_cast<int>(column_count)), row_map(rows_by_place), column_map(columns_by_place),
         aligned(columns_by_place == nullptr && vectors_fit(data, row_stride)) {}

@@ -318,6 +318,23 @@ __device__ __forceinline__ T warp_sum_8(const T (&values)[8]) {
   return sum;
 }
 
+// Sums four values over the warp with 6 shuffles: lane l gets the sum of values[l / 8].
+template <typename T>
+__device__ __forceinline__ T warp_sum_4(const T (&values)[4]) {
+  const int lane = lane_id();
+  T two[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool upper = lane & 16;
+    two[i] = (upper ? values[i + 2] : values[i]) + __shfl_xor_sync(kFullMask, upper ? values[i] : values[i + 2], 16);
+  }
+  const bool upper = lane & 8;
+  T sum = (upper ? two[1] : two[0]) + __shfl_xor_sync(kFullMask, upper ? two[0] : two[1], 8);
+#pragma unroll
+  for (int bits = 4; bits > 0; bits /= 2) sum += __shfl_xor_sync(kFullMask, sum, bits);
+  return sum;
+}
+
 // ---- Fast instructions ----------------------------------------------------------------------------------------------
 
 // 2^x, relative error 2^-22; subnormal results are zero.

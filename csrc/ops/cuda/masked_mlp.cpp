@@ -4,6 +4,8 @@
 
 #include <ATen/ops/empty.h>
 
+#include <string>
+
 #include "../../kernels/cuda/masked_mlp_cuda.h"
 #include "../explain.h"
 #include "stream.h"
@@ -20,9 +22,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_mlp_sample_cuda_op(const M
   const c10::DeviceGuard guard(a.state.device());
   const MaskedMlpTensors t = prepare_masked_mlp(a);
   if (t.sample.draws.batch > 0 && a.stop > a.start) {
-    explain(op, " on CUDA: a warp per sample, ", t.sample.draws.batch, " rows, positions ", a.start, " to ", a.stop);
-    const at::Tensor scratch =
-        at::empty({masked_mlp_sample_cuda_scratch(t.sample)}, a.state.options().dtype(at::kByte));
+    const MaskedMlpCut cut = masked_mlp_sample_cuda_cut(t.sample);
+    const std::string blocks =
+        cut.block < a.variables ? ", in blocks of " + std::to_string(cut.block) + " after a product each" : "";
+    explain(op, " on CUDA: ", cut.warps, " warps per sample, ", t.sample.draws.batch, " rows, positions ", a.start,
+            " to ", a.stop, blocks);
+    const at::Tensor scratch = at::empty({cut.scratch_bytes}, a.state.options().dtype(at::kByte));
     check_launch(op, masked_mlp_sample_cuda(t.sample, scratch.mutable_data_ptr(), current_stream(a.state)));
   }
   return {t.drawn.values, t.drawn.log_prob, t.state};

@@ -236,9 +236,8 @@ void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
 
 // ---- The other samplers
 
-void masked_mlp(int64_t batch, int64_t units) {
+void masked_mlp(int64_t batch, int64_t units, int64_t variables = 9) {
   Memory m;
-  constexpr int64_t variables = 9;
   MaskedMlpSample sample{};
   sample.draws = draws_of(m, kBernoulli, batch, variables);
   sample.storage = ScalarType::float32;
@@ -271,7 +270,17 @@ void masked_mlp(int64_t batch, int64_t units) {
   layer(1, units, units, 1);
   layer(2, variables, units, 2);
   sample.state = m.reals(batch * sample.features);
-  check(masked_mlp_sample_cuda(sample, m.bytes(masked_mlp_sample_cuda_scratch(sample)), nullptr));
+  check(masked_mlp_sample_cuda(sample, m.bytes(masked_mlp_sample_cuda_cut(sample).scratch_bytes), nullptr));
+}
+
+// In blocks of positions; with two warps for a row of 90 units. A block of threads has more than one tile.
+void masked_mlp_blocks(int64_t batch, int64_t units) {
+  const int64_t inputs = kBlockedInputs;
+  kBlockedInputs = 0;
+  emulation::multiprocessors = 1;
+  masked_mlp(batch, units, 19);
+  emulation::multiprocessors = 132;
+  kBlockedInputs = inputs;
 }
 
 void armlp(Head head, int64_t parameters, int64_t hidden) {
@@ -406,6 +415,8 @@ const std::vector<Case> cases = {
     {"masked_linear_tiles_bfloat16_128", [] { masked_linear_tiles(ScalarType::bfloat16, false, 128); }},
     {"masked_mlp", [] { masked_mlp(6, 30); }},
     {"masked_mlp_in_scratch", [] { masked_mlp(6, 2500); }},
+    {"masked_mlp_blocks", [] { masked_mlp_blocks(6, 30); }},
+    {"masked_mlp_blocks_many_warps", [] { masked_mlp_blocks(2, 90); }},
     {"armlp", [] { armlp(kBernoulli, 1, 40); }},
     {"armlp_categories", [] { armlp(kCategorical, 3, 300); }},
     {"armlp_in_scratch", [] { armlp(kGaussians, 6, 16000); }},
