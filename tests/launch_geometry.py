@@ -23,6 +23,7 @@ from bench.masked_linear import staircase
 from bench.prediction.cases import CASES, Case
 from bench.prediction.kernels import LAUNCHES
 
+LINEAR_CUT = ["rows", "columns", "matrix", "chunk"]
 MADE_CUT = ["block", "warps", "rows", "chunk"]
 RNN_CUT = ["unit_blocks", "units", "draw_blocks"]
 NADE_CUT = ["chunk", "chunks", "strip", "strips", "rows", "tile", "tiles", "segments"]
@@ -112,10 +113,10 @@ def _cut(case: Case) -> dict[str, int]:
         library.ar_fast_test_nade_cut(*sizes, values)
         return dict(zip(NADE_CUT, values, strict=True))
     if case.kind == "masked_linear":
-        values = (ctypes.c_int64 * 2)()
+        values = (ctypes.c_int64 * len(LINEAR_CUT))()
         sizes = [ctypes.c_int64(size) for size in (case.batch, *reversed(case.layers))]
         assert library.ar_fast_test_masked_linear_cut(*sizes, ctypes.c_bool(case.dtype == "bfloat16"), values) == 0
-        return dict(zip(["tile", "matrix"], values, strict=True))
+        return dict(zip(LINEAR_CUT, values, strict=True))
     return {}
 
 

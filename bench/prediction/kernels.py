@@ -24,12 +24,13 @@ L2_BYTES = 40e6
 _RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
 _MLP = "masked_mlp_sample_kernelIfLb{}E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
+_WIDE = r"masked_linear_{}_kernelI\w*WideSchemeILi{}E\w*ProductE0E"
 LOOPS = [
     # 8 positions of 8 rows, also of weights that no cache holds; the inputs of 32 positions.
     Loop("nade_sums", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}),
     Loop("nade_sums, memory", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}, wide="dram"),
     Loop("nade_sums, inputs", "nade_sums_kernelIfLb0ELb1E", {"sts": 3, "loads": 9}),
-    Loop("nade_running_sums", "nade_running_sums_kernelIfLb0E", {"loads": 16}),  # 16 tiles
+    Loop("nade_running_sums", "nade_running_sums_kernelIfLb0E", {"loads": 16}, first=True),  # 16 tiles
     # 8 positions that each change the state; 7 of 8, with branches; none. 32 positions of both weights into shared
     # memory.
     Loop("nade_scan, every", "nade_scan_kernelIfLb1ELb1E", {"mufu": 64, "lds": 16}),
@@ -47,7 +48,7 @@ LOOPS = [
     # 4 rows, 16 positions of 4 units; the inputs of 8 rows.
     Loop("nade_far", "nade_far_kernelIfE", {"ffma": 256}),
     Loop("nade_far, stage", "nade_far_kernelIfE", {"sts": 4}),
-    Loop("nade_bias", "nade_bias_kernelIfE", {"loads": 16}),  # 16 rows
+    Loop("nade_bias", "nade_bias_kernelIfE", {"loads": 16}, first=True),  # 16 rows
     # A position after one that changed the state, and after one that did not.
     Loop("nade_sample, one", "nade_sample_kernelIfLb0E", {"mufu": 33, "ffma": 32, "loads": 8}, most={"loads": 8}),
     Loop("nade_sample, zero", "nade_sample_kernelIfLb0E", {"mufu": 1, "ffma": 16, "loads": 8}, most={"loads": 8}),
@@ -57,7 +58,6 @@ LOOPS = [
     Loop("masked_mlp, finish", _MLP.format(0), {"shfl": 6}, first=True),
     Loop("masked_mlp, chunks", _MLP.format(0), {"loads": 8}, most={"ffma": 0, "lds": 0, "shfl": 0}),
     Loop("masked_mlp warps", _MLP.format(1), {"loads": 16, "ffma": 16, "lds": 4}, first=True),
-    Loop("masked_mlp warps, memory", _MLP.format(1), {"loads": 16, "ffma": 16, "lds": 4}, narrow="dram", first=True),
     Loop("masked_mlp warps, finish", _MLP.format(1), {"shfl": 6}, first=True),
     Loop("masked_mlp warps, chunks", _MLP.format(1), {"loads": 8}, most={"ffma": 0, "lds": 0, "shfl": 0}),
     Loop("masked_mlp sums", "masked_mlp_sums_kernelIfE", {"ffma": 256, "copies": 2}),
@@ -68,6 +68,13 @@ LOOPS = [
     # A step of the sum: 16 of exact float32, 32 of bfloat16.
     Loop("tiles, exact", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}),
     Loop("tiles, exact, memory", _TILES + r"IfLb0ELi64E\w*ProductE0E", {"ffma": 256, "copies": 2}, wide="dram"),
+    # The same of wide tiles; 8 chunks of 4 outputs.
+    *(
+        Loop(f"tiles, wide {rows}{where}", _WIDE.format("tiles", rows), {"ffma": 1024, "copies": copies}, wide=wide)
+        for rows, copies in ((32, 10), (64, 6))
+        for where, wide in (("", "l2"), (", memory", "dram"))
+    ),
+    *(Loop(f"tiles, add {rows}", _WIDE.format("add", rows), {"wide": 8}, first=True) for rows in (32, 64)),
     # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; what these sums cost
     # besides; a unit of a GRU, with what is read before the values arrive.
     Loop("rnn float32, product", "rnn_sample_kernelIfE", {"ffma": 128, "lds": 8, "loads": 8}, first=True),
@@ -225,12 +232,13 @@ class _Positions:
 
 
 def _made_draw(
-    table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions, where: str
+    table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions
 ) -> Launch:
+    """The weights of a block are in the L2 cache: where the network is larger, a launch begins by reading them ahead."""
     warps, count, layers = cut["warps"], positions.end - positions.begin, len(case.layers) - 1
     path = "masked_mlp" if warps == 1 else "masked_mlp warps"
     inputs, finishes = positions.turns(warps)
-    turns = {path + where: inputs, f"{path}, finish": finishes, f"{path}, chunks": 0.0}
+    turns = {path: inputs, f"{path}, finish": finishes, f"{path}, chunks": 0.0}
     read = 0.0
     for below, units in itertools.pairwise(case.layers):
         own = positions.units(units, count)
@@ -278,38 +286,73 @@ def _made_sampling(table: Table, launches: Sequence[Recorded], case: Case, cut: 
         if each.kernel == "masked_mlp_sums":
             found.append(_made_sums(table, each, case, cut, positions, where))
         else:
-            found.append(_made_draw(table, each, case, cut, positions, where))
+            found.append(_made_draw(table, each, case, cut, positions))
             first += cut["block"]
     return found
 
 
-def linear(table: Table, recorded: Recorded, case: Case, inputs: int, outputs: int) -> Launch:
-    """masked_linear with a staircase: the average row sees half of the inputs, the longest all of them."""
-    size = 2 if case.dtype == "bfloat16" else 4
-    weight = size * inputs * outputs / 2
-    if recorded.kernel == "masked_linear_rows":
-        return table.launch(
-            recorded, "masked_linear_rows_kernel<float>",
-            {"masked_rows": inputs / 2 / 512, "masked_rows, rest": 1}, longest=2,
-            l2_bytes=weight, dram_bytes=weight if weight > L2_BYTES else 0,
-        )  # fmt: skip
-    # Threads and shared memory tell which tiles these are.
-    exact = recorded.threads == 256
-    tile, steps = (64, 16) if exact else (128, 32)
-    scheme = "float, false, 64" if exact else "bfloat16, true, 128"
-    path = _where("tiles, exact", weight) if exact else "tiles, bfloat16 128"
-    turns = inputs / 2 / steps
-    kernel = f"masked_linear_tiles_kernel<TileScheme<{scheme}>, 0>"
-    dram = weight if weight > L2_BYTES else 0
+def _linear_rows(table: Table, recorded: Recorded, case: Case, weight: float) -> Launch:
+    inputs, _ = case.layers
     return table.launch(
-        recorded, kernel, {path: turns}, longest=2,
-        l2_bytes=recorded.blocks * 2 * tile * size * inputs / 2, dram_bytes=dram,
+        recorded, "masked_linear_rows_kernel<float>",
+        {"masked_rows": inputs / 2 / 512, "masked_rows, rest": 1}, longest=2,
+        l2_bytes=weight, dram_bytes=weight if weight > L2_BYTES else 0,
     )  # fmt: skip
 
 
+def _linear_wide(
+    table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int], weight: float
+) -> list[Launch]:
+    """Tiles of 128 outputs, whose sums are cut into chunks.
+
+    Where more blocks have one than run at once, short ones fill the gaps; otherwise all are as long as a whole chunk.
+    """
+    inputs, outputs = case.layers
+    across, down, chunk = math.ceil(outputs / 128), math.ceil(case.batch / cut["rows"]), cut["chunk"] or inputs
+    ends = [inputs * min(1, (tile + 1) * 128 / outputs) for tile in range(across)]
+    chunks = sum(math.ceil(end / chunk) for end in ends)
+    first = replace(launches[0], grid=(down * chunks, 1, 1))
+    sums = 4.0 * case.batch * outputs * chunks / across if cut["chunk"] else 0.0
+    longest, average = math.ceil(chunk / 16), sum(math.ceil(end / 16) for end in ends) / chunks
+    scheme, path = f"WideScheme<{cut['rows']}>, 0", _where(f"tiles, wide {cut['rows']}", weight)
+    tiles = table.launch(
+        first, f"masked_linear_tiles_kernel<{scheme}>", {path: longest}, waits={"l2": 3},
+        l2_bytes=4.0 * first.blocks * (cut["rows"] + 128) * 16 * average + sums,
+        dram_bytes=weight if weight > L2_BYTES else 0,
+    )  # fmt: skip
+    if first.blocks > rates.MULTIPROCESSORS * tiles.resident:
+        tiles = replace(tiles, turns={path: average}, longest=longest / average)
+    found = [tiles]
+    if cut["chunk"]:
+        turns = {f"tiles, add {cut['rows']}": math.ceil(chunks / across / 8)}
+        found.append(
+            table.launch(
+                launches[1], f"masked_linear_add_kernel<{scheme}>", turns, waits={"l2": 4, "alu": 60},
+                l2_bytes=sums + 4.0 * case.batch * outputs,
+            )
+        )  # fmt: skip
+    return found
+
+
 def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
+    """masked_linear with a staircase: the average row sees half of the inputs, the longest all of them."""
+    inputs, outputs = case.layers
+    size = 2 if case.dtype == "bfloat16" else 4
+    weight = size * inputs * outputs / 2
+    if launches[0].kernel == "masked_linear_rows":
+        return [_linear_rows(table, launches[0], case, weight)]
+    if not cut["matrix"] and cut["columns"] == 128:
+        return _linear_wide(table, launches, case, cut, weight)
     (product,) = launches
-    return [linear(table, product, case, *case.layers)]
+    tile, steps = (128, 32) if cut["matrix"] else (64, 16)
+    scheme = "bfloat16, true, 128" if cut["matrix"] else "float, false, 64"
+    path = "tiles, bfloat16 128" if cut["matrix"] else _where("tiles, exact", weight)
+    return [
+        table.launch(
+            product, f"masked_linear_tiles_kernel<TileScheme<{scheme}>, 0>", {path: inputs / 2 / steps}, longest=2,
+            l2_bytes=product.blocks * 2 * tile * size * inputs / 2, dram_bytes=weight if weight > L2_BYTES else 0,
+        )
+    ]  # fmt: skip
 
 
 def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:

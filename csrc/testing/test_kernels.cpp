@@ -312,7 +312,7 @@ AR_FAST_EXPORT void ar_fast_test_nade_cut(int64_t variables, int64_t hidden, int
     *cut++ = value;
   }
 }
-// tile, whether by matrix instructions
+// rows and columns of a tile, whether by matrix instructions, chunk of the sum
 AR_FAST_EXPORT int ar_fast_test_masked_linear_cut(int64_t batch, int64_t out_features, int64_t in_features,
                                                   bool is_bfloat16, int64_t* cut) {
   MaskedLinear arguments{};
@@ -322,8 +322,10 @@ AR_FAST_EXPORT int ar_fast_test_masked_linear_cut(int64_t batch, int64_t out_fea
   arguments.mask.in_features = arguments.input_stride = in_features;
   MaskedLinearTiling tiling;
   const cudaError_t error = masked_linear_tiling_cuda(MaskedLinearProduct::y, arguments, tiling);
-  cut[0] = tiling.tile;
-  cut[1] = tiling.matrix;
+  cut[0] = tiling.rows;
+  cut[1] = tiling.columns;
+  cut[2] = tiling.matrix;
+  cut[3] = tiling.chunk;
   return error;
 }
 // positions of a launch, warps of a row, rows of a block, inputs of a partial sum at least. widths: of the columns and of `layers` layers.

@@ -42,6 +42,7 @@ BARRIERS = [
     ("offset_nade", "offset_nade.cu", "neighbourhood", 0),
     ("masked_linear_rows", "masked_linear_rows.cu", "masked_linear_grad_input_rows_kernel", 0),
     ("masked_linear_tiles_float32", "masked_linear_tiles.h", "make_tile", 0),
+    ("masked_linear_wide_tiles", "masked_linear_tiles.h", "make_tile", 0),
     ("masked_mlp_blocks", "masked_mlp_sums.cu", "sum_tile", 0),
     ("masked_mlp_blocks", "masked_mlp_sums.cu", "sum_tile", 1),
     ("masked_mlp_blocks_many_warps", "masked_mlp.cu", "join", 0),

@@ -53,6 +53,10 @@ REQUIRED = {
     # Tiles: storage, whether by matrix instructions, size; products 0 and 1 (y, dX) have an operand along the sum.
     r"masked_linear_tiles_kernelI\w*TileSchemeI[fd]Lb0E": [COPY_ASYNC],
     r"masked_linear_tiles_kernelI\w*TileSchemeI[fd]Lb0ELi64E\w*ProductE[01]E": [LOAD_SHARED_128],
+    r"masked_linear_tiles_kernelI\w*WideScheme": [COPY_ASYNC],
+    r"masked_linear_tiles_kernelI\w*WideScheme\w*ProductE[01]E": [LOAD_SHARED_128],
+    r"masked_linear_add_kernelI": [LOAD_128],
+    r"masked_mlp_sums_kernelI": [COPY_ASYNC, LOAD_SHARED_128],
     r"masked_linear_tiles_kernelI\w*TileSchemeIfLb1ELi(64|128)E": [COPY_ASYNC, MATRIX_TF32, ROUND_TF32],
     r"masked_linear_tiles_kernelI\w*TileSchemeIfLb1ELi(64|128)E\w*ProductE[01]E": [LOAD_MATRIX],
     r"masked_linear_tiles_kernelI\w*TileSchemeINS_(8bfloat16|7float16)ELb1ELi(64|128)E": [

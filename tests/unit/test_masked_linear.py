@@ -396,8 +396,9 @@ def test_a_gpu_without_tf32_is_exact(restored_precision):
 @pytest.mark.parametrize(
     ("dtype", "allowed", "gpu", "words"),
     [
-        (torch.float32, False, (9, 1), "tiles of 64 x 64 by exact multiply-adds"),
-        (torch.float32, True, (7, 1), "tiles of 64 x 64 by exact multiply-adds"),
+        (torch.float32, False, (9, 132), "tiles of 64 x 64 by exact multiply-adds"),
+        (torch.float32, False, (9, 1), "tiles of 64 x 128 by exact multiply-adds"),
+        (torch.float32, True, (7, 1), "tiles of 64 x 128 by exact multiply-adds"),
         (torch.float32, True, (9, 5), "tiles of 64 x 64 by mma.sync in tf32"),
         (torch.float32, True, (9, 4), "tiles of 128 x 128 by mma.sync in tf32"),
         (torch.float64, True, (9, 1), "tiles of 64 x 64 by exact multiply-adds"),

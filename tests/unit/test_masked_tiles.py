@@ -131,6 +131,44 @@ def test_large_tiles(ops, fiber_order, size, kind, form):
     assert all(f"tiles of {tile} by mma.sync" in line for tile, line in zip(tiles, said, strict=True)), said
 
 
+# Around the wide tiles (32 or 64 x 128) and the chunks of a sum (256 at least), of y and of dX.
+WIDE_SIZES = [(32, 300, 111), (33, 19, 290), (70, 290, 136), (131, 136, 520)]
+
+
+@pytest.mark.parametrize(("kind", "size"), pairs([*KINDS, "rows"], WIDE_SIZES), ids=str)
+def test_wide_tiles(ops, fiber_order, size, kind):
+    """Exact float32, where a launcher sees a small GPU."""
+    if fiber_order == on_cuda.ORDER:
+        pytest.skip("a GPU takes wide tiles where there are as many as multiprocessors: test_masked_linear.py")
+    batch, inputs, outputs = size
+    with emulated.gpu(multiprocessors=2):
+        y, dx, dw = emulated.explain(lambda: check(ops, size, kind, "torch.float32", "panels"))
+    for said, sums in ((y, inputs), (dx, outputs)):
+        assert f"tiles of {32 if batch <= 32 else 64} x 128 by exact" in said
+        assert ("in chunks of" in said) == (sums > 256), said
+    assert "tiles of 64 x 128 by exact" in dw
+
+
+def test_activations_and_values_that_are_not_finite_in_chunks(ops, fiber_order):
+    """A masked weight and a value that is not finite meet in no chunk."""
+    if fiber_order == on_cuda.ORDER:
+        pytest.skip("test_masked_linear.py")
+    torch.manual_seed(3)
+    plan, allowed = plan_of("sorted", 140, 530)
+    weight, x, bias = torch.randn(140, 530) / 20, torch.randn(35, 530), torch.randn(140)
+    x[3, 200], x[7, 500] = float("inf"), float("nan")
+    weight[139, 5] = float("nan")
+    with emulated.gpu(multiprocessors=2):
+        for activation in (None, "relu", "gelu"):
+            got = ops.masked_linear(x, weight, bias, *plan, "panels", *([activation] if activation else []))
+            rows = torch.stack([
+                torch.nn.functional.linear(x[:, :seen], weight[o : o + 1, :seen], bias[o : o + 1])[:, 0]
+                for o, seen in enumerate(allowed.sum(1).tolist())
+            ], 1)  # fmt: skip
+            want = ACTIVATIONS.get(activation, lambda values: values)(rows)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 @pytest.mark.parametrize("form", ["torch.bfloat16", "torch.float16", "tf32"])
 @pytest.mark.parametrize("kind", ["sorted", "edges", "rows", "blocks"])
 @pytest.mark.parametrize("fiber_order", on_cuda.available(), indirect=True)

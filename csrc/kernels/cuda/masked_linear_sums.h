@@ -11,7 +11,7 @@ namespace ar_fast::cuda {
 template <typename S, bool matrix_, int tile_>
 struct TileScheme {
   using Storage = S;
-  static constexpr int tile = tile_;
+  static constexpr int rows = tile_, columns = tile_, each = tile_ / 16;
   static constexpr bool matrix = matrix_;
   // Of the sum: what is in shared memory at a time, 64 bytes of every row, and how many such steps are there at once.
   static constexpr int steps = matrix ? 64 / static_cast<int>(sizeof(S)) : 16;
@@ -19,15 +19,29 @@ struct TileScheme {
   static constexpr int threads = matrix ? 128 : 256;
   // Blocks that the registers of a multiprocessor must hold: what a thread may use follows.
   static constexpr int blocks = matrix || sizeof(S) == 8 ? 2 : 3;
-  static constexpr bool needs_sm80 = tile > 64 || (matrix && sizeof(S) == 4);
+  static constexpr bool needs_sm80 = tile_ > 64 || (matrix && sizeof(S) == 4);
 };
 
-// An operand's tile lies in shared memory as in the matrix. `across`: the sum runs along its columns.
-template <typename Scheme, bool across>
+// rows_ x 128 outputs of float32 by multiply-adds, exact, 8 x 8 sums a thread: it reads half as much of shared memory
+// for each of them. A sum may be split over blocks.
+template <int rows_>
+struct WideScheme {
+  using Storage = float;
+  static constexpr int rows = rows_, columns = 128, each = 8;
+  static constexpr bool matrix = false, needs_sm80 = false;
+  static constexpr int steps = 16, stages = 2;
+  static constexpr int threads = rows / each * (columns / each);
+  static constexpr int blocks = rows == 32 ? 6 : 3;
+};
+
+// An operand's tile lies in shared memory as in the matrix. is_left: it is a's, else b's. `across`: the sum runs along
+// its columns.
+template <typename Scheme, bool is_left, bool across>
 struct Tile {
   using S = typename Scheme::Storage;
   static constexpr int vector = Vector<S>::size;
-  static constexpr int rows = across ? Scheme::tile : Scheme::steps, columns = across ? Scheme::steps : Scheme::tile;
+  static constexpr int outputs = is_left ? Scheme::rows : Scheme::columns;
+  static constexpr int rows = across ? outputs : Scheme::steps, columns = across ? Scheme::steps : outputs;
   static constexpr int stride = columns + (Scheme::matrix ? 0 : vector);
   static constexpr int size = rows * stride;
 
@@ -92,46 +106,46 @@ struct Tile {
   }
 };
 
-// Multiply-adds: thread (x, y) of 16 x 16 owns rows y + 16 i and columns x + 16 j.
+// Multiply-adds: thread (x, y), of 16 across, owns rows y + down i and columns x + 16 j.
 template <typename Scheme, bool a_across, bool b_across>
 struct Sums {
   using S = typename Scheme::Storage;
   using T = Compute<S>;
-  static constexpr int count = Scheme::tile / 16;
+  static constexpr int each = Scheme::each, down = Scheme::rows / each;
+  static_assert(Scheme::columns == 16 * each && Scheme::threads == 16 * down, "every output has a thread");
   static constexpr int together = 1;  // consecutive columns of for_each
-  T sum[count][count] = {};
+  T sum[each][each] = {};
 
   __device__ __forceinline__ void add(const S* a, const S* b) {
     constexpr int depth = Vector<S>::size;
     const int x = static_cast<int>(threadIdx.x) % 16, y = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll
     for (int s = 0; s < Scheme::steps; s += depth) {
-      T left[count][depth], right[count][depth];
-      read<a_across>(a, y, s, left);
-      read<b_across>(b, x, s, right);
+      T right[each][depth];
 #pragma unroll
-      for (int d = 0; d < depth; ++d) {
+      for (int j = 0; j < each; ++j) read<Tile<Scheme, false, b_across>, b_across>(b, x + 16 * j, s, right[j]);
 #pragma unroll
-        for (int i = 0; i < count; ++i) {
+      for (int i = 0; i < each; ++i) {
+        T left[depth];
+        read<Tile<Scheme, true, a_across>, a_across>(a, y + down * i, s, left);
 #pragma unroll
-          for (int j = 0; j < count; ++j) sum[i][j] = fma(left[i][d], right[j][d], sum[i][j]);
+        for (int d = 0; d < depth; ++d) {
+#pragma unroll
+          for (int j = 0; j < each; ++j) sum[i][j] = fma(left[d], right[j][d], sum[i][j]);
         }
       }
     }
   }
 
-  template <bool across, int depth>
-  static __device__ __forceinline__ void read(const S* shared, int first, int s, T (&values)[count][depth]) {
+  template <typename Shared, bool across, int depth>
+  static __device__ __forceinline__ void read(const S* shared, int free, int s, T (&values)[depth]) {
+    if constexpr (across) {
+      const Vector<S> vector = load_shared_vector(Shared::at(shared, free, s));
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-      if constexpr (across) {
-        const Vector<S> vector = load_shared_vector(Tile<Scheme, across>::at(shared, first + 16 * i, s));
+      for (int d = 0; d < depth; ++d) values[d] = vector.values[d];
+    } else {
 #pragma unroll
-        for (int d = 0; d < depth; ++d) values[i][d] = vector.values[d];
-      } else {
-#pragma unroll
-        for (int d = 0; d < depth; ++d) values[i][d] = *Tile<Scheme, across>::at(shared, first + 16 * i, s + d);
-      }
+      for (int d = 0; d < depth; ++d) values[d] = *Shared::at(shared, free, s + d);
     }
   }
 
@@ -140,11 +154,11 @@ struct Sums {
   __device__ __forceinline__ void for_each(const Body& body) const {
     const int x = static_cast<int>(threadIdx.x) % 16, y = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < each; ++i) {
 #pragma unroll
-      for (int j = 0; j < count; ++j) {
+      for (int j = 0; j < each; ++j) {
         const T values[together] = {sum[i][j]};
-        body(y + 16 * i, x + 16 * j, values);
+        body(y + down * i, x + 16 * j, values);
       }
     }
   }
@@ -154,7 +168,7 @@ struct Sums {
   static __device__ __forceinline__ void for_each_place(const Body& body) {
     const int x = static_cast<int>(threadIdx.x) % 16, y = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll 1
-    for (int i = 0; i < count * count; ++i) body(y + i / count * 16, x + i % count * 16);
+    for (int i = 0; i < each * each; ++i) body(y + i / each * down, x + i % each * 16);
   }
 };
 
@@ -163,7 +177,7 @@ struct Sums {
 template <typename Scheme, bool a_across, bool b_across>
 struct MatrixSums {
   using S = typename Scheme::Storage;
-  static constexpr int side = Scheme::tile / 2, fragments = side / 16, depth = 32 / static_cast<int>(sizeof(S));
+  static constexpr int side = Scheme::rows / 2, fragments = side / 16, depth = 32 / static_cast<int>(sizeof(S));
   static constexpr int together = 2;  // consecutive columns of for_each
   float sum[fragments][2 * fragments][4] = {};
 
@@ -193,7 +207,7 @@ struct MatrixSums {
   // dimension, the second of b the next bytes of the sum.
   template <bool across, bool is_left>
   static __device__ __forceinline__ void read(uint32_t (&fragment)[4], const S* shared, int first, int s) {
-    using Shared = Tile<Scheme, across>;
+    using Shared = Tile<Scheme, is_left, across>;
     constexpr int half = depth / 2;
     const int lane = lane_id(), in_matrix = lane % 8;
     const int free = (is_left ? lane / 8 % 2 : lane / 16) * 8, along = (is_left ? lane / 16 : lane / 8 % 2) * half;

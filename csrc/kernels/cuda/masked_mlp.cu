@@ -59,6 +59,28 @@ class Sampler {
         columns_each_(static_cast<int>(sample.in_rows / sample.draws.variables)),
         parameters_each_(static_cast<int>(sample.layers[sample.hidden_layers].units / sample.draws.variables)) {}
 
+  // The rows of the batch share out the weights that the positions of a block read: into the L2 cache, before they are
+  // needed.
+  __device__ __forceinline__ void prefetch() const {
+    constexpr int line = 128 / static_cast<int>(sizeof(S));
+    const int64_t count = warps_ * kWarpSize, step = sample_.draws.batch * count;
+    for (int l = 0; l <= sample_.hidden_layers; ++l) {
+      const MaskedMlpLayer& layer = sample_.layers[l];
+      const bool last = l == sample_.hidden_layers;
+      const int first = last ? places_.first_parameter : places_.starts[l + 1];
+      const int units = (last ? first + places_.parameters : places_.ends[l + 1]) - first;
+      for (int t = 0; t < layer.terms; ++t) {
+        const MaskedMlpTerm& term = layer.term[t];
+        const int begin = places_.begins[term.source], inputs = places_.ends[term.source] - begin;
+        const int lines = (inputs + line - 1) / line;
+        const int64_t width = masked_mlp_width(sample_, term.source);
+        for (int64_t i = row_ * count + warp_ * kWarpSize + lane_; i < static_cast<int64_t>(units) * lines; i += step) {
+          prefetch_l2(static_cast<const S*>(term.weight) + (first + i / lines) * width + begin + i % lines * line);
+        }
+      }
+    }
+  }
+
   // What comes from before the positions of the launch. partial: the row's partial sums.
   __device__ __forceinline__ void start(const T* partial) {
     const int thread = warp_ * kWarpSize + lane_, count = warps_ * kWarpSize;
@@ -311,6 +333,7 @@ __global__ void __launch_bounds__((many_warps ? kMostWarps : kRowsOfOneWarp) * k
                             : scratch + sample.draws.batch * memory.partial_sums + row * memory.out_rows;
   Sampler<S, many_warps> sampler(sample, block, places, row, row_shared, places.features <= memory.features,
                                  parameters);
+  if (active && block.last - block.first < sample.draws.variables) sampler.prefetch();
   if (active) sampler.start(scratch + row * memory.partial_sums);
   for (int first = block.begin; first < block.end; first += kWarpSize) {
     __syncthreads();  // nobody reads the ends of the positions before, and all have started

@@ -15,7 +15,7 @@ template <typename T>
 using SumsScheme = TileScheme<T, false, 64>;
 
 template <typename T>
-constexpr size_t kSumsShared = size_t{4} * Tile<SumsScheme<T>, true>::size * sizeof(T);
+constexpr size_t kSumsShared = size_t{4} * Tile<SumsScheme<T>, true, true>::size * sizeof(T);
 
 // A tile of a weight of 16 bits, converted.
 template <typename T, typename S>
@@ -23,7 +23,7 @@ __device__ __forceinline__ void load_converted(T* shared, const Operand<S>& weig
                                                int input, bool masked) {
   using Scheme = SumsScheme<T>;
   constexpr int size = Vector<S>::size, across = Scheme::steps / size;
-  for (int i = static_cast<int>(threadIdx.x); i < Scheme::tile * across; i += Scheme::threads) {
+  for (int i = static_cast<int>(threadIdx.x); i < Scheme::columns * across; i += Scheme::threads) {
     const int r = i / across, c = i % across * size;
     const Vector<S> stored = masked ? weight.template fetch<true>(mask, unit + r, input + c)
                                     : weight.template fetch<false>(mask, unit + r, input + c);
@@ -32,7 +32,7 @@ __device__ __forceinline__ void load_converted(T* shared, const Operand<S>& weig
       Vector<T> converted;
 #pragma unroll
       for (int j = 0; j < Vector<T>::size; ++j) converted.values[j] = to_compute(stored.values[v + j]);
-      store_vector(shared + Tile<Scheme, true>::place(r, c + v), converted);
+      store_vector(shared + Tile<Scheme, false, true>::place(r, c + v), converted);
     }
   }
 }
@@ -42,7 +42,7 @@ template <typename S, typename T>
 __device__ __forceinline__ void sum_tile(const MaskedMlpSample& sample, const MaskedMlpTerm& term, const TermSums& sums,
                                          int row, int unit, int chunk, T* partial, int64_t stride, T* left) {
   using Scheme = SumsScheme<T>;
-  using Shared = Tile<Scheme, true>;
+  using Shared = Tile<Scheme, true, true>;  // both operands' are the same
   T* const right = left + 2 * Shared::size;
   const int begin = chunk * sums.chunk, end = min(begin + sums.chunk, sums.known);
   const int64_t inputs = masked_mlp_width(sample, term.source);
@@ -94,7 +94,7 @@ template <typename S>
 __global__ void __launch_bounds__(SumsScheme<Compute<S>>::threads, kBlocksPerMultiprocessor<S>)
     masked_mlp_sums_kernel(const MaskedMlpSample sample, MlpBlock block, Compute<S>* partial, int64_t stride) {
   using T = Compute<S>;
-  constexpr int tile = SumsScheme<T>::tile;
+  constexpr int tile = SumsScheme<T>::rows;
   AR_FAST_SHARED(TermSums, terms, [kMostTerms]);
   AR_FAST_DYNAMIC_SHARED(T, left);
   all_term_sums(sample, block, kMlpStep, terms);

@@ -219,6 +219,13 @@ __device__ __forceinline__ Vector<T> load_vector(const T* address) {
   return result;
 }
 
+// Brings the 128 bytes around an address of global memory into the L2 cache, later.
+__device__ __forceinline__ void prefetch_l2([[maybe_unused]] const void* address) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+#endif
+}
+
 // Units u ... u + N - 1 of a weight row as stored, N = the elements of 128 bits; zero past the last hidden unit.
 template <typename S>
 __device__ __forceinline__ Vector<S> load_stored(const S* row, int u, int hidden, bool aligned) {

@@ -12,6 +12,8 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include <string>
+
 #include "../../kernels/cuda/masked_linear_cuda.h"
 #include "../activation.h"
 #include "../explain.h"
@@ -79,16 +81,22 @@ void run_rows(const char* op, Launcher launcher, const MaskedLinear& arguments, 
 
 void run_tiles(const char* op, MaskedLinearProduct product, const MaskedLinear& arguments, const at::Tensor& beside) {
   const c10::DeviceGuard guard(beside.device());
+  MaskedLinearTiling tiling;
+  check_launch(op, masked_linear_tiling_cuda(product, arguments, tiling));
   if (explanation() != nullptr) {
-    MaskedLinearTiling tiling;
-    check_launch(op, masked_linear_tiling_cuda(product, arguments, tiling));
     const char* products = !tiling.matrix                             ? "exact multiply-adds"
                            : arguments.storage == ScalarType::float32 ? "mma.sync in tf32"
                                                                       : "mma.sync";
-    explain(op, " on CUDA: tiles of ", tiling.tile, " x ", tiling.tile, " by ", products, ", ", arguments.batch,
-            " rows, ", arguments.mask.out_features, " outputs, ", arguments.mask.in_features, " inputs");
+    explain(op, " on CUDA: tiles of ", tiling.rows, " x ", tiling.columns, " by ", products,
+            tiling.chunk > 0 ? ", sums in chunks of " + std::to_string(tiling.chunk) : std::string(), ", ",
+            arguments.batch, " rows, ", arguments.mask.out_features, " outputs, ", arguments.mask.in_features,
+            " inputs");
   }
-  check_launch(op, masked_linear_tiles_cuda(product, arguments, current_stream(beside)));
+  const at::Tensor scratch = tiling.scratch_bytes == 0
+                                 ? at::Tensor()
+                                 : at::empty({tiling.scratch_bytes}, beside.options().dtype(at::kByte));
+  void* const memory = scratch.defined() ? scratch.mutable_data_ptr() : nullptr;
+  check_launch(op, masked_linear_tiles_cuda(product, tiling, arguments, memory, current_stream(beside)));
 }
 
 at::Tensor masked_linear_cuda(const MaskedLinearArguments& a) {

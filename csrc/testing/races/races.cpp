@@ -221,6 +221,20 @@ void masked_linear_rows() {
   check(masked_linear_grad_input_rows_cuda(arguments, nullptr));
 }
 
+// Wide tiles of both sizes, with sums in chunks.
+void masked_linear_wide_tiles(int64_t batch) {
+  Memory m;
+  emulation::multiprocessors = 1;
+  const MaskedLinear arguments = masked_linear(m, ScalarType::float32, batch, 270, 290);
+  for (const auto product :
+       {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
+    MaskedLinearTiling tiling;
+    check(masked_linear_tiling_cuda(product, arguments, tiling));
+    check(masked_linear_tiles_cuda(product, tiling, arguments, m.bytes(tiling.scratch_bytes), nullptr));
+  }
+  emulation::multiprocessors = 132;
+}
+
 // Both sizes of tiles, by how many multiprocessors there are.
 void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
   Memory m;
@@ -229,7 +243,9 @@ void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
       tile == 128 ? masked_linear(m, storage, 136, 136, 144, tf32) : masked_linear(m, storage, 70, 72, 80, tf32);
   for (const auto product :
        {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
-    check(masked_linear_tiles_cuda(product, arguments, nullptr));
+    MaskedLinearTiling tiling;
+    check(masked_linear_tiling_cuda(product, arguments, tiling));
+    check(masked_linear_tiles_cuda(product, tiling, arguments, m.bytes(tiling.scratch_bytes), nullptr));
   }
   emulation::multiprocessors = 132;
 }
@@ -406,6 +422,8 @@ const std::vector<Case> cases = {
     {"head_logistics", [] { heads(kLogistics, 12); }},
     {"masked_linear_rows", masked_linear_rows},
     {"masked_linear_tiles_float32", [] { masked_linear_tiles(ScalarType::float32, false, 64); }},
+    {"masked_linear_wide_tiles_few", [] { masked_linear_wide_tiles(20); }},
+    {"masked_linear_wide_tiles", [] { masked_linear_wide_tiles(70); }},
     {"masked_linear_tiles_float64", [] { masked_linear_tiles(ScalarType::float64, false, 64); }},
     {"masked_linear_tiles_tf32", [] { masked_linear_tiles(ScalarType::float32, true, 64); }},
     {"masked_linear_tiles_tf32_128", [] { masked_linear_tiles(ScalarType::float32, true, 128); }},
