@@ -50,8 +50,8 @@ LOOPS = [
     Loop("nade_far, stage", "nade_far_kernelIfE", {"sts": 4}),
     Loop("nade_bias", "nade_bias_kernelIfE", {"loads": 16}, first=True),  # 16 rows
     # A position after one that changed the state, and after one that did not.
-    Loop("nade_sample, one", "nade_sample_kernelIfLb0E", {"mufu": 33, "ffma": 32, "loads": 8}, most={"loads": 8}),
-    Loop("nade_sample, zero", "nade_sample_kernelIfLb0E", {"mufu": 1, "ffma": 16, "loads": 8}, most={"loads": 8}),
+    Loop("nade_sample, one", "nade_sample_kernelIfLb0ELb1E", {"mufu": 32, "ffma": 32, "loads": 8}, most={"loads": 8}),
+    Loop("nade_sample, zero", "nade_sample_kernelIfLb0ELb1E", {"ffma": 16, "loads": 8}, most={"loads": 8}),
     # 128 inputs of 4 units; what 4 units cost besides; 8 partial sums of a unit from before the block; and a step of 16
     # inputs of the tiles that make them. One warp a row, and several.
     Loop("masked_mlp", _MLP.format(0), {"loads": 16, "ffma": 16, "lds": 4}, first=True),
@@ -202,7 +202,7 @@ def _nade_sampling(table: Table, launches: Sequence[Recorded], case: Case, cut: 
     (sample,) = launches
     turns = {"nade_sample, one": case.variables * case.ones, "nade_sample, zero": case.variables * (1 - case.ones)}
     weights = 8.0 * case.variables * case.hidden
-    return [table.launch(sample, "nade_sample_kernel<float, false>", turns, l2_bytes=weights * case.batch)]
+    return [table.launch(sample, "nade_sample_kernel<float, false, true>", turns, l2_bytes=weights * case.batch)]
 
 
 @dataclass(frozen=True)

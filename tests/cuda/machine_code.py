@@ -46,7 +46,7 @@ KNOWN = {
     "nade_local_kernel": "the factors of activation_scale are read one by one where there are any",
     "nade_merge_kernel": "in float64: 7 loads of the unrolled loop, where the compiler saves registers",
     "nade_sample_general_kernel": "weight rows are read when they are needed",
-    "nade_sample_kernel": "both weight rows of a position, in part: a row is read over the branch on the last draw",
+    "nade_sample_kernel": "what 32 positions need besides weights: a few numbers a lane, read once for all of them",
     "nade_scan_kernel": "a weight row is read when it is needed, behind the branch on the input",
     "nade_sums_kernel": "vectors of 16 bits: half of the loads wait for registers, which 64 sums a lane take",
     "offset_nade_sample_kernel": "state lies in shared or global memory, as it fits; a row is read when it is needed",

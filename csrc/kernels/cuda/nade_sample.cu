@@ -6,7 +6,8 @@
 // and no barrier; more units take up to 16 warps (12) and one barrier per position (sums by parity in two buffers).
 // State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
 // position is computed, out_weight's one position ahead. If x = 0 is drawn, neither state nor activation changes
-// (exact). A position reads both rows once, 128 bits per load, and takes 2 special-function instructions per activation
+// (exact). Only the sum and one comparison are between a state and the draw: what the sum has to exceed is made 32
+// positions ahead from the random numbers. A position reads both rows once, 128 bits per load, and takes 2 special-function instructions per activation
 // and one butterfly of 5 shuffles.
 //
 // The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
@@ -32,16 +33,24 @@ template <typename S>
 struct WeightRow {
   Vector<S> vectors[kVectors<S>];
 
-  __device__ __forceinline__ void load(const S* row, int first_unit, int hidden, bool aligned) {
+  // Without vectors that fit, units past the last one are zero. With them, a vector past it is that of unit 0.
+  template <bool aligned>
+  __device__ __forceinline__ void load(const S* row, int first_unit, int hidden) {
     constexpr int size = Vector<S>::size;
 #pragma unroll
     for (int v = 0; v < kVectors<S>; ++v) {
-      vectors[v] = load_stored(row, first_unit + v * kWarpSize * size, hidden, aligned);
+      const int unit = first_unit + v * kWarpSize * size;
+      if constexpr (aligned) {
+        vectors[v] = load_vector(row + (unit < hidden ? unit : 0));
+      } else {
+        vectors[v] = load_stored(row, unit, hidden, false);
+      }
     }
   }
 };
 
-template <typename S, bool many_warps>
+// aligned: weight rows can be read 128 bits at a time.
+template <typename S, bool many_warps, bool aligned>
 __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpSize, 1)
     nade_sample_kernel(NadeArguments<S> arguments, Draws draws, Compute<S>* states) {
   using T = Compute<S>;
@@ -51,7 +60,6 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   const int warps = static_cast<int>(blockDim.x) / kWarpSize, hidden = arguments.hidden;
   const int64_t row = blockIdx.x;
   const int start = static_cast<int>(draws.start), stop = static_cast<int>(draws.stop);
-  const T temperature = static_cast<T>(draws.temperature);
   const int first_unit = warp * kUnitsPerWarp<S> + lane * size;
   const bool scaled = arguments.activation_scale != nullptr;
   T* const state = states + row * hidden;
@@ -65,8 +73,8 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   bool changed = true;
   double log_prob = 0;
   WeightRow<S> in, out;
-  const int first_variable = arguments.variable_at(start);
-  out.load(arguments.out_weight + static_cast<int64_t>(first_variable) * hidden, first_unit, hidden, arguments.aligned);
+  int64_t this_row = static_cast<int64_t>(arguments.variable_at(start)) * hidden;
+  out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
 
   for (int first = start; first < stop; first += kWarpSize) {
     // Lane l looks up what position first + l needs, and keeps its results: the logit replaces out_bias, and the value
@@ -76,26 +84,33 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     const T lane_scale = arguments.scale(lane_variable);
     T lane_logit = arguments.out_bias[lane_variable];
     const T* const lane_known_value = inside ? draws.known_value<T>(row, first + lane) : nullptr;
-    const bool lane_known = lane_known_value != nullptr;
-    T lane_value = lane_known ? *lane_known_value : T(0);
+    const uint32_t known = __ballot_sync(kFullMask, lane_known_value != nullptr);
+    T lane_value = lane_known_value != nullptr ? *lane_known_value : T(0);
+    // The variable is 1 where u < sigmoid((bias + sum) / temperature): where the sum is above this threshold.
     const double lane_uniform = draw_uniform(draws, row, inside ? first + lane : stop - 1, 0);
+    const T lane_threshold = static_cast<T>(draws.temperature * (log(lane_uniform) - log1p(-lane_uniform)) -
+                                            static_cast<double>(lane_logit));
     const int positions = min(kWarpSize, stop - first);
     for (int p = 0; p < positions; ++p) {
       // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
-      const int64_t this_row = static_cast<int64_t>(__shfl_sync(kFullMask, lane_variable, p)) * hidden;
-      const int64_t next_row =
-          static_cast<int64_t>(arguments.variable_at(min(first + p + 1, stop - 1))) * hidden;
+      const int next_variable = p + 1 < positions ? __shfl_sync(kFullMask, lane_variable, p + 1)
+                                                  : arguments.variable_at(min(first + p + 1, stop - 1));
+      const int64_t next_row = static_cast<int64_t>(next_variable) * hidden;
       WeightRow<S> next_out;
-      in.load(arguments.in_weight + this_row, first_unit, hidden, arguments.aligned);
-      next_out.load(arguments.out_weight + next_row, first_unit, hidden, arguments.aligned);
+      in.template load<aligned>(arguments.in_weight + this_row, first_unit, hidden);
+      next_out.template load<aligned>(arguments.out_weight + next_row, first_unit, hidden);
 
       if (changed || scaled) {
         activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
       }
-      T sum = T(0);
+      T parts[4] = {};
 #pragma unroll
-      for (int j = 0; j < units; ++j) sum = fma(to_compute(out.vectors[j / size].values[j % size]), h[j], sum);
-      sum = warp_sum(sum);
+      for (int j = 0; j < units; ++j) {
+        const T part = fma(to_compute(out.vectors[j / size].values[j % size]), h[j], parts[j % 4]);
+        const bool inside_row = !aligned || first_unit + j / size * kWarpSize * size < hidden;
+        parts[j % 4] = inside_row ? part : parts[j % 4];
+      }
+      T sum = warp_sum((parts[0] + parts[1]) + (parts[2] + parts[3]));
       if constexpr (many_warps) {
         T(&sums)[kMaxWarps<S>] = warp_sums[(first + p) % 2];
         if (lane == 0) sums[warp] = sum;
@@ -103,12 +118,11 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         sum = sums[0];
         for (int w = 1; w < warps; ++w) sum += sums[w];
       }
-      const T logit = __shfl_sync(kFullMask, lane_logit, p) + sum;
-      T x = bernoulli_draw(__shfl_sync(kFullMask, lane_uniform, p), logit, temperature);
-      if (__shfl_sync(kFullMask, static_cast<int>(lane_known), p)) x = __shfl_sync(kFullMask, lane_value, p);
+      T x = sum > __shfl_sync(kFullMask, lane_threshold, p) ? T(1) : T(0);
+      if (known >> p & 1) x = __shfl_sync(kFullMask, lane_value, p);
       if (lane == p) {
         lane_value = x;
-        lane_logit = logit;
+        lane_logit += sum;
       }
       changed = x != T(0);
       if (changed) {
@@ -116,11 +130,12 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         for (int j = 0; j < units; ++j) a[j] = fma(x, to_compute(in.vectors[j / size].values[j % size]), a[j]);
       }
       out = next_out;
+      this_row = next_row;
     }
     if (warp == 0) {
       if (inside) draws.values_of<T>(row)[first + lane] = lane_value;
       const double logit = static_cast<double>(lane_logit);
-      log_prob += warp_sum(inside && !lane_known ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
+      log_prob += warp_sum(inside && lane_known_value == nullptr ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
     }
   }
 #pragma unroll
@@ -153,10 +168,12 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, void* scratc
     return nade_sample_general<S>(model, request, GeneralSamplePlan::of(model, request), scratch, stream);
   }
   const NadeArguments<S> arguments(model, NadeInput{request.draws.batch, nullptr, nullptr});
+  const auto kernel = arguments.aligned
+                          ? warps > 1 ? nade_sample_kernel<S, true, true> : nade_sample_kernel<S, false, true>
+                          : warps > 1 ? nade_sample_kernel<S, true, false> : nade_sample_kernel<S, false, false>;
   return launch({"nade_sample", static_cast<unsigned>(request.draws.batch), static_cast<unsigned>(warps * kWarpSize), 0,
                  stream},
-                warps > 1 ? nade_sample_kernel<S, true> : nade_sample_kernel<S, false>, arguments, request.draws,
-                static_cast<T*>(request.state));
+                kernel, arguments, request.draws, static_cast<T*>(request.state));
 }
 
 }  // namespace
