@@ -231,10 +231,8 @@ class _Positions:
         return inputs, finishes
 
 
-def _made_draw(
-    table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions
-) -> Launch:
-    """The weights of a block are in the L2 cache: where the network is larger, a launch begins by reading them ahead."""
+def _made_draw(table: Table, recorded: Recorded, case: Case, cut: Mapping[str, int], positions: _Positions) -> Launch:
+    """The weights of a block are in the L2 cache: in a larger network, a launch begins by asking for them."""
     warps, count, layers = cut["warps"], positions.end - positions.begin, len(case.layers) - 1
     path = "masked_mlp" if warps == 1 else "masked_mlp warps"
     inputs, finishes = positions.turns(warps)
