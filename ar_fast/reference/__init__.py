@@ -26,7 +26,6 @@ from .ops import (
     armlp_sample,
     deep_nade_sample,
     fvsbn_sample,
-    inverse_adjoint,
     mask_from_plan,
     masked_linear,
     masked_linear_grad_input,
@@ -41,7 +40,7 @@ from .ops import (
 )
 from .recurrent import ReferenceCharRNN, ReferenceRNN
 from .rnn import GATES, rnn_cell, rnn_sample
-from .transforms import transform_inverse, univariate_transform
+from .transforms import inverse_adjoint, transform_inverse, univariate_transform
 
 __all__ = [
     "ACTIVATIONS",

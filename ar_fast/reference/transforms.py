@@ -136,3 +136,39 @@ def univariate_transform(
     forward = affine_forward if transform.startswith("affine_") else spline_forward
     y, log_derivative = forward(own.flip(-1) if scale_first else own, x, transform, constants)
     return y, log_derivative.sum(-1)
+
+
+def inverse_adjoint(
+    grad: Tensor,
+    factors: Tensor,
+    weights: list[Tensor],
+    slopes: list[Tensor],
+    program: list[int],
+    ends: list[int],
+) -> Tensor:
+    """Solves for the adjoints of all x: unit by unit from the last, each adds its own to those that it was made of."""
+    steps = [program[i : i + 4] for i in range(0, len(program), 4)]
+    levels = len(ends) // (len(steps) + 1) - 1
+    of_value = [ends[i : i + levels + 1] for i in range(0, len(ends), levels + 1)]
+    of_weights, of_slopes = iter(weights), iter(slopes)
+    tensors = [
+        (next(of_weights) if weighted else None, next(of_slopes) if sloped else None) for *_, weighted, sloped in steps
+    ]
+    variables, count = grad.shape[1], factors.shape[1] // grad.shape[1]
+    adjoints = [grad.clone(), *(grad.new_zeros(len(grad), of_unit[-1]) for of_unit in of_value[1:])]
+    bounds = [*of_value[0][1:], variables]
+    for level in reversed(range(levels)):
+        for variable in range(bounds[level], bounds[level + 1]):
+            own = slice(variable * count, (variable + 1) * count)
+            adjoints[-1][:, own] = adjoints[0][:, variable, None] * factors[:, own]
+        for index in reversed(range(len(steps))):
+            (source, other, *_), (weight, slope) = steps[index], tensors[index]
+            for unit in range(*of_value[index + 1][level : level + 2]):
+                adjoint = adjoints[index + 1][:, unit, None]
+                if weight is not None:
+                    adjoints[source] += adjoint * weight[unit]
+                    continue
+                adjoints[source][:, unit, None] += adjoint if slope is None else adjoint * slope[:, unit, None]
+                if other >= 0:
+                    adjoints[other][:, unit, None] += adjoint
+    return adjoints[0]
