@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ar_fast.models import ARMLP, FVSBN, NADE
+from ar_fast.tasks.training import Split
 
 from . import reproduce
 from .run import environment
@@ -53,16 +54,16 @@ LARGE = [
 ]
 
 
-def small_digits() -> reproduce.Data:
+def small_digits() -> Split:
     """1,200, 297 and 300 of scikit-learn's digits: a pixel is 1 where at least half of it is ink."""
     from sklearn.datasets import load_digits
 
     images = (torch.from_numpy(load_digits().data) >= 8).to(torch.uint8)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-    return reproduce.Data(*images.split([1200, 297, 300]))
+    return Split(*images.split([1200, 297, 300]))
 
 
-def compare(data: reproduce.Data, entries: Sequence[Entry], recipe: reproduce.Recipe) -> list[list[str]]:
+def compare(data: Split, entries: Sequence[Entry], recipe: reproduce.Recipe) -> list[list[str]]:
     rows = []
     for entry in entries:
         model = entry.make(recipe.variables, data.train.double().mean(0))
