@@ -41,8 +41,8 @@ InverseAdjointSweep check_inverse_adjoint(const InverseAdjointArguments& a) {
   TORCH_CHECK(!a.program.empty() && a.program.size() % 4 == 0, op,
               ": program must hold 4 numbers for each step and at least one step, got ", a.program.size(), " numbers");
   const size_t steps = a.program.size() / 4, values = steps + 1;
-  TORCH_CHECK(a.ends.size() >= 2 * values && a.ends.size() % values == 0, op, ": ends must hold L + 1 numbers for each of ",
-              values, " values, L at least 1, got ", a.ends.size());
+  TORCH_CHECK(a.ends.size() >= 2 * values && a.ends.size() % values == 0, op,
+              ": ends must hold L + 1 numbers for each of ", values, " values, L at least 1, got ", a.ends.size());
   sweep.levels = static_cast<int64_t>(a.ends.size() / values) - 1;
   for (size_t v = 0; v < values; ++v) {
     const int64_t* const ends = a.ends.data() + v * static_cast<size_t>(sweep.levels + 1);
@@ -107,7 +107,8 @@ at::Tensor inverse_adjoint_by_torch(const InverseAdjointArguments& a, const Inve
   for (int64_t level = sweep.levels - 1; level >= 0; --level) {
     // The adjoints of this level's variables are complete: all that see them belong to later levels.
     const int64_t* const ends = sweep.ends[0];
-    const int64_t start = ends[level + 1], count = (level + 1 < sweep.levels ? ends[level + 2] : sweep.variables) - start;
+    const int64_t start = ends[level + 1];
+    const int64_t count = (level + 1 < sweep.levels ? ends[level + 2] : sweep.variables) - start;
     at::Tensor made = of_parameters.narrow(1, start, count);
     at::mul_out(made, adjoints[0].narrow(1, start, count).unsqueeze(2), factors.narrow(1, start, count));
     for (size_t s = sweep.steps.size(); s-- > 0;) {

@@ -73,8 +73,11 @@ void sweep(const InverseAdjoint& own, int64_t row_begin, int64_t rows, T* scratc
     AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) {
       const Vec<T> value = Vec<T>::loadu(from + v * lanes), sum = Vec<T>::loadu(to + v * lanes);
-      const Vec<T> result = factor == nullptr ? sum + value : at::vec::fmadd(Vec<T>::loadu(factor + v * lanes), value, sum);
-      result.store(to + v * lanes);
+      if (factor == nullptr) {
+        (sum + value).store(to + v * lanes);
+      } else {
+        at::vec::fmadd(Vec<T>::loadu(factor + v * lanes), value, sum).store(to + v * lanes);
+      }
     }
   };
   const T *grad = static_cast<const T*>(own.grad), *factors = static_cast<const T*>(own.factors);

@@ -48,7 +48,8 @@ void choose_wide_tiles(Product product, const MaskedLinear& m, int multiprocesso
   constexpr int64_t step = WideScheme<64>::steps;
   const int64_t chunk = (sum + chunks * step - 1) / (chunks * step) * step;
   tiling.chunk = static_cast<int>(chunk);
-  tiling.scratch_bytes = blocks_of(sum, chunk) * rows * blocks_of(columns, 128) * 128 * static_cast<int64_t>(sizeof(float));
+  const int64_t partial_sums = blocks_of(sum, chunk) * rows * blocks_of(columns, 128) * 128;
+  tiling.scratch_bytes = partial_sums * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace ar_fast::cuda

@@ -7,8 +7,8 @@
 // State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
 // position is computed, out_weight's one position ahead. If x = 0 is drawn, neither state nor activation changes
 // (exact). Only the sum and one comparison are between a state and the draw: what the sum has to exceed is made 32
-// positions ahead from the random numbers. A position reads both rows once, 128 bits per load, and takes 2 special-function instructions per activation
-// and one butterfly of 5 shuffles.
+// positions ahead from the random numbers. A position reads both rows once, 128 bits per load, and takes 2
+// special-function instructions per activation and one butterfly of 5 shuffles.
 //
 // The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
 #include "draws_device.h"
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     if (warp == 0) {
       if (inside) draws.values_of<T>(row)[first + lane] = lane_value;
       const double logit = static_cast<double>(lane_logit);
-      log_prob += warp_sum(inside && lane_known_value == nullptr ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
+      const bool drawn = inside && lane_known_value == nullptr;
+      log_prob += warp_sum(drawn ? static_cast<double>(lane_value) * logit - softplus(logit) : 0.0);
     }
   }
 #pragma unroll
@@ -168,7 +169,8 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, void* scratc
     return nade_sample_general<S>(model, request, GeneralSamplePlan::of(model, request), scratch, stream);
   }
   const NadeArguments<S> arguments(model, NadeInput{request.draws.batch, nullptr, nullptr});
-  const auto kernel = arguments.aligned
+  // Without hidden units there is no unit 0 to read in place of others.
+  const auto kernel = arguments.aligned && model.hidden > 0
                           ? warps > 1 ? nade_sample_kernel<S, true, true> : nade_sample_kernel<S, false, true>
                           : warps > 1 ? nade_sample_kernel<S, true, false> : nade_sample_kernel<S, false, false>;
   return launch({"nade_sample", static_cast<unsigned>(request.draws.batch), static_cast<unsigned>(warps * kWarpSize), 0,
