@@ -221,11 +221,8 @@ void masked_linear_rows() {
   check(masked_linear_grad_input_rows_cuda(arguments, nullptr));
 }
 
-// Wide tiles of both sizes, with sums in chunks.
-void masked_linear_wide_tiles(int64_t batch) {
-  Memory m;
-  emulation::multiprocessors = 1;
-  const MaskedLinear arguments = masked_linear(m, ScalarType::float32, batch, 270, 290);
+// By tiles, on a GPU with as many multiprocessors as were set; the next case sees all again.
+void all_products(Memory& m, const MaskedLinear& arguments) {
   for (const auto product :
        {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
     MaskedLinearTiling tiling;
@@ -235,19 +232,21 @@ void masked_linear_wide_tiles(int64_t batch) {
   emulation::multiprocessors = 132;
 }
 
+// Wide tiles of both sizes, with sums in chunks.
+void masked_linear_wide_tiles(int64_t batch) {
+  Memory m;
+  emulation::multiprocessors = 1;
+  const MaskedLinear arguments = masked_linear(m, ScalarType::float32, batch, 270, 290);
+  all_products(m, arguments);
+}
+
 // Both sizes of tiles, by how many multiprocessors there are.
 void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
   Memory m;
   emulation::multiprocessors = tile == 128 ? 1 : 132;
   const MaskedLinear arguments =
       tile == 128 ? masked_linear(m, storage, 136, 136, 144, tf32) : masked_linear(m, storage, 70, 72, 80, tf32);
-  for (const auto product :
-       {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
-    MaskedLinearTiling tiling;
-    check(masked_linear_tiling_cuda(product, arguments, tiling));
-    check(masked_linear_tiles_cuda(product, tiling, arguments, m.bytes(tiling.scratch_bytes), nullptr));
-  }
-  emulation::multiprocessors = 132;
+  all_products(m, arguments);
 }
 
 // ---- The other samplers
