@@ -164,7 +164,7 @@ def test_activations_and_values_that_are_not_finite_in_chunks(ops, fiber_order):
     x[3, 200], x[7, 500] = float("inf"), float("nan")
     weight[139, 5] = float("nan")
     with emulated.gpu(multiprocessors=2):
-        for activation in (None, "relu", "gelu"):
+        for activation in (None, "relu", "tanh"):  # not gelu: torch's of infinity depends on the instruction set
             got = ops.masked_linear(x, weight, bias, *plan, "panels", *([activation] if activation else []))
             rows = torch.stack([
                 torch.nn.functional.linear(x[:, :seen], weight[o : o + 1, :seen], bias[o : o + 1])[:, 0]

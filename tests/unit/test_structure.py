@@ -246,7 +246,8 @@ def test_a_masked_layer_survives_too(device, kind):
         else:
             got = other(x)
             got.sum().backward()
-        assert torch.equal(got, want)
+        # from_dense may put inputs that no output tells apart in another order of summation.
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-14 if other is made else 0)
     other = copy.deepcopy(layer).float().half().double()
     other.load_state_dict(state)
     assert torch.equal(other(x), want)
