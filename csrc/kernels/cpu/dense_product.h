@@ -32,15 +32,15 @@ AR_FAST_INLINE void dots(const S* weight, const T* const* x, int64_t hidden, con
   auto sum = vectors<Rows * Units>([](auto) { return zero<T>(); });
   const auto add = [&](int64_t k, const auto& load_weight) __attribute__((always_inline)) {
     if constexpr (Rows < Units) {
-      const auto value = vectors<Rows>([&](auto r) { return Vec<T>::loadu(x[r] + k); });
+      const auto value = vectors<Rows>([&](auto r) { return in_register<T>(Vec<T>::loadu(x[r] + k)); });
       unroll<Units>([&](auto u) {
-        const Vec<T> w = load_weight(weight + u * hidden + k);
+        const Vec<T> w = in_register<T>(load_weight(weight + u * hidden + k));
         unroll<Rows>([&](auto r) { sum[r * Units + u] = at::vec::fmadd(value[r], w, sum[r * Units + u]); });
       });
     } else {
-      const auto w = vectors<Units>([&](auto u) { return load_weight(weight + u * hidden + k); });
+      const auto w = vectors<Units>([&](auto u) { return in_register<T>(load_weight(weight + u * hidden + k)); });
       unroll<Rows>([&](auto r) {
-        const Vec<T> value = Vec<T>::loadu(x[r] + k);
+        const Vec<T> value = in_register<T>(Vec<T>::loadu(x[r] + k));
         unroll<Units>([&](auto u) { sum[r * Units + u] = at::vec::fmadd(value, w[u], sum[r * Units + u]); });
       });
     }

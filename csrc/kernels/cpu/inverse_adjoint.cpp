@@ -31,10 +31,10 @@ void gather(const T* weight, int64_t weight_row, int64_t units, const T* above, 
   for (int64_t u = 0; u < units; ++u) {
     Vec<T> adjoint[Vectors];
     AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) adjoint[v] = Vec<T>::loadu(above + (u * Vectors + v) * lanes);
+    for (int v = 0; v < Vectors; ++v) adjoint[v] = in_register<T>(Vec<T>::loadu(above + (u * Vectors + v) * lanes));
     AR_FAST_UNROLL
     for (int c = 0; c < Columns; ++c) {
-      const Vec<T> factor(weight[u * weight_row + c]);
+      const Vec<T> factor = in_register<T>(Vec<T>(weight[u * weight_row + c]));
       AR_FAST_UNROLL
       for (int v = 0; v < Vectors; ++v) sums[c][v] = at::vec::fmadd(factor, adjoint[v], sums[c][v]);
     }

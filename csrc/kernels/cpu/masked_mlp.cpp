@@ -43,10 +43,10 @@ AR_FAST_INLINE void multiply(const T* const* weight, const T* below, int64_t beg
     for (int64_t k = begin; k < end; ++k) {
       Vec<T> x[together];
       AR_FAST_UNROLL
-      for (int v = 0; v < together; ++v) x[v] = Vec<T>::loadu(below + (k * Vectors + first + v) * lanes);
+      for (int v = 0; v < together; ++v) x[v] = in_register<T>(Vec<T>::loadu(below + (k * Vectors + first + v) * lanes));
       AR_FAST_UNROLL
       for (int u = 0; u < Units; ++u) {
-        const Vec<T> w(weight[u][k]);
+        const Vec<T> w = in_register<T>(Vec<T>(weight[u][k]));
         AR_FAST_UNROLL
         for (int v = 0; v < together; ++v) sums[u][v] = at::vec::fmadd(w, x[v], sums[u][v]);
       }

@@ -97,12 +97,11 @@ AR_FAST_INLINE void push_all(const S* weight, int64_t stride, const Push<T>* pus
   AR_FAST_UNROLL
   for (int v = 0; v < Vectors; ++v) own[v] = Full ? Vec<T>::loadu(sums + v * width) : load_partial(sums, columns);
   for (int64_t i = 0; i < count; ++i) {
-    const Vec<T> factor(pushes[i].x);
+    const Vec<T> factor = in_register<T>(Vec<T>(pushes[i].x));
     const S* row = weight + pushes[i].weight_row * stride;
-    AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
+    unroll<Vectors>([&](auto v) {
       own[v] = at::vec::fmadd(factor, Full ? load(row + v * width) : load_partial(row, columns), own[v]);
-    }
+    });
   }
   AR_FAST_UNROLL
   for (int v = 0; v < Vectors; ++v) {

@@ -38,10 +38,10 @@ void tile(const SmallProduct& own, const T* a, const T* p, const T* bias, T* c, 
   for (int64_t k = 0; k < own.sums; ++k) {
     Vec<T> row[Vectors];
     AR_FAST_UNROLL
-    for (int v = 0; v < Vectors; ++v) row[v] = Vec<T>::loadu(p + k * width + v * lanes);
+    for (int v = 0; v < Vectors; ++v) row[v] = in_register<T>(Vec<T>::loadu(p + k * width + v * lanes));
     AR_FAST_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const Vec<T> factor(a[r * own.a_row + k * own.a_sum]);
+      const Vec<T> factor = in_register<T>(Vec<T>(a[r * own.a_row + k * own.a_sum]));
       AR_FAST_UNROLL
       for (int v = 0; v < Vectors; ++v) sums[r][v] = at::vec::fmadd(factor, row[v], sums[r][v]);
     }

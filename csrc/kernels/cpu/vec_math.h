@@ -127,6 +127,27 @@ AR_FAST_INLINE Vec<float> load_partial(const float* data, int64_t count) {
 }
 #endif
 
+// The same vector, loaded once: otherwise a compiler may read memory again for each use as an operand, and loads limit a
+// loop of multiply-adds.
+template <typename T>
+AR_FAST_INLINE Vec<T> in_register(const Vec<T>& vector) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  const auto kept = [](auto value) __attribute__((always_inline)) {
+    asm("" : "+v"(value));
+    return value;
+  };
+#endif
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) return kept(static_cast<__m512>(vector));
+  else return kept(static_cast<__m512d>(vector));
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, float>) return kept(static_cast<__m256>(vector));
+  else return kept(static_cast<__m256d>(vector));
+#else
+  return vector;
+#endif
+}
+
 template <typename T>
 AR_FAST_INLINE T horizontal_sum(const Vec<T>& vector) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -199,18 +220,28 @@ AR_FAST_INLINE __m128 horizontal_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
 template <typename T, size_t N>
 AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
 #if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<T, float> && N == 8) {
-    const auto four = vectors<4>([&](auto i) -> Vec<T> {
-      return _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 4], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 4], 0xEE));
+  if constexpr (std::is_same_v<T, float> && N > 1) {
+    unroll<(N + 15) / 16>([&](auto block) {
+      constexpr int first = 16 * block, count = N - first < 16 ? N - first : 16, groups = (count + 3) / 4;
+      // Four sums in each 128 bits of a vector: what is behind the last vector is repeated, and not stored.
+      const auto four = vectors<groups>([&](auto g) -> Vec<T> {
+        constexpr int at = first + 4 * g, last = N - 1;
+        const __m512 a = v[at], b = v[std::min(at + 1, last)], c = v[std::min(at + 2, last)],
+                     d = v[std::min(at + 3, last)];
+        const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+        const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+        return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+      });
+      const auto two = vectors<2>([&](auto i) -> Vec<T> {
+        const __m512 a = four[std::min(2 * i, groups - 1)], b = four[std::min(2 * i + 1, groups - 1)];
+        return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+      });
+      const __m512 all =
+          _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xDD));
+      const __m512i places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const __m512 in_order = _mm512_permutexvar_ps(places, all);
+      _mm512_mask_storeu_ps(sums + first, static_cast<__mmask16>((1u << count) - 1), in_order);
     });
-    const auto two = vectors<2>([&](auto i) -> Vec<T> {
-      return _mm512_add_ps(_mm512_shuffle_f32x4(four[i], four[i + 2], 0x88),
-                           _mm512_shuffle_f32x4(four[i], four[i + 2], 0xDD));
-    });
-    const __m512 one = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x44), _mm512_shuffle_ps(two[0], two[1], 0xEE));
-    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(one, one, 0x88), _mm512_shuffle_ps(one, one, 0xDD));
-    const __m512i places = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 1, 8, 9, 4, 5, 12, 13);
-    _mm256_storeu_ps(sums, _mm512_castps512_ps256(_mm512_permutexvar_ps(places, all)));
     return;
   }
 #endif
