@@ -11,7 +11,10 @@ OURS = "ar_fast"
 
 @dataclass
 class Contender:
-    """One way to do a case's work: `run` does it, `values` picks the tensors that are judged out of its result."""
+    """One way to do a case's work: `run` does it, `values` picks the tensors that are judged out of its result.
+
+    No values: a bound, which does something else.
+    """
 
     run: Callable[[], object]
     values: Callable[[object], Sequence[Tensor]] = lambda result: (result,)

@@ -15,6 +15,7 @@ from .settings import Settings
 LOOP = "loop over steps, input table, in place"
 CELLS = "loop over torch.nn's cells, one-hot inputs"
 COMPILED = "torch.compile of a step"
+PRODUCT = "one product of matrices with as many multiply-adds"
 VOCABULARY = 65
 
 Step = Callable[..., Tensor]
@@ -191,6 +192,15 @@ def _build(settings: Settings, cell: str, batch: int, layers: int, dtype: torch.
             run()
         return Contender(run, tuple)
 
+    def product() -> Contender:
+        """No sampler: how fast torch multiplies here when nothing waits for anything."""
+        side = 64 if settings.tiny else 2048
+        weights = [*parts.recurrent, *parts.inputs, parts.out_weight]
+        multiply_adds = batch * steps * sum(weight.numel() for weight in weights)
+        a, b = data.normal(-(-multiply_adds // side**2), side, seed=80), data.normal(side, side, seed=81)
+        a, b = a.to(settings.device), b.to(settings.device)
+        return Contender(lambda: a @ b, lambda _: ())
+
     def error(values) -> float:
         tokens, state = values
         return relative_error([state], [parts.exact(tokens)])
@@ -200,6 +210,7 @@ def _build(settings: Settings, cell: str, batch: int, layers: int, dtype: torch.
         LOOP: lambda: Contender(_loop(parts), tuple),
         CELLS: lambda: Contender(_cells(parts), tuple),
         COMPILED: compiled,
+        PRODUCT: product,
     }
     return Built(makers, error)
 
@@ -220,7 +231,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     ]:
         sizes = f"B {batch}, H {hidden}, {layers} layer{'s' if layers > 1 else ''}, {steps} characters"
         # The others keep the weights, which are bfloat16 numbers, in float32.
-        contenders = [OURS, LOOP, *compiled, *([CELLS] if settings.full or settings.tiny else [])]
+        contenders = [OURS, LOOP, *compiled, *([CELLS] if settings.full or settings.tiny else []), PRODUCT]
 
         def build(cell=cell, batch=batch, layers=layers, dtype=dtype) -> Built:
             return _build(settings, cell, batch, layers, dtype)

@@ -51,7 +51,8 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
     for name, row in rows.items():
         try:
             contender = built.makers[name]()
-            row.error = built.error(contender.values(contender.run()))
+            values = contender.values(contender.run())
+            row.error = built.error(values) if values else None
             ready[name] = contender
         except Exception as failure:
             if name == OURS:

@@ -31,28 +31,32 @@ def case_table(rows: list[Row]) -> str:
             continue
         ratio = "1" if row.contender == OURS else f"{row.ratio:.2f}"
         quartiles = f"{duration(row.lower)} to {duration(row.upper)}"
-        lines.append(f"| {row.contender} | {duration(row.median)} | {quartiles} | {ratio} | {row.error:.1e} |")
+        error = "" if row.error is None else f"{row.error:.1e}"
+        lines.append(f"| {row.contender} | {duration(row.median)} | {quartiles} | {ratio} | {error} |")
     return "\n".join(lines) + "\n"
 
 
 def grid_table(rows: list[Row]) -> str:
     """Many sizes of one case: a line per size, a column per contender with its median and error, best peer last."""
     contenders = list(dict.fromkeys(row.contender for row in rows))
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
     peers = contenders[1:]
     lines = [
-        f"**{rows[0].case}**: {rows[0].dtype}, {rows[0].data}; median (error vs float64)",
+        f"**{rows[0].case}**: {', '.join(dtypes)}, {rows[0].data}; median (error vs float64)",
         "",
         "| sizes | " + " | ".join(contenders) + " | " + f"{peers[0]} / ar_fast |",
         "|---|" + "---:|" * (len(contenders) + 1),
     ]
-    for sizes, group in groupby(rows, key=lambda row: row.sizes):
+    for (sizes, dtype), group in groupby(rows, key=lambda row: (row.sizes, row.dtype)):
         cells = {row.contender: row for row in group}
         shown = []
         for name in contenders:
             row = cells.get(name)
             skipped = row is None or row.skipped
-            shown.append("skipped" if skipped else f"{duration(row.median)} ({row.error:.0e})")
-        lines.append(f"| {sizes} | " + " | ".join(shown) + f" | {cells[peers[0]].ratio:.2f} |")
+            error = "" if skipped or row.error is None else f" ({row.error:.0e})"
+            shown.append("skipped" if skipped else duration(row.median) + error)
+        label = sizes if len(dtypes) == 1 else f"{sizes}, {dtype}"
+        lines.append(f"| {label} | " + " | ".join(shown) + f" | {cells[peers[0]].ratio:.2f} |")
     slower = [row for row in rows if row.contender == peers[0] and row.ratio is not None and row.ratio < 1]
     total = sum(row.contender == peers[0] for row in rows)
     lines += ["", f"ar_fast is slower than {peers[0]} at {len(slower)} of {total} sizes."]
@@ -70,7 +74,7 @@ def markdown(rows: list[Row], environment: dict) -> str:
     ]
     for _, group in groupby(rows, key=lambda row: (row.case, row.data)):
         group = list(group)
-        many = len({row.sizes for row in group}) > 1
+        many = len({(row.sizes, row.dtype) for row in group}) > 1
         lines.append(grid_table(group) if many else case_table(group))
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 //
 // The weights are read without packing. Reading them dominates the memory traffic: at each position every weight is
 // read once from beyond the first cache, for all rows of the batch. A product keeps the sums of a few units with a few
-// rows in registers: 12 chains hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
+// rows in registers: 12 chains or more hide the latency of a multiply-add. Lane j of a sum goes through the inputs j,
 // j + lanes, ... in ascending order, and the lanes are added at the end, in the same way for every blocking. Since
 // nothing is packed, a call for one position costs as much as a position of a long run.
 //
@@ -19,7 +19,12 @@ constexpr int most_rows = 4;           // rows of the batch whose sums are in re
 constexpr int64_t unit_group = 6;      // units whose weights stay in the first cache for several blocks of rows
 
 // How many units are computed with this many rows: if these are all rows, and if they are the rest after full blocks.
-constexpr int units_alone(int rows) { return rows == 1 ? 8 : 12 / rows; }
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int most_sums = 24;          // in 32 registers
+#else
+constexpr int most_sums = 12;          // in 16 registers
+#endif
+constexpr int units_alone(int rows) { return rows == 1 ? 8 : most_sums / rows; }
 constexpr int units_behind = units_alone(most_rows);
 
 // sums[r * Units + u] = the product of row u of the weight with x[r], which has zeros behind its last unit. With
