@@ -18,14 +18,14 @@ struct SmallProduct {
   void* c;                      // [M, N]
 };
 
-// What a product multiplies by: element (k, n) is value[k value_row + n value_sum], times mask at the same place unless
-// it is null.
+// What a product multiplies by: value, [K, N], or [N, K] if it is transposed; times mask at the same place unless it is
+// null.
 struct SmallProductSource {
   ScalarType storage;
   int64_t sums, columns;  // K, N
+  bool transposed;
   const void* value;
   const void* mask;
-  int64_t value_row, value_sum;
 };
 
 }  // namespace ar_fast

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "transpose.h"
 #include "vec_math.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -83,25 +84,39 @@ void product(const SmallProduct& own, int64_t row_begin, int64_t row_end) {
   }
 }
 
+// to[i] = value[i] mask[i], or value[i] without a mask.
+template <typename T>
+void masked(const T* value, const T* mask, int64_t count, T* to) {
+  if (mask == nullptr) {
+    std::copy(value, value + count, to);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = value[i] * mask[i];
+  }
+}
+
 template <typename T>
 void pack(const SmallProductSource& source, T* packed) {
   const T *value = static_cast<const T*>(source.value), *mask = static_cast<const T*>(source.mask);
   const int64_t width = packed_width<T>(source.columns);
-  const auto at = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
-    const int64_t index = k * source.value_row + n * source.value_sum;
-    return mask == nullptr ? value[index] : value[index] * mask[index];
+  const auto take = [&](int64_t from, int64_t count, T* to) {
+    masked(value + from, mask == nullptr ? nullptr : mask + from, count, to);
   };
   for (int64_t k = 0; k < source.sums; ++k) {
     for (int64_t n = source.columns; n < width; ++n) packed[k * width + n] = T(0);
   }
-  if (source.value_sum == 1) {
-    for (int64_t k = 0; k < source.sums; ++k) {
-      for (int64_t n = 0; n < source.columns; ++n) packed[k * width + n] = at(k, n);
-    }
-  } else {
-    // Along the rows of the source, which are columns here.
-    for (int64_t n = 0; n < source.columns; ++n) {
-      for (int64_t k = 0; k < source.sums; ++k) packed[k * width + n] = at(k, n);
+  if (!source.transposed) {
+    for (int64_t k = 0; k < source.sums; ++k) take(k * source.columns, source.columns, packed + k * width);
+    return;
+  }
+  // Rows of the source are columns here: blocks of them are multiplied along the rows, and transposed.
+  constexpr int64_t most_columns = 16, most_sums = 128;
+  T block[most_columns * most_sums];
+  for (int64_t n = 0; n < source.columns; n += most_columns) {
+    const int64_t columns = std::min(most_columns, source.columns - n);
+    for (int64_t k = 0; k < source.sums; k += most_sums) {
+      const int64_t sums = std::min(most_sums, source.sums - k);
+      for (int64_t i = 0; i < columns; ++i) take((n + i) * source.sums + k, sums, block + i * most_sums);
+      transpose(block, most_sums, packed + k * width + n, width, columns, sums);
     }
   }
 }

@@ -21,10 +21,9 @@ at::Tensor packed(const at::Tensor& weight, const at::Tensor& mask, bool transpo
   SmallProductSource source{.storage = storage_type(weight.scalar_type()),
                             .sums = weight.size(transposed ? 1 : 0),
                             .columns = weight.size(transposed ? 0 : 1),
+                            .transposed = transposed,
                             .value = weight.const_data_ptr(),
-                            .mask = mask.defined() ? mask.const_data_ptr() : nullptr,
-                            .value_row = transposed ? 1 : weight.size(1),
-                            .value_sum = transposed ? weight.size(1) : 1};
+                            .mask = mask.defined() ? mask.const_data_ptr() : nullptr};
   int64_t width = 0;
   AR_FAST_CPU_KERNEL(small_product_width)(source.storage, source.columns, &width);
   at::Tensor result = at::empty({source.sums, width}, weight.options());
