@@ -22,11 +22,11 @@ from ar_fast.tasks.training import Checkpoint, Settings, Text, Training, train
 from .run import environment
 
 SETTINGS = Settings(
-    epochs=14,
+    epochs=12,
     batch_size=32,
     learning_rate=3e-3,
     weight_decay=0.0,
-    patience=14,
+    patience=12,
     warmup=200,
     final_rate=0.02,
     average=0.998,
