@@ -7,76 +7,30 @@ Run: python examples/char_rnn.py [FILE]        any UTF-8 text; without one, the 
 import argparse
 import math
 import sys
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 
 from ar_fast.models import CharRNN
+from ar_fast.training import Settings, Text, Training, folded, train
 
 
-def folded(tokens: torch.Tensor, rows: int) -> torch.Tensor:
-    """(T) -> (rows, T / rows): so many parts of the text, side by side."""
-    return tokens[: len(tokens) // rows * rows].reshape(rows, -1)
+def split(model: CharRNN, text: str, chunk: int) -> Text:
+    """The last tenth is held out, and 3% before it choose the epoch that is kept."""
+    tokens = model.encode(text)
+    test, validation = len(tokens) // 10, len(tokens) * 3 // 100
+    return Text(*tokens.split([len(tokens) - validation - test, validation, test]), chunk=chunk)
 
 
-def nats(model: CharRNN, tokens: torch.Tensor) -> float:
-    """For each byte of a text, which is read in 16 parts side by side."""
-    return math.log(model.eval().perplexity(folded(tokens, 16)))
-
-
-def train(
-    model: CharRNN,
-    tokens: torch.Tensor,
-    held_out: torch.Tensor,
-    steps: int,
-    rows: int = 32,
-    chunk: int = 64,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.0,
-) -> list[tuple[int, float, float]]:
-    """Each step reads the next ``chunk`` bytes of ``rows`` parts of the text and goes on from their states.
-
-    Gradients end where a step begins: backpropagation is truncated. The held-out text is measured about 15 times, at
-    least 100 steps apart. Returns for each time the step and the nats per byte of the steps since the last time and of
-    the held-out text.
-    """
-    streams = folded(tokens, rows)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    begin, state, started = 0, None, time.perf_counter()
-    history, losses = [], []
-    interval = max(100, steps // 15)
-    for step in range(1, steps + 1):
-        if begin + chunk > streams.shape[1]:
-            begin, state = 0, None
-        model.train()
-        log_prob, state = model.log_prob(streams[:, begin : begin + chunk], state=state, return_state=True)
-        begin, state = begin + chunk, state.detach()
-        loss = -log_prob.mean() / chunk
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % interval == 0 or step == steps:
-            history.append((step, sum(losses) / len(losses), nats(model, held_out)))
-            losses = []
-            seconds = time.perf_counter() - started
-            print("step {}: {:.3f} nats per byte, held out {:.3f}, {:.0f} s".format(*history[-1], seconds), flush=True)
-    return history
-
-
-def save_curve(path: str, history: list[tuple[int, float, float]]) -> None:
+def save_curve(path: str, history: list[dict]) -> None:
     from matplotlib import pyplot
 
-    step, training, held_out = zip(*history, strict=True)
+    epochs = [entry["epoch"] for entry in history]
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    axes.plot(step, training, label="training, mean since the last point")
-    axes.plot(step, held_out, label="held out")
-    axes.set(xlabel="step", ylabel="nats per byte")
+    axes.plot(epochs, [-entry["train"] for entry in history], label="training, mean of the epoch")
+    axes.plot(epochs, [-entry["validation"] for entry in history], label="validation")
+    axes.set(xlabel="epoch", ylabel="nats per byte")
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
@@ -103,11 +57,12 @@ def shown(line: str, bits: list[float], coloured: bool) -> str:
 def main(
     file: str | None = None,
     *,
-    steps: int = 600,
+    epochs: int = 3,
     rows: int = 32,
     chunk: int = 64,
     learning_rate: float = 4e-3,
     weight_decay: float = 0.0,
+    average: float = 0.0,
     hidden_features: int = 256,
     cell: str = "gru",
     num_layers: int = 1,
@@ -123,17 +78,28 @@ def main(
     torch.manual_seed(0)
     text = Path(file).read_text(encoding="utf-8") if file else "\n".join(topics[name] for name in sorted(topics))
     model = CharRNN("bytes", hidden_features, cell=cell, num_layers=num_layers, dropout=dropout)
-    tokens = model.encode(text)
-    training, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :]
-    print(f"{len(tokens):,} bytes, {model.count_parameters():,} parameters")
-    history = train(model, training, held_out, steps, rows, chunk, learning_rate, weight_decay)
+    data = split(model, text, chunk)
+    print(f"{len(model.encode(text)):,} bytes, {model.count_parameters():,} parameters")
+    settings = Settings(
+        epochs, rows, learning_rate, weight_decay, patience=epochs, final_rate=0.0, average=average, clip=1.0
+    )
+
+    def report(so_far: Training, _: torch.nn.Module) -> None:
+        line = "epoch {epoch}: {train:.3f} nats per byte, validation {validation:.3f}, {seconds:.0f} s"
+        entry = so_far.history[-1]
+        values = entry | {"train": -entry["train"], "validation": -entry["validation"]}
+        print(line.format(**values), flush=True)
+
+    history = train(model, data, settings, on_epoch=report).history
+    model.eval()
     if curve:
         save_curve(curve, history)
     if save:
         model.save(save)
 
-    bits = model.bits_per_character(folded(held_out, 16))
-    print(f"held-out tenth: {nats(model, held_out):.3f} nats per byte, {bits:.3f} bits per character\n")
+    held_out = folded(data.test, 16)
+    nats, bits = math.log(model.perplexity(held_out)), model.bits_per_character(held_out)
+    print(f"held-out tenth: {nats:.3f} nats per byte, {bits:.3f} bits per character\n")
     drawn, _ = model.sample(1, length, prompt=prompt, temperature=temperature, seed=0)
     print(prompt + model.decode(drawn[0]) + "\n")
     print(shown(line, surprise(model, line), sys.stdout.isatty()))
@@ -143,11 +109,12 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="a text in UTF-8")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rows", type=int, default=32, help="parts of the text that a step reads side by side")
     parser.add_argument("--chunk", type=int, default=64, help="bytes of each part that a step reads")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW")
+    parser.add_argument("--average", type=float, default=0.0, help="decay per step of an average of the parameters")
     parser.add_argument("--hidden-features", type=int, default=256)
     parser.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="gru")
     parser.add_argument("--num-layers", type=int, default=1)

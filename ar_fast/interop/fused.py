@@ -77,9 +77,13 @@ class Fused:
         """Whether the masks, as they are now, are staircases when the units are sorted, as the op needs them."""
         return self._structure(torch.device("cpu")) is not None
 
-    def __call__(self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """y (B, D) -> x (B, D), and log dx/du (B) in y's dtype; without gradients."""
+    def __call__(
+        self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor] | None:
+        """y (B, D) -> x (B, D), and log dx/du (B) in y's dtype; without gradients. None where it does not fit."""
         own = self._structure(y.device)
+        if own is None:
+            return None
         prepared = self.steps.prepare(tensors, context, masked=False)
         size = rows_of_a_call(own.features, y)
         parts = [

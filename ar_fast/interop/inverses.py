@@ -105,9 +105,8 @@ class Inverse:
     def without_graph(
         self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
-        if self.fused is not None and self.fused.fits():
-            return self.fused(y, context, tensors)
-        return self.steps.invert(y, self.univariate, context, tensors)[0], None
+        found = None if self.fused is None else self.fused(y, context, tensors)
+        return found or (self.steps.invert(y, self.univariate, context, tensors)[0], None)
 
 
 def global_hooks() -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "Text",
     "Training",
+    "folded",
     "log_likelihoods",
     "make_optimizer",
     "shift",

@@ -30,7 +30,7 @@ def test_char_rnn(capsys, tmp_path):
     script = runpy.run_path(str(EXAMPLES / "char_rnn.py"))
     text = tmp_path / "text.txt"
     text.write_text("a naïve café: abc abc. " * 300, encoding="utf-8")
-    bits = script["main"](str(text), steps=60, hidden_features=32, prompt="abc", line="abc é!", length=30)
+    bits = script["main"](str(text), epochs=8, rows=8, hidden_features=32, prompt="abc", line="abc é!", length=30)
     # Without learning anything it is 8 for each of the 25 bytes of 23 characters.
     assert bits < 4
     printed = capsys.readouterr().out
