@@ -47,8 +47,9 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Within this scope, what the layers of a module gather from their weights is kept from call to call.
 
     Use it for many calls without gradients of a module whose weights do not change: a :class:`ar_fast.nn.MaskedLinear`
-    whose units are not sorted keeps a sorted copy of its weights, and a MADE of several sets of masks keeps the weights
-    of its sampler. That takes as much memory again as those weights, until the scope ends. Outside nothing is kept.
+    whose units are not sorted keeps a sorted copy of its weights, a MADE of several sets of masks the weights of its
+    sampler, and a DeepNADE with one hidden layer the table that it draws with. That takes as much memory again as those
+    weights (a DeepNADE's table: twice as much as its first layer), until the scope ends. Outside nothing is kept.
 
     A change of a weight is noticed by the counter that every in-place operation on a tensor raises (an optimizer's
     step, ``copy_``, ``load_state_dict``): the next call gathers again. A write through ``.data`` or

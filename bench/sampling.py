@@ -1,6 +1,7 @@
 """python -m bench.sampling: samples per second of NADE against the batch size, and what `sample` adds to the op."""
 
 import argparse
+import contextlib
 import math
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import ar_fast
 from ar_fast import functional, heads, models, orderings
 from ar_fast.models.sampling import Rows, make_request
 from ar_fast.tasks._timing import interleave
@@ -87,7 +89,7 @@ def _models(tiny: bool) -> dict[str, models.AutoregressiveModel]:
 
 
 @torch.no_grad()
-def _model_row(name: str, model: models.AutoregressiveModel, seconds: float) -> list[str]:
+def _model_row(name: str, model: models.AutoregressiveModel, seconds: float, frozen: bool = False) -> list[str]:
     """``sample`` beside one call of its op over all positions, with everything that it takes made beforehand."""
     request = make_request(model, 1, None, 0, None, 0, None, None, False, 1.0)
     sampler = model._sampler(request)
@@ -98,9 +100,12 @@ def _model_row(name: str, model: models.AutoregressiveModel, seconds: float) -> 
         "prepare": lambda: model._sampler(request),
         "sample": lambda: model.sample(1, seed=0),
     }
-    timings = interleave(contenders, seconds=seconds, min_rounds=3)
+    with contextlib.ExitStack() as scopes:
+        if frozen:
+            scopes.enter_context(ar_fast.frozen(model))
+        timings = interleave(contenders, seconds=seconds, min_rounds=3)
     op, prepare, sample = (timings[name].median for name in contenders)
-    return [name, duration(op), duration(prepare), duration(sample), f"{sample / op:.2f}"]
+    return [name + ", frozen" * frozen, duration(op), duration(prepare), duration(sample), f"{sample / op:.2f}"]
 
 
 def main() -> int:
@@ -128,9 +133,15 @@ def main() -> int:
     )
     path = write_table(arguments.out, "cpu-sampling", "NADE sampling", where, header, rows, note)
     print(path.read_text())
-    rows = [_model_row(name, model, arguments.seconds) for name, model in _models(arguments.tiny).items()]
+    made = _models(arguments.tiny)
+    rows = [_model_row(name, model, arguments.seconds) for name, model in made.items()]
+    name = next(name for name in made if name.startswith("DeepNADE"))
+    rows.append(_model_row(name, made[name], arguments.seconds, frozen=True))
     header = ["model", "the op's one call", "prepared for each request", "model.sample(1)", "sample / op"]
-    note = "In a random order. The op is called with what the model prepares for a request; all take turns; medians."
+    note = (
+        "In a random order. The op is called with what the model prepares for a request; all take turns; medians. "
+        "Frozen: within `ar_fast.frozen(model)`, which keeps the weights that a DeepNADE gathers for each request."
+    )
     path = write_table(arguments.out, "cpu-sampling-models", "Sampling by a model", where, header, rows, note)
     print(path.read_text())
     return 0

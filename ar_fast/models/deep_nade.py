@@ -17,6 +17,7 @@ from .. import functional, heads
 from .._integers import integers
 from .._structure import starts, unmodified
 from .._vocabulary import ACTIVATIONS
+from ..freezing import Kept
 from ..heads.base import chosen, is_whole
 from . import _inputs
 from ._context import add_context
@@ -82,6 +83,7 @@ class DeepNADE(AutoregressiveModel):
 
     _any_order = True
     _conditions_on_any_subset = True
+    _kept: Kept | None = None  # what ar_fast.frozen keeps: the weights that draw with one hidden layer
 
     def __init__(
         self,
@@ -183,7 +185,6 @@ class DeepNADE(AutoregressiveModel):
         remaining variables may be the next one of an ordering. In the paper q is uniform, and the first factor is 1.
         Here q(d) falls off as the square root of 1 / (D - d + 1): the expectation is the same, and this choice has the
         least variance, since the standard deviation of a sum over n variables grows with the square root of n.
-        With a uniform q, a single remaining variable counts D times.
 
         Args:
             x: (*batch, *event_shape), as ``log_prob`` takes it.
@@ -397,10 +398,9 @@ class DeepNADE(AutoregressiveModel):
 
     def _hidden(self, pre_activation: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The last hidden layer from the pre-activations of the first; ``layers`` is what ``_layers`` returns."""
-        activation = ACTIVATIONS[self.activation]
-        hidden = activation(pre_activation)
+        hidden = ACTIVATIONS[self.activation](pre_activation)
         for weight, bias in layers:
-            hidden = activation(F.linear(hidden, weight, bias))
+            hidden = ACTIVATIONS[self.activation](F.linear(hidden, weight, bias))
         return hidden
 
     def _deep_parameters(self, x: Tensor, bias: Tensor, observed: Tensor | None) -> Tensor:
@@ -410,9 +410,8 @@ class DeepNADE(AutoregressiveModel):
         most = max(self.counts) if isinstance(self.counts, list) else self.counts
         weight = self._compute(self.out_weight)
         # (D, most, H), where variables may have fewer parameters than most.
-        weight = weight.new_zeros(self.variables, most, weight.shape[1]).index_put(
-            (self.row_variable, self.row_index), weight
-        )
+        at = self.row_variable, self.row_index
+        weight = weight.new_zeros(self.variables, most, weight.shape[1]).index_put(at, weight)
         state = bias.expand(x.shape[0], -1)
         rows = _COMPILED_ROWS if torch.compiler.is_compiling() else max(1, x.shape[0])
         positions = max(1, _BLOCK_ELEMENTS // (rows * max(self.hidden_features)))
@@ -485,9 +484,10 @@ class DeepNADE(AutoregressiveModel):
 
     def _sampler(self, request: Request) -> Sampler:
         by_table = self._gathers or isinstance(self.head, heads.Bernoulli)
-        nade = None
-        if not self.layers or request.known is not None:
-            nade = self._sampled_nade(by_table, request.known is not None)
+        nade, observes = None, request.known is not None
+        if not self.layers or observes:
+            make, kept = functools.partial(self._sampled_nade, by_table, observes), None if observes else self._kept
+            nade = make() if kept is None else kept.get([*self.parameters(), self.order], make)
 
         def first_state(rows: Rows) -> Tensor:
             bias = self._compute(self.in_bias)
@@ -532,19 +532,19 @@ class DeepNADE(AutoregressiveModel):
 
     def _sampled_nade(self, by_table: bool, observes: bool) -> dict[str, Any]:
         """The arguments of the NADE that draws with one hidden layer, or that observes the known variables."""
-        if by_table and not (observes or self._gathers):
-            # Nothing stays unobserved: two rows for each variable, without the row of zeros.
-            mask = self._compute(self.mask_weight)
-            table = mask.new_empty(self.variables, 2, mask.shape[1])
-            table[:, 0] = mask
-            torch.add(self._compute(self.in_weight), mask, out=table[:, 1])
-            structure = {"in_weight": table.flatten(0, 1), "order": self.order}
-            structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
-        elif by_table:
-            structure = {"in_weight": self._table(), "in_offsets": self.table_offsets, "order": self.order}
-            structure |= {"out_offsets": self.out_offsets, "variables": self.variables, **self._head_arguments()}
-        else:
+        if not by_table:
             structure = {**self._paired(), "variables": 2 * self.variables, **self._paired_head()}
+        else:
+            structure = {"order": self.order, "out_offsets": self.out_offsets, "variables": self.variables}
+            structure |= self._head_arguments()
+            if observes or self._gathers:
+                structure |= {"in_weight": self._table(), "in_offsets": self.table_offsets}
+            else:  # Nothing stays unobserved: two rows for each variable, without the row of zeros.
+                mask = self._compute(self.mask_weight)
+                table = mask.new_empty(self.variables, 2, mask.shape[1])
+                table[:, 0] = mask
+                torch.add(self._compute(self.in_weight), mask, out=table[:, 1])
+                structure["in_weight"] = table.flatten(0, 1)
         outputs = {"out_weight": self._compute(self.out_weight), "out_bias": self._compute(self.out_bias)}
         return structure | outputs | {"activation": self.activation}
 

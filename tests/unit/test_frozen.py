@@ -8,7 +8,7 @@ import torch
 from masked_cases import KINDS, make_mask
 
 import ar_fast
-from ar_fast import Mask, models
+from ar_fast import Mask, heads, models
 from ar_fast.nn import MaskedLinear
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -154,6 +154,32 @@ def test_the_sampler_gathers_once(monkeypatch):
     assert len(made_of) == 1
     model.sample(5, seed=1)
     assert len(made_of) == 2 and model._kept is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [heads.Bernoulli(), heads.Categorical(3), heads.GaussianMixture(2)])
+def test_a_deep_nade_gathers_what_it_draws_with_once(monkeypatch, head):
+    model, made_of = models.DeepNADE(7, [5], head=head, dtype=torch.float64), []
+    other = model.in_order(torch.randperm(7))
+    known = torch.arange(7) < 3
+    given = model.sample(4, seed=3)
+
+    def drawn():
+        own = [each.sample(4, seed=1, return_log_prob=True) for each in (model, model, other, model)]
+        own.append(model.sample(4, given=given, known=known, seed=1, return_log_prob=True))
+        return [tensor for pair in own for tensor in pair]
+
+    expected = drawn()
+    original = models.DeepNADE._sampled_nade
+    monkeypatch.setattr(models.DeepNADE, "_sampled_nade", lambda self, *a: made_of.append(a) or original(self, *a))
+    with ar_fast.frozen(model):
+        for own, outside in zip(drawn(), expected, strict=True):
+            assert torch.equal(own, outside)
+        assert len(made_of) == 3
+        for parameter in model.parameters():
+            parameter.neg_()
+        within = drawn()
+    assert all(map(torch.equal, within, drawn())) and not all(map(torch.equal, within, expected))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
