@@ -30,12 +30,14 @@ def simulate(variables: int, rows: int) -> tuple[object, Tensor, Tensor]:
     return prior, theta, theta + 0.3 * torch.randn_like(theta)
 
 
-def train(prior: object, theta: Tensor, x: Tensor, density_estimator: object, epochs: int) -> object:
-    """sbi's own training, for a number of epochs; the trainer."""
-    from sbi.inference import NPE
+def train(
+    prior: object, theta: Tensor, x: Tensor, density_estimator: object, epochs: int, likelihood: bool = False
+) -> object:
+    """sbi's own training of a posterior or of a likelihood, for a number of epochs; the trainer."""
+    from sbi.inference import NLE, NPE
 
     torch.manual_seed(0)
-    trainer = NPE(prior, density_estimator=density_estimator, show_progress_bars=False)
+    trainer = (NLE if likelihood else NPE)(prior, density_estimator=density_estimator, show_progress_bars=False)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.append_simulations(theta, x).train(max_num_epochs=epochs, stop_after_epochs=epochs + 1)
     return trainer
@@ -75,6 +77,16 @@ def rows(model: str, variables: int, seconds: float, each: int, tiny: bool) -> I
         # The largest takes a minute in sbi.
         turns = 1 if "contexts" in name else 3
         yield _row(model, variables, name, interleave(contenders, seconds=seconds, min_rounds=turns))
+    original = train(prior, theta, x, model, epochs, likelihood=True).build_posterior(
+        sample_with="mcmc", mcmc_method="slice_np_vectorized"
+    )
+    chains = {"sbi": original, "ar_fast": ar_fast.accelerate(copy.deepcopy(original))}
+    few = 20 if tiny else 1000
+    contenders = {
+        who: no_grad(lambda own=own: own.sample((few,), x=x[:1], show_progress_bars=False))
+        for who, own in chains.items()
+    }
+    yield _row(model, variables, f"NLE, {few:,} slice samples", interleave(contenders, seconds=seconds, min_rounds=1))
     contenders = {
         "sbi": lambda: train(prior, theta, x, model, epochs),
         "ar_fast": lambda: train(prior, theta, x, builder(model), epochs),
