@@ -1,4 +1,4 @@
-"""Layers that replace those of torch.nn."""
+"""Layers that replace those of torch.nn, and a loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._vocabulary import MLP_ACTIVATIONS
 from .freezing import Kept
 from .masks import Mask
 
-__all__ = ["MaskedLinear"]
+__all__ = ["MaskedLinear", "NegativeLogLikelihood"]
 
 # The attributes of a layer that hold its mask's plan.
 _PLAN = "mask_extents", "mask_rows", "mask_columns", "mask_tiles", "mask_dense"
@@ -233,3 +233,48 @@ class MaskedLinear(Structured, nn.Linear):
         plan = repr(self.mask).partition("plan=")[2].rstrip(")")
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         return f"{super().extra_repr()}{activation}, plan={plan}"
+
+
+class NegativeLogLikelihood(nn.Module):
+    """A model's loss as the forward pass of a module, for what wraps modules: DistributedDataParallel, torch.compile.
+
+    It is -log p in nats, or the model's own ``loss`` if it has one (as DeepNADE does).
+
+    Args:
+        model: anything with ``log_prob`` or ``loss``: a model or flow of this package, or of another one.
+        reduction: "mean" or "sum" of the events, or "none".
+
+    Attributes:
+        model: the model.
+
+    Raises:
+        ValueError: if reduction is none of these.
+
+    Example:
+        >>> from ar_fast.models import NADE
+        >>> loss = NegativeLogLikelihood(NADE(6, hidden_features=4))
+        >>> loss(torch.zeros(3, 6)).shape
+        torch.Size([])
+    """
+
+    def __init__(self, model: nn.Module, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"NegativeLogLikelihood: reduction must be mean, sum or none, got {reduction!r}")
+        self.model, self.reduction = model, reduction
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """The loss; arguments are those of the model's ``log_prob`` or ``loss``.
+
+        Where they return more (a CharRNN's state), so does this: (loss, ...).
+        """
+        own = hasattr(self.model, "loss")
+        found = (self.model.loss if own else self.model.log_prob)(x, *args, **options)
+        nats, *rest = found if isinstance(found, tuple) else (found,)
+        nats = nats if own else -nats
+        if self.reduction != "none":
+            nats = nats.mean() if self.reduction == "mean" else nats.sum()
+        return (nats, *rest) if rest else nats
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

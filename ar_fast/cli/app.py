@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from click.core import ParameterSource
 
 from .. import _info, flows
 from ..models import DeepNADE, OffsetNADE
+from ..tasks import distributed
 from ..tasks.training import Settings
 from . import kinds, outputs, runs, sources
 from .text import generate as generate
@@ -122,12 +125,20 @@ def _values(source: sources.Source, model: str, given: dict[str, Any]) -> Any:
 )
 @common()
 @click.pass_context
-def train(context: click.Context, model, data, out, resume, checkpoint_seconds, device, dtype, seed, **given):
+def train(context: click.Context, **given):
     """Trains a MODEL by maximum likelihood.
 
     MODEL is fvsbn, armlp, nade, rnade, deep-nade, offset-nade, made, rnn, char-rnn, maf or iaf. The folder gets
     config.json, metrics.jsonl, model/, and pictures. A run that was interrupted goes on with --resume RUN, bit for bit.
+    Under torchrun each process computes its share of every batch.
     """
+    with distributed.group() as rank, contextlib.ExitStack() as scope:
+        if rank > 0:
+            scope.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        _train(context, **given)
+
+
+def _train(context: click.Context, model, data, out, resume, checkpoint_seconds, device, dtype, seed, **given) -> None:
     if resume is not None:
         allowed = {"resume", "checkpoint_seconds", "threads"}
         names = [
@@ -163,14 +174,19 @@ def train(context: click.Context, model, data, out, resume, checkpoint_seconds, 
             values.standardize(runs.encoded(source, values, seed)["train"])
             config["values"] = values.config()
         prepared = runs.prepare(out, config, source)
-        out.mkdir(parents=True, exist_ok=True)
-        outputs.write_json(out / "config.json", config)
+        # Every process has seen that the folder is new.
+        distributed.wait()
+        if distributed.rank_and_size()[0] == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            outputs.write_json(out / "config.json", config)
         click.echo(f"{source.name}: {values.description}; {len(prepared.data.train)} to train on")
         click.echo(f"{model} with {_parameters(prepared.model):,} parameters on {device}")
     try:
         found = runs.run_training(prepared, checkpoint_seconds)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"ar-fast train --resume {prepared.folder} goes on from here") from None
+    if found is None:
+        return
     click.echo(f"kept epoch {found['kept_epoch']} of {found['epochs']}, {found['seconds']:.1f} s of training")
     click.echo(f"test: {_shown(found['test'])}")
     click.echo(f"written to {prepared.folder}/")

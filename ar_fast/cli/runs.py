@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import flows, heads, models
 from .._progress import progress_bar
 from .._version import __version__
+from ..tasks import distributed
 from ..tasks.training import Checkpoint, Settings, Split, Text, Training, train
 from . import kinds, outputs, sources
 from .pictures import save_learning_curve
@@ -271,18 +272,22 @@ def signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_training(prepared: Prepared, seconds: float) -> dict[str, Any]:
+def run_training(prepared: Prepared, seconds: float) -> dict[str, Any] | None:
     """Trains, or goes on, and writes everything into the folder. Returns the figures of the test part.
+
+    Of several processes, that of rank 0 writes; the others return None.
 
     Args:
         prepared: from ``prepare``.
         seconds: how often the state is written.
     """
     folder, model, values = prepared.folder, prepared.model, prepared.values
+    rank, _ = distributed.rank_and_size()
     metrics, checkpoint = folder / "metrics.jsonl", Checkpoint(folder / "checkpoint.safetensors", seconds)
 
     def write_metrics(so_far: Training, _: Any) -> None:
-        outputs.write_lines(metrics, so_far.history)
+        if rank == 0:
+            outputs.write_lines(metrics, so_far.history)
 
     def stop() -> None:
         checkpoint.stop = True
@@ -291,6 +296,8 @@ def run_training(prepared: Prepared, seconds: float) -> dict[str, Any]:
         result = train(model, prepared.data, prepared.settings, on_epoch=write_metrics, checkpoint=checkpoint)
     if result.best_epoch == 0:
         raise ValueError("train: the likelihood became NaN or infinite in the first epochs; lower --learning-rate")
+    if rank > 0:
+        return None
     model.eval()
     test = measure(model, prepared.data.test, values)
     last = {"kept_epoch": result.best_epoch, "stopped_early": result.stopped_early, "test": test}

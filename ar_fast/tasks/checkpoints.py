@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +38,21 @@ class Checkpoint:
         self.path, self.seconds, self.stop = Path(path), seconds, False
         self._last = time.monotonic()
 
-    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], *, now: bool = False) -> None:
-        """Writes the tensors and JSON values that ``state`` returns, if it is time, ``now`` or stop is set.
-
-        Raises:
-            KeyboardInterrupt: after the state was written, if stop is set.
-        """
-        if now or self.stop or time.monotonic() - self._last >= self.seconds:
-            self._write(*state())
-            self._last = time.monotonic()
-        if self.stop:
-            raise KeyboardInterrupt
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write, or stop is set."""
+        return self.stop or time.monotonic() - self._last >= self.seconds
 
     @property
     def _beside(self) -> Path:
         return self.path.with_name(self.path.name + ".tmp")
 
-    def _write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def write(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Writes a state.
+
+        Raises:
+            OSError: if it cannot be written; the old state stays.
+        """
         beside = self._beside
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
@@ -69,6 +66,11 @@ class Checkpoint:
             beside.unlink(missing_ok=True)
             raise OSError(f"checkpoint: {self.path} could not be written: {error}") from None
         os.replace(beside, self.path)
+        self.skip()
+
+    def skip(self) -> None:
+        """Begins the time until the next state anew."""
+        self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors, on the CPU, and the values; None if there is no file.

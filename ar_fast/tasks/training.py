@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .._progress import progress_bar
+from ..nn import NegativeLogLikelihood
+from . import distributed
 from .checkpoints import Checkpoint
 
 __all__ = [
@@ -146,26 +149,23 @@ def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, c
     optimizer.step()
 
 
-def _loss(model: nn.Module, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The mean loss of a batch in nats: -log p, or the model's own ``loss`` if it has one (as DeepNADE does)."""
-    return (model.loss(x, generator=generator) if hasattr(model, "loss") else -model.log_prob(x)).mean()
-
-
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
     """One step of maximum likelihood, or on the model's ``loss`` if it has one (as DeepNADE does).
 
     Returns:
         The mean loss, in nats.
     """
-    loss = _loss(model, x)
+    loss = NegativeLogLikelihood(model)(x)
     _descend(model, optimizer, loss)
     return loss.detach()
 
 
 @torch.no_grad()
 def log_likelihoods(model: nn.Module, events: Tensor, batch_size: int = 500) -> Tensor:
-    """log p(x) in nats of every event, (N,) in float64."""
-    return torch.cat([model.log_prob(batch).double() for batch in events.split(batch_size)])
+    """log p(x) in nats of every event, (N,) in float64; where there are several processes, each computes its share."""
+    own = events[distributed.share(len(events))]
+    found = [model.log_prob(batch).double() for batch in own.split(batch_size)]
+    return distributed.joined(torch.cat(found), len(events))
 
 
 def shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
@@ -205,11 +205,20 @@ class _Batches:
         order = torch.randperm(len(self.events), generator=generator).to(self.events.device)
         self.chosen = order.split(self.settings.batch_size)
 
-    def loss(self, model: nn.Module, position: int, generator: torch.Generator) -> tuple[Tensor, int]:
-        """The mean loss of a step of the epoch, and how many events it is the mean of."""
+    def loss(self, objective: nn.Module, position: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """The loss of a step of the epoch, which is the mean over the processes, and how many events that is of."""
         index = self.chosen[position]
         batch = shift(self.events[index], self.settings.shift, generator)
-        return _loss(model, batch, generator), len(index)
+        rank, size = distributed.rank_and_size()
+        if size > 1:
+            # This generator must go on alike in all processes: what each draws for its share comes from another one.
+            other = torch.Generator()
+            other.set_state(generator.get_state())
+            seed = int(torch.randint(2**62, (), generator=other)) + size * position + rank
+            batch, generator = batch[distributed.share(len(index))], torch.Generator().manual_seed(seed)
+        draws = hasattr(_objective_of(objective).model, "loss")
+        loss = objective(batch, **({"generator": generator} if draws else {}))
+        return (loss if size == 1 else loss * (size / len(index))), len(index)
 
     def carried(self) -> dict[str, Tensor]:
         """What the next step takes over from the last one."""
@@ -220,28 +229,40 @@ class _Batches:
 
 
 class _Pieces:
-    """The pieces of a text, in order; the states go on from one to the next."""
+    """The pieces of a text, in order; the states go on from one to the next. Each process has some of the rows."""
 
     def __init__(self, streams: Tensor, chunk: int) -> None:
-        self.streams, self.chunk = streams, min(chunk, streams.shape[1])
+        self.rows, self.streams = len(streams), streams[distributed.share(len(streams))]
+        self.chunk = min(chunk, streams.shape[1])
         self.steps, self.state = streams.shape[1] // self.chunk, None
 
     def begin(self, generator: torch.Generator) -> None:
         self.state = None
 
-    def loss(self, model: nn.Module, position: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    def loss(self, objective: nn.Module, position: int, generator: torch.Generator) -> tuple[Tensor, int]:
         piece = self.streams[:, position * self.chunk : (position + 1) * self.chunk]
-        log_prob, state = model.log_prob(piece, state=self.state, return_state=True)
+        loss, state = objective(piece, state=self.state, return_state=True)
         self.state = state.detach()
-        return -log_prob.mean() / self.chunk, piece.numel()
+        _, size = distributed.rank_and_size()
+        return (loss if size == 1 else loss * (size / self.rows)) / self.chunk, self.rows * self.chunk
+
+    # Rows are the first dimension of (B) tensors, and the second of a layer's states (L, B, H).
 
     def carried(self) -> dict[str, Tensor]:
         values = {} if self.state is None else vars(self.state)
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: distributed.joined(value, self.rows, int(value.dim() > 1)) for name, value in own.items()}
 
     def carry(self, model: nn.Module, carried: dict[str, Tensor]) -> None:
-        own = {name: value.to(self.streams.device) for name, value in carried.items()}
+        part, own = distributed.share(self.rows), {}
+        for name, value in carried.items():
+            own[name] = (value[:, part] if value.dim() > 1 else value[part]).to(self.streams.device)
         self.state = replace(model.begin(len(self.streams)), **own)
+
+
+def _objective_of(module: nn.Module) -> NegativeLogLikelihood:
+    """What DistributedDataParallel wraps, or the module itself."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 class _Loop:
@@ -250,6 +271,11 @@ class _Loop:
     def __init__(self, model: nn.Module, data: Split, settings: Settings) -> None:
         self.model, self.data, self.settings = model, data, settings
         self.batches, self.optimizer = data.batches(settings), make_optimizer(model, settings)
+        several = distributed.rank_and_size()[1] > 1
+        # Sums, where the processes' shares may differ by an event.
+        self.objective: nn.Module = NegativeLogLikelihood(model, "sum" if several else "mean")
+        if several:
+            self.objective = DistributedDataParallel(self.objective)
         self.average = copy.deepcopy(model) if settings.average else None
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.result, self.best, self.kept = Training(), -math.inf, copy.deepcopy(model.state_dict())
@@ -277,9 +303,10 @@ class _Loop:
             group["lr"] = rate
         if getattr(self.model, "n_masks", 1) > 1:
             self.model.next_mask()
-        loss, count = self.batches.loss(self.model, self.position, self.generator)
+        loss, count = self.batches.loss(self.objective, self.position, self.generator)
         _descend(self.model, self.optimizer, loss, self.settings.clip)
-        self.total, self.count, self.position = self.total + loss.item() * count, self.count + count, self.position + 1
+        mean = distributed.total(loss.item(), loss.device) / distributed.rank_and_size()[1]
+        self.total, self.count, self.position = self.total + mean * count, self.count + count, self.position + 1
         if self.average is not None:
             self._follow()
 
@@ -365,6 +392,20 @@ class _Loop:
             torch.cuda.set_rng_state(tensors["cuda_generator"], device)
 
 
+def _offer(checkpoint: Checkpoint, loop: _Loop, device: torch.device) -> None:
+    """Writes the state if it is time; with several processes all give their part of it, and the first one writes."""
+    due, stop = distributed.any_rank([checkpoint.due or loop.done, checkpoint.stop], device)
+    if due:
+        state = loop.state()
+        if distributed.rank_and_size()[0] == 0:
+            checkpoint.write(*state)
+        else:
+            checkpoint.skip()
+    if stop:
+        distributed.wait()
+        raise KeyboardInterrupt
+
+
 def train(
     model: nn.Module,
     data: Split,
@@ -378,6 +419,11 @@ def train(
     """Trains in place and leaves the parameters of the epoch with the best validation log-likelihood.
 
     A model with several sets of masks, as a MADE may have, takes the next set in every step.
+
+    Where torch.distributed has a process group (torchrun), every process calls this with the same arguments: each
+    computes its share of every batch, and all end with the same parameters, which are those of one process but for
+    rounding. A model whose ``loss`` is random (a DeepNADE) and dropout draw other numbers there. The process of rank 0
+    writes the checkpoint.
 
     Args:
         model: the model.
@@ -393,6 +439,7 @@ def train(
     Raises:
         ValueError: if the checkpoint is of another model or of other settings.
     """
+    progress = progress and distributed.rank_and_size()[0] == 0
     loop = _Loop(model, data, settings)
     stored = None if checkpoint is None else checkpoint.load()
     if stored is not None:
@@ -413,6 +460,6 @@ def train(
                 bar.set_postfix_str(f"epoch {loop.epoch - 1}, validation {validation:.2f} nats, best {loop.best:.2f}")
             loop.result.seconds = time.perf_counter() - start
             if checkpoint is not None:
-                checkpoint.offer(loop.state, now=loop.done)
+                _offer(checkpoint, loop, data.train.device)
     model.load_state_dict(loop.kept)
     return loop.result
