@@ -32,7 +32,7 @@ SETTINGS = Settings(
     average=0.998,
     clip=1.0,
 )
-MODEL = {"hidden_features": 512, "cell": "gru", "num_layers": 2, "dropout": 0.35}
+MODEL = {"hidden_features": 512, "cell": "gru", "num_layers": 2, "dropout": 0.35, "readout_dropout": 0.35}
 CHUNK = 64
 
 

@@ -62,6 +62,7 @@ _MODEL_OPTIONS = [
     click.option("--cell", type=click.Choice(["gru", "lstm", "rnn", "rnn_relu"]), help="rnn, char-rnn."),
     click.option("--layers", type=click.IntRange(1), help="rnn, char-rnn: recurrent layers."),
     click.option("--dropout", type=click.FloatRange(0, 1), help="rnn, char-rnn: between the layers."),
+    click.option("--readout-dropout", type=click.FloatRange(0, 1), help="char-rnn: before the readout."),
     click.option("--embedding", type=click.IntRange(1), help="char-rnn: size of an embedding of the symbols."),
     click.option("--transforms", type=click.IntRange(1), help="maf, iaf: how many."),
     click.option("--univariate", type=click.Choice(["affine", "spline"]), help="maf, iaf: of each transform."),

@@ -65,7 +65,7 @@ KINDS = {
     ),
     "char-rnn": Kind(
         models.CharRNN,
-        {"hidden": "256", "cell": "gru", "layers": 1, "dropout": 0.0, "embedding": None},
+        {"hidden": "256", "cell": "gru", "layers": 1, "dropout": 0.0, "readout_dropout": 0.0, "embedding": None},
         {"learning_rate": 4e-3, "weight_decay": 0.0, "batch_size": 32, "epochs": 20, "clip": 1.0},
     ),
     "maf": Kind(

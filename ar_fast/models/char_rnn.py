@@ -49,6 +49,7 @@ class CharRNN(nn.Module):
         cell: "gru", "lstm", "rnn" (tanh) or "rnn_relu".
         num_layers: how many layers.
         dropout: probability of a zero between layers while training; ``sample`` drops nothing.
+        readout_dropout: the same between the last layer and the readout.
         embedding_features: E, the size of an embedding of the symbols; None means no embedding.
         validate_args: check that tokens are in the vocabulary. None checks on the CPU only; True checks on CUDA too.
         device: device of the parameters.
@@ -86,6 +87,7 @@ class CharRNN(nn.Module):
         dropout: float = 0.0,
         embedding_features: int | None = None,
         *,
+        readout_dropout: float = 0.0,
         validate_args: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -99,7 +101,9 @@ class CharRNN(nn.Module):
                     f"CharRNN: embedding_features must be a positive integer or None, got {embedding_features!r}"
                 )
             embedding_features = int(embedding_features)
-        self.validate_args = validate_args
+        if not isinstance(readout_dropout, Real) or not 0 <= readout_dropout < 1:
+            raise ValueError(f"CharRNN: readout_dropout must be a number in [0, 1), got {readout_dropout!r}")
+        self.validate_args, self.readout_dropout = validate_args, float(readout_dropout)
         inputs = embedding_features or symbols
         self.rnn = Recurrent("CharRNN", cell, inputs, hidden_features, num_layers, dropout, **options)
         self.readout = nn.Linear(self.rnn.hidden_size, symbols, **options)
@@ -212,7 +216,7 @@ class CharRNN(nn.Module):
         return (inputs * factor.unsqueeze(-1)).masked_fill(none.unsqueeze(-1), 0.0)
 
     def _readout(self, hidden: Tensor) -> Tensor:
-        dtype = self.compute_dtype
+        dtype, hidden = self.compute_dtype, F.dropout(hidden, self.readout_dropout, self.training)
         return F.linear(hidden, self.readout.weight.to(dtype), self.readout.bias.to(dtype)).to(dtype)
 
     def _advance(
@@ -552,6 +556,7 @@ class CharRNN(nn.Module):
             "cell": self.rnn.cell,
             "num_layers": self.rnn.num_layers,
             "dropout": self.rnn.dropout,
+            **({"readout_dropout": self.readout_dropout} if self.readout_dropout else {}),
             "embedding_features": None if self.embedding is None else self.embedding.embedding_dim,
             "dtype": str(self.dtype).removeprefix("torch."),
         }

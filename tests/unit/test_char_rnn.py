@@ -211,12 +211,14 @@ def test_compiles_without_graph_breaks(cell):
     torch.testing.assert_close(compiled(tokens, lengths), model.log_prob(tokens, lengths))
 
 
-def test_dropout_is_of_training_only():
-    model, tokens = make_char_rnn("gru", 2, dropout=0.5), random_tokens(2, 9)
+@pytest.mark.parametrize("options", [{"num_layers": 2, "dropout": 0.5}, {"readout_dropout": 0.5}], ids=str)
+def test_dropout_is_of_training_only(options):
+    model, tokens = make_char_rnn("gru", **options), random_tokens(2, 9)
     assert not torch.equal(model.log_prob(tokens), model.log_prob(tokens))
     model.eval()
     assert torch.equal(model.log_prob(tokens), model.log_prob(tokens))
-    torch.testing.assert_close(model.log_prob(tokens), make_char_rnn("gru", 2).log_prob(tokens))
+    plain = make_char_rnn("gru", model.rnn.num_layers)
+    torch.testing.assert_close(model.log_prob(tokens), plain.log_prob(tokens))
     assert torch.equal(model.sample(2, 9, seed=0)[0], model.train().sample(2, 9, seed=0)[0])
 
 
@@ -434,7 +436,8 @@ def test_a_vocabulary_of_characters_symbols_or_bytes():
 def test_save_and_load(vocabulary, tmp_path):
     from safetensors import safe_open
 
-    model = make_char_rnn("lstm", 2, vocabulary=vocabulary, embedding_features=3, dropout=0.1).eval()
+    options = {"embedding_features": 3, "dropout": 0.1, "readout_dropout": 0.2}
+    model = make_char_rnn("lstm", 2, vocabulary=vocabulary, **options).eval()
     model.save(tmp_path)
     tokens = random_tokens(2, 6, symbols=len(model.vocabulary))
     loaded = models.load(tmp_path).eval()
@@ -442,14 +445,16 @@ def test_save_and_load(vocabulary, tmp_path):
     assert torch.equal(loaded.log_prob(tokens), model.log_prob(tokens))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert "vocabulary" in file.metadata()
-    other = make_char_rnn("lstm", 2, vocabulary=vocabulary, embedding_features=3, dropout=0.1)
+    other = make_char_rnn("lstm", 2, vocabulary=vocabulary, **options)
     other.reset_parameters()
     assert torch.equal(other.load(tmp_path).eval().log_prob(tokens), model.log_prob(tokens))
     names = [f"s{number}" for number in range(len(model.vocabulary))]
     with pytest.raises(ValueError, match="load: vocabulary must be"):
-        make_char_rnn("lstm", 2, vocabulary=names, embedding_features=3, dropout=0.1).load(tmp_path)
+        make_char_rnn("lstm", 2, vocabulary=names, **options).load(tmp_path)
     with pytest.raises(ValueError, match="load: cell must be 'gru' as in this model, got 'lstm'"):
-        make_char_rnn("gru", 2, vocabulary=vocabulary, embedding_features=3, dropout=0.1).load(tmp_path)
+        make_char_rnn("gru", 2, vocabulary=vocabulary, **options).load(tmp_path)
+    with pytest.raises(ValueError, match=r"readout_dropout must be a number in \[0, 1\), got 1.0"):
+        make_char_rnn(readout_dropout=1.0)
 
 
 def test_a_file_without_a_vocabulary_is_refused(tmp_path):

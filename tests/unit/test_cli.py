@@ -307,20 +307,21 @@ def test_every_model_by_its_name(folder, tmp_path, name):
 def test_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
     options = ("--data", folder / "bits.npz", "--hidden", 4, "--epochs", 3, "--batch-size", 20, "--shift", 1)
     run("train", "nade", *options, "--out", tmp_path / "calm")
-    offered = Checkpoint.offer
+    due, asked = Checkpoint.due, []
 
-    def interrupted(checkpoint, state, **others):
-        checkpoint.stop = state()[1]["position"] == 2
-        offered(checkpoint, state, **others)
+    def interrupted(checkpoint):
+        asked.append(checkpoint)
+        checkpoint.stop = len(asked) == 2
+        return checkpoint.stop
 
-    monkeypatch.setattr(Checkpoint, "offer", interrupted)
+    monkeypatch.setattr(Checkpoint, "due", property(interrupted))
     stopped = click.testing.CliRunner().invoke(
         main, [str(argument) for argument in ("train", "nade", *options, "--out", tmp_path / "stopped")]
     )
     assert stopped.exit_code == 130
     assert stopped.stderr.strip().endswith(f"ar-fast train --resume {tmp_path / 'stopped'} goes on from here")
     assert "its training has not ended" in refused("sample", tmp_path / "stopped")
-    monkeypatch.setattr(Checkpoint, "offer", offered)
+    monkeypatch.setattr(Checkpoint, "due", due)
     run("train", "--resume", tmp_path / "stopped")
     own, expected = (tmp_path / name / "model" / "model.safetensors" for name in ("stopped", "calm"))
     assert own.read_bytes() == expected.read_bytes()
