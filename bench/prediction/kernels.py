@@ -75,12 +75,15 @@ LOOPS = [
         for where, wide in (("", "l2"), (", memory", "dram"))
     ),
     *(Loop(f"tiles, add {rows}", _WIDE.format("add", rows), {"wide": 8}, first=True) for rows in (32, 64)),
-    # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; what these sums cost
-    # besides; a unit of a GRU, with what is read before the values arrive.
+    # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; half as many of 16 rows
+    # of a weight and one of the batch; what these sums cost besides; a unit of a GRU, with what is read before the
+    # values arrive.
     Loop("rnn float32, product", "rnn_sample_kernelIfE", {"ffma": 128, "lds": 8, "loads": 8}, first=True),
+    Loop("rnn float32, readout", "rnn_sample_kernelIfE", {"ffma": 64, "lds": 16, "loads": 1}, most={"loads": 1}),
     Loop("rnn float32, sums", "rnn_sample_kernelIfE", {"shfl": 18}, first=True),
     Loop("rnn float32, gates", "rnn_sample_kernelIfE", {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
     Loop("rnn bfloat16, product", _RNN_16, {"ffma": 256, "lds": 8, "loads": 16}, first=True),
+    Loop("rnn bfloat16, readout", _RNN_16, {"ffma": 128, "lds": 16, "loads": 2}, most={"loads": 2}),
     Loop("rnn bfloat16, sums", _RNN_16, {"shfl": 18}, first=True),
     Loop("rnn bfloat16, gates", _RNN_16, {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
     Loop("tiles, bfloat16 128", _TILES + r"INS_8bfloat16ELb1ELi128E\w*ProductE0E", {"mma": 64, "copies": 8}),
@@ -356,29 +359,35 @@ def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: 
 def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
     """The chain of a step in a grid: states arrive, readout, draw, values arrive, gates.
 
-    Unit blocks multiply the states by the recurrent weights during the readout; the longer of the two counts.
+    Unit blocks multiply the states by the recurrent weights during the readout and the draw; the longer way counts.
+    A draw block has one row: its random numbers and its log p are not on the way.
     """
     (sample,) = launches
     (outputs,) = case.layers
     warps = sample.threads / 32
-    per_turn = 256 if case.dtype == "float32" else 512
-    own_rows = math.ceil(case.batch / cut["draw_blocks"])
-    tiles = max(
-        math.ceil(3 * cut["units"] / 4) * math.ceil(case.batch / 4),
-        math.ceil(outputs / 4) * math.ceil(own_rows / 4),
-    )
-    turns = {
-        f"rnn {case.dtype}, product": case.steps * math.ceil(tiles / warps) * case.hidden / per_turn,
-        f"rnn {case.dtype}, sums": case.steps * math.ceil(tiles / warps),
-        f"rnn {case.dtype}, gates": case.steps * math.ceil(case.batch * cut["units"] / sample.threads),
-    }
-    # A draw by a warp: seven butterflies over the categories (their maximum, sum and running sums, and the same of
-    # log p), their exponentials, and what the random number and the end of log p take in double.
-    each = math.ceil(outputs / 32)
-    draws = case.steps * math.ceil(own_rows / warps)
-    waits = {"shfl": 5 * (4 + each) * draws, "mufu": 4 * each * draws, "dfma": 60 * draws, "l2": 3 * draws}
     kernel = f"rnn_sample_kernel<{'float' if case.dtype == 'float32' else case.dtype}>"
-    return [table.launch(sample, kernel, turns, waits=waits, grid_barriers=2 * case.steps)]
+    per_turn = 256 if case.dtype == "float32" else 512
+    product = math.ceil(math.ceil(3 * cut["units"] / 4) * math.ceil(case.batch / 4) / warps)
+    readout = math.ceil(math.ceil(outputs / 16) / warps)
+    gates = {f"rnn {case.dtype}, gates": case.steps * math.ceil(case.batch * cut["units"] / sample.threads)}
+    # A value arrives by a word: what its writer wrote before, the word, and a look at it that comes half a turn late.
+    arrival = 3.0 * case.steps
+    # A draw by a warp: butterflies over the categories (maximum, sum, running sums), the last two in double, and the
+    # exponentials.
+    each = math.ceil(outputs / 32)
+    draw = {"shfl": 5 * (2 + each), "mufu": 2 * each, "dfma": 5 * (1 + each), "alu": 40}
+    ways = [
+        table.launch(
+            sample, kernel, gates | {f"rnn {case.dtype}, {name}": case.steps * turns for name, turns in way.items()},
+            waits={"l2": arrival} | {what: case.steps * times for what, times in waits.items()},
+            grid_barriers=case.steps,
+        )
+        for way, waits in (
+            ({"product": product * case.hidden / per_turn, "sums": product}, {"barrier": 1}),
+            ({"readout": readout * 2 * case.hidden / per_turn, "sums": readout}, draw | {"barrier": 2}),
+        )
+    ]  # fmt: skip
+    return [max(ways, key=lambda launch: model.kernel_us(launch, table.paths))]
 
 
 KINDS = {

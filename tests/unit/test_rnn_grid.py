@@ -20,8 +20,12 @@ def fiber_order(request):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("cell, dtype, multiprocessors", pairs(CELLS, [torch.float32, torch.bfloat16], [2, 3, 5]))
+@pytest.mark.parametrize(
+    "cell, dtype, multiprocessors",
+    pairs(CELLS, [torch.float32, torch.bfloat16, torch.float64], [2, 3, 5, 16, 20]),
+)
 def test_a_grid_draws_what_the_reference_does(cell, dtype, multiprocessors):
+    """With 16 multiprocessors one of the 4 blocks that draw has no row; with 20 each of them has one."""
     case = op_case(5, 3, 19, 2, cell=cell, dtype=dtype)
     with emulated.gpu(multiprocessors=multiprocessors):
         run = sample(case, algorithm="grid")

@@ -5,14 +5,21 @@
 //
 // Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
 // product of a state with the recurrent weights, most of the arithmetic, needs no value: unit blocks compute it while
-// the draw blocks draw (dense_products.h).
+// the draw blocks draw (dense_products.h). A draw block has its random numbers before the states arrive, and computes
+// log p after the value is on its way.
 //
-// Waiting: a block arrives by adding 1 to a counter after a barrier of its threads, with release; a block waits by
-// reading the counter with acquire before a barrier. Counters only grow: stage n is complete when n times the number of
-// blocks have arrived, and a block arrives at a stage only after it has seen that the previous stage is complete.
+// Waiting for states: a unit block arrives by adding 1 to a counter after a barrier of its threads, with release; a
+// block waits by reading the counter with acquire before a barrier. The counter only grows: stage n is complete when n
+// times the number of unit blocks have arrived, and a block arrives at a stage only after it has seen that the previous
+// stage is complete and, in the first layer, that all rows have their values.
+// Waiting for values: each row has a word of 64 bits, which holds the number of its positions that are drawn, whether
+// it is finished, and in its lower half a value of 32 bits. The warp that draws the row writes it with release, and who
+// needs the value reads it with acquire until it has the number: a number and a value never come apart, and no counter
+// is between them.
 // States alternate between two buffers. A block that writes position p + 1 into the buffer of p - 1 has waited for the
-// values of p, whose blocks have read p - 1, and for the states of p, whose blocks have read it too. What other blocks
-// write is never read through the read-only cache.
+// values of p, whose blocks have read p - 1, and for the states of p, whose blocks have read it too. A draw block
+// without rows may fall behind, since nobody waits for it; it reads no states. What other blocks write is never read
+// through the read-only cache.
 #include "rnn_cuda.h"
 
 #include <algorithm>
@@ -28,6 +35,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kChunkUnits = 32;    // units whose sums are kept until the gates are applied
 constexpr int kChunkRows = 16;     // the same for rows of the batch, whose parameters are computed together too
 constexpr int kLeastUnits = 4;     // units of a block of a grid
+constexpr int kBiasesAhead = 3;    // of a lane that draws: biases that it reads before the states arrive
 constexpr int kLeft = 1 << 30;     // arrived at the states: the unit blocks have left, since every row is finished
 constexpr int64_t kMostParameterBytes = 32 * 1024;
 
@@ -39,10 +47,19 @@ struct RnnPlan {
   T* states;
   T* parameters;                   // null means in shared memory
   int* arrived;
+  uint64_t* published;
+};
+
+// What a unit reads of a row at a position.
+template <typename T>
+struct RnnBefore {
+  T value;                         // the value before
+  int finished;
 };
 
 template <typename S>
 struct RnnShared {
+  RnnBefore<Compute<S>>* before;   // [kChunkRows]
   Compute<S>* sums;                // [2, kChunkRows, units of a chunk, G]: from the state and from the input
   Compute<S>* parameters;          // [kChunkRows, K]
   S* weights;                      // [2 L - 1, units, G, padded]: recurrent, then input weights
@@ -64,8 +81,7 @@ class RnnBlock {
     alone_ = per_team == 1;
     first_row_ = team * plan.rows;
     rows_ = min(plan.rows, batch - first_row_);
-    values_arrived_ = plan.arrived + 2 * team;
-    states_arrived_ = values_arrived_ + 1;
+    team_ = team;
     if (index < plan.unit_blocks) {
       first_unit_ = index * plan.units;
       units_ = min(plan.units, hidden_ - first_unit_);
@@ -98,9 +114,9 @@ class RnnBlock {
  private:
   // --- waiting
 
-  __device__ __forceinline__ void arrive(int* counter) const {
+  __device__ __forceinline__ void states_are_there() const {
     __syncthreads();
-    if (!alone_ && thread_ == 0) add_release(counter, 1);
+    if (!alone_ && thread_ == 0) add_release(plan_.arrived + team_, 1);
   }
 
   // Waits until all unit blocks have computed `stages` layers since the start; false if they have left.
@@ -108,24 +124,50 @@ class RnnBlock {
     if (alone_) return true;
     int arrived = 0;
     if (thread_ == 0) {
-      while ((arrived = load_acquire(states_arrived_)) < stages * plan_.unit_blocks) {
+      while ((arrived = load_acquire(plan_.arrived + team_)) < stages * plan_.unit_blocks) {
       }
     }
     return __syncthreads_or(arrived >= kLeft) == 0;
   }
 
-  // Waits until the values before this step are there; false if every row of the team is finished. Only unit blocks
-  // call it: no row finishes at this step before all of them have looked.
-  __device__ __forceinline__ bool wait_for_values(int step) const {
-    if (!alone_) {
-      if (thread_ == 0) {
-        while (load_acquire(values_arrived_) < step * plan_.draw_blocks) {
-        }
-      }
-      __syncthreads();
+  // Waits until a row of the team has its value before this step.
+  __device__ __forceinline__ RnnBefore<T> wait_for_value(int step, int row) const {
+    const int batch_row = first_row_ + row;
+    // The draw blocks write these only after all unit blocks have arrived at the states of the first step.
+    if (alone_ || step == 0) return {static_cast<const T*>(s_.last)[batch_row], s_.finished[batch_row]};
+    uint64_t word = 0;
+    do {
+      word = load_acquire(plan_.published + batch_row);
+    } while (static_cast<int>(word >> 33) < step);
+    RnnBefore<T> before;
+    if constexpr (sizeof(T) == 4) {
+      const uint32_t bits = static_cast<uint32_t>(word);
+      memcpy(&before.value, &bits, 4);
+    } else {
+      before.value = static_cast<const T*>(s_.last)[batch_row];
     }
+    before.finished = static_cast<int>(word >> 32 & 1);
+    return before;
+  }
+
+  // By one thread, after it has written `last`.
+  __device__ __forceinline__ void publish(int step, int batch_row, T value, bool finished) const {
+    if (alone_) return;
+    uint32_t bits = 0;
+    if constexpr (sizeof(T) == 4) memcpy(&bits, &value, 4);
+    const uint64_t number = 2 * static_cast<uint64_t>(step + 1) + (finished ? 1 : 0);
+    store_release(plan_.published + batch_row, number << 32 | bits);
+  }
+
+  // Waits until all values before this step are there; false if every row of the team is finished. The first rows' are
+  // in shared memory then. Only unit blocks call it: no row finishes at this step before all of them have looked.
+  __device__ __forceinline__ bool wait_for_values(int step) const {
     bool running = false;
-    for (int row = thread_; row < rows_; row += kThreads) running = running || s_.finished[first_row_ + row] == 0;
+    for (int row = thread_; row < rows_; row += kThreads) {
+      const RnnBefore<T> before = wait_for_value(step, row);
+      running = running || before.finished == 0;
+      if (row < kChunkRows) shared_.before[row] = before;
+    }
     return __syncthreads_or(running) != 0;
   }
 
@@ -187,7 +229,6 @@ class RnnBlock {
   __device__ bool units(int step, int layer) {
     const RnnLayer& own = s_.layer[layer];
     wait_for_states(step * layers_ + layer);
-    bool first = layer == 0;
     const int now = step % 2;
     for (int row = 0; row < rows_; row += kChunkRows) {
       const int rows = min(kChunkRows, rows_ - row);
@@ -203,18 +244,22 @@ class RnnBlock {
         // The first round's inputs are read while the values are on their way.
         GateInputs inputs{};
         if (thread_ < rows * count) inputs = gate_inputs(step, layer, row + thread_ / count, unit + thread_ % count);
-        if (first && !wait_for_values(step)) return false;
-        first = false;
-        __syncthreads();
+        if (layer == 0 && row == 0 && unit == 0) {
+          if (!wait_for_values(step)) return false;
+        } else {
+          if (unit == 0 && thread_ < rows) shared_.before[thread_] = wait_for_value(step, row + thread_);
+          __syncthreads();
+        }
         for (int i = thread_; i < rows * count; i += kThreads) {
           const int of_row = row + i / count, of_unit = unit + i % count;
           if (i != thread_) inputs = gate_inputs(step, layer, of_row, of_unit);
-          gates(step, layer, of_row, of_unit, inputs, from_state + i * gates_, from_input + i * gates_);
+          gates(step, layer, of_row, of_unit, inputs, shared_.before[i / count], from_state + i * gates_,
+                from_input + i * gates_);
         }
         __syncthreads();
       }
     }
-    arrive(states_arrived_);
+    states_are_there();
     return true;
   }
 
@@ -248,13 +293,11 @@ class RnnBlock {
 
   // The next state of that unit.
   __device__ __forceinline__ void gates(int step, int layer, int row, int unit, const GateInputs& inputs,
-                                        const T* from_state, const T* from_input) const {
+                                        const RnnBefore<T>& of_row, const T* from_state, const T* from_input) const {
     const int u = first_unit_ + unit, batch_row = first_row_ + row;
-    const T before = inputs.before;
+    const T before = inputs.before, value = of_row.value;
     T* const next = state(1 - step % 2, layer, row) + u;
     const bool none = s_.begins && step == 0;
-    const bool finished = s_.finished[batch_row] != 0;
-    const T value = static_cast<const T*>(s_.last)[batch_row];
     const bool outside = s_.gathers && !none && !is_category(value, parameters_);
     const int64_t entry = none || outside || !s_.gathers ? 0 : static_cast<int64_t>(value);
     const T* const in_table = static_cast<const T*>(s_.in_table) + entry * gates_ * hidden_ + u;
@@ -263,7 +306,7 @@ class RnnBlock {
 #pragma unroll
       for (int g = 0; g < 4; ++g) table[g] = in_table[static_cast<int64_t>(min(g, gates_ - 1)) * hidden_];
     }
-    if (finished) {
+    if (of_row.finished != 0) {
       *next = before;
       return;
     }
@@ -300,32 +343,45 @@ class RnnBlock {
         state(1 - step % 2, layer, row)[u] = state(step % 2, layer, row)[u];
       }
     }
-    if (!alone_ && first_unit_ == 0 && thread_ == 0) add_release(states_arrived_, kLeft);
+    if (!alone_ && first_unit_ == 0 && thread_ == 0) add_release(plan_.arrived + team_, kLeft);
   }
 
   // --- rows
 
-  __device__ __forceinline__ bool draws_here(int row, int64_t p) const {
-    return s_.finished[row] == 0 && !draws_.is_known(row, p);
+  // Whether one of these rows of the team draws: a row that is neither finished nor known.
+  __device__ __forceinline__ bool any_draws(int first, int rows, int64_t p) const {
+    bool any = false;
+#pragma unroll 1
+    for (int row = first_row_ + first; row < first_row_ + first + rows; ++row) {
+      any = any || (s_.finished[row] == 0 && !draws_.is_known(row, p));
+    }
+    return any;
   }
 
   // Draws the values of this block's rows at a step; false if the unit blocks have left.
   __device__ bool draw(int step) {
     const int64_t p = draws_.start + step;
+    Ahead ahead;
+    if (draw_begin_ + warp_ < draw_end_) ahead = look_ahead(first_row_ + draw_begin_ + warp_, p);
+    bool any = any_draws(draw_begin_, min(kChunkRows, draw_end_ - draw_begin_), p);
     if (!wait_for_states((step + 1) * layers_)) return false;
     for (int first = draw_begin_; first < draw_end_; first += kChunkRows) {
       const int rows = min(kChunkRows, draw_end_ - first);
       T* const parameters = plan_.parameters == nullptr
                                 ? shared_.parameters
                                 : plan_.parameters + static_cast<int64_t>(first_row_ + first) * parameters_;
-      bool any = false;
-      for (int r = 0; r < rows; ++r) any = any || draws_here(first_row_ + first + r, p);
+      if (first != draw_begin_) any = any_draws(first, rows, p);
       if (any) {
         const auto x_at = [&](int r) { return state(1 - step % 2, layers_ - 1, first + r); };
         if (plan_.out_weight_on_chip) {
           const auto weight_at = [&](int w) { return shared_.out_weight + static_cast<int64_t>(w) * plan_.padded; };
-          dense_products<S, true>(warp_, kWarps, hidden_, parameters_, rows, true, weight_at, x_at, parameters,
-                                  parameters_);
+          if (rows == 1) {
+            dense_products<S, true, 1>(warp_, kWarps, hidden_, parameters_, rows, true, weight_at, x_at, parameters,
+                                       parameters_);
+          } else {
+            dense_products<S, true>(warp_, kWarps, hidden_, parameters_, rows, true, weight_at, x_at, parameters,
+                                    parameters_);
+          }
         } else {
           const S* const all = static_cast<const S*>(s_.out_weight);
           const auto weight_at = [&](int w) { return all + static_cast<int64_t>(w) * hidden_; };
@@ -335,36 +391,69 @@ class RnnBlock {
       }
       __syncthreads();
       for (int r = warp_; r < rows; r += kWarps) {
-        draw_row(first_row_ + first + r, p, parameters + static_cast<int64_t>(r) * parameters_);
+        const int row = first_row_ + first + r;
+        if (first + r != draw_begin_ + warp_) ahead = look_ahead(row, p);
+        draw_row(row, step, ahead, parameters + static_cast<int64_t>(r) * parameters_);
       }
       __syncthreads();
     }
-    arrive(values_arrived_);
     return true;
   }
 
+  // What a draw needs besides the states; read or computed while they are on their way.
+  struct Ahead {
+    DrawNoise noise;
+    T biases[kBiasesAhead];        // of parameters lane + n * kWarpSize
+    bool finished;
+  };
+
+  __device__ __forceinline__ Ahead look_ahead(int row, int64_t p) const {
+    Ahead ahead;
+    ahead.noise = draw_noise(draws_, row, p);
+#pragma unroll
+    for (int n = 0; n < kBiasesAhead; ++n) {
+      const int k = lane_id() + n * kWarpSize;
+      ahead.biases[n] = static_cast<const T*>(s_.out_bias)[k < parameters_ ? k : 0];
+    }
+    ahead.finished = s_.finished[row] != 0;
+    return ahead;
+  }
+
   // One warp draws a row. parameters: without out_bias.
-  __device__ void draw_row(int row, int64_t p, T* parameters) const {
-    if (s_.finished[row] != 0) return;
+  __device__ void draw_row(int row, int step, const Ahead& ahead, T* parameters) const {
+    if (ahead.finished) {
+      if (lane_id() == 0) publish(step, row, T(0), true);
+      return;
+    }
+    const int64_t p = draws_.start + step;
+    const T* const known = draws_.known_value<T>(row, p);
     T value;
-    double log_prob = 0;
-    if (const T* const known = draws_.known_value<T>(row, p)) {
+    if (known != nullptr) {
       value = *known;
     } else {
-      const T* const bias = static_cast<const T*>(s_.out_bias);
-      for (int k = lane_id(); k < parameters_; k += kWarpSize) parameters[k] += bias[k];
+#pragma unroll
+      for (int n = 0; n < kBiasesAhead; ++n) {
+        const int k = lane_id() + n * kWarpSize;
+        if (k < parameters_) parameters[k] += ahead.biases[n];
+      }
+      for (int k = lane_id() + kBiasesAhead * kWarpSize; k < parameters_; k += kWarpSize) {
+        parameters[k] += static_cast<const T*>(s_.out_bias)[k];
+      }
       __syncwarp();
-      value = draw_value<true>(draws_, row, p, parameters, parameters_, draw_noise(draws_, row, p));
-      log_prob = drawn_log_prob(draws_, p, parameters, parameters_, value);
+      value = draw_value<true>(draws_, row, p, parameters, parameters_, ahead.noise);
     }
     // All lanes have read `finished` before one writes it.
     __syncwarp();
     if (lane_id() == 0) {
-      draws_.log_prob[row] += log_prob;
-      draws_.values_of<T>(row)[p] = value;
+      const bool finishes = s_.finishes(row, p, value);
       static_cast<T*>(s_.last)[row] = value;
-      if (s_.finishes(row, p, value)) s_.finished[row] = 1;
+      publish(step, row, value, finishes);
+      draws_.values_of<T>(row)[p] = value;
+      if (finishes) s_.finished[row] = 1;
     }
+    if (known != nullptr) return;
+    const double log_prob = drawn_log_prob(draws_, p, parameters, parameters_, value);
+    if (lane_id() == 0) draws_.log_prob[row] += log_prob;
   }
 
   const RnnSample& s_;
@@ -373,15 +462,14 @@ class RnnBlock {
   const RnnShared<S>& shared_;
   const int thread_, warp_, hidden_, gates_, layers_, parameters_;
   bool alone_, has_units_, has_rows_;
-  int first_row_, rows_;           // rows of the team
+  int team_, first_row_, rows_;    // rows of the team
   int first_unit_ = 0, units_ = 0; // units of this block
   int draw_begin_ = 0, draw_end_ = 0;
-  int *values_arrived_, *states_arrived_;
 };
 
 // The parts of a block's shared memory, in bytes.
 struct RnnBytes {
-  int64_t sums, parameters, weights, out_weight;
+  int64_t before, sums, parameters, weights, out_weight;
 };
 
 int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
@@ -391,10 +479,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     rnn_sample_kernel(const RnnSample sample, const RnnPlan<Compute<S>> plan, const RnnBytes bytes) {
   AR_FAST_DYNAMIC_SHARED(unsigned char, memory);
   RnnShared<S> shared;
-  shared.sums = reinterpret_cast<Compute<S>*>(memory);
-  shared.parameters = reinterpret_cast<Compute<S>*>(memory + bytes.sums);
+  shared.before = reinterpret_cast<RnnBefore<Compute<S>>*>(memory);
+  shared.sums = reinterpret_cast<Compute<S>*>(memory + bytes.before);
+  shared.parameters = reinterpret_cast<Compute<S>*>(memory + bytes.before + bytes.sums);
   // In a grid no block has both weights.
-  unsigned char* const weights = memory + bytes.sums + bytes.parameters;
+  unsigned char* const weights = memory + bytes.before + bytes.sums + bytes.parameters;
   shared.weights = reinterpret_cast<S*>(weights);
   shared.out_weight = reinterpret_cast<S*>(plan.draw_blocks == 0 ? weights + bytes.weights : weights);
   RnnBlock<S>(sample, plan, shared).run();
@@ -409,6 +498,7 @@ int64_t storage_bytes(const RnnSample& sample) {
 RnnBytes bytes_of(const RnnSample& sample, const RnnCut& cut) {
   const int64_t compute = compute_bytes(sample), storage = storage_bytes(sample), gates = sample.gates();
   RnnBytes bytes;
+  bytes.before = aligned(kChunkRows * (compute == 8 ? sizeof(RnnBefore<double>) : sizeof(RnnBefore<float>)));
   bytes.sums = aligned(2 * kChunkRows * std::min<int64_t>(kChunkUnits, cut.units) * gates * compute);
   bytes.parameters = aligned(kChunkRows * sample.parameters * compute);
   if (bytes.parameters > kMostParameterBytes) bytes.parameters = 0;
@@ -444,7 +534,7 @@ cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
   cut.units = sample.hidden;
   const cuda::RnnBytes alone = cuda::bytes_of(sample, cut);
   cut.parameters_on_chip = alone.parameters > 0;
-  const int64_t others = alone.sums + alone.parameters;
+  const int64_t others = alone.before + alone.sums + alone.parameters;
   const bool fits = others + alone.weights + alone.out_weight <= device.shared_bytes;
   if (teams == RnnTeams::one_block || processors < 2 || (fits && teams == RnnTeams::automatic)) {
     cut.weights_on_chip = cut.out_weight_on_chip = fits;
@@ -458,7 +548,7 @@ cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
                                                        (processors - cut.draw_blocks));
   cut.unit_blocks = (sample.hidden + cut.units - 1) / cut.units;
   const cuda::RnnBytes grid = cuda::bytes_of(sample, cut);
-  const int64_t of_grid = grid.sums + grid.parameters;
+  const int64_t of_grid = grid.before + grid.sums + grid.parameters;
   cut.weights_on_chip = of_grid + grid.weights <= device.shared_bytes;
   cut.out_weight_on_chip = of_grid + grid.out_weight <= device.shared_bytes;
   cut.shared_bytes = of_grid + std::max(cut.weights_on_chip ? grid.weights : 0,
@@ -475,7 +565,7 @@ cudaError_t rnn_sample_cuda(const RnnSample& sample, const RnnCut& cut, const Rn
                                 static_cast<int>(cut.units),       static_cast<int>(cut.draw_blocks),
                                 static_cast<int>(cut.padded),      cut.weights_on_chip,
                                 cut.out_weight_on_chip,            static_cast<T*>(scratch.states),
-                                static_cast<T*>(scratch.parameters), scratch.arrived};
+                                static_cast<T*>(scratch.parameters), scratch.arrived, scratch.published};
     return cuda::launch({"rnn_sample", static_cast<unsigned>(cut.blocks()), cuda::kThreads,
                          static_cast<size_t>(cut.shared_bytes), stream, cut.draw_blocks > 0},
                         cuda::rnn_sample_kernel<S>, sample, plan, cuda::bytes_kept(sample, cut));

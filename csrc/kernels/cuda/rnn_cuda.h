@@ -34,7 +34,8 @@ struct RnnScratch {
   void* states;                    // [2, L, B, padded] compute: the first has the state before start, both have 0
                                    // after unit H - 1; written. Afterwards the state is number (stop - start) % 2
   void* parameters;                // [B, K] compute; null if they are on chip
-  int* arrived;                    // [teams, 2], all 0
+  int* arrived;                    // [teams], all 0
+  uint64_t* published;             // [B], all 0; null if a team is one block
 };
 
 // batch > 0 and stop > start; (stop - start) L unit_blocks and (stop - start) draw_blocks below 2^30. sample.state is

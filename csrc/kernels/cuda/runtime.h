@@ -405,12 +405,36 @@ __device__ __forceinline__ int load_acquire(const int* address) {
 #endif
 }
 
+__device__ __forceinline__ uint64_t load_acquire(const uint64_t* address) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::yield();
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+#elif defined(__CUDA_ARCH__)
+  uint64_t value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+#else
+  return *address;
+#endif
+}
+
 __device__ __forceinline__ void store_release(int* address, int value) {
 #if defined(AR_FAST_EMULATE_CUDA)
   emulation::maybe_yield();
   __atomic_store_n(address, value, __ATOMIC_RELEASE);
 #elif defined(__CUDA_ARCH__)
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+#else
+  *address = value;
+#endif
+}
+
+__device__ __forceinline__ void store_release(uint64_t* address, uint64_t value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::maybe_yield();
+  __atomic_store_n(address, value, __ATOMIC_RELEASE);
+#elif defined(__CUDA_ARCH__)
+  asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 #else
   *address = value;
 #endif

@@ -47,9 +47,12 @@ RnnSampleResult rnn_sample_cuda_op(const RnnSampleArguments& a) {
   const at::Tensor parameters = cut.parameters_on_chip
                                     ? at::Tensor()
                                     : at::empty({sample.draws.batch, sample.parameters}, options);
-  const at::Tensor arrived = at::zeros({cut.teams, 2}, options.dtype(at::kInt));
+  const at::Tensor arrived = at::zeros({cut.teams}, options.dtype(at::kInt));
+  const at::Tensor published = cut.draw_blocks > 0 ? at::zeros({sample.draws.batch}, options.dtype(at::kLong))
+                                                   : at::Tensor();
   const RnnScratch scratch{states.mutable_data_ptr(), parameters.defined() ? parameters.mutable_data_ptr() : nullptr,
-                           arrived.mutable_data_ptr<int>()};
+                           arrived.mutable_data_ptr<int>(),
+                           published.defined() ? static_cast<uint64_t*>(published.mutable_data_ptr()) : nullptr};
   check_launch(rnn_name, rnn_sample_cuda(sample, cut, scratch, current_stream(a.state)));
   t.state = states[count % 2].slice(2, 0, sample.hidden).contiguous();
   return t.result();

@@ -392,7 +392,8 @@ void rnn(RnnTeams teams, RnnCell cell, Head head, int64_t parameters) {
   float* const in_turns = m.reals(states);
   std::fill(in_turns, in_turns + states, 0.0f);
   const RnnScratch scratch{in_turns, cut.parameters_on_chip ? nullptr : m.take<float>(batch * parameters),
-                           m.steps<int>(2 * cut.teams, 0)};
+                           m.steps<int>(cut.teams, 0),
+                           cut.draw_blocks > 0 ? m.steps<uint64_t>(batch, 0) : nullptr};
   check(rnn_sample_cuda(sample, cut, scratch, nullptr));
   emulation::multiprocessors = 132;
 }
