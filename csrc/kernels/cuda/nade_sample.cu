@@ -5,10 +5,11 @@
 // Designed for latency: a lane owns 16 units (8 in float64) of each weight row, so up to 512 units (256) need one warp
 // and no barrier; more units take up to 16 warps (12) and one barrier per position (sums by parity in two buffers).
 // State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
-// position is computed, out_weight's one position ahead. If x = 0 is drawn, neither state nor activation changes
-// (exact). Only the sum and one comparison are between a state and the draw: what the sum has to exceed is made 32
-// positions ahead from the random numbers. A position reads both rows once, 128 bits per load, and takes 2
-// special-function instructions per activation and one butterfly of 5 shuffles.
+// position is computed, out_weight's one position ahead. One warp also knows where they lie another position ahead, so
+// that its loads are the first instructions of a position; more warps have no registers for that. If x = 0 is drawn,
+// neither state nor activation changes (exact). Only the sum and one comparison are between a state and the draw: what
+// the sum has to exceed is made 32 positions ahead from the random numbers. A position reads both rows once, 128 bits
+// per load, and takes 2 special-function instructions per activation and one butterfly of 5 shuffles.
 //
 // The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
 #include "draws_device.h"
@@ -47,6 +48,16 @@ struct WeightRow {
       }
     }
   }
+
+  // From this lane's first unit on. Vectors past the last unit stay as they are: the loads have predicates that do not
+  // change, and addresses a constant apart.
+  __device__ __forceinline__ void load_inside(const S* lane_row, int first_unit, int hidden) {
+    constexpr int size = Vector<S>::size;
+#pragma unroll
+    for (int v = 0; v < kVectors<S>; ++v) {
+      if (first_unit + v * kWarpSize * size < hidden) vectors[v] = load_vector(lane_row + v * kWarpSize * size);
+    }
+  }
 };
 
 // aligned: weight rows can be read 128 bits at a time.
@@ -72,9 +83,18 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   }
   bool changed = true;
   double log_prob = 0;
-  WeightRow<S> in, out;
+  constexpr bool ahead = aligned && !many_warps;
+  WeightRow<S> in{}, out{}, next_out{};
   int64_t this_row = static_cast<int64_t>(arguments.variable_at(start)) * hidden;
   out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
+  // This lane's units of the rows that the next position begins to read.
+  const S *in_row = nullptr, *next_out_row = nullptr;
+  int next_variable = 0;
+  if constexpr (ahead) {
+    next_variable = arguments.variable_at(min(start + 1, stop - 1));
+    in_row = arguments.in_weight + this_row + first_unit;
+    next_out_row = arguments.out_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
+  }
 
   for (int first = start; first < stop; first += kWarpSize) {
     // Lane l looks up what position first + l needs, and keeps its results: the logit replaces out_bias, and the value
@@ -91,14 +111,27 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     const T lane_threshold = static_cast<T>(draws.temperature * (log(lane_uniform) - log1p(-lane_uniform)) -
                                             static_cast<double>(lane_logit));
     const int positions = min(kWarpSize, stop - first);
+    int after = 0, after_next = 0;
+    if constexpr (ahead) {
+      after = arguments.variable_at(min(first + positions, stop - 1));
+      after_next = arguments.variable_at(min(first + positions + 1, stop - 1));
+    }
     for (int p = 0; p < positions; ++p) {
       // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
-      const int next_variable = p + 1 < positions ? __shfl_sync(kFullMask, lane_variable, p + 1)
-                                                  : arguments.variable_at(min(first + p + 1, stop - 1));
-      const int64_t next_row = static_cast<int64_t>(next_variable) * hidden;
-      WeightRow<S> next_out;
-      in.template load<aligned>(arguments.in_weight + this_row, first_unit, hidden);
-      next_out.template load<aligned>(arguments.out_weight + next_row, first_unit, hidden);
+      if constexpr (ahead) {
+        in.load_inside(in_row, first_unit, hidden);
+        next_out.load_inside(next_out_row, first_unit, hidden);
+        in_row = arguments.in_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
+        const int shuffled = __shfl_sync(kFullMask, lane_variable, (p + 2) % kWarpSize);
+        next_variable = p + 2 < positions ? shuffled : p + 2 == positions ? after : after_next;
+        next_out_row = arguments.out_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
+      } else {
+        next_variable = p + 1 < positions ? __shfl_sync(kFullMask, lane_variable, p + 1)
+                                          : arguments.variable_at(min(first + p + 1, stop - 1));
+        in.template load<aligned>(arguments.in_weight + this_row, first_unit, hidden);
+        this_row = static_cast<int64_t>(next_variable) * hidden;
+        next_out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
+      }
 
       if (changed || scaled) {
         activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
@@ -130,7 +163,6 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         for (int j = 0; j < units; ++j) a[j] = fma(x, to_compute(in.vectors[j / size].values[j % size]), a[j]);
       }
       out = next_out;
-      this_row = next_row;
     }
     if (warp == 0) {
       if (inside) draws.values_of<T>(row)[first + lane] = lane_value;
