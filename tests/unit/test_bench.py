@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
 from ar_fast.tasks._timing import interleave
-from bench import masked_linear, peers
-from bench.run import SUITES, run_case, select
+from bench import masked_linear, peers, rnn
+from bench.run import SUITES, Row, run_case, select
 from bench.settings import Settings
+from bench.tables import grid_table
 
 SETTINGS = Settings(torch.device("cpu"), tiny=True, seconds=0.001, compile_seconds=0)
 
@@ -34,7 +35,10 @@ def test_every_contender_is_right(suite):
         assert [row.contender for row in rows] == list(case.contenders)
         for row in rows:
             assert row.skipped is None and row.median > 0, f"{case.title}: {row}"
-            assert row.error < 1e-5, f"{case.title}: {row.contender} is off by {row.error}"
+            if row.contender == rnn.PRODUCT:
+                assert row.error is None
+            else:
+                assert row.error < 1e-5, f"{case.title}: {row.contender} is off by {row.error}"
 
 
 @pytest.mark.full
@@ -77,6 +81,20 @@ def test_table_entry_prints_and_writes(tmp_path):
     assert {"commit", "date", "torch", "threads"} <= set(found["environment"])
     assert all(row["median"] > 0 and row["error"] < 1e-5 for row in found["results"])
     assert (tmp_path / "cpu.md").read_text().startswith("# Benchmark")
+
+
+def test_sizes_that_differ_in_dtype_only_are_lines_of_their_own():
+    rows = [
+        Row("Sampling", "B 1", "noise", dtype, name, seconds, seconds, seconds, 3, 2.0, error)
+        for dtype, scale in (("float32", 2e-3), ("bfloat16", 1e-3))
+        for name, seconds, error in (("ar_fast", scale, 1e-7), ("loop", 2 * scale, 2e-7), ("bound", scale / 2, None))
+    ]
+    table = grid_table(rows)
+    assert "float32, bfloat16, noise" in table
+    assert "| B 1, float32 | 2 ms (1e-07) | 4 ms (2e-07) | 1 ms | 2.00 |" in table
+    assert "| B 1, bfloat16 | 1 ms (1e-07) | 2 ms (2e-07) | 500 µs | 2.00 |" in table
+    assert "at 0 of 2 sizes" in table
+    assert "| B 1 | 2 ms (1e-07) |" in grid_table(rows[:3])
 
 
 @pytest.mark.full
