@@ -155,7 +155,7 @@ void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_
       for (int r = 0; r < Rows; ++r) g[r] = Vec<T>(rows[r].grad[position.out_row + k]);
       AR_FAST_UNROLL
       for (int u = 0; u < strip_vectors; ++u) {
-        const Vec<T> w = in_register<T>(Vec<T>::loadu(weight + u * width));
+        const Vec<T> w = Vec<T>::loadu(weight + u * width);
         Vec<T> sum = Vec<T>::loadu(row + u * width);
         AR_FAST_UNROLL
         for (int r = 0; r < Rows; ++r) {
