@@ -36,14 +36,6 @@ MODEL = {"hidden_features": 512, "cell": "gru", "num_layers": 2, "dropout": 0.35
 CHUNK = 64
 
 
-def split(text: str, chunk: int) -> tuple[str, Text]:
-    """The vocabulary, which is the characters of the whole text, and its three parts."""
-    vocabulary = "".join(sorted(set(text)))
-    tokens = CharRNN(vocabulary, 1).encode(text)
-    test, validation = len(tokens) // 10, len(tokens) * 3 // 100
-    return vocabulary, Text(*tokens.split([len(tokens) - validation - test, validation, test]), chunk=chunk)
-
-
 def save_curve(path: Path, history: Sequence[dict], test: float) -> None:
     epochs = [entry["epoch"] for entry in history]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -74,9 +66,11 @@ def main(given: Sequence[str] | None = None) -> int:
     begun = time.perf_counter()
     settings = Settings(**{**asdict(SETTINGS), **({"epochs": options.epochs} if options.epochs else {})})
     made = MODEL | ({"hidden_features": options.hidden_features} if options.hidden_features else {})
-    vocabulary, text = split(options.data.read_text(encoding="utf-8"), CHUNK)
+    content = options.data.read_text(encoding="utf-8")
+    vocabulary = "".join(sorted(set(content)))
     torch.manual_seed(settings.seed)
     model = CharRNN(vocabulary, **made)
+    text = Text.split(model.encode(content), CHUNK)
     print(f"{len(vocabulary)} symbols; {', '.join(str(len(p)) for p in (text.train, text.validation, text.test))}")
 
     def report(so_far: Training, _: torch.nn.Module) -> None:

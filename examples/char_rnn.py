@@ -16,13 +16,6 @@ from ar_fast.models import CharRNN
 from ar_fast.training import Settings, Text, Training, folded, train
 
 
-def split(model: CharRNN, text: str, chunk: int) -> Text:
-    """The last tenth is held out, and 3% before it choose the epoch that is kept."""
-    tokens = model.encode(text)
-    test, validation = len(tokens) // 10, len(tokens) * 3 // 100
-    return Text(*tokens.split([len(tokens) - validation - test, validation, test]), chunk=chunk)
-
-
 def save_curve(path: str, history: list[dict]) -> None:
     from matplotlib import pyplot
 
@@ -78,8 +71,9 @@ def main(
     torch.manual_seed(0)
     text = Path(file).read_text(encoding="utf-8") if file else "\n".join(topics[name] for name in sorted(topics))
     model = CharRNN("bytes", hidden_features, cell=cell, num_layers=num_layers, dropout=dropout)
-    data = split(model, text, chunk)
-    print(f"{len(model.encode(text)):,} bytes, {model.count_parameters():,} parameters")
+    tokens = model.encode(text)
+    data = Text.split(tokens, chunk)
+    print(f"{len(tokens):,} bytes, {model.count_parameters():,} parameters")
     settings = Settings(
         epochs, rows, learning_rate, weight_decay, patience=epochs, final_rate=0.0, average=average, clip=1.0
     )

@@ -47,9 +47,10 @@ def wait() -> None:
         distributed.barrier()
 
 
-def share(count: int) -> slice:
-    """This process's part of so many rows. Parts follow each other and differ by one row at most."""
-    rank, size = rank_and_size()
+def share(count: int, rank: int | None = None) -> slice:
+    """A process's part of so many rows, this one's by default. Parts follow each other and differ by a row at most."""
+    own, size = rank_and_size()
+    rank = own if rank is None else rank
     return slice(count * rank // size, count * (rank + 1) // size)
 
 
@@ -64,8 +65,9 @@ def joined(rows: Tensor, count: int, dim: int = 0) -> Tensor:
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in range(size)]
     distributed.all_gather(parts, padded)
-    lengths = [count * (rank + 1) // size - count * rank // size for rank in range(size)]
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+    shares = [share(count, rank) for rank in range(size)]
+    whole = [part[: each.stop - each.start] for part, each in zip(parts, shares, strict=True)]
+    return torch.cat(whole).movedim(0, dim)
 
 
 def total(value: float, device: torch.device) -> float:

@@ -95,6 +95,12 @@ class Text(Split):
 
     chunk: int = 64
 
+    @classmethod
+    def split(cls, tokens: Tensor, chunk: int = 64) -> Text:
+        """A text (T) in its order: the last tenth is the test part, 3% before it choose the epoch that is kept."""
+        test, validation = len(tokens) // 10, len(tokens) * 3 // 100
+        return cls(*tokens.split([len(tokens) - validation - test, validation, test]), chunk=chunk)
+
     def batches(self, settings: Settings) -> _Pieces:
         return _Pieces(folded(self.train, settings.batch_size), self.chunk)
 

@@ -161,47 +161,6 @@ AR_FAST_INLINE T horizontal_sum(const Vec<T>& vector) {
   return values[0];
 }
 
-#if defined(CPU_CAPABILITY_AVX512)
-// The sums of 16 vectors, by transposition: the same bits as horizontal_sum, in a third of the instructions.
-AR_FAST_INLINE __m512 horizontal_sums(const __m512 (&v)[16]) {
-  __m512 eight[8], four[4], two[2];
-  AR_FAST_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 8], 0xEE));
-  }
-  AR_FAST_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[i], eight[i + 4], 0x88),
-                            _mm512_shuffle_f32x4(eight[i], eight[i + 4], 0xDD));
-  }
-  AR_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    two[i] = _mm512_add_ps(_mm512_shuffle_ps(four[i], four[i + 2], 0x44),
-                           _mm512_shuffle_ps(four[i], four[i + 2], 0xEE));
-  }
-  const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xDD));
-  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), sums);
-}
-#endif
-
-// horizontal_sum of each of `count` consecutive vectors.
-template <typename T>
-void horizontal_sums(const T* vectors, int64_t count, T* sums) {
-  constexpr int64_t width = Vec<T>::size();
-  int64_t k = 0;
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<T, float>) {
-    for (; k + 16 <= count; k += 16) {
-      __m512 v[16];
-      AR_FAST_UNROLL
-      for (int i = 0; i < 16; ++i) v[i] = _mm512_loadu_ps(vectors + (k + i) * width);
-      _mm512_storeu_ps(sums + k, horizontal_sums(v));
-    }
-  }
-#endif
-  for (; k < count; ++k) sums[k] = horizontal_sum(Vec<T>::loadu(vectors + k * width));
-}
-
 #if defined(CPU_CAPABILITY_AVX2)
 // horizontal_sum of each of four vectors, by transposition.
 AR_FAST_INLINE __m128 horizontal_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
@@ -255,6 +214,21 @@ AR_FAST_INLINE void sum_across(const std::array<Vec<T>, N>& v, T* sums) {
   }
 #endif
   unroll<N>([&](auto i) { sums[i] = horizontal_sum(v[i]); });
+}
+
+// horizontal_sum of each of `count` consecutive vectors.
+template <typename T>
+void horizontal_sums(const T* data, int64_t count, T* sums) {
+  constexpr int64_t width = Vec<T>::size();
+  int64_t k = 0;
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    for (; k + 16 <= count; k += 16) {
+      sum_across(vectors<16>([&](auto i) { return Vec<T>::loadu(data + (k + i) * width); }), sums + k);
+    }
+  }
+#endif
+  for (; k < count; ++k) sums[k] = horizontal_sum(Vec<T>::loadu(data + k * width));
 }
 
 // --- activations
