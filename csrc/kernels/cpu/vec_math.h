@@ -450,7 +450,7 @@ AR_FAST_INLINE Vec<T> activate(Activation activation, const Vec<T>& x) {
     case Activation::none: break;
     case Activation::relu: return at::vec::maximum(x, none);
     case Activation::sigmoid: return sigmoid<T>(x);
-    case Activation::tanh: return x.tanh();
+    case Activation::tanh: return tanh_of<T>(x);
     case Activation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
     case Activation::softplus: return softplus<T>(x);
     case Activation::silu: return x * sigmoid<T>(x);
