@@ -1,8 +1,9 @@
 """python -m bench.prediction.calibration: the model beside a review of the kernels, and beside times of public kernels.
 
 Nothing here is measured by us. calibration.json keeps what the model was given: the kernels of commit 12e97cc, which
-the review's estimates are of (from the machine code, by hand, +-40%), and kernels of others, compiled from their public
-sources. It stays as it is when kernels change, so that the model can be seen not to.
+the review's estimates are of (from the machine code, by hand, +-40%), kernels of others, compiled from their public
+sources, and the sizes of published products. It stays as it is when kernels change, so that the model can be seen not
+to.
 """
 
 import json
@@ -32,11 +33,12 @@ class Comparison:
 
 
 def comparisons(kind: str) -> list[Comparison]:
-    """kind: "reviewed" or "public"."""
+    """kind: "reviewed", "public" or "products"."""
     record = json.loads(RECORD.read_text())
     found = []
     for entry in record[kind]:
-        launches = [model.Launch(**launch) for launch in entry["launches"]]
+        of = model.Product if kind == "products" else model.Launch
+        launches = [of(**launch) for launch in entry["launches"]]
         prediction = model.predict(launches, record["paths"])
         found.append(Comparison(entry["name"], prediction, tuple(entry["expected_us"]), entry["source"]))
     return found
@@ -58,6 +60,8 @@ def main() -> None:
     print(text(comparisons("reviewed"), "estimated by hand"))
     print("\nThe same model on kernels of others (H100; bytes scaled by its 3.35 TB/s against 4.8)\n")
     print(text(comparisons("public"), "published"))
+    print("\nProducts by cuBLAS, whose rate has both of these times among its sources\n")
+    print(text(comparisons("products"), "published"))
 
 
 if __name__ == "__main__":

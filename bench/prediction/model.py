@@ -252,6 +252,34 @@ class Launch:
     cluster_barriers: int = 0
 
 
+@dataclass(frozen=True)
+class Product:
+    """A product of 16-bit matrices by cuBLAS, whose machine code we do not have: (rows, sum) by (sum, columns)."""
+
+    name: str
+    rows: int
+    columns: int
+    sum: int
+
+
+def product_us(product: Product) -> Triple:
+    """Tiles in waves, each as long as its multiply-adds take at the rate that published products of a full GPU reach.
+
+    The sum is never shorter than the bytes that have to be read and written. What a product takes to begin and to end
+    is in the published rate.
+    """
+    rows, columns, terms = product.rows, product.columns, product.sum
+    waves = min(
+        math.ceil(math.ceil(rows / down) * math.ceil(columns / across) / rates.MULTIPROCESSORS)
+        for down, across in (rates.PRODUCT_TILE, rates.PRODUCT_TILE[::-1])
+    )
+    operations = 2.0 * math.prod(rates.PRODUCT_TILE) * terms * waves * rates.MULTIPROCESSORS
+    moved = 2.0 * (rows * terms + terms * columns + rows * columns)
+    return tuple(
+        max(operations / rates.PRODUCT_TFLOPS[which], moved / rates.DRAM_TBPS[which]) / 1e6 for which in range(3)
+    )
+
+
 def _block_cycles(launch: Launch, paths: Mapping[str, dict], together: int, which: int) -> float:
     """Cycles of `together` blocks that run side by side on a multiprocessor."""
     cycles = sum(rates.LATENCY[what][which] * times for what, times in launch.waits.items())
@@ -307,8 +335,11 @@ class Prediction:
     kernels: Sequence[tuple[str, Triple]]
 
 
-def predict(launches: Sequence[Launch], paths: Mapping[str, dict], steps: int = 1) -> Prediction:
+def predict(launches: Sequence[Launch | Product], paths: Mapping[str, dict], steps: int = 1) -> Prediction:
     """Kernels one after another in a stream; the time of one of so many steps that all of them take."""
-    parts = [(launch.name, kernel_us(launch, paths)) for launch in launches]
+    parts = [
+        (launch.name, product_us(launch) if isinstance(launch, Product) else kernel_us(launch, paths))
+        for launch in launches
+    ]
     total = [sum(times[which] + rates.LAUNCH_US[which] for _, times in parts) / steps for which in range(3)]
     return Prediction(*total, [(name, tuple(time / steps for time in times)) for name, times in parts])

@@ -18,6 +18,7 @@ CHIPS = "chipsandcheese.com, Nvidia's H100: Funny L2, and Tons of Bandwidth (202
 ZHANG = "Zhang et al., A Study of Single and Multi-device Synchronization Methods in Nvidia GPUs, arXiv:2004.05371"
 GRAPHS = "NVIDIA developer blog, Getting Started with CUDA Graphs (2019): kernels queued back to back"
 TAIL = "NVIDIA Deep Learning Performance Guide, wave quantization"
+FAST_CU = "github.com/pranjalssh/fast.cu, README: bfloat16 by cuBLAS on an H100, 716 TFLOP/s at 4096^3, 795 at 8192^3"
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,7 @@ GRID_BARRIER_US = Rate(0.9, 1.4, 2.2, "us", ZHANG)
 CLUSTER_BARRIER_US = Rate(0.1, 0.19, 0.3, "us", LUO + " (distributed shared memory: about 180 cycles a hop)")
 # A block's first instructions: arguments, constants and code that no cache has yet.
 BLOCK_START_US = Rate(0.3, 0.6, 1.2, "us", JIA + " (instruction and constant caches); " + TAIL)
+
+# A cuBLAS product of 16-bit operands: of all multiprocessors at work, and the outputs that one of them makes at a time.
+PRODUCT_TFLOPS = Rate(835, 791, 640, "TFLOP/s", WHITEPAPER + " (989; the middle is 80% of it); " + FAST_CU)
+PRODUCT_TILE = (128, 256)  # the largest of CUTLASS's for sm_90, and that of most large products; also turned around

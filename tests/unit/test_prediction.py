@@ -74,6 +74,25 @@ def test_the_tail_of_a_wave_costs_a_block():
     assert difference == pytest.approx(alone - rates.BLOCK_START_US.middle)
 
 
+def test_products_run_in_waves():
+    """132 tiles of 128 x 256 are one wave, 133 are two; a product of no terms only writes."""
+    wave, more = (model.product_us(model.Product("product", 128 * tiles, 256, 1024)) for tiles in (132, 133))
+    assert wave[0] < wave[1] < wave[2]
+    assert more == pytest.approx([2 * time for time in wave])
+    assert wave[1] == pytest.approx(2 * 128 * 132 * 256 * 1024 / rates.PRODUCT_TFLOPS.middle / 1e6)
+    writes = model.product_us(model.Product("product", 4096, 4096, 0))
+    assert writes[1] == pytest.approx(2 * 4096**2 / rates.DRAM_TBPS.middle / 1e6)
+    launched = model.predict([model.Product("product", 128, 256, 1024)], {})
+    assert launched.middle == pytest.approx(wave[1] + rates.LAUNCH_US.middle)
+
+
+def test_published_products_are_met_within_15_percent():
+    found = calibration.comparisons("products")
+    assert len(found) == 2
+    for each in found:
+        assert abs(each.error) <= 0.15, (each.name, each.error)
+
+
 def test_times_grow_with_the_sizes():
     """Of the same launches, with more variables, hidden units, rows or ones in each case."""
     counts, geometry = kernels.Table(), json.loads(kernels.LAUNCHES.read_text())
@@ -99,7 +118,7 @@ def test_rates_are_intervals_with_a_source():
                  rates.CLUSTER_BARRIER_US, rates.BLOCK_START_US, rates.SHARED_BUSY):  # fmt: skip
         assert rate.low <= rate.middle <= rate.high
         assert rate.source
-    for rate in (rates.CLOCK_GHZ, rates.L2_TBPS, rates.DRAM_TBPS):  # the more, the faster
+    for rate in (rates.CLOCK_GHZ, rates.L2_TBPS, rates.DRAM_TBPS, rates.PRODUCT_TFLOPS):  # the more, the faster
         assert rate.low >= rate.middle >= rate.high
 
 
