@@ -5,7 +5,8 @@
 Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
 from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
 Then the machine code of the same objects is compared with machine_code.json and held against its expectations
-(machine_code.py, docs/machine_code.md); --update writes the table.
+(machine_code.py, docs/machine_code.md); --update writes the table. With names it
+writes their kernels, and leaves those that are gone.
 The host side (csrc/ops/cuda) is compiled against the torch that is installed, linked with the kernels and the package's
 ops library, which has to be built, and loaded: every op then has to have a CUDA kernel.
 """
@@ -175,9 +176,11 @@ def check_machine_code(sources: list[Source], jobs: int, whole: bool, update: bo
     table = machine_code.collect([source.object for source in sources], reports, largest_blocks(sources), jobs)
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     table["compiler"] = f"nvcc {re.search(r'V([0-9.]+)', version)[1]}"
+    committed = json.loads(machine_code.TABLE.read_text())
     if update:
-        machine_code.write(table)
-    return machine_code.check(table, json.loads(machine_code.TABLE.read_text()), whole)
+        committed = table if whole else machine_code.beside(committed, table)
+        machine_code.write(committed)
+    return machine_code.check(table, committed, whole)
 
 
 def torch_folder() -> Path:
@@ -238,8 +241,8 @@ def main() -> int:
     options = parser.parse_args()
     if shutil.which("nvcc") is None:
         raise SystemExit("nvcc was not found: put it on PATH")
-    if options.update and (options.names or options.newest):
-        raise SystemExit("--update writes the whole table: leave the names and --newest out")
+    if options.update and options.newest:
+        raise SystemExit("--update writes every architecture: leave --newest out")
     if not options.names and not LIBRARY.exists():
         raise SystemExit(f"{LIBRARY} was not found: build the package first, for example by `make build`")
     options.build.mkdir(parents=True, exist_ok=True)

@@ -130,6 +130,23 @@ def collect(objects: Sequence[Path], reports: Sequence, threads: dict[str, int],
     return {"kernels": rows, "paths": {name: paths[name] for name in names}, "known": missed(rows)}
 
 
+def beside(committed: dict, table: dict) -> dict:
+    """The committed table with the kernels of this one, which is of some sources only.
+
+    Raises:
+        ValueError: if the two are of different compilers, whose counts must not be mixed.
+    """
+    if committed["compiler"] != table["compiler"]:
+        raise ValueError(
+            f"machine_code.json is of {committed['compiler']}, this is {table['compiler']}: update all of it"
+        )
+    own = {(row["kernel"], row["architecture"]) for row in table["kernels"]}
+    others = [row for row in committed["kernels"] if (row["kernel"], row["architecture"]) not in own]
+    rows = sorted(others + table["kernels"], key=lambda row: (row["kernel"], row["architecture"]))
+    paths = dict(sorted((committed["paths"] | table["paths"]).items()))
+    return {**table, "kernels": rows, "paths": paths, "known": missed(rows)}
+
+
 def family(kernel: str) -> str:
     return kernel.partition("<")[0]
 

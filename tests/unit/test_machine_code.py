@@ -154,6 +154,19 @@ def test_expectations_fail_both_ways(capsys):
     assert "counts are not compared" in capsys.readouterr().out
 
 
+def test_a_part_of_the_table_is_written_beside_the_rest():
+    row = {"kernel": "kernel", "architecture": "sm_90a", "loop": counts(in_flight=2)}
+    other = {**row, "kernel": "other"}
+    committed = {"compiler": "nvcc 1", "kernels": [row, other], "paths": {"a": 1, "c": 1}, "known": []}
+    table = {"compiler": "nvcc 1", "kernels": [{**row, "loop": counts()}], "paths": {"b": 2, "c": 2}, "known": []}
+    found = machine_code.beside(committed, table)
+    assert found["kernels"] == [table["kernels"][0], other]
+    assert found["paths"] == {"a": 1, "b": 2, "c": 2}
+    assert [entry["kernel"] for entry in found["known"]] == ["other"]
+    with pytest.raises(ValueError, match="is of nvcc 1, this is nvcc 2"):
+        machine_code.beside(committed, {**table, "compiler": "nvcc 2"})
+
+
 @pytest.mark.parametrize(
     ("threads", "registers", "shared", "warps"),
     [(128, 32, 0, 64), (256, 80, 32768, 24), (32, 255, 0, 8), (1024, 64, 0, 32), (128, 32, 100 * 1024, 8)],
