@@ -15,6 +15,8 @@ __all__ = ["Mask"]
 TILE_SIZE = 64
 # Rows of a mask in blocks that the fingerprint reads at a time: each element takes 8 bytes there.
 _FINGERPRINT_ROWS = 1024
+# Masks with as many inputs and outputs have steps: smaller products are over before their strips were launched.
+_LEAST_STEPPED = 1024
 
 
 class Mask:
@@ -38,6 +40,8 @@ class Mask:
         columns: (I,) int32, or None.
         tiles: (ceil(O / 64), ceil(I / 64)) int32, or None in a nested plan.
         dense_mask: (O, I) bool, or None in a nested plan.
+        steps: the extents of rows 0, s - 1, 2 s - 1, ... and O - 1, of a large mask with neither rows nor columns;
+            otherwise empty. s is O / 16, rounded up to a multiple of 64. These numbers are known without asking a GPU.
 
     Example:
         >>> Mask.from_degrees([1, 2, 3], [1, 2]).to_dense()
@@ -54,6 +58,7 @@ class Mask:
         columns: Tensor | None = None,
         tiles: Tensor | None = None,
         dense_mask: Tensor | None = None,
+        steps: Sequence[int] = (),
     ) -> None:
         self.out_features = out_features
         self.in_features = in_features
@@ -62,6 +67,7 @@ class Mask:
         self.columns = columns
         self.tiles = tiles
         self.dense_mask = dense_mask
+        self.steps = list(steps)
 
     @classmethod
     def from_degrees(
@@ -131,12 +137,15 @@ class Mask:
     @classmethod
     def _nested(cls, extents: Tensor, columns: Tensor) -> Mask:
         rows = extents.argsort(stable=True)
+        in_place = _is_identity(rows), _is_identity(columns)
+        large = min(extents.numel(), columns.numel()) >= _LEAST_STEPPED
         return cls(
             extents.numel(),
             columns.numel(),
             extents=extents.to(torch.int32),
-            rows=None if _is_identity(rows) else rows.to(torch.int32),
-            columns=None if _is_identity(columns) else columns.to(torch.int32),
+            rows=None if in_place[0] else rows.to(torch.int32),
+            columns=None if in_place[1] else columns.to(torch.int32),
+            steps=_steps(extents) if large and all(in_place) else (),
         )
 
     @property
@@ -186,7 +195,7 @@ class Mask:
     def to(self, device: torch.device | str) -> Mask:
         """The same mask with its plan on another device."""
         moved = (tensor if tensor is None else tensor.to(device) for tensor in self.plan)
-        return Mask(self.out_features, self.in_features, *moved)
+        return Mask(self.out_features, self.in_features, *moved, steps=self.steps)
 
     def __repr__(self) -> str:
         kind = "blocks" if self.extents is None else "nested"
@@ -215,6 +224,14 @@ def _mixed(numbers: Tensor) -> Tensor:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
         numbers = (numbers ^ ((numbers >> shift) & (2 ** (64 - shift) - 1))) * factor
     return numbers ^ ((numbers >> 31) & (2**33 - 1))
+
+
+def _steps(extents: Tensor) -> list[int]:
+    """The extents of rows 0, s - 1, 2 s - 1, ... and of the last one."""
+    rows = extents.numel()
+    each = -(-rows // (16 * TILE_SIZE)) * TILE_SIZE
+    places = [0, *range(each - 1, rows - 1, each), rows - 1]
+    return extents[torch.tensor(places, device=extents.device)].tolist()
 
 
 def _is_identity(permutation: Tensor) -> bool:

@@ -94,12 +94,14 @@ class MaskedLinear(Structured, nn.Linear):
                 f"got ({mask.out_features}, {mask.in_features})"
             )
         self._fingerprint = None
+        self._steps = mask.steps
         self._set_derived(dict(zip(_PLAN, mask.plan, strict=True)), self.weight.device)
 
     @property
     def mask(self) -> Mask:
         self._follow(self.weight.device)
-        return Mask(self.out_features, self.in_features, *(getattr(self, name) for name in _PLAN))
+        plan = (getattr(self, name) for name in _PLAN)
+        return Mask(self.out_features, self.in_features, *plan, steps=self._steps)
 
     def _home(self) -> torch.device:
         return self.weight.device
@@ -207,7 +209,7 @@ class MaskedLinear(Structured, nn.Linear):
         if columns is not None:
             input = input.index_select(-1, columns)
         plan = ends, None, None, None, None
-        output = functional.call("masked_linear", input, weight, bias, *plan, "auto", self.activation)
+        output = functional.call("masked_linear", input, weight, bias, *plan, "auto", self.activation, [])
         return output if places is None else output.index_select(-1, places)
 
     def _forward(self, input: Tensor, weight: Tensor) -> Tensor:
@@ -227,6 +229,7 @@ class MaskedLinear(Structured, nn.Linear):
             self.mask_dense,
             "auto",
             self.activation,
+            self._steps,
         )
 
     def extra_repr(self) -> str:

@@ -31,7 +31,7 @@ NADE_CUT = ["chunk", "chunks", "strip", "strips", "rows", "tile", "tiles", "segm
 
 @contextlib.contextmanager
 def recorded():
-    """Launches are noted and not run: a list that is filled on the way out."""
+    """Launches, and products by torch's GEMM, are noted and not run: a list that is filled on the way out."""
     library, notes = emulated.load(), []
     library.ar_fast_emulation_record.restype = ctypes.c_char_p
     library.ar_fast_emulation_record.argtypes = [ctypes.c_bool]
@@ -43,6 +43,9 @@ def recorded():
         for line in library.ar_fast_emulation_record(False).decode().splitlines():
             kernel, *numbers = line.split()
             numbers = [int(number) for number in numbers]
+            if kernel == "product":
+                notes.append({"kernel": kernel, **dict(zip(("rows", "columns", "sum"), numbers, strict=True))})
+                continue
             notes.append(
                 {"kernel": kernel, "grid": numbers[:3], "block": numbers[3:6], "shared": numbers[6],
                  "co_resident": bool(numbers[7])}

@@ -40,7 +40,9 @@ def masked_linear(
 
     Returns:
         (..., O) in weight's dtype; 16-bit dtypes are summed in float32. Under autocast it behaves as ``F.linear``. On
-        CUDA, products of float32 may be rounded to TF32 if torch's settings allow this for ``F.linear``.
+        CUDA, products of float32 may be rounded to TF32 if torch's settings allow this for ``F.linear``, and sums of
+        16-bit dtypes over at least 1024 rows of a large mask are torch's own: where it splits one, parts of it may be
+        rounded if ``torch.backends.cuda.matmul`` allows reduced precision reductions.
 
     Raises:
         TypeError: if mask is not a Mask.
@@ -55,7 +57,7 @@ def masked_linear(
         tensor([[1., 2.]])
     """
     _check_mask("masked_linear", weight, mask)
-    return call("masked_linear", input, weight, bias, *mask.plan, algorithm, activation)
+    return call("masked_linear", input, weight, bias, *mask.plan, algorithm, activation, mask.steps)
 
 
 def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *, algorithm: str = "auto") -> Tensor:
@@ -90,7 +92,7 @@ def masked_linear_grad_input(grad_output: Tensor, weight: Tensor, mask: Mask, *,
         tensor([[2., 1., 0.]])
     """
     _check_mask("masked_linear_grad_input", weight, mask)
-    return call("masked_linear_grad_input", grad_output, weight, *mask.plan, algorithm)
+    return call("masked_linear_grad_input", grad_output, weight, *mask.plan, algorithm, mask.steps)
 
 
 def _check_mask(op: str, weight: Tensor, mask: Mask) -> None:

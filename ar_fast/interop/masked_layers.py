@@ -84,7 +84,7 @@ class LayerPlan:
             if not choices[bisect.bisect_right(rows, input.numel() // weight.shape[1])]:
                 return original(self, input)
             bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  self.bias is slow
-            return _masked_linear(input, weight, bias, *plan, "auto", None)
+            return _masked_linear(input, weight, bias, *plan, "auto", None, [])
 
         own = {"forward": types.MethodType(forward, module)}
         if hasattr(type(module), "set_mask"):

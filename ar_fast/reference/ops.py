@@ -304,6 +304,7 @@ def masked_linear(
     dense: Tensor | None,
     algorithm: str = "auto",
     activation: str | None = None,
+    steps: list[int] = (),
 ) -> Tensor:
     """f(input (weight * mask)^T + bias). See ``functional.masked_linear``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
@@ -346,6 +347,7 @@ def masked_linear_grad_input(
     tiles: Tensor | None,
     dense: Tensor | None,
     algorithm: str = "auto",
+    steps: list[int] = (),
 ) -> Tensor:
     """grad_output (weight * mask). See ``functional.masked_linear_grad_input``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import model, rates
 from .cases import Case
-from .model import Launch, Loop
+from .model import Launch, Loop, Product
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHES = Path(__file__).with_name("launches.json")
@@ -75,6 +75,8 @@ LOOPS = [
         for where, wide in (("", "l2"), (", memory", "dram"))
     ),
     *(Loop(f"tiles, add {rows}", _WIDE.format("add", rows), {"wide": 8}, first=True) for rows in (32, 64)),
+    # 8 vectors of a thread, of a row of the weight.
+    Loop("strips, copy", "masked_linear_copy_kernelINS_8bfloat16E", {"loads": 8, "stores": 8}),
     # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; half as many of 16 rows
     # of a weight and one of the batch; what these sums cost besides; a unit of a GRU, with what is read before the
     # values arrive.
@@ -335,11 +337,40 @@ def _linear_wide(
     return found
 
 
+def _linear_strips(table: Table, launches: Sequence[Recorded | Product], case: Case) -> list[Launch | Product]:
+    """Copies of strips of the weight, each for the products that follow it, and a look at every output."""
+    found: list[Launch | Product] = []
+    for place, launch in enumerate(launches):
+        if isinstance(launch, Product):
+            found.append(launch)
+        elif launch.kernel == "masked_linear_copy":
+            served = itertools.takewhile(lambda other: isinstance(other, Product), launches[place + 1 :])
+            copied = 2.0 * sum(product.columns * product.sum for product in served)
+            turns = {"strips, copy": math.ceil(case.layers[0] / 8 / 8 / launch.threads)}
+            found.append(
+                table.launch(
+                    launch, "masked_linear_copy_kernel<bfloat16>", turns, waits={"l2": 2},
+                    l2_bytes=2 * copied, dram_bytes=copied,
+                )
+            )  # fmt: skip
+        else:
+            looked_at = 2.0 * case.batch * case.layers[1]
+            found.append(
+                table.launch(
+                    launch, "masked_linear_finish_kernel<bfloat16, 0>", {}, waits={"dram": 1, "alu": 64},
+                    l2_bytes=looked_at, dram_bytes=looked_at if looked_at > L2_BYTES else 0,
+                )
+            )  # fmt: skip
+    return found
+
+
 def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
     """masked_linear with a staircase: the average row sees half of the inputs, the longest all of them."""
     inputs, outputs = case.layers
     size = 2 if case.dtype == "bfloat16" else 4
     weight = size * inputs * outputs / 2
+    if launches[0].kernel == "masked_linear_copy":
+        return _linear_strips(table, launches, case)
     if launches[0].kernel == "masked_linear_rows":
         return [_linear_rows(table, launches[0], case, weight)]
     if not cut["matrix"] and cut["columns"] == 128:
@@ -400,7 +431,12 @@ KINDS = {
 }
 
 
-def launches_of(case: Case, table: Table, geometry: Mapping[str, dict]) -> list[Launch]:
+def launches_of(case: Case, table: Table, geometry: Mapping[str, dict]) -> list[Launch | Product]:
     entry = geometry[case.name]
-    recorded = [Recorded(e["kernel"], tuple(e["grid"]), tuple(e["block"]), e["shared"]) for e in entry["launches"]]
+    recorded = [
+        Product(e["kernel"], e["rows"], e["columns"], e["sum"])
+        if e["kernel"] == "product"
+        else Recorded(e["kernel"], tuple(e["grid"]), tuple(e["block"]), e["shared"])
+        for e in entry["launches"]
+    ]
     return KINDS[case.kind](table, recorded, case, entry["cut"])

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -56,6 +57,8 @@ void save(AutogradContext* context, const Arguments& arguments, const variable_l
       tensors.push_back(value);
     } else if constexpr (std::is_same_v<T, OptionalTensor>) {
       tensors.push_back(or_undefined(value));
+    } else if constexpr (std::is_same_v<T, at::IntArrayRef>) {
+      tensors.push_back(value.empty() ? at::Tensor() : at::tensor(value, at::kLong));
     } else if constexpr (std::is_same_v<T, std::string_view>) {
       context->saved_data[std::to_string(index)] = std::string(value);
     } else {
@@ -73,11 +76,11 @@ struct Saved {
   variable_list others;
 };
 
-// What was kept. Its strings are owned by the context.
+// What was kept. Its strings are owned by the context, its lists of integers by the last of the other tensors.
 template <typename Arguments>
 Saved<Arguments> saved(AutogradContext* context) {
   Saved<Arguments> result{};
-  variable_list tensors = context->get_saved_variables();
+  variable_list tensors = context->get_saved_variables(), lists;
   auto next = tensors.begin();
   int64_t index = 0;
   const auto restore = [&]<typename T>(T& value) {
@@ -86,6 +89,11 @@ Saved<Arguments> saved(AutogradContext* context) {
       value = std::move(*next++);
     } else if constexpr (std::is_same_v<T, OptionalTensor>) {
       value = or_none(*next++);
+    } else if constexpr (std::is_same_v<T, at::IntArrayRef>) {
+      const at::Tensor list = *next++;
+      if (!list.defined()) return;
+      value = {list.const_data_ptr<int64_t>(), static_cast<size_t>(list.numel())};
+      lists.push_back(list);
     } else if constexpr (std::is_same_v<T, std::string_view>) {
       value = context->saved_data[std::to_string(index)].toStringView();
     } else {
@@ -94,6 +102,7 @@ Saved<Arguments> saved(AutogradContext* context) {
   };
   std::apply([&](auto&... values) { (restore(values), ...); }, members(result.arguments));
   result.others.assign(std::make_move_iterator(next), std::make_move_iterator(tensors.end()));
+  result.others.insert(result.others.end(), lists.begin(), lists.end());
   return result;
 }
 

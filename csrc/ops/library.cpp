@@ -46,13 +46,13 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
 
   m.def(
       "masked_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? extents, Tensor? rows, Tensor? columns, "
-      "Tensor? tiles, Tensor? dense, str algorithm='auto', str? activation=None) -> Tensor");
+      "Tensor? tiles, Tensor? dense, str algorithm='auto', str? activation=None, int[] steps=[]) -> Tensor");
   m.def(
       "masked_linear_grad_input(Tensor grad_output, Tensor weight, Tensor? extents, Tensor? rows, Tensor? columns, "
-      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+      "Tensor? tiles, Tensor? dense, str algorithm='auto', int[] steps=[]) -> Tensor");
   m.def(
       "masked_linear_grad_weight(Tensor grad_output, Tensor input, Tensor? extents, Tensor? rows, Tensor? columns, "
-      "Tensor? tiles, Tensor? dense, str algorithm='auto') -> Tensor");
+      "Tensor? tiles, Tensor? dense, str algorithm='auto', int[] steps=[]) -> Tensor");
 
   m.def(
       "masked_mlp_sample(Tensor state, Tensor[] weights, Tensor[] biases, Tensor[] extents, Tensor[] unit_ends, "

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "../kernels/masked_linear.h"
@@ -50,6 +51,20 @@ void check_mask(const char* op, const MaskTensors& mask, const c10::SymInt& out_
   check_same_device(op, "tiles", *mask.tiles, "the other tensors", beside);
 }
 
+void check_steps(const char* op, const MaskTensors& mask, at::IntArrayRef steps, const c10::SymInt& out_features,
+                 const c10::SymInt& in_features) {
+  if (steps.empty()) return;
+  TORCH_CHECK(given(mask.extents) && !given(mask.rows) && !given(mask.columns), op,
+              ": steps belong to a mask with extents and without rows and columns");
+  const int64_t outputs = out_features.guard_int(__FILE__, __LINE__);
+  const int64_t inputs = in_features.guard_int(__FILE__, __LINE__);
+  const int64_t each = mask_step_rows(outputs), count = outputs == 0 ? 0 : (outputs + each - 1) / each + 1;
+  TORCH_CHECK(static_cast<int64_t>(steps.size()) == count, op, ": steps must have ", count, " numbers for ", outputs,
+              " outputs, got ", steps.size());
+  TORCH_CHECK(std::is_sorted(steps.begin(), steps.end()) && steps.front() >= 0 && steps.back() <= inputs, op,
+              ": steps must ascend from at least 0 to at most ", inputs, ", the inputs, got ", steps);
+}
+
 // Checks a matrix of rows (..., features) that is multiplied by a weight.
 void check_rows(const char* op, const char* name, const at::Tensor& tensor, const c10::SymInt& features,
                 const char* of) {
@@ -75,6 +90,7 @@ void check_masked_linear(const MaskedLinearArguments& a) {
     check_same_device(op, "bias", *a.bias, "weight", a.weight);
   }
   check_mask(op, mask_of(a), a.weight.sym_size(0), a.weight.sym_size(1), a.weight);
+  check_steps(op, mask_of(a), a.steps, a.weight.sym_size(0), a.weight.sym_size(1));
 }
 
 void check_masked_linear_grad_input(const MaskedLinearGradInputArguments& a) {
@@ -86,6 +102,7 @@ void check_masked_linear_grad_input(const MaskedLinearGradInputArguments& a) {
   check_same_dtype(op, "grad_output", a.grad_output, "weight", a.weight);
   check_same_device(op, "grad_output", a.grad_output, "weight", a.weight);
   check_mask(op, mask_of(a), a.weight.sym_size(0), a.weight.sym_size(1), a.weight);
+  check_steps(op, mask_of(a), a.steps, a.weight.sym_size(0), a.weight.sym_size(1));
 }
 
 void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a) {
@@ -101,6 +118,7 @@ void check_masked_linear_grad_weight(const MaskedLinearGradWeightArguments& a) {
   check_same_dtype(op, "grad_output", a.grad_output, "input", a.input);
   check_same_device(op, "grad_output", a.grad_output, "input", a.input);
   check_mask(op, mask_of(a), a.grad_output.sym_size(-1), a.input.sym_size(-1), a.input);
+  check_steps(op, mask_of(a), a.steps, a.grad_output.sym_size(-1), a.input.sym_size(-1));
 }
 
 namespace {
@@ -109,17 +127,17 @@ namespace {
 template <typename Arguments>
 at::Tensor product(const Arguments& a, const at::Tensor& input, const at::Tensor& weight) {
   return call(MaskedLinearArguments{input, weight, std::nullopt, a.extents, a.rows, a.columns, a.tiles, a.dense,
-                                    a.algorithm, std::nullopt});
+                                    a.algorithm, std::nullopt, a.steps});
 }
 template <typename Arguments>
 at::Tensor grad_input(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& weight) {
   return call(MaskedLinearGradInputArguments{grad_output, weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
-                                             a.algorithm});
+                                             a.algorithm, a.steps});
 }
 template <typename Arguments>
 at::Tensor grad_weight(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& input) {
   return call(MaskedLinearGradWeightArguments{grad_output, input, a.extents, a.rows, a.columns, a.tiles, a.dense,
-                                              a.algorithm});
+                                              a.algorithm, a.steps});
 }
 
 // For no activation, or one whose derivative can be computed from the result.
@@ -131,7 +149,7 @@ struct MaskedLinearFunction : torch::autograd::Function<MaskedLinearFunction> {
     const Activation f = parse_layer_activation(a.op, a.activation);
     // bias is not needed, and neither is y if no activation was applied.
     save(context, MaskedLinearGradInputArguments{a.input, a.weight, a.extents, a.rows, a.columns, a.tiles, a.dense,
-                                                 a.algorithm},
+                                                 a.algorithm, a.steps},
          {f == Activation::none ? at::Tensor() : y});
     context->saved_data["bias"] = requires_grad(a.bias);
     context->saved_data["activation"] = static_cast<int64_t>(f);

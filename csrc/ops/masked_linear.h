@@ -2,6 +2,10 @@
 //
 // The mask plan (extents, rows, columns) or (tiles, dense) is described in kernels/masked_linear.h. The three ops are
 // closed under differentiation: the derivative of each consists of the other two.
+//
+// `steps` is what the host knows of a sorted staircase (rows and columns none), or empty: with s = mask_step_rows(O),
+// the extents of rows 0, s - 1, 2 s - 1, ... and O - 1. The ops are the same without it. Its values are not compared
+// with extents, whose values may lie on a GPU.
 #pragma once
 
 #include <string_view>
@@ -13,6 +17,11 @@
 #include "common.h"
 
 namespace ar_fast {
+
+// Rows between two steps: a multiple of 64, so that there are at most 16.
+inline int64_t mask_step_rows(int64_t out_features) {
+  return (out_features + 16 * mask_tile_size - 1) / (16 * mask_tile_size) * mask_tile_size;
+}
 
 // The plan's tensors, as the schemas pass them.
 struct MaskTensors {
@@ -49,6 +58,7 @@ struct MaskedLinearArguments {
   OptionalTensor bias, extents, rows, columns, tiles, dense;
   std::string_view algorithm;
   std::optional<std::string_view> activation;
+  at::IntArrayRef steps;
 };
 
 // -> dX (..., I) = dY (W * M)
@@ -58,6 +68,7 @@ struct MaskedLinearGradInputArguments {
   at::Tensor grad_output, weight;
   OptionalTensor extents, rows, columns, tiles, dense;
   std::string_view algorithm;
+  at::IntArrayRef steps;
 };
 
 // -> dW (O, I) = (dY^T X) * M, exactly zero for masked weights
@@ -67,6 +78,7 @@ struct MaskedLinearGradWeightArguments {
   at::Tensor grad_output, input;
   OptionalTensor extents, rows, columns, tiles, dense;
   std::string_view algorithm;
+  at::IntArrayRef steps;
 };
 
 template <typename Arguments>

@@ -395,6 +395,14 @@ cudaError_t run_grid(const LaunchShape& shape, const std::function<void()>& thre
   return grid_launch.error;
 }
 
+bool note_product(int64_t rows, int64_t columns, int64_t sum) {
+  const std::lock_guard<std::mutex> lock(launch_mutex);
+  if (recording) {
+    recorded += "product " + std::to_string(rows) + " " + std::to_string(columns) + " " + std::to_string(sum) + "\n";
+  }
+  return recording;
+}
+
 const char* error_message(cudaError_t error) { return error == cudaSuccess ? "no error" : last_error.c_str(); }
 
 const ThreadIndex& index() { return current->index; }

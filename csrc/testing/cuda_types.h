@@ -10,3 +10,13 @@ enum cudaError_t {
 };
 
 using cudaStream_t = struct CUstream_st*;
+
+#include <cstdint>
+
+namespace ar_fast::emulation {
+
+// While launches are noted and not run, notes a product by torch's GEMM, (rows, sum) by (sum, columns), and returns
+// true.
+bool note_product(int64_t rows, int64_t columns, int64_t sum);
+
+}  // namespace ar_fast::emulation

@@ -39,6 +39,7 @@ KNOWN = {
     "fvsbn_sample_kernel": "parameters lie in shared or global memory, as it fits; a column is a load and a store",
     "head_backward_kernel": "four parameters of a variable at a time",
     "head_log_prob_kernel": "four parameters of a variable at a time",
+    "masked_linear_finish_kernel": "the loop is of what is NaN, seldom anything; what every output has is no loop",
     "masked_linear_grad_input_rows_kernel": "one row of the weight at a time",
     "masked_linear_rows_kernel": "where the mask has no extents or rows are sorted, it is asked for every weight",
     "nade_bias_kernel": "in float64: 7 loads of the unrolled loop, where the compiler saves registers",

@@ -3,6 +3,7 @@
 #include "../masked_linear.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -12,6 +13,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <string>
 
 #include "../../kernels/cuda/masked_linear_cuda.h"
@@ -99,6 +101,77 @@ void run_tiles(const char* op, MaskedLinearProduct product, const MaskedLinear& 
   check_launch(op, masked_linear_tiles_cuda(product, tiling, arguments, memory, current_stream(beside)));
 }
 
+// out = left right + bias, with the sums of torch.mm.
+void multiply(at::Tensor out, const at::Tensor& left, const at::Tensor& right, const at::Tensor& bias) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  if (emulation::note_product(out.size(0), out.size(1), left.size(1))) return;
+#endif
+  if (bias.defined()) {
+    at::addmm_out(out, bias, left, right);
+  } else {
+    at::mm_out(out, left, right);
+  }
+}
+
+// The matrices of y, dX or dW, which is `output`; those that it is not made of are undefined.
+struct Matrices {
+  at::Tensor input, weight, bias, grad_output, output;
+};
+
+void multiply_strip(MaskedLinearProduct product, const MaskedStrip& strip, const Matrices& m, const at::Tensor& copy) {
+  const int64_t rows = strip.row_end - strip.row, columns = strip.column_end - strip.column;
+  const auto weight = [&] {
+    if (!strip.whole) return copy.narrow(0, strip.offset, rows * columns).view({rows, columns});
+    return m.weight.narrow(0, strip.row, rows).narrow(1, strip.column, columns);
+  };
+  switch (product) {
+    case MaskedLinearProduct::y:
+      multiply(m.output.narrow(1, strip.row, rows), m.input.narrow(1, strip.column, columns), weight().t(),
+               m.bias.defined() ? m.bias.narrow(0, strip.row, rows) : m.bias);
+      break;
+    case MaskedLinearProduct::grad_input:
+      multiply(m.output.narrow(1, strip.column, columns), m.grad_output.narrow(1, strip.row, rows), weight(), {});
+      break;
+    case MaskedLinearProduct::grad_weight:
+      multiply(m.output.narrow(0, strip.row, rows).narrow(1, strip.column, columns),
+               m.grad_output.narrow(1, strip.row, rows).t(), m.input.narrow(1, strip.column, columns), {});
+      break;
+  }
+}
+
+// By torch's GEMM over strips of the staircase, where the sizes are for them. Masked copies of strips are made for as
+// many products together as the buffer holds.
+bool run_strips(const char* op, MaskedLinearProduct product, std::string_view algorithm, at::IntArrayRef steps,
+                const MaskedLinear& arguments, const Matrices& matrices) {
+  const bool asked = algorithm == "panels" || (algorithm == "auto" && arguments.batch >= masked_linear_cuda_strip_rows);
+  if (!asked || steps.empty()) return false;
+  const c10::DeviceGuard guard(matrices.output.device());
+  const MaskSteps known{mask_step_rows(arguments.mask.out_features), static_cast<int64_t>(steps.size()), steps.data()};
+  MaskedStrips strips;
+  check_launch(op, masked_linear_strips_cuda(product, arguments, known, strips));
+  if (strips.count == 0) return false;
+  explain(op, " on CUDA: torch's GEMM over ", strips.count, " strips of the staircase, ", arguments.batch, " rows, ",
+          arguments.mask.out_features, " outputs, ", arguments.mask.in_features, " inputs");
+  const auto copied = [&](int i) {
+    const MaskedStrip& strip = strips.strip[i];
+    return strip.whole ? int64_t{0} : int64_t{strip.row_end - strip.row} * (strip.column_end - strip.column);
+  };
+  int64_t all = 0;
+  for (int i = 0; i < strips.count; ++i) all += copied(i);
+  const at::Tensor copy = at::empty({std::min(all, strips.buffer_elements)}, matrices.output.options());
+  for (int first = 0, end = 0; first < strips.count; first = end) {
+    for (int64_t used = 0; end < strips.count && used + copied(end) <= copy.numel(); ++end) {
+      strips.strip[end].offset = used;
+      used += copied(end);
+    }
+    void* const memory = copy.mutable_data_ptr();
+    check_launch(op, masked_linear_copy_cuda(arguments, strips, first, end, memory, current_stream(copy)));
+    for (int i = first; i < end; ++i) multiply_strip(product, strips.strip[i], matrices, copy);
+  }
+  check_launch(op, masked_linear_finish_cuda(product, arguments, current_stream(copy)));
+  return true;
+}
+
 at::Tensor masked_linear_cuda(const MaskedLinearArguments& a) {
   const char* op = a.op;
   const Activation f = parse_layer_activation(op, a.activation);
@@ -123,7 +196,8 @@ at::Tensor masked_linear_cuda(const MaskedLinearArguments& a) {
   arguments.output = y.mutable_data_ptr();
   if (few_rows(a.algorithm, batch)) {
     run_rows(op, masked_linear_rows_cuda, arguments, w);
-  } else {
+  } else if (!run_strips(op, MaskedLinearProduct::y, a.algorithm, a.steps, arguments,
+                         {x, w, b, {}, y.view({batch, out_features})})) {
     run_tiles(op, MaskedLinearProduct::y, arguments, w);
   }
   return y;
@@ -149,7 +223,8 @@ at::Tensor masked_linear_grad_input_cuda(const MaskedLinearGradInputArguments& a
   arguments.output = dx.mutable_data_ptr();
   if (few_rows(a.algorithm, batch)) {
     run_rows(op, masked_linear_grad_input_rows_cuda, arguments, w);
-  } else {
+  } else if (!run_strips(op, MaskedLinearProduct::grad_input, a.algorithm, a.steps, arguments,
+                         {{}, w, {}, dy, dx.view({batch, in_features})})) {
     run_tiles(op, MaskedLinearProduct::grad_input, arguments, w);
   }
   return dx;
@@ -174,7 +249,9 @@ at::Tensor masked_linear_grad_weight_cuda(const MaskedLinearGradWeightArguments&
   arguments.grad_output = dy.const_data_ptr();
   arguments.grad_output_stride = dy.stride(0);
   arguments.output = dw.mutable_data_ptr();
-  run_tiles(op, MaskedLinearProduct::grad_weight, arguments, x);
+  if (!run_strips(op, MaskedLinearProduct::grad_weight, a.algorithm, a.steps, arguments, {x, {}, {}, dy, dw})) {
+    run_tiles(op, MaskedLinearProduct::grad_weight, arguments, x);
+  }
   return dw;
 }
 

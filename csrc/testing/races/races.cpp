@@ -249,6 +249,23 @@ void masked_linear_tiles(ScalarType storage, bool tf32, int64_t tile) {
   all_products(m, arguments);
 }
 
+// What is left of a product by strips beside the GEMM.
+void masked_linear_strips() {
+  constexpr int64_t out = 8, in = 16;
+  Memory m;
+  const MaskedLinear arguments = masked_linear(m, ScalarType::bfloat16, 3, out, in);
+  const int64_t extents[2] = {arguments.mask.extents[0], arguments.mask.extents[out - 1]};
+  for (const auto product :
+       {MaskedLinearProduct::y, MaskedLinearProduct::grad_input, MaskedLinearProduct::grad_weight}) {
+    MaskedStrips strips;
+    check(masked_linear_strips_cuda(product, arguments, {64, 2, extents}, strips));
+    void* const copies = m.bytes(strips.count * out * in * 2);
+    for (int i = 0; i < strips.count; ++i) strips.strip[i].offset = i * out * in;
+    check(masked_linear_copy_cuda(arguments, strips, 0, strips.count, copies, nullptr));
+    check(masked_linear_finish_cuda(product, arguments, nullptr));
+  }
+}
+
 // ---- The other samplers
 
 void masked_mlp(int64_t batch, int64_t units, int64_t variables = 9) {
@@ -431,6 +448,7 @@ const std::vector<Case> cases = {
     {"masked_linear_tiles_float16_128", [] { masked_linear_tiles(ScalarType::float16, false, 128); }},
     {"masked_linear_tiles_bfloat16", [] { masked_linear_tiles(ScalarType::bfloat16, false, 64); }},
     {"masked_linear_tiles_bfloat16_128", [] { masked_linear_tiles(ScalarType::bfloat16, false, 128); }},
+    {"masked_linear_strips", masked_linear_strips},
     {"masked_mlp", [] { masked_mlp(6, 30); }},
     {"masked_mlp_in_scratch", [] { masked_mlp(6, 2500); }},
     {"masked_mlp_blocks", [] { masked_mlp_blocks(6, 30); }},
