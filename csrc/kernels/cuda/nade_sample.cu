@@ -133,6 +133,13 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         next_out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
       }
 
+      // Before the sum, which then is all that the draw waits for; more warps have no registers for that.
+      T threshold{}, given{};
+      const auto look_up = [&] {
+        threshold = __shfl_sync(kFullMask, lane_threshold, p);
+        given = __shfl_sync(kFullMask, lane_value, p);
+      };
+      if constexpr (!many_warps) look_up();
       if (changed || scaled) {
         activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
       }
@@ -151,8 +158,9 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         sum = sums[0];
         for (int w = 1; w < warps; ++w) sum += sums[w];
       }
-      T x = sum > __shfl_sync(kFullMask, lane_threshold, p) ? T(1) : T(0);
-      if (known >> p & 1) x = __shfl_sync(kFullMask, lane_value, p);
+      if constexpr (many_warps) look_up();
+      const T drawn = sum > threshold ? T(1) : T(0);
+      const T x = known >> p & 1 ? given : drawn;
       if (lane == p) {
         lane_value = x;
         lane_logit += sum;
