@@ -49,8 +49,8 @@ struct WeightRow {
     }
   }
 
-  // From this lane's first unit on. Vectors past the last unit stay as they are: the loads have predicates that do not
-  // change, and addresses a constant apart.
+  // From this lane's first unit on. Vectors past the last unit stay as they are, zero: the loads have predicates that
+  // do not change, and addresses a constant apart.
   __device__ __forceinline__ void load_inside(const S* lane_row, int first_unit, int hidden) {
     constexpr int size = Vector<S>::size;
 #pragma unroll
@@ -86,7 +86,11 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   constexpr bool ahead = aligned && !many_warps;
   WeightRow<S> in{}, out{}, next_out{};
   int64_t this_row = static_cast<int64_t>(arguments.variable_at(start)) * hidden;
-  out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
+  if constexpr (ahead) {
+    out.load_inside(arguments.out_weight + this_row + first_unit, first_unit, hidden);
+  } else {
+    out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
+  }
   // This lane's units of the rows that the next position begins to read.
   const S *in_row = nullptr, *next_out_row = nullptr;
   int next_variable = 0;
@@ -147,7 +151,7 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
 #pragma unroll
       for (int j = 0; j < units; ++j) {
         const T part = fma(to_compute(out.vectors[j / size].values[j % size]), h[j], parts[j % 4]);
-        const bool inside_row = !aligned || first_unit + j / size * kWarpSize * size < hidden;
+        const bool inside_row = !aligned || ahead || first_unit + j / size * kWarpSize * size < hidden;
         parts[j % 4] = inside_row ? part : parts[j % 4];
       }
       T sum = warp_sum((parts[0] + parts[1]) + (parts[2] + parts[3]));
