@@ -27,6 +27,8 @@ def make_mask(kind, outputs, inputs):
         extents = torch.full((outputs,), inputs)
     elif kind == "unseen":
         extents = extents // 2
+    elif kind == "even":
+        extents = torch.arange(outputs) * inputs // outputs
     elif kind == "jump":
         extents = torch.where(torch.arange(outputs) < outputs // 3, 0, inputs)
     return Mask.from_degrees(torch.arange(inputs), extents - 1)
@@ -98,7 +100,8 @@ def test_equals_the_reference(device, ops, emulation, size, kind, dtype):
 
 
 def test_many_rows_take_them(device, ops, emulation):
-    case = make_case((1024, 512, 520), device=device)
+    # Few steps of a random staircase may make one strip the shortest.
+    case = make_case((1024, 512, 520), "even", device=device)
     with one_multiprocessor(emulation):
         lines = says(emulation, lambda: products(ops, case, "auto"))
         found = products(ops, case, "auto")
