@@ -1,8 +1,8 @@
 """python -m bench.orders: NADE, MADE, RNN and FVSBN in eight orders of the pixels, on the same digits: test nats.
 
 scikit-learn's 8 x 8 digits, binarized. The orders are raster, reversed, snake and five random ones. Each model is
-trained anew in each order, with the same settings, first parameters and batches. What it printed is in
-docs/lecture/README.md.
+trained anew in each order, with the sizes and settings of `python -m ar_fast compare`, the same first parameters and
+the same batches. What it printed is in docs/lecture/README.md.
 """
 
 import argparse
@@ -15,20 +15,14 @@ import torch
 from torch import Tensor
 
 from ar_fast import orderings
-from ar_fast.models import FVSBN, MADE, NADE, RNN
-from ar_fast.tasks.training import Settings, Split, log_likelihoods, train
+from ar_fast.cli.compare import RECIPES
+from ar_fast.tasks.training import Split, log_likelihoods, train
 
 from .run import environment
 from .tables import write_table
 from .untied import small_digits
 
-# Sizes and settings are those of `python -m ar_fast compare`.
-MODELS = {
-    "FVSBN": (FVSBN, {}, Settings(60, 100, 0.1, 0.1, patience=15)),
-    "NADE": (NADE, {"hidden_features": 100}, Settings(60, 100, 0.03, 0.1, patience=15)),
-    "MADE": (MADE, {"hidden_features": [200]}, Settings(60, 100, 0.03, 0.3, patience=15)),
-    "RNN": (RNN, {"hidden_features": 64}, Settings(60, 100, 0.01, 0.01, patience=15)),
-}
+MODELS = ("FVSBN", "NADE", "MADE", "RNN")
 SHAPE = (8, 8)
 
 
@@ -39,11 +33,12 @@ def orders() -> dict[str, Tensor]:
 
 def measure(name: str, order: Tensor, data: Split, epochs: int | None = None) -> Tensor:
     """Trains a model in an order; log p of every test image."""
-    make, arguments, settings = MODELS[name]
+    recipe = RECIPES[name]
     torch.manual_seed(0)
-    model = make(SHAPE, order=order, **arguments)
+    model = recipe.make(SHAPE, order=order, **recipe.arguments)
     model.initialize_from_mean(data.train.double().mean(0).clamp(1e-3, 1 - 1e-3))
-    train(model, data, replace(settings, epochs=epochs or settings.epochs), progress=False)
+    settings = replace(recipe.settings, epochs=epochs or recipe.settings.epochs)
+    train(model, data, settings, progress=False)
     return log_likelihoods(model, data.test)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from grids import skip_module_without
 
-skip_module_without("bench", "matplotlib", "sklearn")
+skip_module_without("bench", "matplotlib", "sklearn", "click")
 
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
 sys.path.append(str(Path(__file__).parents[2]))
