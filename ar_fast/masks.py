@@ -15,6 +15,8 @@ __all__ = ["Mask"]
 TILE_SIZE = 64
 # Rows of a mask in blocks that the fingerprint reads at a time: each element takes 8 bytes there.
 _FINGERPRINT_ROWS = 1024
+# The same number as mask_most_blocks of the kernels: steps lie at the edges of so many blocks of rows at most.
+_MOST_BLOCKS = 16
 # Masks with as many inputs and outputs have steps: smaller products are over before their strips were launched.
 _LEAST_STEPPED = 1024
 
@@ -229,7 +231,7 @@ def _mixed(numbers: Tensor) -> Tensor:
 def _steps(extents: Tensor) -> list[int]:
     """The extents of rows 0, s - 1, 2 s - 1, ... and of the last one."""
     rows = extents.numel()
-    each = -(-rows // (16 * TILE_SIZE)) * TILE_SIZE
+    each = -(-rows // (_MOST_BLOCKS * TILE_SIZE)) * TILE_SIZE
     places = [0, *range(each - 1, rows - 1, each), rows - 1]
     return extents[torch.tensor(places, device=extents.device)].tolist()
 

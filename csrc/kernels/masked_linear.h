@@ -17,6 +17,8 @@
 namespace ar_fast {
 
 constexpr int64_t mask_tile_size = 64;
+// What the host knows of a staircase are its extents at the edges of so many blocks of rows at most.
+constexpr int64_t mask_most_blocks = 16;
 
 struct MaskPlan {
   int64_t out_features;            // O

@@ -18,9 +18,9 @@
 
 namespace ar_fast {
 
-// Rows between two steps: a multiple of 64, so that there are at most 16.
+// Rows between two steps: a multiple of mask_tile_size, so that there are at most mask_most_blocks of them.
 inline int64_t mask_step_rows(int64_t out_features) {
-  return (out_features + 16 * mask_tile_size - 1) / (16 * mask_tile_size) * mask_tile_size;
+  return (out_features + mask_most_blocks * mask_tile_size - 1) / (mask_most_blocks * mask_tile_size) * mask_tile_size;
 }
 
 // The plan's tensors, as the schemas pass them.

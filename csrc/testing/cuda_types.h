@@ -1,6 +1,8 @@
 // The CUDA runtime types that launchers show to the ops floor, for the emulation: no CUDA header is needed.
 #pragma once
 
+#include <cstdint>
+
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -10,8 +12,6 @@ enum cudaError_t {
 };
 
 using cudaStream_t = struct CUstream_st*;
-
-#include <cstdint>
 
 namespace ar_fast::emulation {
 

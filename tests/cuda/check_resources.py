@@ -5,8 +5,8 @@
 Fails where a kernel spills registers, uses local memory, lacks the instructions that it is meant to use (REQUIRED, read
 from its PTX), or spends more than one ex2 and one rcp on an activation; prints a table of registers and shared memory.
 Then the machine code of the same objects is compared with machine_code.json and held against its expectations
-(machine_code.py, docs/machine_code.md); --update writes the table. With names it
-writes their kernels, and leaves those that are gone.
+(machine_code.py, docs/machine_code.md); --update writes the table; with names it writes the
+kernels of these files and keeps the rest, also what is no longer in them.
 The host side (csrc/ops/cuda) is compiled against the torch that is installed, linked with the kernels and the package's
 ops library, which has to be built, and loaded: every op then has to have a CUDA kernel.
 """

@@ -4,7 +4,7 @@
 //
 // Without atomics: results are bitwise the same in every run, and a row of y or of dX does not depend on the other rows
 // of its batch within one path (rows, or one tiling: in float32 the number of rows decides in which chunks a sum is
-// added). Of strips, the GEMM says so or does not.
+// added). Over strips both are up to the GEMM.
 #pragma once
 
 #include "../masked_linear.h"
@@ -49,11 +49,10 @@ cudaError_t masked_linear_tiles_cuda(MaskedLinearProduct product, const MaskedLi
 
 // Batches from here on take them unless another path is asked for.
 constexpr int64_t masked_linear_cuda_strip_rows = 1024;
-constexpr int64_t masked_linear_most_steps = 16;
 
 // What the host knows of a sorted staircase: the extents of rows 0, rows - 1, 2 rows - 1, ... and of the last one.
 struct MaskSteps {
-  int64_t rows, count;             // count - 1 <= masked_linear_most_steps
+  int64_t rows, count;             // count - 1 <= mask_most_blocks
   const int64_t* extents;
 };
 
@@ -65,7 +64,7 @@ struct MaskedStrip {
 
 struct MaskedStrips {
   int count = 0;                   // 0: take the tiles
-  MaskedStrip strip[masked_linear_most_steps + 1];
+  MaskedStrip strip[mask_most_blocks + 1];
   int64_t buffer_elements = 0;     // that may be copied at a time: a quarter of the weight, or 8 MB
 };
 

@@ -234,7 +234,7 @@ cudaError_t masked_linear_strips_cuda(MaskedLinearProduct product, const MaskedL
   const cudaError_t error = current_device(device);
   if (error != cudaSuccess || device.capability < 8) return error;
   int64_t least = 0;
-  for (int64_t together = 1; together <= masked_linear_most_steps; together *= 2) {
+  for (int64_t together = 1; together <= mask_most_blocks; together *= 2) {
     MaskedStrips strips;
     strips.buffer_elements = std::max(mask.out_features * mask.in_features / 4, int64_t{1} << 22);
     const int64_t cost = cut_strips(product, m, steps, together, device.multiprocessors, strips);
