@@ -37,7 +37,7 @@ REFERENCES = {
         "masked_linear",
         "masked_linear_grad_input",
         "masked_mlp_sample",
-        "masked_mlp_transform",
+        "masked_mlp_flow",
         "nade",
         "nade_log_prob",
         "nade_sample",
@@ -109,7 +109,7 @@ _OWN = {
     "inverse_adjoint": {"grad": ("weight", "B D"), "factors": ("weight", "B _")},
     "masked_linear": {"extents": ("int32", "O")},
     "masked_linear_grad_input": {"extents": ("int32", "O")},
-    "masked_mlp_transform": {"input": ("weight", "B _"), "biases": ("weight", "_", "B _")},
+    "masked_mlp_flow": {"x": ("weight", "B D"), "context": ("weight", "B _"), "biases": ("weight", "_", "B _")},
     "nade_sample": {"state": ("compute", "B H")},
     "offset_nade_sample": {"in_bias": ("weight or compute", "H", "B H")},
     "rnn_sample": {

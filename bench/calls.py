@@ -211,12 +211,11 @@ def transform(kind: str, sizes: Sizes) -> tuple[Callable[..., tuple[Tensor, Tens
     leaves = [torch.randn(sizes.batch, variables), *weights, *(torch.randn(len(weight)) for weight in weights)]
 
     def call(x: Tensor, first: Tensor, second: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.masked_mlp_transform(
+        return functional.masked_mlp_flow(
             x,
             [first, second],
             [mask.to(x.device) for mask in masks],
             biases,
-            variables=variables,
             transform=name,
             constants=constants,
         )

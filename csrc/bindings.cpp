@@ -13,7 +13,7 @@
 #include "ops/inverse_adjoint.h"
 #include "ops/masked_linear.h"
 #include "ops/masked_mlp.h"
-#include "ops/masked_mlp_transform.h"
+#include "ops/masked_mlp_flow.h"
 #include "ops/nade.h"
 #include "ops/offset_nade.h"
 #include "ops/rnn.h"
@@ -53,7 +53,7 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::MaskedLinearArguments>(m);
   def<ar_fast::MaskedLinearGradInputArguments>(m);
   def<ar_fast::MaskedMlpSampleArguments>(m);
-  def<ar_fast::MaskedMlpTransformArguments>(m);
+  def<ar_fast::MaskedMlpFlowArguments>(m);
   def<ar_fast::InverseAdjointArguments>(m);
   def<ar_fast::UnivariateTransformArguments>(m);
   def<ar_fast::RnnSampleArguments>(m);

@@ -99,6 +99,7 @@ class Incremental:
 
     Args:
         schedule: that of a network whose masks never change; None reads the masks of its layers.
+        root: the module that holds the network; its modules must stay what they are too. None is the network.
 
     Example:
         >>> from ar_fast.masks import Mask
@@ -119,8 +120,17 @@ class Incremental:
         3
     """
 
-    def __init__(self, conditioner: Conditioner, network: nn.Module, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        network: nn.Module,
+        schedule: Schedule | None = None,
+        root: nn.Module | None = None,
+    ) -> None:
         self.conditioner, self.network = conditioner, network
+        # Of each module its dictionary of children, and those that it had.
+        parts = (network if root is None else root).modules()
+        self._tree = [(part._modules, list(part._modules.values())) for part in parts]
         self._stamps: list[tuple[Any, int | None]] = []
         self._device_of: dict[torch.device, list[Any]] = {}
         self._schedule, self._fixed = schedule, schedule is not None
@@ -140,7 +150,9 @@ class Incremental:
         self._links = list(links.values())
 
     def unchanged(self) -> bool:
-        """Whether the network still holds the layers and functions that were found in it."""
+        """Whether root still holds the modules, and the network the functions, that were found in it."""
+        if any(list(children.values()) != before for children, before in self._tree):
+            return False
         for owner, key, child in self._links:
             found = owner._modules.get(key)
             if found is not child and (found is not None or getattr(owner, key, None) is not child):

@@ -150,12 +150,11 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
             if context is not None:
                 biases[0] = self._first_bias(context, len(columns))
             masks = [getattr(self, f"dense_{index}") for index in range(len(layers))]
-            u, log_det = functional.masked_mlp_transform(
+            u, log_det = functional.masked_mlp_flow(
                 columns,
                 weights,
                 masks,
                 biases,
-                variables=features,
                 activation=self.activation,
                 transform=own.head,
                 constants=own.constants,

@@ -14,7 +14,7 @@ from .recurrent import RnnSample as RnnSample
 from .recurrent import rnn_sample
 from .sampling import MlpLayer as MlpLayer
 from .sampling import armlp_sample, deep_nade_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
-from .transforms import inverse_adjoint, masked_mlp_transform, univariate_transform
+from .transforms import inverse_adjoint, masked_mlp_flow, univariate_transform
 
 __all__ = [
     "armlp_sample",
@@ -24,8 +24,8 @@ __all__ = [
     "inverse_adjoint",
     "masked_linear",
     "masked_linear_grad_input",
+    "masked_mlp_flow",
     "masked_mlp_sample",
-    "masked_mlp_transform",
     "nade",
     "nade_log_prob",
     "nade_sample",

@@ -274,7 +274,8 @@ class MlpLayer(NamedTuple):
     """A layer of the program of :func:`masked_mlp_sample`. Value 0 is the columns, value l + 1 the result of layer l.
 
     Attributes:
-        sources: the value that each term reads; at most two terms, and none where a value is added.
+        sources: the value that each term reads; at most two terms, and none where a value is added. CONTEXT stands for
+            the context in :func:`masked_mlp_flow`.
         add: the value that is added; it must have as many units. None adds nothing.
         activated: whether the activation is applied.
 
@@ -286,6 +287,8 @@ class MlpLayer(NamedTuple):
     sources: tuple[int, ...] = ()
     add: int | None = None
     activated: bool = True
+
+    CONTEXT = -2
 
     def numbers(self) -> list[int]:
         """The layer as the op takes it.

@@ -9,7 +9,7 @@ from torch import Tensor
 from ._call import call
 from .sampling import MlpLayer
 
-__all__ = ["inverse_adjoint", "masked_mlp_transform", "univariate_transform"]
+__all__ = ["inverse_adjoint", "masked_mlp_flow", "univariate_transform"]
 
 
 def univariate_transform(
@@ -57,41 +57,47 @@ def univariate_transform(
     )
 
 
-def masked_mlp_transform(
-    input: Tensor,
+def masked_mlp_flow(
+    x: Tensor,
     weights: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
     *,
+    context: Tensor | None = None,
     program: Sequence[MlpLayer] | None = None,
-    variables: int,
-    first: int = 0,
+    orders: Sequence[Tensor | None] = (),
+    context_columns: str = "none",
     activation: str = "relu",
     transform: str,
     constants: Sequence[float],
     by_parameter: bool = False,
     scale_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""One autoregressive transform of a flow's density: a masked network, and a function of each variable.
+    r"""The density of a flow: a chain of masked networks, each with a function of each variable.
 
-    .. math:: y_d = f(x_d; \theta_d(x_{<d}, c)), \quad \log |\det \partial y / \partial x| = \sum_d \log f'(x_d)
+    .. math::
+        x^{t+1}_d = f(x^t_d; \theta^t_d(x^t_{<d}, c)), \quad
+        \log |\det \partial x^T / \partial x^0| = \sum_t \sum_d \log f'(x^t_d; \theta^t_d)
 
-    One call stands for the network, the transform and log|det|, and another for all their gradients. It multiplies
-    weights by their masks and whole matrices, so it is meant for layers of up to about a hundred inputs, where what a
-    call costs decides; :func:`masked_linear` is for larger ones. The results can be differentiated any number of
-    times by input, weights and biases.
+    One call stands for all networks, transforms, permutations and log|det|, and another for all their gradients. It
+    multiplies weights by their masks and whole matrices, so it is meant for layers of up to about a hundred inputs,
+    where what a call costs decides; :func:`masked_linear` is for larger ones. The results can be differentiated any
+    number of times by x, context, weights and biases.
 
     Args:
-        input: (B, I), float32 or float64. D adjacent columns are the variables x; the others, a context c, are only
-            read by the network.
-        weights: one for each term, in the order of the program, (units, units of the value it reads), in input's dtype.
-        masks: for each weight what it is multiplied by, of the same shape: bool, integer or in input's dtype. They say
-            which variables are before which, and are not checked.
-        biases: one for each layer, (units) or (B, units), or (0) for none, in input's dtype.
-        program: an :class:`MlpLayer` for each layer, whose value 0 is the input; None is a plain stack with one layer
-            per weight.
-        variables: D.
-        first: the column of input where the variables begin.
+        x: (B, D), float32 or float64.
+        weights: one for each term, in the order of the program, (units, units of the value it reads), in x's dtype;
+            those of the first transform, then those of the second, ...
+        masks: for each weight what it is multiplied by, of the same shape: bool, integer or in x's dtype; None is no
+            mask. They say which variables are before which, and are not checked.
+        biases: one for each term, (units) or (B, units), or None, in x's dtype.
+        context: (B, C), in x's dtype.
+        program: an :class:`MlpLayer` for each layer of a network, whose value 0 is x; all networks have the same. A
+            term may read the context, ``MlpLayer.CONTEXT``. None is one network, a plain stack.
+        orders: nothing, or one for each transform: (D) int64, after which y[:, order] takes the place of its result y,
+            or None.
+        context_columns: "before" or "after" puts the context's columns before or after those of x in value 0 of each
+            network; "none" does not.
         activation: "relu", "sigmoid", "tanh", "elu", "softplus", "silu", "gelu" or "leaky_relu".
         transform: the name of f, whose parameters are the D K units of the last layer; see
             :func:`univariate_transform`, also for the further arguments.
@@ -100,7 +106,7 @@ def masked_mlp_transform(
         scale_first: an affine transform's raw scale stands before its shift.
 
     Returns:
-        y (B, D), and log|det dy/dx| (B), both in input's dtype.
+        y (B, D), and log|det dy/dx| (B), both in x's dtype.
 
     Raises:
         RuntimeError: where a shape, dtype, device or name breaks a rule above.
@@ -109,9 +115,8 @@ def masked_mlp_transform(
 
     Example:
         >>> weight, mask, bias = torch.ones(4, 2), torch.tensor([[0, 0], [0, 0], [1, 0], [0, 0]]), torch.zeros(4)
-        >>> y, log_det = masked_mlp_transform(
-        ...     torch.tensor([[2.0, 3.0]]), [weight], [mask], [bias],
-        ...     variables=2, transform="affine_clamp", constants=[-5.0, 5.0],
+        >>> y, log_det = masked_mlp_flow(
+        ...     torch.tensor([[2.0, 3.0]]), [weight], [mask], [bias], transform="affine_clamp", constants=[-5.0, 5.0]
         ... )
         >>> y, log_det
         (tensor([[2., 5.]]), tensor([0.]))
@@ -119,15 +124,17 @@ def masked_mlp_transform(
     if program is None:
         layers = len(weights)
         program = [MlpLayer((layer,), activated=layer + 1 < layers) for layer in range(layers)]
+    none = x.new_empty(0)
     return call(
-        "masked_mlp_transform",
-        input,
+        "masked_mlp_flow",
+        x,
+        context,
         list(weights),
-        list(masks),
-        list(biases),
+        [none if mask is None else mask for mask in masks],
+        [none if bias is None else bias for bias in biases],
         [number for layer in program for number in layer.numbers()],
-        variables,
-        first,
+        [none if order is None else order for order in orders],
+        context_columns,
         activation,
         transform,
         [float(c) for c in constants],

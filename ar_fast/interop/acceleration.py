@@ -14,7 +14,7 @@ from ..conditioners.conditioner import Unsuitable
 from .attaching import Plan, attach, attached, attachment, detach
 from .masked_layers import is_masked, read_layer
 from .posteriors import modules_of
-from .registry import is_coupling, transform_kind
+from .registry import chain_kind, is_coupling, transform_kind
 from .report import AccelerationReport, Left, Part
 
 __all__ = ["accelerate", "accelerated", "acceleration_report", "restore"]
@@ -99,6 +99,20 @@ class _Read:
             except Unsuitable as reason:
                 self.left.append(Left(name, type(part).__name__, str(reason)))
                 continue
+            self.parts += reports
+            if own is not None:
+                self.found.append((part, own))
+        self._read_chains(root)
+
+    def _read_chains(self, root: nn.Module) -> None:
+        plans = {id(part): plan for part, plan in self.found}
+        for name, part in root.named_modules():
+            kind = None if attached(part) or id(part) in plans else chain_kind(part)
+            if kind is None:
+                continue
+            from .chains import read_chain
+
+            own, reports = read_chain(kind, name, part, plans)
             self.parts += reports
             if own is not None:
                 self.found.append((part, own))

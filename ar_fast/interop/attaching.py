@@ -67,8 +67,8 @@ def attach(module: nn.Module, plan: Plan) -> None:
 
 
 def lend(target: Any, **functions: Callable[..., Any]) -> None:
-    """Gives functions to an object that a call made, such as a transform, as its methods: each takes the object first.
-    Its copies and pickles go without."""
+    """Gives functions to an object that a call made, such as a transform, as its methods: each takes the object first,
+    or None where only the method was kept, as in ``make().method()``. Its copies and pickles go without."""
     # The object does not refer to itself: else each call would leave one to the garbage collector, which is slow.
     own = weakref.ref(target)
     _put(

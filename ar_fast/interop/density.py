@@ -1,25 +1,27 @@
-"""The direction of a transform's density, network, univariate transform and log|det| in one call of an op."""
+"""The direction of a flow's density, networks, univariate transforms and log|det| in one call of an op."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import functional
 from .._structure import building, version_of
-from ..conditioners.conditioner import AddContext, Conditioner, Unsuitable
+from ..conditioners.conditioner import AddContext, Conditioner, Masked, Unsuitable
 from ..conditioners.stepping import Incremental
 from .checks import close, random
 from .crossover import Crossover, measured
 from .fused import Head, activation_of, program_of
 from .inverses import acting, global_hooks, graph_needed, hooks_of
 from .masked_layers import plain_call
+from .plain import activation_name
 
-__all__ = ["Density", "Path", "check_density", "crossovers_of_density"]
+__all__ = ["Densities", "Density", "Path", "check_density", "crossovers_of_density"]
 
 # The op multiplies whole matrices, which is fastest for layers of few inputs only.
 _MOST_INPUTS = 128
@@ -28,117 +30,188 @@ _MOST_INPUTS = 128
 Path = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-# What a context adds: a linear map of it, and the function that it passes through.
-_Context = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
+@dataclass(frozen=True)
+class Form:
+    """What transforms must have in common to run in one call of the op: everything but their tensors.
+
+    Attributes:
+        variables: D.
+        context_features: C, 0 without a context.
+        program: the op's program.
+        rest: the op's arguments behind the orders.
+        domain: the interval outside of which the original raises an error; None is none.
+    """
+
+    variables: int
+    context_features: int
+    program: tuple[int, ...]
+    rest: tuple[Any, ...]
+    domain: tuple[float, float] | None
 
 
 class Density:
-    """y = f(x) and log|det dy/dx| of one transform object, by :func:`ar_fast.functional.masked_mlp_transform`.
+    """One transform object as :func:`ar_fast.functional.masked_mlp_flow` takes it.
 
     Args:
         steps: its conditioner.
         head: its univariate transform.
-        crossovers: where this is faster than the original, without and with gradients; None is everywhere.
 
     Raises:
         Unsuitable: if the op has no such program or transform, or the layers are too large for it.
     """
 
-    def __init__(self, steps: Incremental, head: Head, crossovers: tuple[Crossover, Crossover] | None = None) -> None:
+    def __init__(self, steps: Incremental, head: Head) -> None:
         own = steps.conditioner
         if head.columns not in (None, tuple(range(own.parameters)), (1, 0)):
             raise Unsuitable("its parameters are in another order than the op's")
         if head.name == "affine_clamp":
             raise Unsuitable("its clamp has another gradient than the op's")
-        self.steps, self.head, self.crossovers = steps, head, crossovers
-        layers = program_of(own)
-        if not any(layer.terms for layer in layers):
-            raise Unsuitable("it has no masked layer")
-        self._program = [
-            number
-            for layer in layers
-            for number in functional.MlpLayer(tuple(layer.sources), layer.add, layer.activated).numbers()
-        ]
-        self._hooks = hooks_of(steps.network)
-        self._biased = [
-            (
-                [steps.function(own.steps[index].layer) for index in layer.terms],
-                [_context_of(steps, own.steps[index]) for index in layer.contexts],
-            )
-            for layer in layers
-        ]
-        self._masked = [layer for terms, _ in self._biased for layer in terms]
-        self._converted: list[tuple[Tensor | None, int | None, Tensor | None]] = [(None, None, None)] * len(
-            self._masked
-        )
-        if max(layer.weight.shape[1] for layer in self._masked) > _MOST_INPUTS:
+        program, terms = _program_of(own)
+        activation = activation_of(steps)
+        for step in own.steps:
+            through = step.function if isinstance(step, AddContext) else None
+            if through is not None and activation_name(steps.function(through)) != activation:
+                raise Unsuitable("its context passes through another function than its values")
+        self.steps = steps
+        # For each term of the program its layer, and whether it has a mask.
+        self._terms = [(steps.function(own.steps[term].layer), isinstance(own.steps[term], Masked)) for term in terms]
+        self._converted: list[tuple[Tensor | None, int | None, Tensor | None]] = [(None, None, None)] * len(terms)
+        if max(layer.weight.shape[1] for layer, _ in self._terms) > _MOST_INPUTS:
             raise Unsuitable(f"it has layers of more than {_MOST_INPUTS} inputs")
-        first = own.context_features if own.context_first else 0
-        scale_first = head.columns == (1, 0)
-        self._rest = own.variables, first, activation_of(steps), head.name, [float(c) for c in head.constants]
-        self._rest = *self._rest, own.by_parameter, scale_first
+        self._hooks = hooks_of(steps.network)
+        columns = {None: "none", True: "before", False: "after"}[own.context_first]
+        constants = tuple(float(c) for c in head.constants)
+        rest = columns, activation, head.name, constants, own.by_parameter, head.columns == (1, 0)
+        self.form = Form(own.variables, own.context_features, tuple(program), rest, head.domain)
+
+    def usable(self) -> bool:
+        """Whether the op computes what a call of the network would do."""
+        return not any(self._hooks) and self.steps.unchanged() and not acting(self.steps.inactive())
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the first term."""
+        return _parameter(self._terms[0][0], "weight")
+
+    def tensors(self) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
+        """The weight, the mask and the bias of each term; masks in the dtype of the weights, which multiply faster."""
+        weights, masks, biases = [], [], []
+        for index, (layer, has_mask) in enumerate(self._terms):
+            weights.append(_parameter(layer, "weight"))
+            masks.append(self._mask(index, layer, weights[-1].dtype) if has_mask else None)
+            biases.append(_parameter(layer, "bias"))
+        return weights, masks, biases
+
+    def _mask(self, index: int, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        mask = layer._buffers.get("mask")
+        mask = layer.mask if mask is None else mask
+        if mask.dtype is dtype:
+            return mask
+        source, version, converted = self._converted[index]
+        if source is not mask or version != version_of(mask) or converted.dtype is not dtype:
+            with building():
+                converted = mask.to(dtype)
+            self._converted[index] = mask, version_of(mask), converted
+        return converted
+
+
+class Densities:
+    """Adjacent transforms of one form in one call of the op, as a :data:`Path`.
+
+    Args:
+        transforms: at least one.
+        orders: after which of them, by their index, a permutation follows: what gives it, y[:, order()].
+        crossovers: where this is faster than the original, without and with gradients; None is everywhere.
+
+    Raises:
+        Unsuitable: if the transforms have different forms.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Density],
+        orders: Mapping[int, Callable[[], Tensor]] | None = None,
+        crossovers: tuple[Crossover, Crossover] | None = None,
+    ) -> None:
+        if len({own.form for own in transforms}) != 1:
+            raise Unsuitable("its transforms have different forms")
+        self.transforms, self.form, self.crossovers = list(transforms), transforms[0].form, crossovers
+        self._orders = dict(orders or {})
+        if self.form.domain is not None and len(self.transforms) > 1:
+            raise Unsuitable("each of its transforms checks the domain of its input")
+        self._program = list(self.form.program)
+        columns, activation, head, constants, *layout = self.form.rest
+        self._rest = columns, activation, head, list(constants), *layout
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """x (B, D), context (B, C) -> y (B, D) and log|det dy/dx| (B); None where the original must run."""
-        own, steps = self.steps.conditioner, self.steps
-        if x.dim() != 2 or x.shape[1] != own.variables or not x.shape[0] or not plain_call():
+        form, transforms = self.form, self.transforms
+        if x.dim() != 2 or x.shape[1] != form.variables or not x.shape[0] or not plain_call():
             return None
         if context is None:
-            if own.context_features:
+            if form.context_features:
                 return None
-        elif context.shape != (x.shape[0], own.context_features) or context.dtype != x.dtype:
+        elif context.shape != (x.shape[0], form.context_features) or context.dtype != x.dtype:
             return None
-        if torch.is_autocast_enabled(x.device.type) or global_hooks() or any(self._hooks):
+        weight = transforms[0].weight
+        if weight.dtype != x.dtype or weight.device != x.device:
             return None
-        if not steps.unchanged() or acting(steps.inactive()):
+        crossovers, domain = self.crossovers, form.domain
+        if crossovers is not None and not crossovers[graph_needed(x, context, weight)].ours(x.shape[0]):
             return None
-        weights = [_parameter(layer, "weight") for layer in self._masked]
-        if weights[0].dtype != x.dtype or weights[0].device != x.device:
-            return None
-        crossovers, domain = self.crossovers, self.head.domain
-        if crossovers is not None and not crossovers[graph_needed(x, context, weights[0])].ours(x.shape[0]):
+        if torch.is_autocast_enabled(x.device.type) or global_hooks() or not all(own.usable() for own in transforms):
             return None
         if domain is not None and not bool(((x >= domain[0]) & (x <= domain[1])).all()):
             return None
 
-        biases = [self._bias(x, context, *parts) for parts in self._biased]
-        columns = [x] if own.context_first is None else [context, x] if own.context_first else [x, context]
-        input = x if len(columns) == 1 else torch.cat(columns, 1)
-        masks = self._masks(weights)
-        return functional.call("masked_mlp_transform", input, weights, masks, biases, self._program, *self._rest)
-
-    def _bias(self, x: Tensor, context: Tensor | None, layers: list[nn.Module], contexts: list[_Context]) -> Tensor:
-        """What is added to a layer's sums: the biases of its terms, and what the context adds."""
-        total = None
-        for layer in layers:
-            bias = _parameter(layer, "bias")
-            if bias is not None:
-                total = bias if total is None else total + bias
-        for layer, function in contexts:
-            part = F.linear(context, _parameter(layer, "weight"), _parameter(layer, "bias"))
-            part = part if function is None else function(part)
-            total = part if total is None else total + part
-        return x.new_empty(0) if total is None else total
-
-    def _masks(self, weights: list[Tensor]) -> list[Tensor]:
-        """The masks in the dtype of the weights, which multiply faster than others."""
-        found = []
-        for index, (layer, weight) in enumerate(zip(self._masked, weights, strict=True)):
-            mask = layer._buffers.get("mask")
-            mask = layer.mask if mask is None else mask
-            if mask.dtype is not weight.dtype:
-                source, version, converted = self._converted[index]
-                if source is not mask or version != version_of(mask) or converted.dtype is not weight.dtype:
-                    with building():
-                        converted = mask.to(weight.dtype)
-                    self._converted[index] = mask, version_of(mask), converted
-                mask = converted
-            found.append(mask)
-        return found
+        none = _nothing(x.dtype, x.device)
+        weights, masks, biases = [], [], []
+        for transform in transforms:
+            for all_of_them, own in zip((weights, masks, biases), transform.tensors(), strict=True):
+                all_of_them += [none if tensor is None else tensor for tensor in own]
+        orders = [self._orders[index]() if index in self._orders else none for index in range(len(transforms))]
+        return functional.call(
+            "masked_mlp_flow", x, context, weights, masks, biases, self._program, orders, *self._rest
+        )
 
 
-def _context_of(steps: Incremental, step: AddContext) -> _Context:
-    return steps.function(step.layer), None if step.function is None else steps.function(step.function)
+@functools.cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the op takes for no mask, bias or order."""
+    with building():
+        return torch.empty(0, dtype=dtype, device=device)
+
+
+def _program_of(conditioner: Conditioner) -> tuple[list[int], list[int]]:
+    """The program of a network, and for each of its terms the step that has the layer.
+
+    What the context adds is a term that reads it, or a layer of its own if it passes through a function.
+    """
+    steps, context = conditioner.steps, functional.MlpLayer.CONTEXT
+    program: list[functional.MlpLayer] = []
+    terms: list[int] = []
+    # Where the values of the program without a context stand in this one.
+    values = {0: 0}
+    for index, layer in enumerate(program_of(conditioner)):
+        sources, steps_of, add = [values[own] for own in layer.sources], list(layer.terms), layer.add
+        add = None if add is None else values[add]
+        for own in layer.contexts:
+            function = steps[own].function
+            if function is None and len(sources) < 2:
+                sources.append(context)
+                steps_of.append(own)
+            elif add is None:
+                program.append(functional.MlpLayer((context,), activated=function is not None))
+                terms.append(own)
+                add = len(program)
+            else:
+                raise Unsuitable("the op has no layer that adds the context to so many values")
+        program.append(functional.MlpLayer(tuple(sources), add, layer.activated))
+        terms += steps_of
+        values[index + 1] = len(program)
+    if not any(isinstance(steps[own], Masked) for own in terms):
+        raise Unsuitable("it has no masked layer")
+    return [number for layer in program for number in layer.numbers()], terms
 
 
 def _parameter(layer: nn.Module, name: str) -> Tensor | None:

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 from ..conditioners.conditioner import Add, AddContext, Conditioner, Elementwise, GateByContext, Masked, Unsuitable
 from ..conditioners.stepping import distinct_rows
 from .attaching import shallow
-from .density import Density
+from .chains import Chain
+from .density import Densities
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
 from .plain import Reading, add_function, add_normalized
 
-__all__ = ["KIND", "Nflows", "matches"]
+__all__ = ["CHAIN", "KIND", "Nflows", "is_chain", "matches"]
 
 
 def matches(module: nn.Module) -> bool:
     names = "autoregressive_net", "_elementwise_forward", "_elementwise_inverse", "inverse"
     return all(hasattr(module, name) for name in names) and isinstance(module.autoregressive_net, nn.Module)
+
+
+def is_chain(module: nn.Module) -> bool:
+    return hasattr(module, "_cascade") and isinstance(getattr(module, "_transforms", None), nn.ModuleList)
 
 
 def is_made(network: nn.Module) -> bool:
@@ -147,7 +152,7 @@ class Nflows:
     def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, x, context)
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         def inverted(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
                 return type(self).inverse(self, inputs, context)
@@ -185,4 +190,35 @@ class Nflows:
         return own
 
 
+class NflowsChain:
+    """CompositeTransform, which applies its transforms and adds up what they return as log|det|."""
+
+    library = "nflows"
+    evaluates = "forward"
+
+    def children(self, module: nn.Module) -> list[nn.Module]:
+        return list(module._transforms._modules.values())
+
+    def order(self, child: nn.Module) -> Callable[[], Tensor] | None:
+        if not isinstance(child._buffers.get("_permutation"), Tensor) or getattr(child, "_dim", None) != 1:
+            return None
+        return lambda: child._buffers["_permutation"]
+
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return type(module).forward(module, x, context)
+
+    def evaluate(
+        self, module: nn.Module, chain: Chain, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        return chain(x, context, lambda index, x: chain.children[index](x, context))
+
+    def attributes(self, module: nn.Module, chain: Chain) -> dict[str, Any]:
+        def forward(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            found = CHAIN.evaluate(self, chain, inputs, context)
+            return type(self).forward(self, inputs, context) if found is None else found
+
+        return {"forward": types.MethodType(forward, module)}
+
+
 KIND = Nflows()
+CHAIN = NflowsChain()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..conditioners.conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
 from ..conditioners.stepping import broadcast_rows
 from .attaching import lend, shallow
-from .density import Density
+from .density import Densities
 from .fused import Head
 from .inverses import Inverse
 from .plain import Reading, add_function
@@ -123,7 +123,7 @@ class Pyro:
     def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         def _inverse(self_: Any, y: Tensor) -> Tensor:
             network, context = self_.arn, None
             if isinstance(network, functools.partial):

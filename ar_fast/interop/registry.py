@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
+    from .chains import ChainKind
     from .transforms import Kind
 
-__all__ = ["is_coupling", "transform_kind"]
+__all__ = ["chain_kind", "is_coupling", "transform_kind"]
 
 
 def is_coupling(module: nn.Module) -> bool:
@@ -27,3 +28,13 @@ def transform_kind(module: nn.Module) -> Kind | None:
         if library.matches(module):
             return library.KIND
     return pyro.kind_of(module)
+
+
+def chain_kind(module: nn.Module) -> ChainKind | None:
+    """How a chain of transforms is read, or None for any other module."""
+    from . import nflows, zuko
+
+    for library in (zuko, nflows):
+        if library.is_chain(module):
+            return library.CHAIN
+    return None

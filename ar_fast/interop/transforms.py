@@ -13,12 +13,12 @@ from ..conditioners.conditioner import Conditioner, Unsuitable, find
 from ..conditioners.stepping import Incremental, Univariate, distinct_rows
 from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .crossover import Crossover
-from .density import Density, Path, check_density, crossovers_of_density
+from .density import Densities, Density, Path, check_density, crossovers_of_density
 from .fused import Fused, Head
 from .inverses import Inverse, check_inverse, crossovers, everywhere
 from .report import Part
 
-__all__ = ["Kind", "TransformPlan", "read_transform"]
+__all__ = ["Kind", "TransformPlan", "modules_in", "read_transform", "steps_of"]
 
 
 class Kind(Protocol):
@@ -66,7 +66,7 @@ class Kind(Protocol):
     def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The original's direction of the density: (x (B, D), context (B, C)) -> (y, log|det dy/dx|)."""
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         """The attributes through which the module runs the inverse, or without one its own passes until two agree, and
         the direction of the density, or without one its own."""
 
@@ -87,6 +87,7 @@ class TransformPlan:
         head: the univariate transform as the op knows it, or None.
         density: where one op for the direction of the density is faster than the original, without and with gradients;
             None if it does not run.
+        modules: the names and classes of the modules in the transform; a copy that has others runs as the original.
     """
 
     kind: Kind
@@ -95,11 +96,15 @@ class TransformPlan:
     crossovers: tuple[Crossover, Crossover] | None = None
     head: Head | None = None
     density: tuple[Crossover, Crossover] | None = None
+    modules: tuple[tuple[str, type], ...] | None = None
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
+        if self.modules is not None and self.modules != modules_in(module):
+            return {}
         density = None
         if self.density is not None:
-            density = Density(Incremental(self.conditioner, find(module, self.kind.network)), self.head, self.density)
+            own = Density(steps_of(module, self.kind.network, self.conditioner), self.head)
+            density = Densities([own], crossovers=self.density)
         return self.kind.attributes(module, self.inverse(module), density)
 
     def inverse(self, module: nn.Module) -> Inverse | None:
@@ -113,10 +118,19 @@ class TransformPlan:
             def own(y: Tensor, parameters: Tensor, indices: Tensor) -> Tensor:
                 return univariate(y, parameters)
 
-        steps = Incremental(self.conditioner, find(module, self.kind.network))
+        steps = steps_of(module, self.kind.network, self.conditioner)
         fused = None if self.head is None else Fused(steps, self.head)
         parametric = self.kind.parametric(module)
         return Inverse(steps, own, parametric, self.crossovers, fused, lambda: self.kind.passes(module))
+
+
+def steps_of(module: nn.Module, network: str, conditioner: Conditioner) -> Incremental:
+    """The conditioner of a transform, which is of use while all modules in the transform stay what they are."""
+    return Incremental(conditioner, find(module, network), root=module)
+
+
+def modules_in(module: nn.Module) -> tuple[tuple[str, type], ...]:
+    return tuple((name, type(part)) for name, part in module.named_modules())
 
 
 def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformPlan | None, list[Part]]:
@@ -146,7 +160,7 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
     tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
     part = replace(part, by=f"{tier} ({speed})")
     plan, density = _density(kind, name, module, copied, plan)
-    return plan, [part, *density]
+    return replace(plan, modules=modules_in(module)), [part, *density]
 
 
 def _density(
@@ -174,7 +188,7 @@ def _density_checked(kind: Kind, copied: nn.Module, plan: TransformPlan) -> tupl
     own = plan.conditioner
 
     def paths(module: nn.Module) -> tuple[Path, Path]:
-        density = Density(Incremental(own, find(module, kind.network)), plan.head)
+        density = Densities([Density(steps_of(module, kind.network, own), plan.head)])
 
         def original(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             return kind.evaluated(module, x, context)

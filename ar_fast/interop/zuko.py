@@ -9,21 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.utils import _sum_rightmost
 
 from ..conditioners.conditioner import Conditioner
 from ..conditioners.stepping import broadcast_rows
 from .attaching import lend
-from .density import Density
+from .chains import Chain
+from .density import Densities
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
 
-__all__ = ["KIND", "matches"]
+__all__ = ["CHAIN", "KIND", "is_chain", "matches"]
 
 
 def matches(module: nn.Module) -> bool:
     names = "hyper", "univariate", "shapes", "total", "passes", "meta"
     return all(hasattr(module, name) for name in names) and isinstance(module.hyper, nn.Sequential)
+
+
+def is_chain(module: nn.Module) -> bool:
+    transforms = getattr(module, "transforms", None)
+    return isinstance(transforms, nn.ModuleList) and any(matches(own) for own in transforms)
 
 
 class Zuko:
@@ -92,7 +99,7 @@ class Zuko:
     def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, context).call_and_ladj(x)
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Density | None) -> dict[str, Any]:
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
 
         def forward(self: nn.Module, c: Tensor | None = None) -> Any:
@@ -100,8 +107,8 @@ class Zuko:
                 return run(self, c, y)
 
             def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-                found = density(x, c)
-                return type(transform).call_and_ladj(transform, x) if found is None else found
+                found = _flattened(density, x, c)
+                return type(self).forward(self, c).call_and_ladj(x) if found is None else found
 
             transform = type(self).forward(self, c)
             if density is None:
@@ -113,7 +120,62 @@ class Zuko:
         return {"forward": types.MethodType(forward, module)}
 
 
+class ZukoChain:
+    """LazyComposedTransform, whose ``forward`` takes the context and returns a composed Transform."""
+
+    library = "zuko"
+    evaluates = "call_and_ladj"
+
+    def children(self, module: nn.Module) -> list[nn.Module]:
+        return list(module.transforms._modules.values())
+
+    def order(self, child: nn.Module) -> None:
+        return None
+
+    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return type(module).forward(module, context).call_and_ladj(x)
+
+    def evaluate(
+        self, module: nn.Module, chain: Chain, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        return _chained(chain, type(module).forward(module, context), x, context)
+
+    def attributes(self, module: nn.Module, chain: Chain) -> dict[str, Any]:
+        def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+            def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+                transform = type(self).forward(self, c) if transform is None else transform
+                found = _chained(chain, transform, x, c)
+                return type(transform).call_and_ladj(transform, x) if found is None else found
+
+            transform = type(self).forward(self, c)
+            lend(transform, call_and_ladj=call_and_ladj)
+            return transform
+
+        return {"forward": types.MethodType(forward, module)}
+
+
 KIND = Zuko()
+CHAIN = ZukoChain()
+
+
+def _flattened(density: Densities, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The density where x (..., D) and the context (..., C) have any leading dimensions, which are broadcast."""
+    batch = x.shape[:-1] if c is None else torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])
+    if len(batch) == 1 and x.shape[:-1] == batch and (c is None or c.shape[:-1] == batch):
+        return density(x, c)
+    context = None if c is None else c.expand(*batch, c.shape[-1]).reshape(-1, c.shape[-1])
+    found = density(x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]), context)
+    return None if found is None else (found[0].reshape(*batch, x.shape[-1]), found[1].reshape(batch))
+
+
+def _chained(chain: Chain, transform: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def alone(index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        own = transform.transforms[index]
+        dims = [part.codomain.event_dim - part.domain.event_dim for part in transform.transforms[:index]]
+        y, log_det = own.call_and_ladj(x)
+        return y, _sum_rightmost(log_det, transform.domain_dim + sum(dims) - own.domain.event_dim)
+
+    return chain(x, c, alone, _flattened)
 
 
 def _limit(clipped: float, raw: float = 10.0) -> float:

@@ -540,30 +540,38 @@ def masked_mlp_sample(
     return drawn, log_prob, torch.cat(layers, 1)
 
 
-def masked_mlp_transform(
-    input: Tensor,
+def masked_mlp_flow(
+    x: Tensor,
+    context: Tensor | None,
     weights: list[Tensor],
     masks: list[Tensor],
     biases: list[Tensor],
     program: list[int],
-    variables: int,
-    first: int,
+    orders: list[Tensor],
+    context_columns: str,
     activation: str,
     transform: str,
     constants: list[float],
     by_parameter: bool = False,
     scale_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    values, terms = [input], iter(zip(weights, masks, strict=True))
-    for layer, bias in enumerate(biases):
-        *sources, add, activated = program[4 * layer : 4 * layer + 4]
-        z = bias if bias.shape != (0,) else 0.0
-        for source in sources:
-            if source >= 0:
-                weight, mask = next(terms)
-                z = z + values[source] @ (weight * mask).T
-        if add >= 0:
-            z = z + values[add]
-        values.append(MLP_ACTIVATIONS[activation](z) if activated else z)
-    x = input[:, first : first + variables]
-    return univariate_transform(x, values[-1], transform, constants, by_parameter, scale_first)
+    layers, log_det = [program[start : start + 4] for start in range(0, len(program), 4)], 0.0
+    terms = list(zip(weights, masks, biases, strict=True))[::-1]
+    order_of = iter(orders)
+    while terms:
+        columns = {"none": [x], "before": [context, x], "after": [x, context]}[context_columns]
+        values = [torch.cat(columns, 1)]
+        for *sources, add, activated in layers:
+            z = values[add] if add >= 0 else 0.0
+            for source in sources:
+                if source != -1:
+                    weight, mask, bias = terms.pop()
+                    weight = weight if mask.shape == (0,) else weight * mask
+                    z = z + (context if source == -2 else values[source]) @ weight.T
+                    z = z if bias.shape == (0,) else z + bias
+            values.append(MLP_ACTIVATIONS[activation](z) if activated else z)
+        x, own = univariate_transform(x, values[-1], transform, constants, by_parameter, scale_first)
+        log_det = log_det + own
+        order = next(order_of, x.new_empty(0))
+        x = x if order.shape == (0,) else x[:, order]
+    return x, log_det

@@ -106,8 +106,16 @@ Saved<Arguments> saved(AutogradContext* context) {
   return result;
 }
 
+// Puts a view in the place of each of the first `count` inputs that requires a gradient. An input may have been computed
+// from another one: a gradient by its view does not go on to that other one.
+inline void separate(variable_list& inputs, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (requires_grad(inputs[i])) inputs[i] = inputs[i].view_as(inputs[i]);
+  }
+}
+
 // Writes the gradients by those of the inputs that require one to the front of `out`; they can be differentiated again.
-// The outputs must have been computed with grad mode on.
+// The outputs must have been computed with grad mode on, from inputs that are separate.
 inline void differentiable_gradients(const variable_list& outputs, const variable_list& grads,
                                      const variable_list& inputs, variable_list& out) {
   variable_list ends, end_grads, sources;

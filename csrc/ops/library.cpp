@@ -62,9 +62,9 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       " -> (Tensor, Tensor, Tensor)");
 
   m.def(
-      "masked_mlp_transform(Tensor input, Tensor[] weights, Tensor[] masks, Tensor[] biases, int[] program, "
-      "int variables, int first, str activation, str transform, float[] constants, bool by_parameter=False, "
-      "bool scale_first=False) -> (Tensor, Tensor)");
+      "masked_mlp_flow(Tensor x, Tensor? context, Tensor[] weights, Tensor[] masks, Tensor[] biases, int[] program, "
+      "Tensor[] orders, str context_columns, str activation, str transform, float[] constants, "
+      "bool by_parameter=False, bool scale_first=False) -> (Tensor, Tensor)");
   m.def(
       "inverse_adjoint(Tensor grad, Tensor factors, Tensor[] weights, Tensor[] slopes, int[] program, int[] ends)"
       " -> Tensor");

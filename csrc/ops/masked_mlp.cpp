@@ -14,7 +14,7 @@ constexpr size_t step_numbers = 4;
 
 }  // namespace
 
-std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program) {
+std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program, bool with_context) {
   TORCH_CHECK(!program.empty() && program.size() % step_numbers == 0 &&
                   program.size() / step_numbers <= masked_mlp_max_layers + 1,
               op, ": program must have 4 numbers for each of 1 to ", masked_mlp_max_layers + 1, " layers, got ",
@@ -23,12 +23,14 @@ std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program
   for (size_t i = 0; i < program.size(); i += step_numbers) {
     const auto layer = static_cast<int64_t>(i / step_numbers);
     for (size_t j = 0; j < 3; ++j) {
-      TORCH_CHECK(program[i + j] >= -1 && program[i + j] <= layer, op, ": program[", i + j,
-                  "] must be -1 or a value before layer ", layer, ", 0 ... ", layer, ", got ", program[i + j]);
+      const bool context = with_context && j < masked_mlp_max_terms && program[i + j] == masked_mlp_context;
+      TORCH_CHECK(context || (program[i + j] >= -1 && program[i + j] <= layer), op, ": program[", i + j,
+                  "] must be -1 or a value before layer ", layer, ", 0 ... ", layer,
+                  with_context ? ", or -2 for the context in a term" : "", ", got ", program[i + j]);
     }
     TORCH_CHECK(program[i + 3] == 0 || program[i + 3] == 1, op, ": program[", i + 3, "] must be 0 or 1, got ",
                 program[i + 3]);
-    TORCH_CHECK(program[i] >= 0 || (program[i + 1] < 0 && program[i + 2] >= 0 && layer > 0), op, ": layer ", layer,
+    TORCH_CHECK(program[i] != -1 || (program[i + 1] == -1 && program[i + 2] >= 0 && layer > 0), op, ": layer ", layer,
                 " of program must have a first term", layer > 0 ? ", or no term and a value added" : "", ", got [",
                 program[i], ", ", program[i + 1], ", ", program[i + 2], "]");
     steps.push_back({{program[i], program[i + 1]}, program[i + 2], program[i + 3] == 1});

@@ -50,15 +50,18 @@ constexpr const char* masked_mlp_name = MaskedMlpSampleArguments::op;
 
 // --- shared by the implementations
 
+// The source that stands for a context, in ops whose networks read one beside their values.
+constexpr int64_t masked_mlp_context = -2;
+
 // One layer of a program.
 struct MaskedMlpStep {
   int64_t sources[masked_mlp_max_terms];
   int64_t add;
   bool activated;
-  int64_t terms() const { return sources[0] < 0 ? 0 : sources[1] < 0 ? 1 : 2; }
+  int64_t terms() const { return sources[0] == -1 ? 0 : sources[1] == -1 ? 1 : 2; }
 };
 
-std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program);
+std::vector<MaskedMlpStep> parse_program(const char* op, at::IntArrayRef program, bool with_context = false);
 
 // Checks structure only: shapes, dtypes, devices. Never synchronises.
 Head check_masked_mlp_sample(const MaskedMlpSampleArguments& a);

@@ -7,7 +7,8 @@
 
 namespace ar_fast {
 
-// The CPU's functions, or null in a library without its kernels. weight and mask (O, I), of the same dtype.
+// The CPU's functions, or null in a library without its kernels. weight and mask (O, I), of the same dtype; an
+// undefined mask is none.
 struct SmallProducts {
   // f(input (B, I) (weight * mask)^T + bias (O) or (B, O), or an undefined one)
   at::Tensor (*forward)(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& mask,

@@ -168,7 +168,9 @@ struct UnivariateTransformFunction : torch::autograd::Function<UnivariateTransfo
     return {y, log_det};
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const variable_list kept = context->get_saved_variables();
+    variable_list kept = context->get_saved_variables();
+    const bool again = at::GradMode::is_enabled();
+    if (again) separate(kept, kept.size());
     auto& data = context->saved_data;
     const std::vector<double> constants = data["constants"].toDoubleVector();
     const UnivariateTransformArguments a{
@@ -176,7 +178,7 @@ struct UnivariateTransformFunction : torch::autograd::Function<UnivariateTransfo
         data["scale_first"].toBool()};
     // The gradients by x and parameters, behind that of the arguments, which are no tensor.
     variable_list by(2);
-    if (at::GradMode::is_enabled()) {
+    if (again) {
       const auto [y, log_det] = by_torch(a);
       differentiable_gradients({y, log_det}, grads, kept, by);
     } else {

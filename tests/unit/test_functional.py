@@ -123,13 +123,12 @@ def transform_arguments():
     }
 
 
-def mlp_transform_arguments():
+def mlp_flow_arguments():
     return {
-        "input": torch.ones(2, 4),
+        "x": torch.ones(2, 4),
         "weights": [torch.ones(3, 4), torch.ones(8, 3)],
         "masks": [torch.ones(3, 4), torch.ones(8, 3)],
         "biases": [torch.ones(3), torch.ones(8)],
-        "variables": 4,
         "transform": "affine_clamp",
         "constants": [-1.0, 1.0],
     }
@@ -162,7 +161,7 @@ GOOD = {
     "masked_linear": linear_arguments,
     "masked_linear_grad_input": transposed_arguments,
     "masked_mlp_sample": mlp_arguments,
-    "masked_mlp_transform": mlp_transform_arguments,
+    "masked_mlp_flow": mlp_flow_arguments,
     "offset_nade_sample": offset_arguments,
     "rnn_sample": rnn_arguments,
     "univariate_transform": transform_arguments,
@@ -319,20 +318,38 @@ BAD = [
     ("univariate_transform", {"transform": "bernoulli", "constants": []}, "transform must be the name of one, got"),
     ("univariate_transform", {"transform": "affine_cubic"}, "a transform must be .*, got 'affine_cubic'"),
     ("univariate_transform", {"constants": [1.0]}, "constants must hold 2 numbers for affine_clamp, got 1"),
-    ("masked_mlp_transform", {"input": torch.ones(4)}, r"input must have shape \(B, I|_\), got \[4\]"),
-    ("masked_mlp_transform", {"input": torch.ones(2, 4, dtype=int64)}, "input must be .*float32.* got"),
-    ("masked_mlp_transform", {"masks": [torch.ones(3, 4)]}, "weights and masks must hold one tensor per term.* 2, got"),
-    ("masked_mlp_transform", {"masks": [torch.ones(3, 4), torch.ones(8, 2)]}, r"masks\[1\] must have the shape"),
-    ("masked_mlp_transform", {"biases": [torch.ones(3)]}, "biases must hold one tensor per layer, 2, got 1"),
-    ("masked_mlp_transform", {"biases": [torch.ones(2), torch.ones(8)]}, r"biases\[0\] must have shape .* got"),
+    ("masked_mlp_flow", {"x": torch.ones(4)}, r"x must have shape \(B, D\), got \[4\]"),
+    ("masked_mlp_flow", {"x": torch.ones(2, 4, dtype=int64)}, "x must be .*float32.* got"),
+    ("masked_mlp_flow", {"weights": [torch.ones(3, 4)]}, "masks and biases must hold one tensor per weight, 1, got 2"),
     (
-        "masked_mlp_transform",
+        "masked_mlp_flow",
+        {"program": [functional.MlpLayer((0, 0)), functional.MlpLayer((1,))]},
+        "weights must hold .* term of program, 3, for",
+    ),
+    (
+        "masked_mlp_flow",
+        {"masks": [torch.ones(3, 4)]},
+        "masks and biases must hold one tensor per weight, 2, got 1 and 2",
+    ),
+    ("masked_mlp_flow", {"masks": [torch.ones(3, 4), torch.ones(8, 2)]}, r"masks\[1\] must have the shape"),
+    (
+        "masked_mlp_flow",
+        {"biases": [torch.ones(3)]},
+        "masks and biases must hold one tensor per weight, 2, got 2 and 1",
+    ),
+    ("masked_mlp_flow", {"biases": [torch.ones(2), torch.ones(8)]}, r"biases\[0\] must have shape .* got"),
+    (
+        "masked_mlp_flow",
         {"weights": [torch.ones(3, 4), torch.ones(8, 2)]},
         r"weights\[1\] must have shape .*, got (shape )?\[8, 2\]",
     ),
-    ("masked_mlp_transform", {"variables": 5}, "variables must be columns of input, got first = 0"),
-    ("masked_mlp_transform", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
-    ("masked_mlp_transform", {"constants": []}, "constants must hold 2 numbers for affine_clamp, got 0"),
+    ("masked_mlp_flow", {"orders": [torch.arange(4)] * 2}, "orders must hold one tensor per transform, 1, or none"),
+    ("masked_mlp_flow", {"orders": [torch.arange(3)]}, r"orders\[0\] must be int64 of shape \(4\)"),
+    ("masked_mlp_flow", {"context": torch.ones(3, 2)}, "context must have (shape .*, got|2 rows)"),
+    ("masked_mlp_flow", {"context_columns": "after"}, "context must be given where the networks read it, got none"),
+    ("masked_mlp_flow", {"context_columns": "left"}, "context_columns must be .*, got 'left'"),
+    ("masked_mlp_flow", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),
+    ("masked_mlp_flow", {"constants": []}, "constants must hold 2 numbers for affine_clamp, got 0"),
     ("inverse_adjoint", {"grad": torch.ones(4)}, r"grad must have shape \(B, D\), got \[4\]"),
     ("inverse_adjoint", {"grad": torch.ones(2, 4, dtype=int64)}, "grad must be .*float32.* got"),
     ("inverse_adjoint", {"factors": torch.ones(3, 4)}, r"factors must have .* got (shape )?\[3, 4\]"),

@@ -75,6 +75,21 @@ def test_gradients_of_first_and_second_order(device, name):
     assert torch.autograd.gradgradcheck(transform, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_penalty_on_gradients_where_the_parameters_depend_on_x(device, name):
+    """As in a flow: what reaches x through the parameters is counted once."""
+    constants, count = TRANSFORMS[name]
+    x, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, 4 * count, dtype=torch.float64)
+    x, weight = x.to(device).requires_grad_(), (0.3 * weight).to(device).requires_grad_()
+    found = []
+    for function in (functional.univariate_transform, reference.univariate_transform):
+        y, log_det = function(x, x.sin() @ weight, name.split()[0], list(constants))
+        (grad,) = torch.autograd.grad((y.square().sum(1) + log_det).sum(), x, create_graph=True)
+        found.append([grad, *torch.autograd.grad(grad.square().sum(), (x, weight))])
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_gradients_of_one_input_only(device, wanted):
     for name in ("affine_soft_clip", "spline_softplus"):

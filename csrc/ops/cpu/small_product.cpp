@@ -16,6 +16,8 @@ namespace {
 // How many multiply-adds justify another thread.
 constexpr int64_t product_grain = int64_t{1} << 19;
 
+at::Tensor contiguous(const at::Tensor& tensor) { return tensor.defined() ? tensor.contiguous() : tensor; }
+
 // The matrix that a product multiplies by: weight * mask, transposed or as it is.
 at::Tensor packed(const at::Tensor& weight, const at::Tensor& mask, bool transposed) {
   SmallProductSource source{.storage = storage_type(weight.scalar_type()),
@@ -58,18 +60,19 @@ at::Tensor multiply(const at::Tensor& a, bool transposed, const at::Tensor& p, i
 
 at::Tensor small_forward(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& mask,
                          const at::Tensor& bias, Activation activation) {
-  const at::Tensor p = packed(weight.contiguous(), mask.contiguous(), /*transposed=*/true);
-  return multiply(input.contiguous(), false, p, weight.size(0), bias.defined() ? bias.contiguous() : bias, activation);
+  const at::Tensor p = packed(weight.contiguous(), contiguous(mask), /*transposed=*/true);
+  return multiply(input.contiguous(), false, p, weight.size(0), contiguous(bias), activation);
 }
 
 at::Tensor small_grad_input(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& mask) {
-  const at::Tensor p = packed(weight.contiguous(), mask.contiguous(), /*transposed=*/false);
+  const at::Tensor p = packed(weight.contiguous(), contiguous(mask), /*transposed=*/false);
   return multiply(grad.contiguous(), false, p, weight.size(1), {}, Activation::none);
 }
 
 at::Tensor small_grad_weight(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mask) {
   const at::Tensor p = packed(input.contiguous(), {}, /*transposed=*/false);
-  return multiply(grad.contiguous(), true, p, input.size(1), {}, Activation::none).mul_(mask);
+  at::Tensor result = multiply(grad.contiguous(), true, p, input.size(1), {}, Activation::none);
+  return mask.defined() ? result.mul_(mask) : result;
 }
 
 constexpr SmallProducts cpu_products{small_forward, small_grad_input, small_grad_weight};
