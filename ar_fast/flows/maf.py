@@ -20,7 +20,7 @@ from .._vocabulary import MLP_ACTIVATIONS
 from ..models import _files, _inputs
 from ..networks import check_hidden_features
 from .distribution import FlowDistribution
-from .transform import AutoregressiveTransform
+from .transform import AutoregressiveTransform, through_all
 from .univariate import UNIVARIATE, Affine, Spline, Univariate, from_config
 
 __all__ = ["MAF", "load"]
@@ -184,6 +184,8 @@ class MAF(nn.Module):
 
     def _forward(self, values: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Through all transforms: the result, and log|det| in float64."""
+        if self.transforms[0].small:
+            return through_all(self.transforms, values, context)
         log_det: Tensor | None = None
         for transform in self.transforms:
             values, own = transform(values, context)

@@ -21,7 +21,7 @@ from ..models._context import add_context
 from ..networks import MaskedNetwork, even_degrees
 from .univariate import Univariate
 
-__all__ = ["AutoregressiveTransform"]
+__all__ = ["AutoregressiveTransform", "through_all"]
 
 # Up to this many units the op that multiplies whole matrices is fastest.
 _SMALL = 128
@@ -71,7 +71,7 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         super().__init__()
         self.features, self.context_features = features, context_features
         self.hidden_features, self.univariate, self.activation = list(hidden_features), univariate, activation
-        self._small = max(self.features, *self.hidden_features) <= _SMALL
+        self.small = max(self.features, *self.hidden_features) <= _SMALL
         self._made: Incremental | None = None
         self.register_load_state_dict_post_hook(follow_loaded)
         units = [features, *self.hidden_features, features * univariate.parameters]
@@ -114,7 +114,7 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
             degrees, every = self._degrees(), torch.arange(self.features)
             ends = [torch.searchsorted(own, every, right=True).to(torch.int32) for own in degrees]
             derived = {f"unit_ends_{index}": own for index, own in enumerate(ends)}
-            if self._small:
+            if self.small:
                 derived |= self._dense()
         self._set_derived({"order": self._order, "back": back, **derived}, self._home())
 
@@ -138,37 +138,20 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         Returns:
             u (*batch, D), and log|det du/dx| (*batch) in float64.
         """
-        layers = list(self.layers)
-        weights, biases = ([own._parameters[name] for own in layers] for name in ("weight", "bias"))
-        self._follow(weights[0].device)
-        # Small flows take some hundred microseconds, so nothing is done that is not needed.
-        order, back, batch, features = self.order, self.back, x.shape[:-1], self.features
+        if self.small:
+            return through_all([self], x, context)
+        self._follow(self._home())
+        order, back, batch, own = self.order, self.back, x.shape[:-1], self.univariate
         columns = x if order is None else x.index_select(-1, order)
-        columns = columns if columns.dim() == 2 else columns.reshape(batch.numel(), features)
-        own = self.univariate
-        if self._small:
-            if context is not None:
-                biases[0] = self._first_bias(context, len(columns))
-            masks = [getattr(self, f"dense_{index}") for index in range(len(layers))]
-            u, log_det = functional.masked_mlp_flow(
-                columns,
-                weights,
-                masks,
-                biases,
-                activation=self.activation,
-                transform=own.head,
-                constants=own.constants,
-            )
-        else:
-            rows = columns if context is None else columns.reshape(*batch, features)
-            raw = self._outputs(rows, context).reshape(len(columns), features * own.parameters)
-            u, log_det = functional.univariate_transform(columns, raw, own.head, own.constants)
-        u, log_det = u if back is None else u.index_select(-1, back), log_det.double()
-        return (u, log_det) if x.dim() == 2 else (u.reshape(x.shape), log_det.reshape(batch))
+        raw = self._outputs(columns, context).reshape(batch.numel(), self.features * own.parameters)
+        columns = columns.reshape(batch.numel(), self.features)
+        u, log_det = functional.univariate_transform(columns, raw, own.head, own.constants)
+        u = u if back is None else u.index_select(-1, back)
+        return u.reshape(x.shape), log_det.double().reshape(batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        if self._small:
+        if self.small:
             self._set_derived(self._dense(), self._home())
         return self
 
@@ -179,13 +162,6 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
                 f"dense_{index}": layer.mask.to_dense().cpu().to(layer.weight.dtype)
                 for index, layer in enumerate(self.layers)
             }
-
-    def _first_bias(self, context: Tensor, rows: int) -> Tensor:
-        """What is added to the first layer: (units), or (rows, units) where row r has context r modulo R."""
-        bias = F.linear(context, self.context_weight, self.layers[0].bias)
-        if len(bias) == 1:
-            return bias[0]
-        return bias if len(bias) == rows else bias.repeat(rows // max(1, len(bias)), 1)
 
     def inverse(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x with f(x) = u, in the arithmetic of one evaluation of the network; differentiable once.
@@ -294,3 +270,54 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, univariate={self.univariate!r}, context_features={self.context_features}"
+
+
+def through_all(
+    transforms: Sequence[AutoregressiveTransform], x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Transforms with small networks of the same structure, one after the other in one call of the op.
+
+    The other arguments and the results are those of :meth:`AutoregressiveTransform.forward`.
+    """
+    # Small flows take some hundred microseconds, so nothing is done that is not needed.
+    first, batch, rows = transforms[0], x.shape[:-1], x.shape[:-1].numel()
+    columns, device = x if x.dim() == 2 else x.reshape(rows, x.shape[-1]), first._home()
+    # One context for all rows is part of the first bias; else each row has its own.
+    shared = context is not None and len(context) == 1
+    reads = context is not None and not shared
+    if reads and len(context) != rows:
+        context = context.repeat(rows // max(1, len(context)), 1)
+    weights, masks, biases, orders, back = [], [], [], [], None
+    for index, own in enumerate(transforms):
+        own._follow(device)
+        order = own.order
+        if index > 0:
+            orders.append(order if back is None else back if order is None else back[order])
+        elif order is not None:
+            columns = columns.index_select(-1, order)
+        back = own.back
+        for number, layer in enumerate(own.layers):
+            weights.append(layer._parameters["weight"])
+            biases.append(layer._parameters["bias"])
+            masks.append(getattr(own, f"dense_{number}"))
+            if number == 0 and shared:
+                biases[-1] = F.linear(context, own.context_weight, biases[-1])[0]
+            elif number == 0 and reads:
+                weights.append(own.context_weight)
+                biases.append(None)
+                masks.append(None)
+    layers = len(first.layers)
+    sources = [(0, functional.MlpLayer.CONTEXT) if reads else (0,), *((number,) for number in range(1, layers))]
+    u, log_det = functional.masked_mlp_flow(
+        columns,
+        weights,
+        masks,
+        biases,
+        context=context if reads else None,
+        program=[functional.MlpLayer(own, activated=index + 1 < layers) for index, own in enumerate(sources)],
+        orders=[*orders, back],
+        activation=first.activation,
+        transform=first.univariate.head,
+        constants=first.univariate.constants,
+    )
+    return (u, log_det.double()) if x.dim() == 2 else (u.reshape(x.shape), log_det.double().reshape(batch))
