@@ -22,17 +22,17 @@ from ar_fast.tasks.training import Checkpoint, Settings, Text, Training, train
 from .run import environment
 
 SETTINGS = Settings(
-    epochs=12,
+    epochs=14,
     batch_size=32,
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     weight_decay=0.0,
-    patience=12,
+    patience=14,
     warmup=200,
     final_rate=0.02,
     average=0.998,
     clip=1.0,
 )
-MODEL = {"hidden_features": 512, "cell": "gru", "num_layers": 2, "dropout": 0.35, "readout_dropout": 0.35}
+MODEL = {"hidden_features": 512, "cell": "gru", "num_layers": 2, "dropout": 0.5, "readout_dropout": 0.2}
 CHUNK = 64
 
 
