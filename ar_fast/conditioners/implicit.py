@@ -117,12 +117,16 @@ def gradients(
         if not parameters.requires_grad:
             parameters.requires_grad_()
         again = univariate(y, parameters, torch.arange(len(variables), device=y.device))
-        of_parameters = torch.autograd.grad(again, parameters, torch.ones_like(again), retain_graph=True)[0]
+        of_parameters = torch.autograd.grad(again.sum(), parameters, retain_graph=True)[0]
     with torch.no_grad():
         factors = of_parameters.index_select(1, variables).flatten(1)
         own = grad.index_select(1, variables)
         adjoint = functional.call("inverse_adjoint", own, factors, *_network(steps, prepared, slopes))
-    return torch.autograd.grad(again, wanted, adjoint.index_select(1, back), allow_unused=True)
+        weights = adjoint.index_select(1, back)
+    # A sum, since torch imports its symbolic shapes, half a second, where it is given a gradient to begin with.
+    with torch.enable_grad():
+        total = (again * weights).sum()
+    return torch.autograd.grad(total, wanted, allow_unused=True)
 
 
 def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:

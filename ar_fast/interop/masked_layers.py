@@ -203,7 +203,8 @@ def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
                     with torch.no_grad():
                         return path(stand_in, x)
                 with torch.enable_grad():
-                    return torch.autograd.grad(path(stand_in, x), inputs, upstream, allow_unused=True)
+                    # A sum, since torch imports half a second of modules where it is given a gradient to begin with.
+                    return torch.autograd.grad((path(stand_in, x) * upstream).sum(), inputs, allow_unused=True)
 
             return step
 
