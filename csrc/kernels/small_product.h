@@ -28,4 +28,16 @@ struct SmallProductSource {
   const void* mask;
 };
 
+// The gradient before an activation, result = grad f'(z), from its value f(z), and sums of the result over rows. f is
+// none, whose result is grad itself and is not written, or one whose derivative follows from its value.
+struct SmallActivationBackward {
+  ScalarType storage;
+  int64_t rows, columns;
+  Activation activation;
+  const void* grad;    // [rows, columns]
+  const void* value;   // [rows, columns], or null for none
+  void* result;        // [rows, columns], or null for none
+  void* sums;          // [columns]
+};
+
 }  // namespace ar_fast

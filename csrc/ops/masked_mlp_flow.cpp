@@ -13,6 +13,7 @@
 #include <ATen/ops/sum.h>
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -379,7 +380,14 @@ struct MaskedMlpFlowFunction : torch::autograd::Function<MaskedMlpFlowFunction> 
       at::Tensor grad = std::exchange(by_value[l + 1], at::Tensor());
       term -= static_cast<size_t>(step.terms());
       if (!grad.defined()) continue;
-      if (step.activated) grad = before_activation(flow.activation, grad, values[l + 1], before[l]);
+      at::Tensor sums;
+      if (small != nullptr) {
+        const bool here = step.activated && !before[l].defined();
+        if (step.activated && !here) grad = before_activation(flow.activation, grad, values[l + 1], before[l]);
+        std::tie(grad, sums) = small->activation_backward(here ? flow.activation : Activation::none, grad, values[l + 1]);
+      } else if (step.activated) {
+        grad = before_activation(flow.activation, grad, values[l + 1], before[l]);
+      }
       if (step.add >= 0) add_to(by_value[static_cast<size_t>(step.add)], grad);
       for (int64_t k = 0; k < step.terms(); ++k) {
         const size_t t = term + static_cast<size_t>(k);
@@ -387,7 +395,8 @@ struct MaskedMlpFlowFunction : torch::autograd::Function<MaskedMlpFlowFunction> 
         const int64_t source = step.sources[k];
         if (is_given(bias) && context->needs_input_grad(of_bias + t)) {
           // The caller may write into one of two gradients that are equal.
-          by[of_bias + t] = bias.dim() == 1 ? at::sum(grad, 0) : k == 0 ? grad : grad.clone();
+          const at::Tensor found = bias.dim() == 2 ? grad : sums.defined() ? sums : at::sum(grad, 0);
+          by[of_bias + t] = k == 0 ? found : found.clone();
         }
         if (context->needs_input_grad(of_weight + t)) {
           const at::Tensor& read = source_of(a, values, source);

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
+
 #include "../kernels/types.h"
 
 namespace ar_fast {
@@ -17,6 +19,10 @@ struct SmallProducts {
   at::Tensor (*grad_input)(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& mask);
   // (grad^T input) * mask
   at::Tensor (*grad_weight)(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mask);
+  // grad (B, N) f'(z), from value = f(z), and its sums over rows (N); f none, or one of those of which
+  // derivative_from_result is true.
+  std::tuple<at::Tensor, at::Tensor> (*activation_backward)(Activation activation, const at::Tensor& grad,
+                                                            const at::Tensor& value);
 };
 
 inline const SmallProducts* small_products = nullptr;

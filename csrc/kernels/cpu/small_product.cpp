@@ -121,6 +121,46 @@ void pack(const SmallProductSource& source, T* packed) {
   }
 }
 
+template <typename T>
+AR_FAST_INLINE Vec<T> before_activation(Activation activation, const Vec<T>& grad, const Vec<T>& value) {
+  const Vec<T> one(T(1)), nothing = zero<T>();
+  switch (activation) {
+    case Activation::relu: return Vec<T>::blendv(grad, nothing, value <= nothing);
+    case Activation::sigmoid: return grad * (one - value) * value;
+    case Activation::tanh: return grad * (one - value * value);
+    case Activation::elu: return Vec<T>::blendv(grad, grad * (value + one), value <= nothing);
+    case Activation::softplus: return grad * value.neg().expm1().neg();
+    case Activation::leaky_relu: return Vec<T>::blendv(grad * Vec<T>(T(0.01)), grad, value > nothing);
+    default: return grad;
+  }
+}
+
+template <typename T>
+void activation_backward(const SmallActivationBackward& own, int64_t column_begin, int64_t column_end) {
+  // Sums of blocks are added up, so that rounding grows slowly.
+  constexpr int64_t lanes = Vec<T>::size(), block = 64;
+  const T *grads = static_cast<const T*>(own.grad), *values = static_cast<const T*>(own.value);
+  T *results = static_cast<T*>(own.result), *sums = static_cast<T*>(own.sums);
+  for (int64_t n = column_begin; n < column_end; n += lanes) {
+    const int count = static_cast<int>(std::min(lanes, column_end - n));
+    Vec<T> total = zero<T>();
+    for (int64_t begin = 0; begin < own.rows; begin += block) {
+      Vec<T> sum = zero<T>();
+      for (int64_t m = begin; m < std::min(own.rows, begin + block); ++m) {
+        const int64_t at = m * own.columns + n;
+        Vec<T> grad = Vec<T>::loadu(grads + at, count);
+        if (own.activation != Activation::none) {
+          grad = before_activation<T>(own.activation, grad, Vec<T>::loadu(values + at, count));
+          grad.store(results + at, count);
+        }
+        sum = sum + grad;
+      }
+      total = total + sum;
+    }
+    total.store(sums + n, count);
+  }
+}
+
 }  // namespace
 
 void small_product_width(ScalarType storage, int64_t columns, int64_t* width) {
@@ -135,6 +175,11 @@ void small_product_pack(const SmallProductSource& source, void* packed) {
 void small_product(const SmallProduct& own, int64_t row_begin, int64_t row_end) {
   own.storage == ScalarType::float64 ? product<double>(own, row_begin, row_end)
                                      : product<float>(own, row_begin, row_end);
+}
+
+void small_activation_backward(const SmallActivationBackward& own, int64_t column_begin, int64_t column_end) {
+  own.storage == ScalarType::float64 ? activation_backward<double>(own, column_begin, column_end)
+                                     : activation_backward<float>(own, column_begin, column_end);
 }
 
 }  // namespace ar_fast::CPU_CAPABILITY

@@ -15,4 +15,8 @@ AR_FAST_DECLARE_CPU_KERNEL(small_product_pack, const SmallProductSource&, void* 
 // Rows [row_begin, row_end) of c. A row's sums do not depend on the others.
 AR_FAST_DECLARE_CPU_KERNEL(small_product, const SmallProduct&, int64_t row_begin, int64_t row_end)
 
+// Columns of a whole number of vectors from column_begin on; a column's sum does not depend on the others.
+AR_FAST_DECLARE_CPU_KERNEL(small_activation_backward, const SmallActivationBackward&, int64_t column_begin,
+                           int64_t column_end)
+
 }  // namespace ar_fast

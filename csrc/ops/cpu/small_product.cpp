@@ -75,7 +75,30 @@ at::Tensor small_grad_weight(const at::Tensor& grad, const at::Tensor& input, co
   return mask.defined() ? result.mul_(mask) : result;
 }
 
-constexpr SmallProducts cpu_products{small_forward, small_grad_input, small_grad_weight};
+std::tuple<at::Tensor, at::Tensor> small_activation_backward(Activation activation, const at::Tensor& given,
+                                                             const at::Tensor& result_of) {
+  const at::Tensor grad = given.contiguous(), value = result_of.contiguous();
+  const int64_t rows = grad.size(0), columns = grad.size(1);
+  const bool activated = activation != Activation::none;
+  at::Tensor result = activated ? at::empty(grad.sizes(), grad.options()) : grad;
+  at::Tensor sums = at::empty({columns}, grad.options());
+  const SmallActivationBackward own{.storage = storage_type(grad.scalar_type()),
+                                    .rows = rows,
+                                    .columns = columns,
+                                    .activation = activation,
+                                    .grad = grad.const_data_ptr(),
+                                    .value = activated ? value.const_data_ptr() : nullptr,
+                                    .result = activated ? result.mutable_data_ptr() : nullptr,
+                                    .sums = sums.mutable_data_ptr()};
+  const auto kernel = AR_FAST_CPU_KERNEL(small_activation_backward);
+  // Blocks of columns are whole vectors in every instruction set.
+  constexpr int64_t block = 16;
+  at::parallel_for(0, (columns + block - 1) / block, std::max<int64_t>(1, product_grain / (8 * block * std::max<int64_t>(1, rows))),
+                   [&](int64_t begin, int64_t end) { kernel(own, block * begin, std::min(columns, block * end)); });
+  return {result, sums};
+}
+
+constexpr SmallProducts cpu_products{small_forward, small_grad_input, small_grad_weight, small_activation_backward};
 const bool registered = (small_products = &cpu_products, true);
 
 }  // namespace
