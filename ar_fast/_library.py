@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ if not _has_ops and _OPS.exists() and _series(_read_record().get("torch", "")) =
     _has_ops = True
 _namespace = "ar_fast"
 _eager_entry_points = True
+_replaced: Mapping[str, Callable[..., Any]] | None = None
 
 
 def op(name: str) -> Any | None:
@@ -116,6 +117,8 @@ def entry_point(name: str) -> Callable[..., Any] | None:
     In eager mode this is the pybind11 function; while compiling it is ``torch.ops.ar_fast.name``, which does not break
     the graph.
     """
+    if _replaced is not None:
+        return _replaced[name]
     if _C is None:
         return None
     if _eager_entry_points and not torch.compiler.is_compiling():
@@ -126,6 +129,17 @@ def entry_point(name: str) -> Callable[..., Any] | None:
 def runs_cuda(device: torch.device) -> bool:
     """Whether ops on this device run the CUDA kernels: on a GPU, or where the tests emulate one."""
     return device.type == "cuda" or not _eager_entry_points
+
+
+@contextlib.contextmanager
+def replaced(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block every op is the function of its name, which takes its schema's arguments."""
+    global _replaced
+    before, _replaced = _replaced, functions
+    try:
+        yield
+    finally:
+        _replaced = before
 
 
 @contextlib.contextmanager

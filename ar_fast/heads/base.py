@@ -27,7 +27,9 @@ def _comparable(x: Tensor) -> Tensor:
 def is_whole(x: Tensor, bound: int | Tensor) -> Tensor:
     """Whether each value is one of 0 ... bound - 1."""
     x = _comparable(x)
-    return (x >= 0) & (x < bound) & (x == x.floor())
+    inside = (x >= 0) & (x < bound)
+    # ONNX has no floor of integers.
+    return inside & (x == x.floor()) if x.is_floating_point() else inside
 
 
 def chosen(x: Tensor, bound: int | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

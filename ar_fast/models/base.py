@@ -462,6 +462,12 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
         _inputs.check_context(self, context)
         return AutoregressiveDistribution(self, context)
 
+    def to_torch(self) -> torch.nn.Module:
+        """log_prob as a module that needs torch alone; see :func:`ar_fast.export.to_torch`."""
+        from ..export import to_torch
+
+        return to_torch(self)
+
     @torch.no_grad()
     def standardize(self, data: Tensor | None = None, *, mean: Tensor | None = None, std: Tensor | None = None) -> Self:
         """Makes the model compute with (x - mean) / std of its real variables; x and samples keep their units.

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ar_fast"
 LEVELS = (
     {"_library", "_integers", "_philox", "_progress", "_structure", "_version", "_vocabulary", "reference"},
     {"_fallback", "_info", "freezing", "functional", "heads", "masks", "nn", "orderings"},
-    {"conditioners", "networks"},
+    {"conditioners", "export", "networks"},
     {"interop", "flows", "models", "dependence"},
     {"tasks", "training"},
     {"cli", "demo", "__main__"},
