@@ -48,7 +48,6 @@ LOOPS = [
     # 4 rows, 16 positions of 4 units; the inputs of 8 rows.
     Loop("nade_far", "nade_far_kernelIfE", {"ffma": 256}),
     Loop("nade_far, stage", "nade_far_kernelIfE", {"sts": 4}),
-    Loop("nade_bias", "nade_bias_kernelIfE", {"loads": 16}, first=True),  # 16 rows
     # A position after one that changed the state, and after one that did not.
     Loop("nade_sample, one", "nade_sample_kernelIfLb0ELb1E", {"mufu": 32, "ffma": 32, "loads": 8}, most={"loads": 8}),
     Loop("nade_sample, zero", "nade_sample_kernelIfLb0ELb1E", {"ffma": 16, "loads": 8}, most={"loads": 8}),
@@ -173,7 +172,7 @@ def _nade_forward(table: Table, launches: Sequence[Recorded], case: Case, cut: M
 
 
 def _nade_training(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
-    of_head, *states, local, suffix, far, bias = launches[4:]
+    of_head, *states, local, suffix, far = launches[4:]
     sums = 4.0 * cut["tiles"] * case.batch * case.hidden
     inputs, weight = 4.0 * case.batch * case.variables, 4.0 * case.variables * case.hidden
     rows = math.ceil(case.batch / local.grid[1] / (local.threads // 32))  # of a warp
@@ -194,12 +193,12 @@ def _nade_training(table: Table, launches: Sequence[Recorded], case: Case, cut: 
             l2_bytes=2 * sums + 2 * inputs * math.ceil(case.hidden / 32) + 4 * weight,
         ),
         _running_sums(table, suffix, cut["tiles"], sums),
+        # The blocks that add up the biases' gradient go through the batch once, and end before the others.
         table.launch(
             far, "nade_far_kernel<float>", {"nade_far": math.ceil(rows / 4), "nade_far, stage": math.ceil(rows / 8)},
             waits={"l2": 2, "barrier": 8, "lds": 16},
             l2_bytes=sums + inputs * math.ceil(case.hidden / 128) + 2 * weight,
         ),
-        table.launch(bias, "nade_bias_kernel<float>", {"nade_bias": math.ceil(case.batch / 8 / 16)}),
     ]  # fmt: skip
 
 

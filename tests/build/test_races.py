@@ -34,7 +34,7 @@ BARRIERS = [
     ("nade_backward", "nade_backward.cu", "nade_local_kernel", 0),
     ("nade_backward", "nade_backward.cu", "sum_over_warps", 0),
     ("nade_backward", "nade_backward.cu", "sum_over_warps", 1),
-    ("nade_backward", "nade_backward.cu", "nade_bias_kernel", 0),
+    ("nade_backward", "nade_backward.cu", "add_biases", 0),
     ("nade_sample_many_warps", "nade_sample.cu", "nade_sample_kernel", 0),
     ("nade_sample_categories", "nade_sample_general.cu", "nade_sample_general_kernel", 1),
     ("armlp", "armlp.cu", "hidden_units", 0),

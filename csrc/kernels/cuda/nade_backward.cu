@@ -8,7 +8,8 @@
 //   nade_local         per tile: grad_out_weight, the sum of delta over the tile, and the tile's own part of
 //                      grad_in_weight
 //   nade_running_sums  sums of delta over all later tiles
-//   nade_far           the part of grad_in_weight that comes from later tiles
+//   nade_far           the part of grad_in_weight that comes from later tiles, and at last grad_in_bias (nade_bias if
+//                      a tile is one position)
 //   nade_inputs        grad_x and grad_activation_scale, if wanted
 //
 // Segments are taken from the last to the first and share scratch: they have at least sqrt(tiles) tiles, more if 256
@@ -278,22 +279,75 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, sizeof(Compute<S>) == 8 ? 2
   });
 }
 
+constexpr int kBiasRows = 16;  // under way at once
+
+// grad_in_bias [H], if it is one for all rows, from their sums of delta over all positions, carry [B, H].
+template <typename T>
+struct BiasGradient {
+  int batch;
+  int64_t hidden;
+  const T* carry;
+  T* gradient;  // null if not wanted
+
+  __host__ __device__ __forceinline__ int blocks() const {
+    return gradient != nullptr ? static_cast<int>((hidden + kWarpSize - 1) / kWarpSize) : 0;
+  }
+};
+
+// The index-th block's 32 units, added in double: a warp adds a part of the rows in order, and then the warps' sums are
+// added in order.
+template <typename T>
+__device__ __forceinline__ void add_biases(const BiasGradient<T>& bias, int index,
+                                           double (&warp_sums)[kWarps][kWarpSize]) {
+  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t unit = static_cast<int64_t>(index) * kWarpSize + lane;
+  const int each = (bias.batch + kWarps - 1) / kWarps, end = min((warp + 1) * each, bias.batch);
+  double sum = 0;
+  for (int first = warp * each; first < end; first += kBiasRows) {
+    T values[kBiasRows];
+#pragma unroll
+    for (int k = 0; k < kBiasRows; ++k) {
+      values[k] = first + k < end && unit < bias.hidden ? bias.carry[(first + k) * bias.hidden + unit] : T(0);
+    }
+#pragma unroll
+    for (int k = 0; k < kBiasRows; ++k) sum += static_cast<double>(values[k]);
+  }
+  warp_sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || unit >= bias.hidden) return;
+  for (int w = 1; w < kWarps; ++w) sum += warp_sums[w][lane];
+  bias.gradient[unit] = static_cast<T>(sum);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kWarps* kWarpSize) nade_bias_kernel(BiasGradient<T> bias) {
+  AR_FAST_SHARED(double, warp_sums, [kWarps][kWarpSize]);
+  add_biases(bias, static_cast<int>(blockIdx.x), warp_sums);
+}
+
 constexpr int kFarUnits = 4;  // of a lane: every 32nd
 constexpr int kFarRows = 4;   // under way at once
 
-// sums [tiles, B, H] of delta after each tile. Block x = (tile, strip of 128 units), block y = rows_per_block rows.
+// sums [tiles, B, H] of delta after each tile. Block x = (tile, strip of 128 units), block y = rows_per_block rows. The
+// blocks past those of the last tile add up grad_in_bias, which saves a launch.
 template <typename S>
 __global__ void __launch_bounds__(kWarps* kWarpSize, sizeof(Compute<S>) == 8 ? 2 : 4)
     nade_far_kernel(NadeArguments<S> arguments, NadeTiles tiles, int rows_per_block,
                     const Compute<S>* __restrict__ sums, const Compute<S>* near_in,
-                    WeightGradient<S> grad_in_weight) {
+                    WeightGradient<S> grad_in_weight, BiasGradient<Compute<S>> bias) {
   using T = Compute<S>;
   constexpr int width = Vector<T>::size;
   AR_FAST_SHARED(T, all_inputs, [kWarps][kStaged][kTile]);
   AR_FAST_SHARED(T, all_sums, [kWarps][kRound][kWarpSize]);
+  AR_FAST_SHARED(double, bias_sums, [kWarps][kWarpSize]);
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int hidden = arguments.hidden, batch = arguments.batch;
   const Place place(tiles, hidden, kFarUnits * kWarpSize);
+  if (place.first >= tiles.stop) {
+    const int index = static_cast<int>(blockIdx.x + bias.blocks() - gridDim.x);
+    if (blockIdx.y == 0) add_biases(bias, index, bias_sums);
+    return;
+  }
   const int first_unit = place.strip * kFarUnits * kWarpSize + lane;
   const int lane_variable = lane % kTile < place.count ? arguments.variable_at(place.first + lane % kTile) : -1;
   T(&inputs)[kStaged][kTile] = all_inputs[warp];
@@ -370,35 +424,6 @@ __global__ void __launch_bounds__(kThreads)
   from_compute(grad_out_weight[at], of_out);
 }
 
-constexpr int kBiasWarps = 8;
-constexpr int kBiasRows = 16;  // under way at once
-
-// grad_in_bias [H] from the rows' sums [B, H], added in double: a warp adds a part of the rows in order, and then the
-// warps' sums are added in order.
-template <typename T>
-__global__ void __launch_bounds__(kBiasWarps* kWarpSize)
-    nade_bias_kernel(int batch, int64_t hidden, const T* __restrict__ carry, T* __restrict__ grad_in_bias) {
-  AR_FAST_SHARED(double, warp_sums, [kBiasWarps][kWarpSize]);
-  const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int64_t unit = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
-  const int each = (batch + kBiasWarps - 1) / kBiasWarps, end = min((warp + 1) * each, batch);
-  double sum = 0;
-  for (int first = warp * each; first < end; first += kBiasRows) {
-    T values[kBiasRows];
-#pragma unroll
-    for (int k = 0; k < kBiasRows; ++k) {
-      values[k] = first + k < end && unit < hidden ? carry[(first + k) * hidden + unit] : T(0);
-    }
-#pragma unroll
-    for (int k = 0; k < kBiasRows; ++k) sum += static_cast<double>(values[k]);
-  }
-  warp_sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp != 0 || unit >= hidden) return;
-  for (int w = 1; w < kBiasWarps; ++w) sum += warp_sums[w][lane];
-  grad_in_bias[unit] = static_cast<T>(sum);
-}
-
 constexpr int64_t kEnoughBlocks = 528;  // 4 for each multiprocessor of a large GPU
 constexpr int64_t kLeastRows = 64;      // of a block, where there are several for a tile
 
@@ -440,7 +465,7 @@ struct BackwardScratch {
     checkpoints = scratch.take<T>((plan.segments - 1) * plan.states);
     states = scratch.take<T>(plan.tiles_per_segment * plan.states);
     sums = scratch.take<T>(plan.tiles_per_segment * plan.states);
-    carry = scratch.take<T>(plan.states);
+    carry = scratch.take<T>(model.in_bias_stride != 0 ? 0 : plan.states);
     const int64_t weights = static_cast<int64_t>(plan.tiles_per_segment) * plan.tile * model.hidden;
     near_in = scratch.take<T>(plan.tile > 1 ? plan.splits * weights : 0);
     near_out = scratch.take<T>(plan.splits > 1 ? plan.splits * weights : 0);
@@ -467,19 +492,25 @@ cudaError_t backward_local(const NadeArguments<S>& arguments, const NadeBackward
                 WeightGradient<S>{grad_out_weight, scratch.near_out});
 }
 
-// grad_in_weight of a segment.
+// grad_in_weight of a segment, and grad_in_bias if it is wanted.
 template <typename S>
 cudaError_t backward_far(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
-                         const BackwardPlan& plan, const BackwardScratch<Compute<S>>& scratch, cudaStream_t stream) {
+                         const BackwardPlan& plan, const BackwardScratch<Compute<S>>& scratch,
+                         const BiasGradient<Compute<S>>& bias, cudaStream_t stream) {
   using T = Compute<S>;
   S* const grad_in_weight = static_cast<S*>(output.grad_in_weight);
-  if (plan.tile == 1) return nade_backward_in_rows<S>(arguments, tiles, scratch.sums, grad_in_weight, stream);
-  const int64_t blocks = tiles.count() * ceil_divide(arguments.hidden, kFarUnits * kWarpSize);
+  if (plan.tile == 1) {
+    const cudaError_t error = nade_backward_in_rows<S>(arguments, tiles, scratch.sums, grad_in_weight, stream);
+    if (error != cudaSuccess || bias.blocks() == 0) return error;
+    return launch({"nade_bias", static_cast<unsigned>(bias.blocks()), kWarps * kWarpSize, 0, stream},
+                  nade_bias_kernel<T>, bias);
+  }
+  const int64_t blocks = tiles.count() * ceil_divide(arguments.hidden, kFarUnits * kWarpSize) + bias.blocks();
   const cudaError_t error =
       launch({"nade_far", dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(plan.splits)),
               kWarps * kWarpSize, 0, stream},
              nade_far_kernel<S>, arguments, tiles, plan.rows_per_block, static_cast<const T*>(scratch.sums),
-             static_cast<const T*>(scratch.near_in), WeightGradient<S>{grad_in_weight, scratch.near_in});
+             static_cast<const T*>(scratch.near_in), WeightGradient<S>{grad_in_weight, scratch.near_in}, bias);
   if (error != cudaSuccess || plan.splits == 1) return error;
   const int64_t weights = static_cast<int64_t>(tiles.stop - tiles.start) * arguments.hidden;
   return launch({"nade_merge", static_cast<unsigned>(ceil_divide(weights, kThreads)), kThreads, 0, stream},
@@ -489,7 +520,7 @@ cudaError_t backward_far(const NadeArguments<S>& arguments, const NadeBackward& 
 
 template <typename S>
 cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackward& output, const NadeTiles& tiles,
-                             const BackwardPlan& plan, const BackwardScratch<Compute<S>>& scratch, bool last_segment,
+                             const BackwardPlan& plan, const BackwardScratch<Compute<S>>& scratch, int segment,
                              cudaStream_t stream) {
   using T = Compute<S>;
   if (arguments.hidden > 0) {  // else the weights' gradients are empty, and the grids would be too
@@ -497,9 +528,15 @@ cudaError_t backward_segment(const NadeArguments<S>& arguments, const NadeBackwa
     if (error != cudaSuccess) return error;
     // carry: the sum after the segment, then before it.
     error = nade_running_sums<T>(arguments.batch, arguments.hidden, tiles.count(), true, scratch.sums,
-                                 last_segment ? nullptr : scratch.carry, arguments.hidden, scratch.carry, stream);
+                                 segment + 1 == plan.segments ? nullptr : scratch.carry, arguments.hidden,
+                                 scratch.carry, stream);
     if (error != cudaSuccess) return error;
-    error = backward_far<S>(arguments, output, tiles, plan, scratch, stream);
+    // After the first segment, the last to be taken, carry is complete. Where each row has its own bias, carry is
+    // grad_in_bias itself.
+    T* const grad_in_bias =
+        segment == 0 && arguments.in_bias_stride == 0 ? static_cast<T*>(output.grad_in_bias) : nullptr;
+    error = backward_far<S>(arguments, output, tiles, plan, scratch,
+                            {arguments.batch, arguments.hidden, scratch.carry, grad_in_bias}, stream);
     if (error != cudaSuccess) return error;
   }
   if (arguments.batch == 0 || (output.grad_x == nullptr && output.grad_activation_scale == nullptr)) return cudaSuccess;
@@ -513,7 +550,8 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
                      cudaStream_t stream) {
   using T = Compute<S>;
   const BackwardPlan plan = BackwardPlan::of(model, input);
-  const BackwardScratch<T> scratch(model, plan, memory);
+  BackwardScratch<T> scratch(model, plan, memory);
+  if (model.in_bias_stride != 0) scratch.carry = static_cast<T*>(output.grad_in_bias);
   const NadeArguments<S> arguments(model, input);
   const int segment = plan.tiles_per_segment * plan.tile, variables = arguments.variables;
   const auto tiles_of = [&](int s) {
@@ -537,16 +575,10 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
   for (int s = plan.segments - 1; s >= 0; --s) {
     error = states_of(s, false);
     if (error != cudaSuccess) return error;
-    error = backward_segment<S>(arguments, output, tiles_of(s), plan, scratch, s == plan.segments - 1, stream);
+    error = backward_segment<S>(arguments, output, tiles_of(s), plan, scratch, s, stream);
     if (error != cudaSuccess) return error;
   }
-  // If each row has its own bias, its gradient is the row's sum.
-  const bool by_row = model.in_bias_stride != 0;
-  const int64_t biases = by_row ? plan.states : model.hidden;
-  if (biases == 0) return cudaSuccess;
-  return launch({"nade_bias", static_cast<unsigned>(ceil_divide(biases, kWarpSize)), kBiasWarps * kWarpSize, 0, stream},
-                nade_bias_kernel<T>, by_row ? 1 : arguments.batch, biases, static_cast<const T*>(scratch.carry),
-                static_cast<T*>(output.grad_in_bias));
+  return cudaSuccess;
 }
 
 }  // namespace

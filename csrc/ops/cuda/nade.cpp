@@ -63,8 +63,8 @@ NadeBackwardArguments::Result nade_backward_cuda_op(const NadeBackwardArguments&
   check_limits(op, t.model, t.input.batch);
   const NadeBackwardCut cut = nade_backward_cuda_cut(t.model, t.input);
   explain(op, " on CUDA: kernels nade_sums, nade_running_sums, ",
-          cut.tile > 1 ? "nade_local, nade_far" : "nade_out_rows, nade_in_rows",
-          a.needs_x || a.needs_activation_scale ? ", nade_inputs" : "", ", nade_bias; ", cut.tiles, " tiles of ",
+          cut.tile > 1 ? "nade_local, nade_far" : "nade_out_rows, nade_in_rows, nade_bias",
+          a.needs_x || a.needs_activation_scale ? ", nade_inputs; " : "; ", cut.tiles, " tiles of ",
           cut.tile, " positions in ", cut.segments, " segments, ", t.input.batch, " rows");
   const c10::DeviceGuard guard(a.in_weight.device());
   const at::Tensor scratch = empty_scratch(cut.scratch_bytes, a.in_weight);
