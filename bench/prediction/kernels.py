@@ -26,10 +26,17 @@ _MLP = "masked_mlp_sample_kernelIfLb{}E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
 _WIDE = r"masked_linear_{}_kernelI\w*WideSchemeILi{}E\w*ProductE0E"
 LOOPS = [
-    # 8 positions of 8 rows, also of weights that no cache holds; the inputs of 32 positions.
-    Loop("nade_sums", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}),
-    Loop("nade_sums, memory", "nade_sums_kernelIfLb0ELb1E", {"loads": 8, "ffma": 256}, wide="dram"),
-    Loop("nade_sums, inputs", "nade_sums_kernelIfLb0ELb1E", {"sts": 3, "loads": 9}),
+    # 8 positions of 8 or 16 rows, also of weights that no cache holds; the inputs of 32 positions.
+    *(
+        loop
+        for rows in (8, 16)
+        for kernel in (f"nade_sums_kernelIfLb0ELb1ELi{rows}E",)
+        for loop in (
+            Loop(f"nade_sums {rows}", kernel, {"loads": 8, "ffma": 32 * rows}),
+            Loop(f"nade_sums {rows}, memory", kernel, {"loads": 8, "ffma": 32 * rows}, wide="dram"),
+            Loop(f"nade_sums {rows}, inputs", kernel, {"sts": 1 + rows // 4, "loads": 1 + rows}),
+        )
+    ),
     Loop("nade_running_sums", "nade_running_sums_kernelIfLb0E", {"loads": 16}, first=True),  # 16 tiles
     # 8 positions that each change the state; 7 of 8, with branches; none. 32 positions of both weights into shared
     # memory.
@@ -135,11 +142,15 @@ def _nade_states(table: Table, launches: Sequence[Recorded], case: Case, tile: i
     of_tiles, running = launches
     weight = 4.0 * case.variables * case.hidden
     sums = 4.0 * (tiles - 1) * case.batch * case.hidden
-    turns = {_where("nade_sums", weight): math.ceil(tile / 8), "nade_sums, inputs": math.ceil(tile / 32)}
+    # A warp has 8 or 16 rows, and a strip of 128 units.
+    groups = of_tiles.blocks * of_tiles.threads / 32 / (tiles - 1) / math.ceil(case.hidden / 128)
+    rows = 8 if groups >= case.batch / 8 else 16
+    path = f"nade_sums {rows}"
+    turns = {_where(path, weight): math.ceil(tile / 8), f"{path}, inputs": math.ceil(tile / 32)}
     return [
         table.launch(
-            of_tiles, "nade_sums_kernel<float, false, true>", turns,
-            l2_bytes=weight * math.ceil(case.batch / 8) + sums, dram_bytes=weight if weight > L2_BYTES else 0,
+            of_tiles, f"nade_sums_kernel<float, false, true, {rows}>", turns,
+            l2_bytes=weight * math.ceil(case.batch / rows) + sums, dram_bytes=weight if weight > L2_BYTES else 0,
         ),
         _running_sums(table, running, tiles - 1, sums),
     ]  # fmt: skip

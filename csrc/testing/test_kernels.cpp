@@ -278,6 +278,7 @@ AR_FAST_EXPORT int ar_fast_test_arguments(char* out, bool too_many) {
   return too_many ? run(Argument<4096>{}) : run(Argument<4088>{});
 }
 AR_FAST_EXPORT void ar_fast_test_set_scratch_budget(int64_t bytes) { kScratchBudget = bytes; }
+AR_FAST_EXPORT void ar_fast_test_set_enough_warps(int64_t warps) { kEnoughWarps = warps; }
 AR_FAST_EXPORT void ar_fast_test_set_most_blocks_in_y(int64_t blocks) { kMostBlocksInY = blocks; }
 AR_FAST_EXPORT void ar_fast_test_set_blocked_inputs(int64_t inputs) { kBlockedInputs = inputs; }
 // What the emulated ops say of what they run, as ar_fast.explain collects it of the real library's.

@@ -44,6 +44,14 @@ def set_budget(fiber_order):
     return lambda budget: emulated.load().ar_fast_test_set_scratch_budget(ctypes.c_int64(budget))
 
 
+@pytest.fixture
+def set_enough_warps(fiber_order):
+    """Warps that have to be left for a warp of nade_sums to have many rows."""
+    if fiber_order == on_cuda.ORDER:
+        return lambda warps: None
+    return lambda warps: emulated.load().ar_fast_test_set_enough_warps(ctypes.c_int64(warps))
+
+
 class Model:
     """Random weights; `rows_in` and `rows_out` give the weight rows of each variable."""
 
@@ -163,10 +171,11 @@ def test_categories(ops, dtype):
     compare(ops, Model(5, 36, dtype, rows_in=rows, rows_out=rows[::-1]), x, "relu")
 
 
-@pytest.mark.parametrize(("variables", "rows_out"), [(65, 1), (7, 9)])
-def test_results_do_not_depend_on_how_scratch_is_cut(ops, set_budget, variables, rows_out):
+@pytest.mark.parametrize(("variables", "rows_out", "biases"), [(65, 1, 0), (65, 1, 70), (7, 9, 0), (7, 9, 70)])
+def test_results_do_not_depend_on_how_scratch_is_cut(ops, set_budget, variables, rows_out, biases):
     """With no budget, 64 rows at a time forward and sqrt(tiles) tiles at a time backward."""
-    model, x = Model(variables, 20, torch.float32, rows_out=rows_out), inputs(70, variables, torch.float32)
+    model = Model(variables, 20, torch.float32, rows_out=rows_out, biases=biases)
+    x = inputs(70, variables, torch.float32)
     weights = (model.in_weight, model.in_bias, model.out_weight)
     arguments = (model.order, None, None, None, "sigmoid")
     grad = torch.randn(70, len(model.out_weight))
@@ -193,6 +202,22 @@ def test_a_row_does_not_depend_on_its_batch(ops, variables, rows_out):
     together = ops.nade(x, *arguments, "sigmoid")
     for rows in (slice(0, 1), slice(8, 17), slice(20, 21)):
         assert torch.equal(ops.nade(x[rows].contiguous(), *arguments, "sigmoid"), together[rows])
+
+
+@pytest.mark.parametrize("batch", [1, 16, 27])
+def test_many_rows_of_a_warp(ops, set_enough_warps, batch):
+    """As where there are many tiles: a warp adds up 16 rows, to the same bits as 8."""
+    model, x = Model(65, 132, torch.float32), inputs(batch, 65, torch.float32, binary=False)
+    weights = (model.in_weight, model.in_bias, model.out_weight)
+    arguments = (model.order, None, None, None, "sigmoid")
+    grad = torch.randn(batch, 65)
+    results = []
+    for warps in (0, 1056):
+        set_enough_warps(warps)
+        forward = ops.nade(x, *weights, model.out_bias, *arguments)
+        results.append((forward, *ops.nade_backward(grad, x, *weights, *arguments, True, False, "auto")))
+    for many, few in zip(*results, strict=True):
+        assert torch.equal(many, few)
 
 
 def test_bernoulli_head(ops):

@@ -166,4 +166,12 @@ inline int64_t kScratchBudget = int64_t{256} << 20;
 constexpr int64_t kScratchBudget = int64_t{256} << 20;
 #endif
 
+// A warp of nade_sums has many rows where so many warps are left: 8 for each multiprocessor of a large GPU. The tests
+// lower it.
+#if defined(AR_FAST_EMULATE_CUDA)
+inline int64_t kEnoughWarps = 1056;
+#else
+constexpr int64_t kEnoughWarps = 1056;
+#endif
+
 }  // namespace ar_fast::cuda

@@ -1,10 +1,11 @@
 // The states before each tile of positions: a_p = in_bias + sum of x_i in_weight[i] over the positions before p.
 //
-// nade_sums adds up every tile by itself, all tiles at the same time: a warp takes a tile, 8 rows of the batch and a
-// strip of hidden units, whose lanes hold one 128-bit vector of a weight row each. There are no activations: a multiply
-// and an add per (row, position, unit), and in_weight is read from L2 once per 8 rows: B D H / 8 * 4 bytes. For
-// 784 x 500 x 128 that is 25 MB, about 5 us. Eight weight rows are under way at once. nade_running_sums then adds the
-// tiles' sums one after another: a thread per (row, unit), 16 sums under way at once.
+// nade_sums adds up every tile by itself, all tiles at the same time: a warp takes a tile, 8 rows of the batch (16 in
+// float32, where there are many tiles) and a strip of hidden units, whose lanes hold one 128-bit vector of a weight row
+// each. There are no activations: a multiply and an add per (row, position, unit), and in_weight is read from L2 once
+// per 8 or 16 rows: B D H / 8 * 4 bytes. For 784 x 500 x 128 that is 25 MB, about 5 us. Eight weight rows are under way
+// at once. nade_running_sums then adds the tiles' sums one after another: a thread per (row, unit), 16 sums under way
+// at once.
 //
 // The order of the additions depends on the tiles alone: neither on the batch nor on where a segment of tiles starts.
 #include "nade_device.h"
@@ -13,9 +14,9 @@ namespace ar_fast::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRows = 8;
-constexpr int kStep = 32;  // positions whose inputs are in shared memory: one a lane
-constexpr int kAhead = 8;  // weight rows under way
+constexpr int kFewRows = 8, kManyRows = 16;  // of a warp, which reads the weights once for all of them
+constexpr int kStep = 32;               // positions whose inputs are in shared memory: one a lane
+constexpr int kAhead = 8;               // weight rows under way
 constexpr int kThreads = kWarps * kWarpSize;
 
 // What a lane owns of a weight row: neighbours if rows can be read 128 bits at a time, else every 32nd unit.
@@ -77,28 +78,28 @@ __device__ __forceinline__ void add_row(T x, const T (&weight)[size], T (&sums)[
 
 // sums [count, B, H], the first `count` tiles. Warps are numbered by rows, then strips, then tiles, so that those of a
 // block read the same weights at about the same time.
-template <typename S, bool gathers, bool aligned>
+template <typename S, bool gathers, bool aligned, int rows_each>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
     nade_sums_kernel(NadeArguments<S> arguments, NadeTiles tiles, int count, Compute<S>* __restrict__ all_sums) {
   using T = Compute<S>;
   constexpr int size = Units<S, aligned>::size;
-  AR_FAST_SHARED(T, all_factors, [kWarps][kStep][kRows]);
-  AR_FAST_SHARED(int64_t, all_rows, [kWarps][kStep][gathers ? kRows : 1]);
+  AR_FAST_SHARED(T, all_factors, [kWarps][kStep][rows_each]);
+  AR_FAST_SHARED(int64_t, all_rows, [kWarps][kStep][gathers ? rows_each : 1]);
   const int lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int hidden = arguments.hidden, batch = arguments.batch;
-  const int groups = (batch + kRows - 1) / kRows, strips = (hidden + kWarpSize * size - 1) / (kWarpSize * size);
+  const int groups = (batch + rows_each - 1) / rows_each, strips = (hidden + kWarpSize * size - 1) / (kWarpSize * size);
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
   if (index >= static_cast<int64_t>(count) * strips * groups) return;  // all lanes, and no barrier of the block follows
-  const int first_row = static_cast<int>(index % groups) * kRows;
+  const int first_row = static_cast<int>(index % groups) * rows_each;
   const Units<S, aligned> units(static_cast<int>(index / groups % strips), hidden);
   const int tile = static_cast<int>(index / groups / strips);
   const int start = tiles.start + tile * tiles.tile, stop = min(start + tiles.tile, tiles.stop);
-  T(&factors)[kStep][kRows] = all_factors[warp];
+  T(&factors)[kStep][rows_each] = all_factors[warp];
   auto& rows = all_rows[warp];
 
-  T sums[kRows][size];
+  T sums[rows_each][size];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < rows_each; ++r) {
 #pragma unroll
     for (int i = 0; i < size; ++i) sums[r][i] = T(0);
   }
@@ -107,9 +108,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
     const int variable = inside ? arguments.variable_at(first + lane) : 0;
     const int64_t begin = gathers ? arguments.first_in_row(variable) : variable;
     const int64_t end = gathers ? arguments.first_in_row(variable + 1) : 0;
-    Added<T> added[kRows];
+    Added<T> added[rows_each];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < rows_each; ++r) {
       added[r] = {begin, T(0)};
       if (!inside || first_row + r >= batch) continue;
       if constexpr (gathers) {
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
     }
     __syncwarp();
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < rows_each; ++r) {
       factors[lane][r] = added[r].factor;
       if (gathers || r == 0) rows[lane][gathers ? r : 0] = added[r].row * hidden;
     }
@@ -128,11 +129,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
     const int positions = min(kStep, stop - first);
     if constexpr (gathers) {
       for (int p = 0; p < positions; ++p) {
-        typename Units<S, aligned>::Loaded weight[kRows];
+        typename Units<S, aligned>::Loaded weight[rows_each];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) weight[r] = units.load(arguments.in_weight + rows[p][r]);
+        for (int r = 0; r < rows_each; ++r) weight[r] = units.load(arguments.in_weight + rows[p][r]);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < rows_each; ++r) {
           T w[size];
           units.convert(weight[r], w);
           add_row(factors[p][r], w, sums[r]);
@@ -148,13 +149,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 2 && aligned ? 3 : 4)
           T w[size];
           units.convert(weight[k], w);
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) add_row(factors[p + k][r], w, sums[r]);
+          for (int r = 0; r < rows_each; ++r) add_row(factors[p + k][r], w, sums[r]);
         }
       }
     }
   }
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < rows_each; ++r) {
     const int64_t row = static_cast<int64_t>(tile) * batch + first_row + r;
     if (first_row + r < batch) units.store(all_sums + row * hidden, sums[r]);
   }
@@ -205,13 +206,22 @@ cudaError_t nade_states(const NadeArguments<S>& arguments, const NadeTiles& tile
   const int count = tiles.count() - (after == nullptr ? 1 : 0);
   if (count > 0) {
     const bool gathers = arguments.categories != nullptr || arguments.in_offsets != nullptr;
-    const auto kernel = gathers ? arguments.aligned ? nade_sums_kernel<S, true, true> : nade_sums_kernel<S, true, false>
-                        : arguments.aligned ? nade_sums_kernel<S, false, true>
-                                            : nade_sums_kernel<S, false, false>;
     const int strip = kWarpSize * (arguments.aligned ? Units<S, true>::size : Units<S, false>::size);
-    const int64_t warps = count * ceil_divide(rows, kRows) * ceil_divide(hidden, strip);
-    const cudaError_t error = launch({"nade_sums", static_cast<unsigned>(ceil_divide(warps, kWarps)), kThreads, 0,
-                                      stream}, kernel, arguments, tiles, count, states);
+    const auto warps = [&](int each) { return count * ceil_divide(rows, each) * ceil_divide(hidden, strip); };
+    auto kernel = gathers             ? arguments.aligned ? nade_sums_kernel<S, true, true, kFewRows>
+                                                          : nade_sums_kernel<S, true, false, kFewRows>
+                  : arguments.aligned ? nade_sums_kernel<S, false, true, kFewRows>
+                                      : nade_sums_kernel<S, false, false, kFewRows>;
+    int each = kFewRows;
+    if constexpr (sizeof(S) == 4) {  // other types have no registers for more sums
+      if (!gathers && arguments.aligned && warps(kManyRows) >= kEnoughWarps) {
+        kernel = nade_sums_kernel<S, false, true, kManyRows>;
+        each = kManyRows;
+      }
+    }
+    const cudaError_t error =
+        launch({"nade_sums", static_cast<unsigned>(ceil_divide(warps(each), kWarps)), kThreads, 0, stream}, kernel,
+               arguments, tiles, count, states);
     if (error != cudaSuccess) return error;
   }
   return nade_running_sums(rows, arguments.hidden, count, false, states, initial, initial_stride,
