@@ -21,6 +21,7 @@ MACHINE_CODE = ROOT / "tests" / "cuda" / "machine_code.json"
 # What stays in the L2 cache (50 MB) from one call to the next.
 L2_BYTES = 40e6
 
+_SAMPLE = "nade_sample_kernelIfLb0ELb1ELb1E"
 _RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
 _MLP = "masked_mlp_sample_kernelIfLb{}E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
@@ -55,9 +56,11 @@ LOOPS = [
     # 4 rows, 16 positions of 4 units; the inputs of 8 rows.
     Loop("nade_far", "nade_far_kernelIfE", {"ffma": 256}),
     Loop("nade_far, stage", "nade_far_kernelIfE", {"sts": 4}),
-    # A position after one that changed the state, and after one that did not.
-    Loop("nade_sample, one", "nade_sample_kernelIfLb0ELb1E", {"mufu": 32, "ffma": 32, "loads": 8}, most={"loads": 8}),
-    Loop("nade_sample, zero", "nade_sample_kernelIfLb0ELb1E", {"ffma": 16, "loads": 8}, most={"loads": 8}),
+    # Two positions, of which both, one, or neither come after one that changed the state. Activations are computed as
+    # often as the state is changed.
+    Loop("nade_sample, one one", _SAMPLE, {"mufu": 64, "ffma": 128, "loads": 16}, most={"loads": 16}),
+    Loop("nade_sample, one of two", _SAMPLE, {"mufu": 32, "ffma": 80, "loads": 16}, most={"mufu": 32, "loads": 16}),
+    Loop("nade_sample, zero zero", _SAMPLE, {"ffma": 32, "loads": 16}, most={"mufu": 0, "loads": 16}),
     # 128 inputs of 4 units; what 4 units cost besides; 8 partial sums of a unit from before the block; and a step of 16
     # inputs of the tiles that make them. One warp a row, and several.
     Loop("masked_mlp", _MLP.format(0), {"loads": 16, "ffma": 16, "lds": 4}, first=True),
@@ -215,9 +218,14 @@ def _nade_training(table: Table, launches: Sequence[Recorded], case: Case, cut: 
 
 def _nade_sampling(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
     (sample,) = launches
-    turns = {"nade_sample, one": case.variables * case.ones, "nade_sample, zero": case.variables * (1 - case.ones)}
+    pairs, ones = case.variables / 2, case.ones
+    turns = {
+        "nade_sample, one one": pairs * ones**2,
+        "nade_sample, one of two": pairs * 2 * ones * (1 - ones),
+        "nade_sample, zero zero": pairs * (1 - ones) ** 2,
+    }
     weights = 8.0 * case.variables * case.hidden
-    return [table.launch(sample, "nade_sample_kernel<float, false, true>", turns, l2_bytes=weights * case.batch)]
+    return [table.launch(sample, "nade_sample_kernel<float, false, true, true>", turns, l2_bytes=weights * case.batch)]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ REQUIRED = {
     r"nade_scan_kernelI.*Lb1ELb[01]E": [COPY_ASYNC, LOAD_SHARED_128],
     r"nade_scan_kernelI.*Lb0ELb0E": [LOAD_128],
     r"nade_sums_kernelI.*Lb[01]ELb1E": [LOAD_128],
-    r"nade_sample_kernelI\w+Lb[01]ELb1E": [LOAD_128],
+    r"nade_sample_kernelI\w+Lb[01]ELb1ELb[01]E": [LOAD_128],
     r"fvsbn_sample_kernelI": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb0E": [LOAD_128],
     r"nade_sample_general_kernelI.*Lb1E": [LOAD_128, LOAD_SHARED_128],

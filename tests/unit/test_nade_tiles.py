@@ -430,6 +430,12 @@ def test_sampling(ops, hidden):
     Sampler(ops, Model(19, hidden, dtype)).check(3, tolerance_of(dtype))
 
 
+@pytest.mark.parametrize("variables", [1, 2, 31, 33, 65, 66])
+def test_sampling_odd_and_even_counts(ops, variables):
+    """One warp takes two positions at a time, and looks up what 32 of them need."""
+    Sampler(ops, Model(variables, 40, torch.float32)).check(3, tolerance_of(torch.float32))
+
+
 @pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("head", [name for name in HEADS if name != "bernoulli"])

@@ -6,10 +6,11 @@
 // and no barrier; more units take up to 16 warps (12) and one barrier per position (sums by parity in two buffers).
 // State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
 // position is computed, out_weight's one position ahead. One warp also knows where they lie another position ahead, so
-// that its loads are the first instructions of a position; more warps have no registers for that. If x = 0 is drawn,
-// neither state nor activation changes (exact). Only the sum and one comparison are between a state and the draw: what
-// the sum has to exceed is made 32 positions ahead from the random numbers. A position reads both rows once, 128 bits
-// per load, and takes 2 special-function instructions per activation and one butterfly of 5 shuffles.
+// that its loads are among the first instructions of a position; more warps have no registers for that. If x = 0 is
+// drawn, neither state nor activation changes (exact). Only the sum and one comparison are between a state and the draw:
+// what the sum has to exceed is made 32 positions ahead from the random numbers. A position reads both rows once, 128
+// bits per load, and takes 2 special-function instructions per activation and one butterfly of 5 shuffles. Where hidden
+// units are sigmoids, one warp has code of its own that goes through two positions at a time.
 //
 // The reduction order depends only on H, so a row does not depend on the batch it is drawn in.
 #include "draws_device.h"
@@ -60,8 +61,9 @@ struct WeightRow {
   }
 };
 
-// aligned: weight rows can be read 128 bits at a time.
-template <typename S, bool many_warps, bool aligned>
+// aligned: weight rows can be read 128 bits at a time. sigmoids: the activation is a sigmoid, and there is no
+// activation_scale.
+template <typename S, bool many_warps, bool aligned, bool sigmoids>
 __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpSize, 1)
     nade_sample_kernel(NadeArguments<S> arguments, Draws draws, Compute<S>* states) {
   using T = Compute<S>;
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   const int64_t row = blockIdx.x;
   const int start = static_cast<int>(draws.start), stop = static_cast<int>(draws.stop);
   const int first_unit = warp * kUnitsPerWarp<S> + lane * size;
-  const bool scaled = arguments.activation_scale != nullptr;
+  const bool scaled = !sigmoids && arguments.activation_scale != nullptr;
   T* const state = states + row * hidden;
 
   T a[units], h[units];
@@ -86,18 +88,20 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
   constexpr bool ahead = aligned && !many_warps;
   WeightRow<S> in{}, out{}, next_out{};
   int64_t this_row = static_cast<int64_t>(arguments.variable_at(start)) * hidden;
+  // With `ahead`, the places of in_weight's row at this position and of out_weight's at the next, in vectors. The
+  // launcher sees to it that they fit.
+  const S* const in_weight = keep(arguments.in_weight + first_unit);
+  const S* const out_weight = keep(arguments.out_weight + first_unit);
+  const auto place_at = [&](int position) {
+    return static_cast<uint32_t>(arguments.variable_at(min(position, stop - 1))) * static_cast<uint32_t>(hidden / size);
+  };
+  uint32_t this_place = 0, next_place = 0;
   if constexpr (ahead) {
-    out.load_inside(arguments.out_weight + this_row + first_unit, first_unit, hidden);
+    this_place = place_at(start);
+    next_place = place_at(start + 1);
+    out.load_inside(out_weight + static_cast<int64_t>(this_place) * size, first_unit, hidden);
   } else {
     out.template load<aligned>(arguments.out_weight + this_row, first_unit, hidden);
-  }
-  // This lane's units of the rows that the next position begins to read.
-  const S *in_row = nullptr, *next_out_row = nullptr;
-  int next_variable = 0;
-  if constexpr (ahead) {
-    next_variable = arguments.variable_at(min(start + 1, stop - 1));
-    in_row = arguments.in_weight + this_row + first_unit;
-    next_out_row = arguments.out_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
   }
 
   for (int first = start; first < stop; first += kWarpSize) {
@@ -105,32 +109,29 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
     // replaces the given one. This leaves enough registers to float64 with many warps.
     const bool inside = first + lane < stop;
     const int lane_variable = inside ? arguments.variable_at(first + lane) : 0;
-    const T lane_scale = arguments.scale(lane_variable);
+    const T lane_scale = sigmoids ? T(1) : arguments.scale(lane_variable);
     T lane_logit = arguments.out_bias[lane_variable];
     const T* const lane_known_value = inside ? draws.known_value<T>(row, first + lane) : nullptr;
-    const uint32_t known = __ballot_sync(kFullMask, lane_known_value != nullptr);
     T lane_value = lane_known_value != nullptr ? *lane_known_value : T(0);
-    // The variable is 1 where u < sigmoid((bias + sum) / temperature): where the sum is above this threshold.
+    // The variable is 1 where u < sigmoid((bias + sum) / temperature): where the sum is above this threshold. No sum is
+    // above that of a known value.
     const double lane_uniform = draw_uniform(draws, row, inside ? first + lane : stop - 1, 0);
-    const T lane_threshold = static_cast<T>(draws.temperature * (log(lane_uniform) - log1p(-lane_uniform)) -
-                                            static_cast<double>(lane_logit));
+    const double drawn_threshold =
+        draws.temperature * (log(lane_uniform) - log1p(-lane_uniform)) - static_cast<double>(lane_logit);
+    const T lane_threshold =
+        lane_known_value != nullptr ? infinity<T> : static_cast<T>(drawn_threshold);
     const int positions = min(kWarpSize, stop - first);
-    int after = 0, after_next = 0;
-    if constexpr (ahead) {
-      after = arguments.variable_at(min(first + positions, stop - 1));
-      after_next = arguments.variable_at(min(first + positions + 1, stop - 1));
-    }
-    for (int p = 0; p < positions; ++p) {
+    const uint32_t lane_place = ahead ? place_at(first + lane + 2) : 0;
+    // out: out_weight's row at position p; next_out: takes that of the next position.
+    const auto draw_position = [&](int p, const WeightRow<S>& out, WeightRow<S>& next_out) {
       // in_weight's row is needed at the end of this position, out_weight's at the start of the next.
       if constexpr (ahead) {
-        in.load_inside(in_row, first_unit, hidden);
-        next_out.load_inside(next_out_row, first_unit, hidden);
-        in_row = arguments.in_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
-        const int shuffled = __shfl_sync(kFullMask, lane_variable, (p + 2) % kWarpSize);
-        next_variable = p + 2 < positions ? shuffled : p + 2 == positions ? after : after_next;
-        next_out_row = arguments.out_weight + static_cast<int64_t>(next_variable) * hidden + first_unit;
+        in.load_inside(in_weight + static_cast<int64_t>(this_place) * size, first_unit, hidden);
+        next_out.load_inside(out_weight + static_cast<int64_t>(next_place) * size, first_unit, hidden);
+        this_place = next_place;
+        next_place = __shfl_sync(kFullMask, lane_place, p);
       } else {
-        next_variable = p + 1 < positions ? __shfl_sync(kFullMask, lane_variable, p + 1)
+        const int next_variable = p + 1 < positions ? __shfl_sync(kFullMask, lane_variable, p + 1)
                                           : arguments.variable_at(min(first + p + 1, stop - 1));
         in.template load<aligned>(arguments.in_weight + this_row, first_unit, hidden);
         this_row = static_cast<int64_t>(next_variable) * hidden;
@@ -145,7 +146,11 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
       };
       if constexpr (!many_warps) look_up();
       if (changed || scaled) {
-        activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
+        if constexpr (sigmoids) {
+          sigmoid(a, h);
+        } else {
+          activate(arguments.activation, scaled ? __shfl_sync(kFullMask, lane_scale, p) : T(1), a, h);
+        }
       }
       T parts[4] = {};
 #pragma unroll
@@ -163,18 +168,30 @@ __global__ void __launch_bounds__(many_warps ? kMaxWarps<S> * kWarpSize : kWarpS
         for (int w = 1; w < warps; ++w) sum += sums[w];
       }
       if constexpr (many_warps) look_up();
-      const T drawn = sum > threshold ? T(1) : T(0);
-      const T x = known >> p & 1 ? given : drawn;
+      const bool above = sum > threshold;
+      const T x = above ? T(1) : given;
       if (lane == p) {
         lane_value = x;
         lane_logit += sum;
       }
-      changed = x != T(0);
+      changed = above || given != T(0);
       if (changed) {
 #pragma unroll
         for (int j = 0; j < units; ++j) a[j] = fma(x, to_compute(in.vectors[j / size].values[j % size]), a[j]);
       }
-      out = next_out;
+    };
+    if constexpr (sigmoids) {
+      // Two at a time, so that the next row becomes this one without a move.
+      for (int p = 0; p < positions; p += 2) {
+        draw_position(p, out, next_out);
+        if (p + 1 == positions) break;  // the last position of all
+        draw_position(p + 1, next_out, out);
+      }
+    } else {
+      for (int p = 0; p < positions; ++p) {
+        draw_position(p, out, next_out);
+        out = next_out;
+      }
     }
     if (warp == 0) {
       if (inside) draws.values_of<T>(row)[first + lane] = lane_value;
@@ -214,9 +231,15 @@ cudaError_t draw(const NadeModel& model, const NadeSample& request, void* scratc
   }
   const NadeArguments<S> arguments(model, NadeInput{request.draws.batch, nullptr, nullptr});
   // Without hidden units there is no unit 0 to read in place of others.
-  const auto kernel = arguments.aligned && model.hidden > 0
-                          ? warps > 1 ? nade_sample_kernel<S, true, true> : nade_sample_kernel<S, false, true>
-                          : warps > 1 ? nade_sample_kernel<S, true, false> : nade_sample_kernel<S, false, false>;
+  // One warp counts the places of rows in vectors, in 32 bits.
+  const bool fits = warps > 1 || model.variables * (model.hidden / Vector<S>::size) <= int64_t{UINT32_MAX};
+  const bool aligned = arguments.aligned && model.hidden > 0 && fits;
+  const bool sigmoids = model.activation == Activation::sigmoid && model.activation_scale == nullptr;
+  const auto kernel = warps > 1 ? aligned ? nade_sample_kernel<S, true, true, false>
+                                          : nade_sample_kernel<S, true, false, false>
+                      : !aligned ? nade_sample_kernel<S, false, false, false>
+                      : sigmoids ? nade_sample_kernel<S, false, true, true>
+                                 : nade_sample_kernel<S, false, true, false>;
   return launch({"nade_sample", static_cast<unsigned>(request.draws.batch), static_cast<unsigned>(warps * kWarpSize), 0,
                  stream},
                 kernel, arguments, request.draws, static_cast<T*>(request.state));

@@ -172,6 +172,17 @@ __device__ __forceinline__ void from_compute(float16& stored, float value) {
 
 template <typename T>
 constexpr T not_a_number = std::numeric_limits<T>::quiet_NaN();
+template <typename T>
+constexpr T infinity = std::numeric_limits<T>::infinity();
+
+// The same pointer, which the compiler keeps in registers: it does not see how to make it anew where it is needed.
+template <typename T>
+__device__ __forceinline__ const T* keep(const T* pointer) {
+#if !defined(AR_FAST_EMULATE_CUDA)
+  asm("" : "+l"(pointer));
+#endif
+  return pointer;
+}
 
 // Calls body(S{}) for the storage type S.
 template <typename Body>
