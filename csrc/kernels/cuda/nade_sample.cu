@@ -7,7 +7,7 @@
 // State and activations stay in registers. Weight rows are read well before they are needed: in_weight's while the
 // position is computed, out_weight's one position ahead. One warp also knows where they lie another position ahead, so
 // that its loads are among the first instructions of a position; more warps have no registers for that. If x = 0 is
-// drawn, neither state nor activation changes (exact). Only the sum and one comparison are between a state and the draw:
+// drawn, neither state nor activation changes (exact). Only the sum and one comparison are between state and draw:
 // what the sum has to exceed is made 32 positions ahead from the random numbers. A position reads both rows once, 128
 // bits per load, and takes 2 special-function instructions per activation and one butterfly of 5 shuffles. Where hidden
 // units are sigmoids, one warp has code of its own that goes through two positions at a time.
