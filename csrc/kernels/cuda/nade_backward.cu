@@ -31,8 +31,7 @@ constexpr int kTile = 16;
 constexpr int kThreads = 128;
 constexpr int kStaged = 8;  // rows whose inputs a warp has in shared memory
 constexpr int kRound = 16;  // sums of a lane that the warps of a block add up at once
-
-constexpr int kWarps = 4;  // of a block: they share out its rows
+constexpr int kWarps = 4;   // of a block: they share out its rows
 
 // The rows of a warp: a part of those of its block, which are the blockIdx.y-th of the batch.
 struct Rows {
@@ -560,11 +559,8 @@ cudaError_t backward(const NadeModel& model, const NadeInput& input, const NadeB
   // The states of segment s, from those before it; the ones after it are kept if a later segment starts with them.
   const auto states_of = [&](int s, bool keep_after) {
     T* const after = keep_after ? scratch.checkpoints + s * plan.states : nullptr;
-    if (s == 0) {
-      return nade_states<S>(arguments, tiles_of(s), arguments.in_bias, arguments.in_bias_stride, scratch.states, after,
-                            stream);
-    }
-    return nade_states<S>(arguments, tiles_of(s), scratch.checkpoints + (s - 1) * plan.states, arguments.hidden,
+    const T* const before = s == 0 ? arguments.in_bias : scratch.checkpoints + (s - 1) * plan.states;
+    return nade_states<S>(arguments, tiles_of(s), before, s == 0 ? arguments.in_bias_stride : arguments.hidden,
                           scratch.states, after, stream);
   };
   cudaError_t error = cudaSuccess;
