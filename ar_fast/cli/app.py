@@ -47,6 +47,25 @@ def common(seed: int | None = 0) -> Callable[[Any], Any]:
     return decorate
 
 
+def _together(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that torchrun may start several times: the first process alone writes."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> None:
+        with distributed.group() as rank, contextlib.ExitStack() as scope:
+            if rank > 0:
+                scope.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            command(*args, **given)
+            # No process ends before the first one has written.
+            distributed.wait()
+
+    return run
+
+
+def _writes() -> bool:
+    return distributed.rank_and_size()[0] == 0
+
+
 def _options(decorators: list[Any]) -> Callable[[Any], Any]:
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(decorators), command)
 
@@ -126,6 +145,7 @@ def _values(source: sources.Source, model: str, given: dict[str, Any]) -> Any:
 )
 @common()
 @click.pass_context
+@_together
 def train(context: click.Context, **given):
     """Trains a MODEL by maximum likelihood.
 
@@ -133,10 +153,7 @@ def train(context: click.Context, **given):
     config.json, metrics.jsonl, model/, and pictures. A run that was interrupted goes on with --resume RUN, bit for bit.
     Under torchrun each process computes its share of every batch.
     """
-    with distributed.group() as rank, contextlib.ExitStack() as scope:
-        if rank > 0:
-            scope.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        _train(context, **given)
+    _train(context, **given)
 
 
 def _train(context: click.Context, model, data, out, resume, checkpoint_seconds, device, dtype, seed, **given) -> None:
@@ -243,12 +260,16 @@ _SPLITS = click.Choice([*sources.PARTS, "all"])
 @click.option("--split", type=_SPLITS, default="test", help="Which part; all is the whole file.")
 @click.option("--out", type=PATH, help="A .json file for the figures.")
 @common()
+@_together
 def evaluate(run, data, split, out, device, dtype, seed):
-    """Measures the log-likelihood of data under a trained model, in nats."""
+    """Measures the log-likelihood of data under a trained model, in nats.
+
+    Under torchrun each process computes its share of the events.
+    """
     outputs.check(out, (".json",))
     opened = runs.open_run(run, device, dtype)
     found = runs.measure(opened.model, _events(opened, data, split), opened.values)
-    if out is not None:
+    if out is not None and _writes():
         outputs.write_json(out, {"run": str(run), "split": split, **found})
     click.echo(f"{split}: {_shown(found)}")
 
@@ -277,8 +298,12 @@ def _written(out: Path | None, x: torch.Tensor, values: Any, **options: Any) -> 
 @click.option("--out", type=PATH, help="A .npz, .npy, .png, .csv or .txt file; by default text on the terminal.")
 @click.option("--frames", type=PATH, help="A .gif: the images pixel by pixel, and beside them what was expected.")
 @common()
+@_together
 def sample(run, count, temperature, size, out, frames, device, dtype, seed):
-    """Draws events from a trained model, exactly and one variable at a time."""
+    """Draws events from a trained model, exactly and one variable at a time.
+
+    Under torchrun each process draws its share of them, except of a flow's: together they are those of one process.
+    """
     opened = _event_model(run, device, dtype, "sample")
     outputs.check(out, outputs.endings(opened.values))
     outputs.check(frames, (".gif",))
@@ -291,9 +316,16 @@ def sample(run, count, temperature, size, out, frames, device, dtype, seed):
     if isinstance(model, flows.MAF):
         if temperature != 1.0:
             raise ValueError(f"--temperature: a flow has none, got {temperature}")
-        drawn = model.sample(count, seed=seed)
+        # Its noise comes from torch's generator, all at once.
+        drawn = model.sample(count if _writes() else 0, seed=seed)
     else:
-        drawn = model.sample(count, seed=seed, temperature=temperature, progress=True)
+        own = distributed.share(count)
+        drawn = model.sample(
+            own.stop - own.start, seed=seed, first_index=own.start, temperature=temperature, progress=_writes()
+        )
+        drawn = distributed.joined(drawn, count)
+    if not _writes():
+        return
     if frames is not None:
         outputs.write_frames(frames, model, drawn, values)
         click.echo(f"written to {frames}")

@@ -1,4 +1,4 @@
-"""ar-fast train under torchrun: two processes train one model, are stopped, and go on."""
+"""ar-fast under torchrun: two processes train one model, are stopped, go on, evaluate it and draw from it."""
 
 import json
 import signal
@@ -73,6 +73,25 @@ def test_they_are_stopped_and_go_on(folder):
     assert history(stopped) == history(folder / "two")
     found, expected = (load_file(each / "model/model.safetensors") for each in (stopped, folder / "two"))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_two_processes_evaluate_and_draw_as_one_does(folder):
+    run, one, two = str(folder / "two"), folder / "one-alone", folder / "both"
+    for launch, out in (([sys.executable], one), (TORCHRUN, two)):
+        out.mkdir()
+        begin = [*launch, "-m", "ar_fast"]
+        said = ended([*begin, "evaluate", run, "--split", "all", "--threads", "1", "--out", str(out / "e.json")])
+        assert said.count("nats") == 1
+        said = ended([*begin, "sample", run, "-n", "7", "--seed", "3", "--threads", "1", "--out", str(out / "s.npz")])
+        assert said.count("written to") == 1
+        ended([*begin, "sample", run, "-n", "1", "--seed", "3", "--threads", "1", "--out", str(out / "single.npz")])
+    found, expected = (json.loads((out / "e.json").read_text()) for out in (two, one))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    for name in ("s.npz", "single.npz"):
+        found, expected = (np.load(out / name) for out in (two, one))
+        assert found.files == expected.files and all(np.array_equal(found[key], expected[key]) for key in found.files)
 
 
 def test_what_is_wrong_is_said(folder):
