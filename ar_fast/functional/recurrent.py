@@ -122,7 +122,8 @@ def rnn_sample(
             in descending order of probability and at least one.
         stop_token: a row that draws this category is finished; -1 is none.
         algorithm: "auto"; on CUDA also "block", where each block of threads has its own rows, or "grid", where the
-            blocks share the units; see ``ar_fast.explain``.
+            blocks share the units. Only "auto" multiplies by matrix instructions, where that can be; see
+            ``ar_fast.explain``.
 
     Returns:
         values, log_prob, state, cell_state, last and finished, an :class:`RnnSample`. A row that is finished keeps its

@@ -22,7 +22,6 @@ MACHINE_CODE = ROOT / "tests" / "cuda" / "machine_code.json"
 L2_BYTES = 40e6
 
 _SAMPLE = "nade_sample_kernelIfLb0ELb1ELb1E"
-_RNN_16 = "rnn_sample_kernelINS_8bfloat16E"
 _MLP = "masked_mlp_sample_kernelIfLb{}E"
 _TILES = r"masked_linear_tiles_kernelI\w*TileScheme"
 _WIDE = r"masked_linear_{}_kernelI\w*WideSchemeILi{}E\w*ProductE0E"
@@ -86,17 +85,19 @@ LOOPS = [
     *(Loop(f"tiles, add {rows}", _WIDE.format("add", rows), {"wide": 8}, first=True) for rows in (32, 64)),
     # 8 vectors of a thread, of a row of the weight.
     Loop("strips, copy", "masked_linear_copy_kernelINS_8bfloat16E", {"loads": 8, "stores": 8}),
-    # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch, 512 of 16 bits; half as many of 16 rows
-    # of a weight and one of the batch; what these sums cost besides; a unit of a GRU, with what is read before the
-    # values arrive.
+    # 256 inputs of 4 rows of a weight in shared memory and 4 rows of the batch; half as many of 16 rows of a weight and
+    # one of the batch; what these sums cost besides; a unit of a GRU, with what is read before the values arrive.
     Loop("rnn float32, product", "rnn_sample_kernelIfE", {"ffma": 128, "lds": 8, "loads": 8}, first=True),
     Loop("rnn float32, readout", "rnn_sample_kernelIfE", {"ffma": 64, "lds": 16, "loads": 1}, most={"loads": 1}),
     Loop("rnn float32, sums", "rnn_sample_kernelIfE", {"shfl": 18}, first=True),
     Loop("rnn float32, gates", "rnn_sample_kernelIfE", {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
-    Loop("rnn bfloat16, product", _RNN_16, {"ffma": 256, "lds": 8, "loads": 16}, first=True),
-    Loop("rnn bfloat16, readout", _RNN_16, {"ffma": 128, "lds": 16, "loads": 2}, most={"loads": 2}),
-    Loop("rnn bfloat16, sums", _RNN_16, {"shfl": 18}, first=True),
-    Loop("rnn bfloat16, gates", _RNN_16, {"mufu": 6, "loads": 12}, most={"mufu": 6}, first=True),
+    # A position of a unit block, of a GRU: a look at the states, 8 tiles of sums, a look at the value, gates.
+    Loop(
+        "rnn matrix, units",
+        "rnn_sample_matrix_kernel",
+        {"mma": 32, "lds": 11, "sts": 17, "mufu": 6, "loads": 20, "stores": 2},
+        most={"shfl": 0},
+    ),
     Loop("tiles, bfloat16 128", _TILES + r"INS_8bfloat16ELb1ELi128E\w*ProductE0E", {"mma": 64, "copies": 8}),
 ]
 
@@ -405,6 +406,29 @@ def _masked_linear(table: Table, launches: Sequence[Recorded], case: Case, cut: 
     ]  # fmt: skip
 
 
+def _rnn_matrix(table: Table, sample: Recorded, case: Case, cut: Mapping[str, int]) -> Launch:
+    """The chain of a step in a team of two rows: states arrive, readout, draw, value arrives, gates.
+
+    The turn of a unit block stands for it, with the draw between its sums and its gates: the draw block makes its
+    sums by the same code, while those of the unit blocks are under way. A draw block has its random numbers and its
+    log p during the gates.
+    """
+    teams = sample.blocks // (cut["unit_blocks"] + cut["draw_blocks"])
+    pairs = math.ceil(case.batch / teams / 2)
+    # A state and a value arrive by a word each: the word, and a look at it that comes half a turn late; the look itself
+    # is in the turn.
+    arrivals = {"l2": 2 * 1.5}
+    # A draw by a warp, each lane of which has 4 categories: the maximum by butterflies, exponentials side by side, the
+    # lane's sum and one running sum in double, a vote, and the word; besides, what is drawn and by which rule (l1). The
+    # way through the machine code, from the sums' barrier to the word, takes as long: 1060 to 1720 cycles.
+    draw = {"lds": 1, "shfl": 5 + 5 + 3, "mufu": 2, "convert": 2, "dfma": 4 + 5 + 3, "alu": 80, "l1": 10}
+    waits = {what: case.steps * pairs * times for what, times in (arrivals | draw).items()}
+    # Each block reads the words of two rows, on average in two looks.
+    words = 2.0 * case.steps * pairs * sample.blocks * 2 * 8 * case.hidden
+    turns = {"rnn matrix, units": case.steps * pairs}
+    return table.launch(sample, "rnn_sample_matrix_kernel", turns, waits=waits, l2_bytes=words)
+
+
 def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Mapping[str, int]) -> list[Launch]:
     """The chain of a step in a grid: states arrive, readout, draw, values arrive, gates.
 
@@ -412,13 +436,13 @@ def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Map
     A draw block has one row: its random numbers and its log p are not on the way.
     """
     (sample,) = launches
+    if sample.kernel == "rnn_sample_matrix":
+        return [_rnn_matrix(table, sample, case, cut)]
     (outputs,) = case.layers
     warps = sample.threads / 32
-    kernel = f"rnn_sample_kernel<{'float' if case.dtype == 'float32' else case.dtype}>"
-    per_turn = 256 if case.dtype == "float32" else 512
     product = math.ceil(math.ceil(3 * cut["units"] / 4) * math.ceil(case.batch / 4) / warps)
     readout = math.ceil(math.ceil(outputs / 16) / warps)
-    gates = {f"rnn {case.dtype}, gates": case.steps * math.ceil(case.batch * cut["units"] / sample.threads)}
+    gates = {"rnn float32, gates": case.steps * math.ceil(case.batch * cut["units"] / sample.threads)}
     # A value arrives by a word: what its writer wrote before, the word, and a look at it that comes half a turn late.
     arrival = 3.0 * case.steps
     # A draw by a warp: butterflies over the categories (maximum, sum, running sums), the last two in double, and the
@@ -427,13 +451,14 @@ def _rnn_sample(table: Table, launches: Sequence[Recorded], case: Case, cut: Map
     draw = {"shfl": 5 * (2 + each), "mufu": 2 * each, "dfma": 5 * (1 + each), "alu": 40}
     ways = [
         table.launch(
-            sample, kernel, gates | {f"rnn {case.dtype}, {name}": case.steps * turns for name, turns in way.items()},
+            sample, "rnn_sample_kernel<float>",
+            gates | {f"rnn float32, {name}": case.steps * turns for name, turns in way.items()},
             waits={"l2": arrival} | {what: case.steps * times for what, times in waits.items()},
             grid_barriers=case.steps,
         )
         for way, waits in (
-            ({"product": product * case.hidden / per_turn, "sums": product}, {"barrier": 1}),
-            ({"readout": readout * 2 * case.hidden / per_turn, "sums": readout}, draw | {"barrier": 2}),
+            ({"product": product * case.hidden / 256, "sums": product}, {"barrier": 1}),
+            ({"readout": readout * 2 * case.hidden / 256, "sums": readout}, draw | {"barrier": 2}),
         )
     ]  # fmt: skip
     return [max(ways, key=lambda launch: model.kernel_us(launch, table.paths))]

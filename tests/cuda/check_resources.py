@@ -66,6 +66,7 @@ REQUIRED = {
         LOAD_MATRIX,
     ],
     r"masked_linear_(grad_input_)?rows_kernelI": [LOAD_128],
+    r"rnn_sample_matrix_kernel": [MATRIX, LOAD_SHARED_128],
 }
 # Kernels whose only special functions are activations of hidden units: in float, each is one ex2 and one rcp.
 ACTIVATIONS = re.compile(r"nade_(scan|local|out_rows|inputs)_kernelI(?!d)")

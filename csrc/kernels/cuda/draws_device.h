@@ -80,6 +80,49 @@ __device__ __forceinline__ int draw_category(const T* logits, int count, double 
   return last;  // rounding left the sum at the bound
 }
 
+// The same for as many categories as a warp has in a vector of each lane, with one running sum over the lanes: numbers
+// are rounded in another order, and no branch is before the exponentials. logits: in shared memory, aligned to 16
+// bytes; those past `count` may be anything.
+template <typename T>
+__device__ __forceinline__ int draw_category_of_few(const T* logits, int count, double uniform, T temperature) {
+  constexpr int each = Vector<T>::size;
+  const T inverse = T(1) / temperature;
+  const int first = lane_id() * each;
+  const Vector<T> own = load_shared_vector(logits + first);
+  T largest = logits[0];
+#pragma unroll
+  for (int i = 0; i < each; ++i) largest = first + i < count && own.values[i] > largest ? own.values[i] : largest;
+  largest = warp_max(largest);
+  T weights[each];
+  double sums[each], sum = 0;
+#pragma unroll
+  for (int i = 0; i < each; ++i) {
+    const T weight = exp((own.values[i] - largest) * inverse);
+    weights[i] = first + i < count ? weight : T(0);
+    sums[i] = sum += static_cast<double>(weights[i]);
+  }
+  sum = warp_running_sum(sum);
+  const double bound = uniform * __shfl_sync(kFullMask, sum, kWarpSize - 1);
+  double below = __shfl_up_sync(kFullMask, sum, 1u);
+  if (lane_id() == 0) below = 0;
+  int exceeding = each;
+#pragma unroll
+  for (int i = each - 1; i >= 0; --i) exceeding = weights[i] > T(0) && below + sums[i] > bound ? i : exceeding;
+  const uint32_t found = __ballot_sync(kFullMask, exceeding < each);
+  if (found != 0) {
+    const int lane = __ffs(static_cast<int>(found)) - 1;
+    return lane * each + __shfl_sync(kFullMask, exceeding, lane);
+  }
+  // Rounding left the sum at the bound: the last one that can be drawn.
+  int positive = -1;
+#pragma unroll
+  for (int i = 0; i < each; ++i) positive = weights[i] > T(0) ? i : positive;
+  const uint32_t any = __ballot_sync(kFullMask, positive >= 0);
+  if (any == 0) return 0;
+  const int lane = kWarpSize - 1 - __clz(static_cast<int>(any));
+  return lane * each + __shfl_sync(kFullMask, positive, lane);
+}
+
 // Which categories top_k and top_p keep (kernels/draws.h): those whose logit is above a bound, and the first `ties` of
 // those at the bound. Logits are compared by integers that have the same order.
 template <typename T>
@@ -195,18 +238,20 @@ __device__ int draw_kept_category(const Draws& draws, const T* logits, int count
   return last;  // rounding left the sum at the bound
 }
 
-// A draw from the parameters of a variable.
-template <typename T>
+// A draw from the parameters of a variable. few: they are as draw_category_of_few takes them.
+template <bool few = false, typename T>
 __device__ __forceinline__ T draw_from(const Head& head, const T* parameters, int rows, const DrawNoise& noise,
                                        T temperature) {
   if (head.kind == HeadKind::bernoulli) {
     return bernoulli_draw(noise.uniform, parameters[0], temperature);
   }
-  if (head.kind == HeadKind::categorical) {
-    return static_cast<T>(draw_category(parameters, rows, noise.uniform, temperature));
-  }
+  const auto category = [&](const T* logits, int count) {
+    if constexpr (few) return draw_category_of_few(logits, count, noise.uniform, temperature);
+    return draw_category(logits, count, noise.uniform, temperature);
+  };
+  if (head.kind == HeadKind::categorical) return static_cast<T>(category(parameters, rows));
   const Mixture<T> mixture(head, parameters, rows);
-  const int k = draw_category(mixture.logits, mixture.count, noise.uniform, temperature);
+  const int k = category(mixture.logits, mixture.count);
   const double mean = static_cast<double>(mixture.mean(k)), raw = static_cast<double>(mixture.log_scale(k));
   const double scale = exp(raw), t = static_cast<double>(temperature);
   if (head.kind == HeadKind::gaussian_mixture) return static_cast<T>(mean + scale * sqrt(t) * noise.deviate);
@@ -216,8 +261,8 @@ __device__ __forceinline__ T draw_from(const Head& head, const T* parameters, in
 }
 
 // The value of a row at a position, from the parameters of its variable: the known value, or a drawn one. top_k and
-// top_p are applied with `truncates`; without it they must not be set.
-template <bool truncates = false, typename T>
+// top_p are applied with `truncates`; without it they must not be set. few: as of draw_from.
+template <bool truncates = false, bool few = false, typename T>
 __device__ __forceinline__ T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters,
                                         int rows, const DrawNoise& noise) {
   const T* const known = draws.known_value<T>(row, position);
@@ -227,8 +272,8 @@ __device__ __forceinline__ T draw_value(const Draws& draws, int64_t row, int64_t
     }
   }
   return known != nullptr ? *known
-                          : draw_from(draws.head_at(position), parameters, rows, noise,
-                                      static_cast<T>(draws.temperature));
+                          : draw_from<few>(draws.head_at(position), parameters, rows, noise,
+                                            static_cast<T>(draws.temperature));
 }
 
 // log p of the value that was drawn at a position.

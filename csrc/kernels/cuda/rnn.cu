@@ -2,6 +2,7 @@
 // weights, the rows are split among blocks that never wait for each other. Otherwise the units are split among the
 // blocks of a cooperative grid. Each of them has its rows of the weights in shared memory, and they wait twice per
 // position: unit blocks for the values, draw blocks for the states. Weights that do not fit are read from the L2 cache.
+// Of bfloat16 weights, rnn_matrix.cu has a grid of its own.
 //
 // Designed for latency. A position of a grid is a chain: states arrive, parameters, draw, values arrive, gates. The
 // product of a state with the recurrent weights, most of the arithmetic, needs no value: unit blocks compute it while
@@ -25,7 +26,8 @@
 #include <algorithm>
 
 #include "dense_products.h"
-#include "draws_device.h"
+#include "rnn_device.h"
+#include "rnn_matrix.h"
 
 namespace ar_fast::cuda {
 namespace {
@@ -35,7 +37,6 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kChunkUnits = 32;    // units whose sums are kept until the gates are applied
 constexpr int kChunkRows = 16;     // the same for rows of the batch, whose parameters are computed together too
 constexpr int kLeastUnits = 4;     // units of a block of a grid
-constexpr int kBiasesAhead = 3;    // of a lane that draws: biases that it reads before the states arrive
 constexpr int kLeft = 1 << 30;     // arrived at the states: the unit blocks have left, since every row is finished
 constexpr int64_t kMostParameterBytes = 32 * 1024;
 
@@ -48,13 +49,6 @@ struct RnnPlan {
   T* parameters;                   // null means in shared memory
   int* arrived;
   uint64_t* published;
-};
-
-// What a unit reads of a row at a position.
-template <typename T>
-struct RnnBefore {
-  T value;                         // the value before
-  int finished;
 };
 
 template <typename S>
@@ -112,6 +106,8 @@ class RnnBlock {
   }
 
  private:
+  __device__ __forceinline__ RnnSizes sizes() const { return {hidden_, gates_, parameters_}; }
+
   // --- waiting
 
   __device__ __forceinline__ void states_are_there() const {
@@ -138,25 +134,15 @@ class RnnBlock {
     uint64_t word = 0;
     do {
       word = load_acquire(plan_.published + batch_row);
-    } while (static_cast<int>(word >> 33) < step);
-    RnnBefore<T> before;
-    if constexpr (sizeof(T) == 4) {
-      const uint32_t bits = static_cast<uint32_t>(word);
-      memcpy(&before.value, &bits, 4);
-    } else {
-      before.value = static_cast<const T*>(s_.last)[batch_row];
-    }
-    before.finished = static_cast<int>(word >> 32 & 1);
+    } while (rnn_number(word) < step);
+    RnnBefore<T> before = rnn_before<T>(word);
+    if constexpr (sizeof(T) != 4) before.value = static_cast<const T*>(s_.last)[batch_row];
     return before;
   }
 
   // By one thread, after it has written `last`.
   __device__ __forceinline__ void publish(int step, int batch_row, T value, bool finished) const {
-    if (alone_) return;
-    uint32_t bits = 0;
-    if constexpr (sizeof(T) == 4) memcpy(&bits, &value, 4);
-    const uint64_t number = 2 * static_cast<uint64_t>(step + 1) + (finished ? 1 : 0);
-    store_release(plan_.published + batch_row, number << 32 | bits);
+    if (!alone_) store_release(plan_.published + batch_row, rnn_word(step + 1, value, finished));
   }
 
   // Waits until all values before this step are there; false if every row of the team is finished. The first rows' are
@@ -242,7 +228,7 @@ class RnnBlock {
                         input ? 1 - now : now, layer - input, row, rows, input ? from_input : from_state);
         }
         // The first round's inputs are read while the values are on their way.
-        GateInputs inputs{};
+        RnnGateInputs<T> inputs{};
         if (thread_ < rows * count) inputs = gate_inputs(step, layer, row + thread_ / count, unit + thread_ % count);
         if (layer == 0 && row == 0 && unit == 0) {
           if (!wait_for_values(step)) return false;
@@ -253,8 +239,9 @@ class RnnBlock {
         for (int i = thread_; i < rows * count; i += kThreads) {
           const int of_row = row + i / count, of_unit = unit + i % count;
           if (i != thread_) inputs = gate_inputs(step, layer, of_row, of_unit);
-          gates(step, layer, of_row, of_unit, inputs, shared_.before[i / count], from_state + i * gates_,
-                from_input + i * gates_);
+          const int u = first_unit_ + of_unit;
+          rnn_gates(s_, sizes(), step, layer, first_row_ + of_row, u, inputs, shared_.before[i / count],
+                    from_state + i * gates_, from_input + i * gates_, state(1 - step % 2, layer, of_row) + u);
         }
         __syncthreads();
       }
@@ -263,76 +250,10 @@ class RnnBlock {
     return true;
   }
 
-  // What the gates of a unit read besides the products and the value before: it is there before the value is.
-  struct GateInputs {
-    T before, cell, recurrent_bias[4], in_bias[4];
-  };
-
-  // Of a unit of this block, in a row of the team. Gates that the cell lacks read the last one again, so that all loads
-  // are under way at once.
-  __device__ __forceinline__ GateInputs gate_inputs(int step, int layer, int row, int unit) const {
-    const RnnLayer& own = s_.layer[layer];
-    const int u = first_unit_ + unit, batch_row = first_row_ + row;
-    const T* const in_bias = layer > 0 ? static_cast<const T*>(own.in_bias)
-                                       : static_cast<const T*>(s_.in_bias) + batch_row * s_.in_bias_stride;
-    GateInputs inputs;
-    inputs.before = state(step % 2, layer, row)[u];
-    inputs.cell = s_.cell == RnnCell::lstm ? *cell_state(layer, batch_row, u) : T(0);
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const int64_t at = static_cast<int64_t>(min(g, gates_ - 1)) * hidden_ + u;
-      inputs.recurrent_bias[g] = static_cast<const T*>(own.recurrent_bias)[at];
-      inputs.in_bias[g] = in_bias[at];
-    }
-    return inputs;
-  }
-
-  __device__ __forceinline__ T* cell_state(int layer, int batch_row, int u) const {
-    return static_cast<T*>(s_.cell_state) + (layer * draws_.batch + batch_row) * hidden_ + u;
-  }
-
-  // The next state of that unit.
-  __device__ __forceinline__ void gates(int step, int layer, int row, int unit, const GateInputs& inputs,
-                                        const RnnBefore<T>& of_row, const T* from_state, const T* from_input) const {
-    const int u = first_unit_ + unit, batch_row = first_row_ + row;
-    const T before = inputs.before, value = of_row.value;
-    T* const next = state(1 - step % 2, layer, row) + u;
-    const bool none = s_.begins && step == 0;
-    const bool outside = s_.gathers && !none && !is_category(value, parameters_);
-    const int64_t entry = none || outside || !s_.gathers ? 0 : static_cast<int64_t>(value);
-    const T* const in_table = static_cast<const T*>(s_.in_table) + entry * gates_ * hidden_ + u;
-    T a[4], s[4], table[4] = {};
-    if (layer == 0) {
-#pragma unroll
-      for (int g = 0; g < 4; ++g) table[g] = in_table[static_cast<int64_t>(min(g, gates_ - 1)) * hidden_];
-    }
-    if (of_row.finished != 0) {
-      *next = before;
-      return;
-    }
-#pragma unroll
-    for (int g = 0; g < 4; ++g) {
-      const int gate = min(g, gates_ - 1);
-      s[g] = inputs.recurrent_bias[g] + from_state[gate];
-      if (layer > 0) {
-        a[g] = inputs.in_bias[g] + from_input[gate];
-      } else {
-        const T entry_of_gate = outside ? not_a_number<T> : table[g];
-        a[g] = none ? inputs.in_bias[g] : fma(s_.gathers ? T(1) : value, entry_of_gate, inputs.in_bias[g]);
-      }
-    }
-    if (s_.cell == RnnCell::gru) {
-      const T r = sigmoid(a[0] + s[0]), z = sigmoid(a[1] + s[1]), n = tanh_of(fma(r, s[2], a[2]));
-      *next = fma(z, before - n, n);
-    } else if (s_.cell == RnnCell::lstm) {
-      const T i = sigmoid(a[0] + s[0]), f = sigmoid(a[1] + s[1]), g = tanh_of(a[2] + s[2]);
-      const T o = sigmoid(a[3] + s[3]), kept = fma(i, g, f * inputs.cell);
-      *cell_state(layer, batch_row, u) = kept;
-      *next = o * tanh_of(kept);
-    } else {
-      const T sum = a[0] + s[0];
-      *next = s_.cell == RnnCell::rnn ? tanh_of(sum) : sum < T(0) ? T(0) : sum;
-    }
+  // Of a unit of this block, in a row of the team.
+  __device__ __forceinline__ RnnGateInputs<T> gate_inputs(int step, int layer, int row, int unit) const {
+    const int u = first_unit_ + unit;
+    return rnn_gate_inputs(s_, sizes(), layer, first_row_ + row, u, state(step % 2, layer, row) + u);
   }
 
   // Every row is finished before this step: both buffers get the current state.
@@ -361,8 +282,8 @@ class RnnBlock {
   // Draws the values of this block's rows at a step; false if the unit blocks have left.
   __device__ bool draw(int step) {
     const int64_t p = draws_.start + step;
-    Ahead ahead;
-    if (draw_begin_ + warp_ < draw_end_) ahead = look_ahead(first_row_ + draw_begin_ + warp_, p);
+    RnnAhead<T> ahead;
+    if (draw_begin_ + warp_ < draw_end_) ahead = rnn_look_ahead<T>(s_, sizes(), first_row_ + draw_begin_ + warp_, p);
     bool any = any_draws(draw_begin_, min(kChunkRows, draw_end_ - draw_begin_), p);
     if (!wait_for_states((step + 1) * layers_)) return false;
     for (int first = draw_begin_; first < draw_end_; first += kChunkRows) {
@@ -392,68 +313,13 @@ class RnnBlock {
       __syncthreads();
       for (int r = warp_; r < rows; r += kWarps) {
         const int row = first_row_ + first + r;
-        if (first + r != draw_begin_ + warp_) ahead = look_ahead(row, p);
-        draw_row(row, step, ahead, parameters + static_cast<int64_t>(r) * parameters_);
+        if (first + r != draw_begin_ + warp_) ahead = rnn_look_ahead<T>(s_, sizes(), row, p);
+        rnn_draw_row(s_, sizes(), row, p, ahead, parameters + static_cast<int64_t>(r) * parameters_,
+                     [&](T value, bool finished) { publish(step, row, value, finished); });
       }
       __syncthreads();
     }
     return true;
-  }
-
-  // What a draw needs besides the states; read or computed while they are on their way.
-  struct Ahead {
-    DrawNoise noise;
-    T biases[kBiasesAhead];        // of parameters lane + n * kWarpSize
-    bool finished;
-  };
-
-  __device__ __forceinline__ Ahead look_ahead(int row, int64_t p) const {
-    Ahead ahead;
-    ahead.noise = draw_noise(draws_, row, p);
-#pragma unroll
-    for (int n = 0; n < kBiasesAhead; ++n) {
-      const int k = lane_id() + n * kWarpSize;
-      ahead.biases[n] = static_cast<const T*>(s_.out_bias)[k < parameters_ ? k : 0];
-    }
-    ahead.finished = s_.finished[row] != 0;
-    return ahead;
-  }
-
-  // One warp draws a row. parameters: without out_bias.
-  __device__ void draw_row(int row, int step, const Ahead& ahead, T* parameters) const {
-    if (ahead.finished) {
-      if (lane_id() == 0) publish(step, row, T(0), true);
-      return;
-    }
-    const int64_t p = draws_.start + step;
-    const T* const known = draws_.known_value<T>(row, p);
-    T value;
-    if (known != nullptr) {
-      value = *known;
-    } else {
-#pragma unroll
-      for (int n = 0; n < kBiasesAhead; ++n) {
-        const int k = lane_id() + n * kWarpSize;
-        if (k < parameters_) parameters[k] += ahead.biases[n];
-      }
-      for (int k = lane_id() + kBiasesAhead * kWarpSize; k < parameters_; k += kWarpSize) {
-        parameters[k] += static_cast<const T*>(s_.out_bias)[k];
-      }
-      __syncwarp();
-      value = draw_value<true>(draws_, row, p, parameters, parameters_, ahead.noise);
-    }
-    // All lanes have read `finished` before one writes it.
-    __syncwarp();
-    if (lane_id() == 0) {
-      const bool finishes = s_.finishes(row, p, value);
-      static_cast<T*>(s_.last)[row] = value;
-      publish(step, row, value, finishes);
-      draws_.values_of<T>(row)[p] = value;
-      if (finishes) s_.finished[row] = 1;
-    }
-    if (known != nullptr) return;
-    const double log_prob = drawn_log_prob(draws_, p, parameters, parameters_, value);
-    if (lane_id() == 0) draws_.log_prob[row] += log_prob;
   }
 
   const RnnSample& s_;
@@ -541,6 +407,14 @@ cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
     cut.shared_bytes = others + (fits ? alone.weights + alone.out_weight : 0);
     return cudaSuccess;
   }
+  if (teams == RnnTeams::automatic) {
+    const char* const obstacle = cuda::rnn_matrix_obstacle(sample, device);
+    if (obstacle == nullptr) {
+      cuda::rnn_matrix_cut(sample, processors, cut);
+      return cudaSuccess;
+    }
+    cut.obstacle = obstacle;
+  }
   cut.teams = 1;
   cut.rows = batch;
   cut.draw_blocks = std::min(batch, std::max<int64_t>(1, processors / 4));
@@ -558,6 +432,7 @@ cudaError_t rnn_cuda_cut(const RnnSample& sample, RnnTeams teams, RnnCut& cut) {
 
 cudaError_t rnn_sample_cuda(const RnnSample& sample, const RnnCut& cut, const RnnScratch& scratch,
                             cudaStream_t stream) {
+  if (cut.matrix) return cuda::rnn_sample_matrix(sample, cut, scratch, stream);
   return cuda::dispatch_storage(sample.storage, [&](auto storage) {
     using S = decltype(storage);
     using T = cuda::Compute<S>;

@@ -1,7 +1,8 @@
 // Sampling of recurrent models on CUDA: the launcher. The contract is in kernels/rnn.h; every pointer is device memory.
 //
-// The work is enqueued on `stream` without a synchronisation. The order of a row's additions depends only on H, so a
-// row does not depend on the batch it is drawn in, on how the work is split, or on where a call ends.
+// The work is enqueued on `stream` without a synchronisation. The order of a row's additions depends only on H and on
+// which of the two kernels runs, for which the batch does not count. So a row does not depend on the batch it is drawn
+// in, on how the work is split, or on where a call ends.
 #pragma once
 
 #include "../rnn.h"
@@ -21,6 +22,8 @@ struct RnnCut {
   bool parameters_on_chip;
   int64_t shared_bytes;
   int64_t padded;                  // units of a state in scratch, rounded up to whole vectors
+  bool matrix;                     // by matrix instructions (rnn_matrix.cu); a team has one draw block then
+  const char* obstacle;            // why a grid is without them; null if it was not to have them
 
   int64_t blocks() const { return teams * (unit_blocks + draw_blocks); }
 };
@@ -36,6 +39,7 @@ struct RnnScratch {
   void* parameters;                // [B, K] compute; null if they are on chip
   int* arrived;                    // [teams], all 0
   uint64_t* published;             // [B], all 0; null if a team is one block
+  uint64_t* words;                 // [B, 2, padded], all 0; null without cut.matrix
 };
 
 // batch > 0 and stop > start; (stop - start) L unit_blocks and (stop - start) draw_blocks below 2^30. sample.state is

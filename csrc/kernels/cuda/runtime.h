@@ -84,6 +84,20 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
 #endif
 }
 
+// Blocks of so many threads, without dynamic shared memory, that a multiprocessor of the current device runs at once; 0
+// where that cannot be told.
+template <typename Kernel>
+int resident_blocks([[maybe_unused]] Kernel* kernel, [[maybe_unused]] int threads) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  return 1;
+#else
+  int blocks = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
+  if (error != cudaSuccess) cudaGetLastError();  // the caller takes another kernel: no error is left behind
+  return error == cudaSuccess ? blocks : 0;
+#endif
+}
+
 // ---- The device -----------------------------------------------------------------------------------------------------
 
 struct Device {
@@ -448,6 +462,47 @@ __device__ __forceinline__ void store_release(uint64_t* address, uint64_t value)
   asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 #else
   *address = value;
+#endif
+}
+
+// Words that say all there is to know order nothing besides: a relaxed store waits for no store before it, and a
+// relaxed load throws nothing out of the L1 cache. Also two words side by side, at 16 bytes: each of them is whole.
+__device__ __forceinline__ void store_relaxed(uint64_t* address, uint64_t value) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::maybe_yield();
+  __atomic_store_n(address, value, __ATOMIC_RELAXED);
+#elif defined(__CUDA_ARCH__)
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+#else
+  *address = value;
+#endif
+}
+
+__device__ __forceinline__ uint64_t load_relaxed(const uint64_t* address) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::yield();
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+#elif defined(__CUDA_ARCH__)
+  uint64_t value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  return value;
+#else
+  return *address;
+#endif
+}
+
+__device__ __forceinline__ void load_relaxed(const uint64_t* address, uint64_t (&values)[2]) {
+#if defined(AR_FAST_EMULATE_CUDA)
+  emulation::check_aligned(address, 16, "128-bit load");
+  emulation::yield();
+  for (int i = 0; i < 2; ++i) values[i] = __atomic_load_n(address + i, __ATOMIC_RELAXED);
+#elif defined(__CUDA_ARCH__)
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(values[0]), "=l"(values[1])
+               : "l"(address)
+               : "memory");
+#else
+  for (int i = 0; i < 2; ++i) values[i] = address[i];
 #endif
 }
 

@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <string>
 
 #include "../../kernels/cuda/rnn_cuda.h"
 #include "../explain.h"
@@ -37,10 +38,13 @@ RnnSampleResult rnn_sample_cuda_op(const RnnSampleArguments& a) {
     TORCH_WARN_ONCE(rnn_name, ": the weights of ", sample.layers, " layers of H = ", sample.hidden,
                     " do not fit into the shared memory of this GPU; they are read from its L2 cache at every step");
   }
+  const std::string obstacle = cut.obstacle == nullptr ? "" : cut.obstacle;
   explain(rnn_name, " on CUDA: ", cut.teams, cut.draw_blocks > 0 ? " cooperative grid of " : " blocks of ",
-          cut.unit_blocks, " x ", cut.units, " units and ", cut.draw_blocks, " blocks that draw, weights in ",
-          cut.weights_on_chip ? "shared memory" : "global memory", ", ", sample.draws.batch, " rows, positions ",
-          a.start, " to ", a.stop);
+          cut.unit_blocks, " x ", cut.units, " units and ", cut.draw_blocks, " blocks that draw",
+          cut.matrix ? ", matrix instructions" : "", obstacle.empty() ? "" : ", no matrix instructions because of ",
+          obstacle, ", weights in ",
+          cut.matrix ? "registers" : cut.weights_on_chip ? "shared memory" : "global memory", ", ",
+          sample.draws.batch, " rows, positions ", a.start, " to ", a.stop);
   const auto options = t.state.options();
   const at::Tensor states = at::zeros({2, sample.layers, sample.draws.batch, cut.padded}, options);
   states[0].slice(2, 0, sample.hidden).copy_(t.state);
@@ -50,9 +54,12 @@ RnnSampleResult rnn_sample_cuda_op(const RnnSampleArguments& a) {
   const at::Tensor arrived = at::zeros({cut.teams}, options.dtype(at::kInt));
   const at::Tensor published = cut.draw_blocks > 0 ? at::zeros({sample.draws.batch}, options.dtype(at::kLong))
                                                    : at::Tensor();
+  const at::Tensor words = cut.matrix ? at::zeros({sample.draws.batch, 2, cut.padded}, options.dtype(at::kLong))
+                                      : at::Tensor();
   const RnnScratch scratch{states.mutable_data_ptr(), parameters.defined() ? parameters.mutable_data_ptr() : nullptr,
                            arrived.mutable_data_ptr<int>(),
-                           published.defined() ? static_cast<uint64_t*>(published.mutable_data_ptr()) : nullptr};
+                           published.defined() ? static_cast<uint64_t*>(published.mutable_data_ptr()) : nullptr,
+                           words.defined() ? static_cast<uint64_t*>(words.mutable_data_ptr()) : nullptr};
   check_launch(rnn_name, rnn_sample_cuda(sample, cut, scratch, current_stream(a.state)));
   t.state = states[count % 2].slice(2, 0, sample.hidden).contiguous();
   return t.result();
