@@ -17,8 +17,8 @@
 // kernel begins. A row becomes finished when it draws stop_token, or when it has `limits` positions. The parameters are
 // needed only for a row that draws: one that is neither finished nor known.
 //
-// The summation order of every product depends only on H, not on the batch, the threads, or how calls are cut: a row's
-// values and state have the same bits in all cases.
+// The summation order of every product depends only on H, and on CUDA on the kernel that a model takes, not on the
+// batch, the threads, or how calls are cut: a row's values and state have the same bits in all cases.
 //
 // Sources: Elman, "Finding structure in time", Cognitive Science 1990; Hochreiter and Schmidhuber, "Long short-term
 // memory", Neural Computation 1997; Cho et al., EMNLP 2014, with the gates of cuDNN and torch.nn.

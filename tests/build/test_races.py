@@ -50,6 +50,8 @@ BARRIERS = [
     ("masked_mlp_blocks", "masked_mlp.cu", "masked_mlp_sample_kernel", 2),
     ("rnn_grid", "rnn.cu", "units", 0),
     ("rnn_grid", "rnn.cu", "draw", 0),
+    ("rnn_matrix", "rnn_matrix.cu", "sums_of", 0),
+    ("rnn_matrix", "rnn_matrix.cu", "sums_of", 1),
 ]
 
 

@@ -317,6 +317,8 @@ int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
+// A state is exact in three bfloat16, and the instructions for these begin with sm_80. The registers of a block hold
+// 128 rows of 512 weights: of one matrix, so of one layer, and all of out_weight, since one block draws.
 const char* rnn_matrix_obstacle(const RnnSample& sample, const Device& device) {
   if (sample.storage != ScalarType::bfloat16) return "weights that are not bfloat16";
   if (device.capability < 8) return "a GPU below sm_80";

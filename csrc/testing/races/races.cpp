@@ -372,19 +372,24 @@ void offset_nade(Head head, int64_t parameters) {
   check(offset_nade_sample_cuda(sample, m.bytes(offset_nade_cuda_cut(sample).scratch_bytes), nullptr));
 }
 
-// A row finishes by its limit before the others do.
-void rnn(RnnTeams teams, RnnCell cell, Head head, int64_t parameters) {
+// A row finishes by its limit before the others do. Of bfloat16, one layer whose weights no block of an sm_86 holds,
+// with pairs of rows that take turns.
+void rnn(RnnTeams teams, RnnCell cell, Head head, int64_t parameters, ScalarType storage = ScalarType::float32) {
   Memory m;
-  constexpr int64_t batch = 5, layers = 2, hidden = 21, positions = 3;
-  emulation::multiprocessors = teams == RnnTeams::grid ? 3 : 2;
+  const bool matrix = storage == ScalarType::bfloat16;
+  constexpr int64_t batch = 5, positions = 3;
+  const int64_t layers = matrix ? 1 : 2, hidden = matrix ? 140 : 21;
+  emulation::multiprocessors = matrix ? 8 : teams == RnnTeams::grid ? 3 : 2;
+  if (matrix) emulation::capability = 8;
   RnnSample sample{};
-  sample.storage = ScalarType::float32;
+  sample.storage = storage;
   sample.cell = cell;
   sample.gathers = head.kind == HeadKind::categorical;
   sample.layers = layers;
   sample.hidden = hidden;
   sample.parameters = parameters;
   const int64_t rows = sample.gates() * hidden;
+  // Twice as many as are read where weights have 16 bits.
   for (int64_t l = 0; l < layers; ++l) {
     sample.layer[l] = {l > 0 ? m.reals(rows * hidden) : nullptr, l > 0 ? m.reals(rows) : nullptr,
                        m.reals(rows * hidden), m.reals(rows)};
@@ -410,9 +415,11 @@ void rnn(RnnTeams teams, RnnCell cell, Head head, int64_t parameters) {
   std::fill(in_turns, in_turns + states, 0.0f);
   const RnnScratch scratch{in_turns, cut.parameters_on_chip ? nullptr : m.take<float>(batch * parameters),
                            m.steps<int>(cut.teams, 0),
-                           cut.draw_blocks > 0 ? m.steps<uint64_t>(batch, 0) : nullptr};
+                           cut.draw_blocks > 0 ? m.steps<uint64_t>(batch, 0) : nullptr,
+                           cut.matrix ? m.steps<uint64_t>(batch * 2 * cut.padded, 0) : nullptr};
   check(rnn_sample_cuda(sample, cut, scratch, nullptr));
   emulation::multiprocessors = 132;
+  emulation::capability = 9;
 }
 
 struct Case {
@@ -463,6 +470,7 @@ const std::vector<Case> cases = {
     {"rnn_block", [] { rnn(RnnTeams::one_block, RnnCell::gru, kCategorical, 7); }},
     {"rnn_grid", [] { rnn(RnnTeams::grid, RnnCell::gru, kCategorical, 7); }},
     {"rnn_grid_lstm", [] { rnn(RnnTeams::grid, RnnCell::lstm, kGaussians, 6); }},
+    {"rnn_matrix", [] { rnn(RnnTeams::automatic, RnnCell::gru, kCategorical, 7, ScalarType::bfloat16); }},
 };
 
 int run(int count, char** arguments) {
