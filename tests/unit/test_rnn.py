@@ -51,6 +51,16 @@ def test_every_head(device, head, dtype):
         assert_equal_draws(sample(case, **options), by_reference(case, **options), dtype, discrete)
 
 
+@pytest.mark.parametrize("cell, hidden", [("gru", 512), ("lstm", 300)])
+def test_large_models_of_bfloat16(device, emulation, cell, hidden):
+    """No block of a GPU holds their weights, so they are multiplied by matrix instructions there."""
+    case = op_case(5, 3, hidden, cell=cell, dtype=torch.bfloat16, device=device)
+    with emulated.gpu(multiprocessors=16) if emulation else contextlib.nullcontext():
+        run = sample(case)
+        assert_equal_draws(run, by_reference(case), torch.bfloat16)
+        assert_equal_bits(in_calls(case, [0, 1]), run)
+
+
 @pytest.mark.parametrize("name", available_isas())
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_instruction_set(name, cell):
