@@ -124,16 +124,19 @@ def masked_mlp_flow(
     if program is None:
         layers = len(weights)
         program = [MlpLayer((layer,), activated=layer + 1 < layers) for layer in range(layers)]
-    none = x.new_empty(0)
+
+    def given(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        return [x.new_empty(0) if own is None else own for own in tensors]
+
     return call(
         "masked_mlp_flow",
         x,
         context,
         list(weights),
-        [none if mask is None else mask for mask in masks],
-        [none if bias is None else bias for bias in biases],
+        given(masks),
+        given(biases),
         [number for layer in program for number in layer.numbers()],
-        [none if order is None else order for order in orders],
+        given(orders),
         context_columns,
         activation,
         transform,
