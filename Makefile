@@ -1,6 +1,7 @@
-# make demo, make test, make test-full, make bench, make lint: each makes .venv and installs what it needs, once. make
-# build only does that; make resources compiles the CUDA half with nvcc and checks it, without a GPU.
-# VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements.txt.
+# make demo, make test, make test-full, make bench, make lint, make docs: each makes .venv and installs what it needs, once.
+# make docs writes the site into build/site. make build only installs; make resources compiles the CUDA half with nvcc and
+# checks it, without a GPU.
+# VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements*.txt.
 VENV ?= .venv
 PYTHON ?= python3
 
@@ -9,11 +10,13 @@ RUN := $(PYTHON)
 PACKAGES :=
 READY :=
 LIBRARIES :=
+SITE :=
 else
 RUN := $(VENV)/bin/python
 PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
 LIBRARIES := $(VENV)/.libraries
+SITE := $(VENV)/.site
 endif
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
@@ -21,7 +24,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 # One worker per core, each with one thread (tests/conftest.py).
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-full bench lint build resources clean
+.PHONY: demo test test-full bench lint docs build resources clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast demo $(ARGS)
@@ -29,7 +32,7 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) $(PYTEST) $(ARGS)
 
-test-full: $(READY) $(LIBRARIES)
+test-full: $(READY) $(LIBRARIES) $(SITE)
 	$(RUN) $(PYTEST) --full $(ARGS)
 
 bench: $(READY)
@@ -44,6 +47,9 @@ lint: $(PACKAGES)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+docs: $(PACKAGES) $(SITE)
+	$(RUN) -m mkdocs build --strict $(ARGS)
+
 $(VENV)/.packages: requirements.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -51,6 +57,10 @@ $(VENV)/.packages: requirements.txt
 
 $(VENV)/.libraries: requirements-libraries.txt $(VENV)/.packages
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-libraries.txt
+	touch $@
+
+$(VENV)/.site: requirements-docs.txt $(VENV)/.packages
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.packages $(SOURCES)
