@@ -50,6 +50,10 @@ class IntegerInterval(constraints.integer_interval):
     def check(self, value: Tensor) -> Tensor:
         return super().check(_comparable(value))
 
+    def __repr__(self) -> str:
+        # torch takes a leading underscore off the names of its own classes.
+        return f"{type(self).__name__}(lower_bound={self.lower_bound}, upper_bound={self.upper_bound})"
+
 
 class Head(abc.ABC):
     """The interface of every head."""
