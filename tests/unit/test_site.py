@@ -1,6 +1,7 @@
 """The pages of docs/: all of them are in the site, their links lead somewhere, and their Python runs."""
 
 import ast
+import doctest
 import importlib
 import re
 import runpy
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import ar_fast
+from ar_fast import _library
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOOKS = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 # Pages whose blocks of Python run one after the other, as they stand.
-RUNS = ("index.md",)
+RUNS = ("index.md", "heads.md", "compare.md")
 # Modules of which the API reference has every name.
 REFERENCE = ("models", "heads", "flows", "nn", "masks", "functional", "interop", "training", "orderings")
 
@@ -99,6 +101,29 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
         shown = re.search(r"((?:^# .*\n)+)\Z", block, re.MULTILINE)
         if shown:
             assert printed == re.sub(r"^# ", "", shown[1], flags=re.MULTILINE)
+
+
+@pytest.mark.skipif(_library.backend == "reference", reason="some errors are the compiled ops' own")
+@pytest.mark.parametrize("page", [page for page in PAGES if "```pycon" in text(page)])
+def test_the_sessions_of_a_page_print_what_they_show(page):
+    blocks = re.findall(r"^```pycon\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, page, 0)
+    assert doctest.DocTestRunner(verbose=False).run(session).failed == 0
+
+
+def spoken(path):
+    """The strings of a file of Python; a hole of an f-string is three dots."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_that_are_quoted_are_those_of_the_code():
+    messages = re.findall(r"^```text\n(.*?)\n```", text("docs/faq.md"), re.DOTALL | re.MULTILINE)
+    said = "\n".join(" ".join(each.split()) for path in (ROOT / "ar_fast").rglob("*.py") for each in spoken(path))
+    assert messages and [message for message in messages if message not in said] == []
 
 
 @pytest.mark.full
