@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOOKS = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 # Pages whose blocks of Python run one after the other, as they stand.
-RUNS = ("index.md", "heads.md", "compare.md")
+RUNS = ("index.md", "heads.md", "compare.md", "kernels.md")
 # Modules of which the API reference has every name.
 REFERENCE = ("models", "heads", "flows", "nn", "masks", "functional", "interop", "training", "orderings")
 
@@ -124,6 +124,16 @@ def test_messages_that_are_quoted_are_those_of_the_code():
     messages = re.findall(r"^```text\n(.*?)\n```", text("docs/faq.md"), re.DOTALL | re.MULTILINE)
     said = "\n".join(" ".join(each.split()) for path in (ROOT / "ar_fast").rglob("*.py") for each in spoken(path))
     assert messages and [message for message in messages if message not in said] == []
+
+
+@pytest.mark.full
+def test_the_pictures_of_the_kernels_are_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    script = runpy.run_path(str(DOCS / "site" / "kernels.py"))
+    assert script["main"](["--out", str(tmp_path)]) == 0
+    drawn = sorted(capsys.readouterr().out.split())
+    assert drawn == sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(re.findall(r"\(images/(.*?)\)", text("docs/kernels.md")))
 
 
 @pytest.mark.full
