@@ -94,7 +94,9 @@ def write_table(
 ) -> Path:
     """Writes one table of its own to NAME.md, and returns its path."""
     lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in environment.items() if key != "settings"), ""]
-    lines += ["| " + " | ".join(header) + " |", "|" + "---:|" * len(header)]
+    # Names begin at the left, and numbers end at the right.
+    names = [any(cell and not cell.lstrip("-")[:1].isdigit() for cell in column) for column in zip(*rows, strict=True)]
+    lines += ["| " + " | ".join(header) + " |", "|" + "".join("---|" if own else "---:|" for own in names)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.md"
