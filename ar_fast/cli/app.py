@@ -19,7 +19,7 @@ from .. import _info, flows
 from ..models import DeepNADE, OffsetNADE
 from ..tasks import distributed
 from ..tasks.training import Settings
-from . import kinds, outputs, runs, sources
+from . import kinds, outputs, runs, scoring, sources
 from .text import generate as generate
 from .values import KINDS, Characters, Numbers, Table
 
@@ -408,7 +408,8 @@ def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, se
     """Scores events, or the lines of a text, by their log-likelihood; the least likely are called anomalies.
 
     p_value is the share of held-out events, which the model has not seen in training, that are as unlikely as the
-    event: at most that share of normal events would get such a value.
+    event: at most that share of normal events would get such a value. A .npy file may be larger than memory: it is
+    read in blocks, and its scores are written as they come.
     """
     outputs.check(out, (".csv", ".npz"))
     opened = runs.open_run(run, device, dtype)
@@ -421,47 +422,33 @@ def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, se
     lines = isinstance(opened.values, Characters)
     if per_variable and (lines or isinstance(opened.model, flows.MAF)):
         raise ValueError("--per-variable: neither a flow nor a text has a term for each variable")
-    events = _events(opened, data, split)
-    columns: dict[str, np.ndarray] = {}
-    if per_variable:
-        terms = runs.nats(opened.model, events, opened.values, per_variable=True)
-        found = terms.sum(1).numpy()
-        columns = {f"surprise of {name}": -terms[:, index].numpy() for index, name in enumerate(_variables(opened))}
-    else:
-        found = runs.scores(opened.model, events, opened.values).numpy()
-    p_value = (1 + np.searchsorted(held_out, found, side="right")) / (1 + len(held_out))
-    anomalous = p_value <= false_alarms
-    index = np.arange(len(found))
-    if lines:
-        # Numbers of lines, from 0; those without a character but blanks are left out.
-        text = opened.values.decode(events).splitlines()
-        index = np.array([number for number, line in enumerate(text) if line.strip()])
+    events: Any = scoring.blocks_of(opened, data) if split == "all" else None
+    if events is None:
+        events = _events(opened, data, split)
     unit = "nats_per_character" if lines else "nats"
-    scores = {"index": index, unit: found, "p_value": p_value, "anomaly": anomalous.astype(int)}
-    with outputs.whole(out) as beside:
-        if out.suffix.lower() == ".npz":
-            np.savez_compressed(beside, **scores, **columns)
-        else:
-            _write_csv(beside, {**scores, **columns})
+    surprises = [f"surprise of {name}" for name in _variables(opened)] if per_variable else []
+    # Numbers of lines, from 0; those without a character but blanks are left out.
+    text = opened.values.decode(events).splitlines() if lines else []
+    numbers = np.array([number for number, line in enumerate(text) if line.strip()])
+    names = ["index", unit, "p_value", "anomaly", *surprises]
+    count = anomalies = 0
+    with scoring.writer(out, names, ["index", "anomaly"]) as written:
+        for found in scoring.scored(opened, events, per_variable=per_variable):
+            index = np.arange(count, count + len(found))
+            index = numbers[index] if lines else index
+            p_value = (1 + np.searchsorted(held_out, found[:, 0], side="right")) / (1 + len(held_out))
+            anomalous = p_value <= false_alarms
+            written.add(np.column_stack([index, found[:, 0], p_value, anomalous, found[:, 1:]]))
+            count, anomalies = count + len(found), anomalies + int(anomalous.sum())
     if 1 / (1 + len(held_out)) > false_alarms:
         click.echo(f"with {len(held_out)} held-out scores nothing can be called an anomaly at {false_alarms}", err=True)
-    what = "lines" if lines else "events"
-    click.echo(f"{int(anomalous.sum())} anomalies in {len(found)} {what}, written to {out}")
+    click.echo(f"{anomalies} anomalies in {count} {'lines' if lines else 'events'}, written to {out}")
 
 
 def _variables(run: runs.Run) -> list[str]:
     if isinstance(run.values, Table):
         return [column["name"] for column in run.values.columns]
     return [str(index) for index in range(int(np.prod(run.values.event_shape)))]
-
-
-def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
-    import csv
-
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
 
 
 @click.command()

@@ -30,6 +30,8 @@ from .values import Characters, Numbers, Table, Values, from_config
 FORMAT, FORMAT_VERSION = "ar_fast.run", 1
 # So many lines of a text are read side by side.
 _LINES = 64
+# So many events are evaluated side by side, and at most so many of their variables.
+_ROWS, _ROW_ELEMENTS = 500, 2**20
 SHIPPED = Path(__file__).resolve().parents[1] / "trained"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -102,11 +104,13 @@ def on_model(x: Tensor, model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def nats(model: Any, events: Tensor, values: Values, *, per_variable: bool = False, rows: int = 500) -> Tensor:
-    """log p of every event in the data's units, (N) or (N, D) in float64 on the CPU."""
+def nats(model: Any, events: Tensor, values: Values, *, per_variable: bool = False, show: bool = True) -> Tensor:
+    """log p of every event in the data's units, (N) or (N, D) in float64 on the CPU; show: the progress."""
     own = {"per_variable": True} if per_variable else {}
     found = []
-    with progress_bar(total=len(events), desc="evaluating", unit="event") as bar:
+    # Large events are taken a few at a time: a model keeps its hidden units for each of their variables.
+    rows = max(1, min(_ROWS, _ROW_ELEMENTS // math.prod(values.event_shape)))
+    with progress_bar(total=len(events), desc="evaluating", unit="event", show=show) as bar:
         for batch in events.split(rows):
             found.append(model.log_prob(on_model(batch, model), **own).double().cpu())
             bar.update(len(batch))
@@ -115,10 +119,10 @@ def nats(model: Any, events: Tensor, values: Values, *, per_variable: bool = Fal
 
 
 @torch.no_grad()
-def line_nats(model: Any, lines: Sequence[str], values: Characters) -> Tensor:
+def line_nats(model: Any, lines: Sequence[str], values: Characters, *, show: bool = True) -> Tensor:
     """Nats per character of each line of a text, read by itself, (N) in float64 on the CPU; 0 for an empty one."""
     tokens, found = [values.encode(line) for line in lines], []
-    with progress_bar(total=len(lines), desc="evaluating", unit="line") as bar:
+    with progress_bar(total=len(lines), desc="evaluating", unit="line", show=show) as bar:
         for start in range(0, len(lines), _LINES):
             some = tokens[start : start + _LINES]
             lengths = torch.tensor([len(own) for own in some])
@@ -198,11 +202,11 @@ def _values_of(model: Any) -> Values:
     raise ValueError(f"RUN: must be the folder of a run where variables differ, got a model's own folder with {head!r}")
 
 
-def scores(model: Any, events: Tensor, values: Values) -> Tensor:
+def scores(model: Any, events: Tensor, values: Values, *, show: bool = True) -> Tensor:
     """What anomalies are judged by: log p of every event, or nats per character of every line of a text."""
     if not isinstance(values, Characters):
-        return nats(model, events, values)
-    return line_nats(model, [line for line in values.decode(events).splitlines() if line.strip()], values)
+        return nats(model, events, values, show=show)
+    return line_nats(model, [line for line in values.decode(events).splitlines() if line.strip()], values, show=show)
 
 
 @dataclass

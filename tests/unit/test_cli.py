@@ -21,7 +21,7 @@ skip_module_without("cli", "click", "PIL", "matplotlib", "pandas")
 import click.testing
 
 from ar_fast import flows, models
-from ar_fast.cli import runs, sources
+from ar_fast.cli import runs, scoring, sources
 from ar_fast.cli.__main__ import main
 from ar_fast.cli.values import Numbers, Table
 from ar_fast.tasks.checkpoints import Checkpoint
@@ -222,6 +222,45 @@ def test_anomalies_are_the_unlikely_ones(trained, tmp_path):
     np.testing.assert_allclose(scores[:, 2], expected)
     assert scores[89, 3] == 1 and (scores[:, 3] == (scores[:, 2] <= 0.1)).all()
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npz")["nats"], scores[:, 1])
+
+
+@pytest.mark.parametrize("ending", ["csv", "npz"])
+def test_a_file_is_scored_in_blocks(trained, tmp_path, monkeypatch, ending):
+    x = bits(1000, 6, 5)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x)
+    score = ("anomaly", trained / "bits", "--per-variable", "--data")
+    run(*score, tmp_path / "x.npz", "--out", tmp_path / f"whole.{ending}")
+    seen, written, encode = [], [], Numbers.encode
+
+    def recorded(values, events, **options):
+        assert not isinstance(events, np.memmap)
+        seen.append(len(events))
+        written.append((tmp_path / f".blocks.tmp.{ending}").exists())
+        return encode(values, events, **options)
+
+    monkeypatch.setattr(Numbers, "encode", recorded)
+    monkeypatch.setattr(scoring, "BLOCK_ELEMENTS", 64 * 30)
+    run(*score, tmp_path / "x.npy", "--out", tmp_path / f"blocks.{ending}")
+    # No more than a block is ever in memory, and the file of the scores is there before the second one.
+    assert seen == [64] * 15 + [40] and (ending == "npz" or all(written[1:]))
+    if ending == "csv":
+        tables = [np.loadtxt(tmp_path / f"{name}.csv", delimiter=",", skiprows=1) for name in ("blocks", "whole")]
+        np.testing.assert_allclose(*tables, atol=1e-5)
+        return
+    blocks, whole = (np.load(tmp_path / f"{name}.npz") for name in ("blocks", "whole"))
+    assert blocks.files == whole.files and blocks["index"].dtype == blocks["anomaly"].dtype == np.int64
+    for name in whole.files:
+        np.testing.assert_allclose(blocks[name], whole[name], atol=1e-5)
+
+
+def test_an_error_in_a_later_block_names_the_event_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    x = bits(90, 6, 5)
+    x[70, 2, 3] = 7
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(scoring, "BLOCK_ELEMENTS", 20 * 30)
+    message = refused("anomaly", trained / "bits", "--data", tmp_path / "x.npy", "--out", tmp_path / "s.csv")
+    assert "got 7 in event 70" in message and files(tmp_path) == {str(tmp_path / "x.npy")}
 
 
 def test_lines_of_a_text_are_scored(trained, tmp_path):
