@@ -8,8 +8,10 @@ from .freezing import frozen
 from .interop import accelerate, accelerated, acceleration_report, restore
 from .masks import Mask
 from .tasks.comparison import compare
+from .tasks.completion import Completion, complete
 
 __all__ = [
+    "Completion",
     "Dependence",
     "Mask",
     "__version__",
@@ -18,6 +20,7 @@ __all__ = [
     "acceleration_report",
     "check_autoregressive",
     "compare",
+    "complete",
     "explain",
     "flows",
     "frozen",

@@ -19,7 +19,7 @@ from .. import _info, flows
 from ..models import DeepNADE, OffsetNADE
 from ..tasks import distributed
 from ..tasks.training import Settings
-from . import kinds, outputs, runs, scoring, sources
+from . import completing, kinds, outputs, runs, scoring, sources
 from .text import generate as generate
 from .values import KINDS, Characters, Numbers, Table
 
@@ -341,13 +341,15 @@ def sample(run, count, temperature, size, out, frames, device, dtype, seed):
 @click.option("-n", "count", type=click.IntRange(1), default=1, help="How many completions of each event.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0)
 @click.option("--clamp", is_flag=True, help="Fix any variables and draw the others given those before them only.")
+@click.option("--particles", type=click.IntRange(1), default=1000, help="For what is kept after what is drawn.")
 @click.option("--out", type=PATH, help="As for sample.")
 @common()
-def complete(run, given, mask, keep, count, temperature, clamp, out, device, dtype, seed):
+def complete(run, given, mask, keep, count, temperature, clamp, particles, out, device, dtype, seed):
     """Draws what is missing of events, given the rest.
 
-    GIVEN is an image, a folder of images or an array; or a table, whose empty cells are drawn. What is kept must come
-    first in the model's order, unless the model is a deep-nade.
+    GIVEN is an image, a folder of images or an array; or a table, whose empty cells are drawn. An offset-nade completes
+    images of any size. Where something that is kept comes after what is drawn, in the order of the model, particles
+    are weighted by it and resampled, unless the model is a deep-nade, which conditions on anything.
     """
     opened = _event_model(run, device, dtype, "complete")
     model, values = opened.model, opened.values
@@ -362,18 +364,34 @@ def complete(run, given, mask, keep, count, temperature, clamp, out, device, dty
         known = ~x.isnan()
         x = x.nan_to_num()
     else:
+        model, values = _fitting(model, values, source)
         x = torch.cat([values.encode(part) for part in source.parts.values()])
         known = _kept(values, mask, keep)
-    x = runs.on_model(x, model)
-    drawn = model.sample(
-        (count, len(x)), given=x, known=known.to(model.device), seed=seed, temperature=temperature, clamp=clamp,
-        progress=True,
-    )  # fmt: skip
+    x, known = runs.on_model(x, model), known.to(model.device)
+    if clamp or isinstance(model, DeepNADE) or completing.in_front(model, known):
+        drawn = model.sample(
+            (count, len(x)), given=x, known=known, seed=seed, temperature=temperature, clamp=clamp, progress=True
+        )
+    else:
+        if temperature != 1.0:
+            raise ValueError(
+                f"--temperature: must be 1 where what is kept comes after what is drawn, got {temperature}"
+            )
+        drawn = completing.complete_each(model, x, known, count, particles, seed)
     if out is not None and out.suffix.lower() == ".png" and len(x) * count > 1:
         drawn = torch.cat([x[None].to(drawn.dtype), drawn])
         _written(out, drawn.transpose(0, 1).flatten(0, 1), values, columns=count + 1)
         return
     _written(out, drawn.transpose(0, 1).flatten(0, 1), values)
+
+
+def _fitting(model: Any, values: Numbers, source: sources.Source) -> tuple[Any, Numbers]:
+    """An offset-nade and its values for images of the source's size; any other model as it is."""
+    size = next(iter(source.parts.values())).shape[1:]
+    same = len(size) == len(values.event_shape) and size[:-2] == values.event_shape[:-2]
+    if not isinstance(model, OffsetNADE) or len(size) < 2 or not same or size == values.event_shape:
+        return model, values
+    return model.resized(size), Numbers(size, values.values, values.threshold, values.levels)
 
 
 def _kept(values: Numbers, mask: Path | None, keep: str) -> torch.Tensor:

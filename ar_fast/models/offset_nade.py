@@ -262,6 +262,10 @@ class OffsetNADE(AutoregressiveModel):
                 state = state + (weight[inputs * self.counts + row] * factor.unsqueeze(-1)).sum(-2)
             else:
                 state = state + x @ weight.index_select(0, inputs)
+        return self._parameters_after(state, position)
+
+    def _parameters_after(self, state: Tensor, position: int) -> Tensor:
+        """state (*batch, H), the sum that the hidden units are a function of -> (*batch, K)."""
         first = position % self.grid[2] if self.shared_output else self._variable(position)
         rows = slice(first * self.counts, (first + 1) * self.counts)
         hidden = ACTIVATIONS[self.activation](state)

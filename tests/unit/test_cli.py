@@ -25,6 +25,7 @@ from ar_fast.cli import runs, scoring, sources
 from ar_fast.cli.__main__ import main
 from ar_fast.cli.values import Numbers, Table
 from ar_fast.tasks.checkpoints import Checkpoint
+from ar_fast.tasks.completion import complete
 
 FIXED_SEED = 0
 
@@ -202,6 +203,39 @@ def test_images_are_completed(trained, tmp_path):
     model = models.load(trained / "grey" / "model")
     expected = model.sample((3, 1), given=torch.from_numpy(grey).long(), known=known, seed=5)[:, 0]
     np.testing.assert_array_equal(np.load(tmp_path / "c.npz")["samples"], expected.numpy())
+
+
+def test_a_hole_in_an_image_of_another_size(trained, tmp_path):
+    from PIL import Image
+
+    photo = np.random.default_rng(0).integers(0, 256, (14, 12)).astype(np.uint8)
+    mask = np.zeros((14, 12), np.uint8)
+    mask[4:7, 5:9] = 255
+    for name, pixels in (("photo", photo), ("mask", mask)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    given = ("complete", trained / "grey", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--particles", 40)
+    result = click.testing.CliRunner().invoke(main, [*map(str, given), "--seed", "3", "--out", f"{tmp_path}/c.png"])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    drawn = np.asarray(Image.open(tmp_path / "c.png"))
+    np.testing.assert_array_equal(drawn[mask == 0], photo[mask == 0])
+    model = models.load(trained / "grey" / "model").resized((14, 12))
+    options = {"particles": 40, "seed": 3}
+    found = complete(model, torch.from_numpy(photo), torch.from_numpy(mask == 0), 1, **options)
+    np.testing.assert_array_equal(drawn, found.samples[0].numpy())
+    assert "40 particles" in result.stderr
+    assert f"effective sample size at least {found.effective_sample_sizes.min():.0f}" in result.stderr
+    assert f"log-probability of what is kept: {found.log_prob_known:.2f} nats, estimated" in result.stderr
+    # Each event of a table has a hole of its own.
+    run("train", "nade", "--data", trained / "people.csv", "--hidden", 4, "--epochs", 1, "--out", tmp_path / "people")
+    missing = people(4)
+    missing["age"], missing["job"] = [None, 1.5, 2.5, 3.5], ["baker", None, None, "clerk"]
+    missing.to_csv(tmp_path / "missing.csv", index=False)
+    run("complete", tmp_path / "people", tmp_path / "missing.csv", "-n", 2, "--out", tmp_path / "filled.csv")
+    import pandas
+
+    filled = pandas.read_csv(tmp_path / "filled.csv")
+    assert len(filled) == 8 and not filled.isna().any().any() and filled["age"][2:].tolist()[::2] == [1.5, 2.5, 3.5]
+    np.testing.assert_allclose(filled["income"][::2], people(4)["income"], rtol=1e-6)
 
 
 def test_anomalies_are_the_unlikely_ones(trained, tmp_path):
@@ -496,7 +530,7 @@ BAD = {
     "no folder to write to": ("sample {t}/bits --out {b}/no/s.npz", "No such file or directory"),
     "a file where a folder must be": ("sample {t}/bits --out {b}/file/s.npz", "Not a directory"),
     "a run in a file": ("train nade --data {t}/bits.npz --out {b}/file/run", "Not a directory"),
-    "known values that are no prefix": ("complete {t}/bits {t}/bits.npz --keep bottom", "must be a prefix"),
+    "temperature of a hole": ("complete {t}/bits {t}/bits.npz --keep bottom --temperature 2", "must be 1 where"),
     "mask of another size": ("complete {t}/grey {t}/images --mask {b}/sizes/2.png", "must be of the size"),
     "state of something else": ("generate {t}/text --state {b}/mixed/model/model.safetensors", "must be a state of"),
     "unknown device": ("sample {t}/bits --device tpu", "--device: must be cpu, cuda"),
