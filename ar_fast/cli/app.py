@@ -365,7 +365,11 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
         x = x.nan_to_num()
     else:
         model, values = _fitting(model, values, source)
-        x = torch.cat([values.encode(part) for part in source.parts.values()])
+        parts = list(source.parts.values())
+        if source.pictures and values.values == "binary" and values.threshold is None:
+            # The bits of a picture that ``sample`` writes: dark ink is 1.
+            parts = [(part < 128).astype(np.uint8) for part in parts]
+        x = torch.cat([values.encode(part) for part in parts])
         known = _kept(values, mask, keep)
     x, known = runs.on_model(x, model), known.to(model.device)
     if clamp or isinstance(model, DeepNADE) or completing.in_front(model, known):
@@ -378,11 +382,13 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
                 f"--temperature: must be 1 where what is kept comes after what is drawn, got {temperature}"
             )
         drawn = completing.complete_each(model, x, known, count, particles, seed)
+    columns = None
     if out is not None and out.suffix.lower() == ".png" and len(x) * count > 1:
         drawn = torch.cat([x[None].to(drawn.dtype), drawn])
-        _written(out, drawn.transpose(0, 1).flatten(0, 1), values, columns=count + 1)
-        return
-    _written(out, drawn.transpose(0, 1).flatten(0, 1), values)
+        columns = count + 1
+    # What is bright in a picture that became bits by a threshold is 1, and comes back bright.
+    bright = source.pictures and getattr(values, "threshold", None) is not None
+    _written(out, drawn.transpose(0, 1).flatten(0, 1), values, columns=columns, bright=bright)
 
 
 def _fitting(model: Any, values: Numbers, source: sources.Source) -> tuple[Any, Numbers]:

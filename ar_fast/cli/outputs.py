@@ -84,16 +84,17 @@ def endings(values: Values) -> tuple[str, ...]:
     return (".npz", ".npy", ".txt", *((".png",) if is_image(values) else ()), ".csv")
 
 
-def shades(array: np.ndarray, values: Numbers) -> np.ndarray:
+def shades(array: np.ndarray, values: Numbers, *, bright: bool = False) -> np.ndarray:
     """Events (N, height, width) or (N, 3, height, width) as (N, height, width) or (N, height, width, 3) in uint8.
 
-    Bits (and the probability of 1) are dark ink on light paper, levels are grey from dark to light.
+    Bits (and the probability of 1) are dark ink on light paper, or if ``bright`` white on black; levels are grey from
+    dark to light.
     """
     array = array.astype(np.float64)
     if array.ndim == 4:
         array = array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array[:, 0]
     if values.values == "binary":
-        return (255 - 225 * array).astype(np.uint8)
+        return (255 * array if bright else 255 - 225 * array).astype(np.uint8)
     if values.values == "reals":
         low, high = array.min(), array.max()
         return (255 * (array - low) / max(high - low, 1e-12)).round().astype(np.uint8)
@@ -108,7 +109,7 @@ def as_text(x: Tensor, values: Values) -> str:
     return decoded.to_csv(index=False, sep="\t") if isinstance(values, Table) else _as_text(decoded, values, ".txt")
 
 
-def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None = None) -> None:
+def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None = None, bright: bool = False) -> None:
     """Writes samples (N, *event_shape) as the ending of path says: .npz (array "samples"), .npy, .png, .txt, .csv."""
     path, suffix = Path(path), Path(path).suffix.lower()
     if suffix not in endings(values):
@@ -118,7 +119,7 @@ def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None 
         if suffix == ".png":
             from PIL import Image
 
-            Image.fromarray(image_grid(shades(decoded, values), columns)).save(beside, optimize=True)
+            Image.fromarray(image_grid(shades(decoded, values, bright=bright), columns)).save(beside, optimize=True)
         elif suffix in (".npz", ".npy"):
             if isinstance(values, Table):
                 # Categories by their numbers, so that nothing needs to be pickled.

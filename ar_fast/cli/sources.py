@@ -29,12 +29,14 @@ class Source:
         parts: arrays (N, *event_shape), pandas data frames or texts: either under the names train, validation and test,
             if the source itself has these parts, or all together under "all".
         shipped: whether it is a data set that ships inside a wheel.
+        pictures: whether the arrays are the pixels of image files.
     """
 
     kind: str
     name: str
     parts: dict[str, Any]
     shipped: bool = False
+    pictures: bool = False
 
 
 def read(source: str) -> Source:
@@ -57,7 +59,7 @@ def read(source: str) -> Source:
         names = ", ".join(SHIPPED)
         raise FileNotFoundError(f"data: must be {names} or a file or folder that exists, got {source}")
     if path.is_dir():
-        return Source("array", path.name, {"all": _image_folder(path)})
+        return Source("array", path.name, {"all": _image_folder(path)}, pictures=True)
     suffix = path.suffix.lower()
     if suffix in _READERS:
         return _READERS[suffix](path)
@@ -213,7 +215,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _image(path: Path) -> Source:
-    return Source("array", path.name, {"all": read_image(path)[None]})
+    return Source("array", path.name, {"all": read_image(path)[None]}, pictures=True)
 
 
 def _image_folder(path: Path) -> np.ndarray:

@@ -18,6 +18,10 @@ from ._particles import Conditionals, Particles, conditionals
 
 __all__ = ["Completion", "complete"]
 
+# The number of the first particle in the random counter. Samples have small numbers: a particle with the number of a
+# sample would find a picture again that the model drew with the same seed.
+_FIRST_PARTICLE = 2**62
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -177,7 +181,7 @@ class _Run:
                 head, parameters = self._model.head.of(variable), found.parameters(position, self._particles)
                 if self._hole[position]:
                     value = head_draw(
-                        parameters.expand(self._particles.count, -1), self._seed, self._index,
+                        parameters.expand(self._particles.count, -1), self._seed, self._index + _FIRST_PARTICLE,
                         torch.tensor(variable, device=parameters.device), head.kind, head.levels, 1.0,
                     )  # fmt: skip
                     self._particles.add(value)

@@ -204,6 +204,17 @@ def test_a_seed_repeats_a_completion():
     assert first.samples.shape == (9, 3, 4) and complete(model, given, known, seed=1).samples.shape == (3, 4)
 
 
+def test_the_seed_of_a_sample_does_not_find_it_again():
+    torch.manual_seed(0)
+    # Without a bias of the output, pixels are close to fair coins: no particle repeats 200 of them by chance.
+    model = models.OffsetNADE((20, 20), hidden_features=4, window=(1, 1))
+    drawn = model.sample(seed=0)
+    known = torch.zeros(20, 20, dtype=torch.bool)
+    known[15:] = known[:5] = True
+    found = complete(model, drawn, known, 100, particles=100, seed=0)
+    assert int((found.samples == drawn)[:, ~known].sum(1).max()) < 150
+
+
 def test_the_cost_is_that_of_the_hole(monkeypatch):
     torch.manual_seed(0)
     model = models.OffsetNADE((200, 300), hidden_features=4, window=(2, 3))
