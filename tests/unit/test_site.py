@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import pkgutil
 import re
 import runpy
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import ar_fast
 from ar_fast import _library
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +20,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOOKS = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 # Pages whose blocks of Python run one after the other, as they stand.
-RUNS = ("index.md", "choosing.md", "heads.md", "compare.md", "kernels.md")
+RUNS = ("index.md", "choosing.md", "heads.md", "compare.md", "kernels.md", "export.md")
 # Modules of which the API reference has every name.
-REFERENCE = ("models", "heads", "flows", "nn", "masks", "functional", "interop", "training", "orderings")
+REFERENCE = ("models", "heads", "flows", "nn", "masks", "functional", "interop", "training", "orderings", "export")
 
 
 def text(page):
@@ -81,11 +81,7 @@ def test_the_reference_has_every_public_name():
         absent = [name for name in names if not any(f"{each}.".startswith(f"{module}.{name}.") for each in named)]
         assert absent == [], module
     for name in named:
-        *parents, last = name.split(".")
-        parent = ar_fast
-        for part in parents:
-            parent = getattr(parent, part)
-        assert getattr(parent, last).__doc__, name
+        assert pkgutil.resolve_name(f"ar_fast.{name}").__doc__, name
 
 
 @pytest.mark.parametrize("page", RUNS)
