@@ -16,7 +16,7 @@ import torch
 from click.core import ParameterSource
 
 from .. import _info, flows
-from ..models import DeepNADE, OffsetNADE
+from ..models import DeepNADE, Ensemble, OffsetNADE
 from ..tasks import distributed
 from ..tasks.training import Settings
 from . import completing, kinds, outputs, runs, scoring, sources
@@ -78,6 +78,8 @@ _MODEL_OPTIONS = [
     click.option("--window", metavar="N[,M]", help="offset-nade: how far back, or rows up and columns aside."),
     click.option("--direct/--no-direct", default=None, help="made: direct connections."),
     click.option("--residual/--no-residual", default=None, help="made: residual blocks."),
+    click.option("--masks", type=click.IntRange(1), help="made: sets of random masks, in turn; their mixture is used."),
+    click.option("--orders", type=click.IntRange(1), help="made: different orders among the sets of masks."),
     click.option("--cell", type=click.Choice(["gru", "lstm", "rnn", "rnn_relu"]), help="rnn, char-rnn."),
     click.option("--layers", type=click.IntRange(1), help="rnn, char-rnn: recurrent layers."),
     click.option("--dropout", type=click.FloatRange(0, 1), help="rnn, char-rnn: between the layers."),
@@ -268,7 +270,7 @@ def evaluate(run, data, split, out, device, dtype, seed):
     """
     outputs.check(out, (".json",))
     opened = runs.open_run(run, device, dtype)
-    found = runs.measure(opened.model, _events(opened, data, split), opened.values)
+    found = runs.measure(opened.density, _events(opened, data, split), opened.values)
     if out is not None and _writes():
         outputs.write_json(out, {"run": str(run), "split": split, **found})
     click.echo(f"{split}: {_shown(found)}")
@@ -307,7 +309,9 @@ def sample(run, count, temperature, size, out, frames, device, dtype, seed):
     opened = _event_model(run, device, dtype, "sample")
     outputs.check(out, outputs.endings(opened.values))
     outputs.check(frames, (".gif",))
-    model, values = opened.model, opened.values
+    model, values = opened.density, opened.values
+    if frames is not None and isinstance(model, Ensemble):
+        raise ValueError("--frames: a mixture, as of several sets of masks, has no conditionals to show")
     if size is not None:
         if not isinstance(model, OffsetNADE) or not isinstance(values, Numbers):
             raise ValueError(f"--size: only offset-nade draws events of another size, got {type(model).__name__}")
@@ -352,8 +356,10 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
     are weighted by it and resampled, unless the model is a deep-nade, which conditions on anything.
     """
     opened = _event_model(run, device, dtype, "complete")
-    model, values = opened.model, opened.values
+    model, values = opened.density, opened.values
     outputs.check(out, outputs.endings(values))
+    if clamp and isinstance(model, Ensemble):
+        raise ValueError("--clamp: a mixture, as of several sets of masks, fixes no variables")
     if isinstance(model, flows.MAF):
         raise ValueError("RUN: a flow completes no events, take nade, made or deep-nade")
     source = sources.read(given)
@@ -372,7 +378,9 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
         x = torch.cat([values.encode(part) for part in parts])
         known = _kept(values, mask, keep)
     x, known = runs.on_model(x, model), known.to(model.device)
-    if clamp or isinstance(model, DeepNADE) or completing.in_front(model, known):
+    if isinstance(model, Ensemble):
+        drawn = completing.mixture_each(model, x, known, count, temperature, seed)
+    elif clamp or isinstance(model, DeepNADE) or completing.in_front(model, known):
         drawn = model.sample(
             (count, len(x)), given=x, known=known, seed=seed, temperature=temperature, clamp=clamp, progress=True
         )
@@ -444,8 +452,8 @@ def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, se
     except (OSError, ValueError) as error:
         raise ValueError(f"RUN: must have the scores of held-out events, held_out.npy: {error}") from None
     lines = isinstance(opened.values, Characters)
-    if per_variable and (lines or isinstance(opened.model, flows.MAF)):
-        raise ValueError("--per-variable: neither a flow nor a text has a term for each variable")
+    if per_variable and (lines or isinstance(opened.density, flows.MAF | Ensemble)):
+        raise ValueError("--per-variable: neither a flow nor a text nor a mixture has a term for each variable")
     events: Any = scoring.blocks_of(opened, data) if split == "all" else None
     if events is None:
         events = _events(opened, data, split)

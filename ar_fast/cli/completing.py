@@ -26,12 +26,26 @@ def complete_each(
     """
     masks, drawn = known.expand(x.shape), []
     for index, (event, mask) in enumerate(zip(x, masks, strict=True)):
-        # No event has the random numbers of another one, nor those of an event under the next seed.
-        own = seed if index == 0 else int(np.random.default_rng((seed, index)).integers(2**63))
-        found = complete(model, event, mask, count, particles=particles, seed=own, progress=True)
+        found = complete(model, event, mask, count, particles=particles, seed=_own_seed(seed, index), progress=True)
         click.echo(f"{f'event {index}: ' if len(x) > 1 else ''}{described(found)}", err=True)
         drawn.append(found.samples)
     return torch.stack(drawn, 1)
+
+
+def mixture_each(
+    model: Any, x: torch.Tensor, known: torch.Tensor, count: int, temperature: float, seed: int
+) -> torch.Tensor:
+    """The same by an Ensemble, of whose members each must have what is kept first in its order."""
+    drawn = [
+        model.sample(count, given=event, known=mask, seed=_own_seed(seed, index), temperature=temperature)
+        for index, (event, mask) in enumerate(zip(x, known.expand(x.shape), strict=True))
+    ]
+    return torch.stack(drawn, 1)
+
+
+def _own_seed(seed: int, index: int) -> int:
+    """No event has the random numbers of another one, nor those of an event under the next seed."""
+    return seed if index == 0 else int(np.random.default_rng((seed, index)).integers(2**63))
 
 
 def described(found: Completion) -> str:

@@ -56,7 +56,7 @@ KINDS = {
     "offset-nade": Kind(models.OffsetNADE, _COMMON | {"hidden": "64", "activation": "sigmoid", "window": "4,4"}),
     "made": Kind(
         models.MADE,
-        _COMMON | {"hidden": "500", "activation": "relu", "direct": False, "residual": False},
+        _COMMON | {"hidden": "500", "activation": "relu", "direct": False, "residual": False, "masks": 1, "orders": 1},
         {"learning_rate": 5e-3},
         one_layer=False,
     ),
@@ -129,6 +129,11 @@ def make(
     if own.get("window") is not None:
         window = sizes(own["window"], "--window")
         own["window"] = window if len(values.event_shape) > 1 else window[0]
+    masks, orders = own.pop("masks", 1), own.pop("orders", 1)
+    if masks > 1:
+        own |= {"degrees": "random", "degree_seed": seed, "n_masks": masks, "n_orders": orders}
+    elif orders > 1:
+        raise ValueError(f"--orders: each order needs a set of masks, so it must be at most --masks, 1, got {orders}")
     made |= {_NAMES.get(option, option): value for option, value in own.items()}
     if name == "char-rnn":
         return kind.make(values.vocabulary, **made)

@@ -4,6 +4,7 @@ held_out.npy (the validation part's nats, by which anomalies are judged) and pic
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -49,11 +50,21 @@ class Run:
     def seed(self) -> int:
         return 0 if self.config is None else self.config["seed"]
 
+    @functools.cached_property
+    def density(self) -> Any:
+        """What events are judged by and drawn from: the model, or the mixture of its sets of masks."""
+        return mixture(self.model)
+
     @property
     def data(self) -> str:
         if self.config is None:
             raise ValueError(f"--data: must be given, since {self.folder} does not say what its model was trained on")
         return self.config["data"]["source"]
+
+
+def mixture(model: Any) -> Any:
+    """The mixture of the sets of masks of a MADE that has several; any other model as it is."""
+    return model.ensemble() if getattr(model, "n_masks", 1) > 1 else model
 
 
 def device_of(name: str) -> torch.device:
@@ -99,8 +110,10 @@ def encoded(source: sources.Source, values: Values, seed: int) -> dict[str, Tens
 
 def on_model(x: Tensor, model: Any) -> Tensor:
     """Where and in what dtype the model takes them."""
-    dtype = getattr(model, "compute_dtype", model.dtype) if x.is_floating_point() else x.dtype
-    return x.to(model.device, dtype)
+    if not x.is_floating_point():
+        return x.to(model.device)
+    one = model.members[0] if isinstance(model, models.Ensemble) else model
+    return x.to(model.device, getattr(one, "compute_dtype", one.dtype))
 
 
 @torch.no_grad()
@@ -296,19 +309,26 @@ def run_training(prepared: Prepared, seconds: float) -> dict[str, Any] | None:
     def stop() -> None:
         checkpoint.stop = True
 
+    def judge(model: Any, events: Tensor) -> Tensor:
+        # Parameters are kept for what they are used in, not for the set of masks that was last in use.
+        return prepared.data.judge(mixture(model), events)
+
     with signals(stop):
-        result = train(model, prepared.data, prepared.settings, on_epoch=write_metrics, checkpoint=checkpoint)
+        result = train(
+            model, prepared.data, prepared.settings, judge=judge, on_epoch=write_metrics, checkpoint=checkpoint
+        )
     if result.best_epoch == 0:
         raise ValueError("train: the likelihood became NaN or infinite in the first epochs; lower --learning-rate")
     if rank > 0:
         return None
     model.eval()
-    test = measure(model, prepared.data.test, values)
+    density = mixture(model)
+    test = measure(density, prepared.data.test, values)
     last = {"kept_epoch": result.best_epoch, "stopped_early": result.stopped_early, "test": test}
     outputs.write_lines(metrics, [*result.history, last])
     with outputs.whole(folder / "held_out.npy") as beside, open(beside, "wb") as file:
-        np.save(file, scores(model, prepared.data.validation, values).numpy())
-    write_pictures(folder, model, values, result, prepared.config["seed"])
+        np.save(file, scores(density, prepared.data.validation, values).numpy())
+    write_pictures(folder, density, values, result, prepared.config["seed"])
     # Last: a run whose model is there is complete.
     model.save(folder / "model")
     checkpoint.remove()

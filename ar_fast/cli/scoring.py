@@ -120,8 +120,8 @@ def scored(run: runs.Run, events: Any, *, per_variable: bool) -> Iterator[np.nda
     with progress_bar(total=len(events), desc="scoring", unit="event", show=streamed) as bar:
         for block in events if streamed else [events]:
             if per_variable:
-                terms = runs.nats(run.model, block, run.values, per_variable=True, show=not streamed).numpy()
+                terms = runs.nats(run.density, block, run.values, per_variable=True, show=not streamed).numpy()
                 yield np.concatenate([terms.sum(1, keepdims=True), -terms], 1)
             else:
-                yield runs.scores(run.model, block, run.values, show=not streamed).numpy()[:, None]
+                yield runs.scores(run.density, block, run.values, show=not streamed).numpy()[:, None]
             bar.update(len(block))
