@@ -2,7 +2,7 @@
 
 import grids
 
-grids.skip_module_without("nflows", "zuko")
+grids.skip_module_without("zuko and nflows", "zuko", "nflows")
 
 import copy  # noqa: E402
 
