@@ -109,24 +109,8 @@ def _nade(
     return torch.einsum("bdh,dkh->bdk", hidden, weight).flatten(1) + out_bias
 
 
-def _nade_log_prob(
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    order: Tensor | None = None,
-    in_offsets: Tensor | None = None,
-    out_offsets: Tensor | None = None,
-    activation_scale: Tensor | None = None,
-    activation: str = "sigmoid",
-    head: str = "bernoulli",
-    levels: int = 0,
-    head_kinds: Tensor | None = None,
-    per_variable: bool = False,
-    algorithm: str = "auto",
-) -> Tensor:
-    weights = in_weight, in_bias, out_weight, out_bias
-    parameters = _nade(x, *weights, order, in_offsets, None, activation_scale, activation)
-    log_prob = ops.head_log_prob(parameters, x, None, head, levels)
+def _nade_log_prob(*arguments: Any) -> Tensor:
+    """Of the parameters above. Behind the arguments of nade come those of the head."""
+    *of_nade, head, levels, _, per_variable, _ = arguments
+    log_prob = ops.head_log_prob(_nade(*of_nade), of_nade[0], None, head, levels)
     return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)
