@@ -384,7 +384,8 @@ struct MaskedMlpFlowFunction : torch::autograd::Function<MaskedMlpFlowFunction> 
       if (small != nullptr) {
         const bool here = step.activated && !before[l].defined();
         if (step.activated && !here) grad = before_activation(flow.activation, grad, values[l + 1], before[l]);
-        std::tie(grad, sums) = small->activation_backward(here ? flow.activation : Activation::none, grad, values[l + 1]);
+        const Activation own_activation = here ? flow.activation : Activation::none;
+        std::tie(grad, sums) = small->activation_backward(own_activation, grad, values[l + 1]);
       } else if (step.activated) {
         grad = before_activation(flow.activation, grad, values[l + 1], before[l]);
       }

@@ -114,11 +114,11 @@ def results(function, x, context, weights, masks, biases, dtype, **options):
 
 
 @pytest.mark.parametrize(
-    "network, chain, name, activation, dtype",
-    pairs(PROGRAMS, CHAINS, TRANSFORMS, ACTIVATIONS, [torch.float64, torch.float32]),
+    "network, chain, name, dtype, activation",
+    pairs(PROGRAMS, CHAINS, TRANSFORMS, [torch.float64, torch.float32], ACTIVATIONS),
     ids=str,
 )
-def test_equal_to_the_reference(device, network, chain, name, activation, dtype):
+def test_equal_to_the_reference(device, network, chain, name, dtype, activation):
     for batch, variables, context in ((1, 1, 0), (5, 7, 3), (9, 6, 2)):
         bias_rows = batch if context == 3 else 0
         context, *tensors, options = case(network, name, variables, context, chain, dtype, device, bias_rows)

@@ -93,8 +93,10 @@ std::tuple<at::Tensor, at::Tensor> small_activation_backward(Activation activati
   const auto kernel = AR_FAST_CPU_KERNEL(small_activation_backward);
   // Blocks of columns are whole vectors in every instruction set.
   constexpr int64_t block = 16;
-  at::parallel_for(0, (columns + block - 1) / block, std::max<int64_t>(1, product_grain / (8 * block * std::max<int64_t>(1, rows))),
-                   [&](int64_t begin, int64_t end) { kernel(own, block * begin, std::min(columns, block * end)); });
+  const int64_t grain = std::max<int64_t>(1, product_grain / (8 * block * std::max<int64_t>(1, rows)));
+  at::parallel_for(0, (columns + block - 1) / block, grain, [&](int64_t begin, int64_t end) {
+    kernel(own, block * begin, std::min(columns, block * end));
+  });
   return {result, sums};
 }
 
