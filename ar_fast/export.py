@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _fallback, _library
-from .heads import Bernoulli, Categorical
-from .reference import ops
+from .heads import Categorical
+from .reference import heads, ops
 
 __all__ = ["to_torch"]
 
@@ -32,15 +32,14 @@ def to_torch(model: nn.Module) -> nn.Module:
     parts.
 
     Args:
-        model: any model of ar_fast whose variables have one head, in evaluation mode or without dropout.
+        model: any model of ar_fast, in evaluation mode or without dropout.
 
     Returns:
         A module of x (B, *event_shape) and, for a model with context_features, the context (B, C), which returns
-        (B). x is int64 for categories and of the model's dtype otherwise. The parameters are copies.
+        (B). x is int64 for a Categorical head and of the model's dtype otherwise. The parameters are copies.
 
     Raises:
-        ValueError: for a model whose variables have different heads or numbers of categories, or that has no
-            references.
+        ValueError: for anything but a model of ar_fast, or one that has no references.
 
     Example:
         >>> from ar_fast.models import MADE
@@ -51,20 +50,19 @@ def to_torch(model: nn.Module) -> nn.Module:
     """
     if not hasattr(model, "log_prob") or not hasattr(model, "head"):
         raise ValueError(f"to_torch: model must be a model of ar_fast with log_prob, got {type(model).__name__}")
-    if not isinstance(model.counts, int) or model.head_kinds is not None:
-        raise ValueError(
-            f"to_torch: model must have one head and as many categories for every variable, got {model.head!r}"
-        )
+    # Two rows, since a batch of one would be taken for a constant. Zero is a value of every head.
     dtype = torch.int64 if isinstance(model.head, Categorical) else model.dtype
-    # Two rows, since a batch of one would be taken for a constant.
     example: tuple[Tensor, ...] = (torch.zeros(2, *model.event_shape, dtype=dtype, device=model.device),)
-    if not isinstance(model.head, Bernoulli | Categorical):
-        example = (torch.rand_like(example[0]),)
     if model.context_features:
         example = *example, torch.zeros(2, model.context_features, dtype=model.dtype, device=model.device)
+    calls = _HeadCalls()
+    own = {**_fallback.REFERENCES, "nade": _nade, "nade_log_prob": calls.nade_log_prob, "head_log_prob": calls}
+    with _library.replaced(own), torch.no_grad():
+        model.log_prob(*example)
+    calls.replays = True
     batch: Any = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} for _ in example)
-    with _library.replaced({**_fallback.REFERENCES, "nade": _nade, "nade_log_prob": _nade_log_prob}):
+    with _library.replaced(own):
         program = torch.export.export(_LogProb(model), example, dynamic_shapes=shapes)
     left = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("ar_fast")}
     if left:
@@ -85,12 +83,17 @@ def _nade(
     activation: str = "sigmoid",
     algorithm: str = "auto",
 ) -> Tensor:
-    """:func:`ar_fast.reference.nade` without a loop, for variables of one kind: states by sums over positions."""
+    """:func:`ar_fast.reference.nade` without a loop: states by sums over positions."""
     dtype, variables = in_weight.dtype, x.shape[1]
     each = len(in_weight) // variables
     if in_offsets is not None or each > 1:
         first = torch.arange(variables, device=x.device) * each if in_offsets is None else in_offsets[:-1]
-        added = in_weight[first + x.long()]
+        if in_offsets is None or not x.is_floating_point():
+            added = in_weight[first + x.long()]
+        else:
+            gathers = in_offsets.diff() > 1
+            factor = torch.where(gathers, 1, x.to(dtype))
+            added = in_weight[first + torch.where(gathers, x, 0).long()] * factor.unsqueeze(-1)
     else:
         added = x.to(dtype).unsqueeze(-1) * in_weight
     if order is not None:
@@ -103,14 +106,47 @@ def _nade(
     hidden = ops.ACTIVATIONS[activation](state)
     if out_offsets is not None:
         rows = torch.arange(len(out_weight), device=x.device)
-        owner = torch.searchsorted(out_offsets, rows, right=True) - 1
+        # As torch.searchsorted(out_offsets, rows, right=True) - 1, which ONNX has not.
+        owner = (rows[:, None] >= out_offsets[1:]).sum(1)
         return (hidden[:, owner] * out_weight).sum(-1) + out_bias
     weight = out_weight.reshape(variables, -1, out_weight.shape[1])
     return torch.einsum("bdh,dkh->bdk", hidden, weight).flatten(1) + out_bias
 
 
-def _nade_log_prob(*arguments: Any) -> Tensor:
-    """Of the parameters above. Behind the arguments of nade come those of the head."""
-    *of_nade, head, levels, _, per_variable, _ = arguments
-    log_prob = ops.head_log_prob(_nade(*of_nade), of_nade[0], None, head, levels)
-    return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)
+class _HeadCalls:
+    """``reference.head_log_prob`` for a trace, where a tensor has no values: which parameters and which head belong to
+    a variable is read when the model is called once before, and used in the same calls of the trace."""
+
+    def __init__(self) -> None:
+        self.replays = False
+        self._calls: list[tuple[list[int], list[tuple[str, int]]]] = []
+        self._traced = 0
+
+    def __call__(
+        self,
+        parameters: Tensor,
+        x: Tensor,
+        offsets: Tensor | None,
+        head: str,
+        levels: int,
+        head_kinds: Tensor | None = None,
+    ) -> Tensor:
+        if offsets is None and head_kinds is None:
+            return heads.head_log_prob(parameters, x, None, head, levels)
+        if not self.replays:
+            bounds = heads.bounds_of(offsets, x.shape[1], parameters.shape[1])
+            own = [heads.head_of(head, levels, head_kinds, index) for index in range(x.shape[1])]
+            self._calls.append((bounds, own))
+        bounds, own = self._calls[self._traced if self.replays else -1]
+        if self.replays:
+            self._traced = (self._traced + 1) % len(self._calls)
+        parts = parameters.tensor_split(bounds[1:-1], dim=1)
+        x = x.to(parameters.dtype)
+        terms = [heads.log_prob_of(part, x[:, i], *own[i]) for i, part in enumerate(parts)]
+        return torch.stack(terms, 1)
+
+    def nade_log_prob(self, *arguments: Any) -> Tensor:
+        """Behind the arguments of nade come those of the head."""
+        *of_nade, head, levels, head_kinds, per_variable, _ = arguments
+        log_prob = self(_nade(*of_nade), of_nade[0], of_nade[7], head, levels, head_kinds)
+        return log_prob if per_variable else log_prob.double().sum(1).to(log_prob.dtype)

@@ -9,16 +9,15 @@ from structure_cases import CASES, data, make
 
 from ar_fast import heads, models
 
-UNIFORM = [case for case in CASES if case.values[1] in ("Bernoulli", "Categorical", "GaussianMixture")]
 pytestmark = pytest.mark.heavy
 
 
 def values(head, rows, dtype):
     x, context = data(head, rows=rows)
-    return x.long() if head == "Categorical" else x.to(dtype), *([] if context is None else [context])
+    return x.long() if head in ("Categorical", "list") else x.to(dtype), *([] if context is None else [context])
 
 
-@pytest.mark.parametrize(("kind", "head"), UNIFORM)
+@pytest.mark.parametrize(("kind", "head"), CASES)
 def test_values_and_gradients_of_any_batch(kind, head):
     model = make(kind, head).eval()
     module = model.to_torch()
@@ -72,13 +71,17 @@ def test_it_runs_in_a_process_without_ar_fast(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["NADE", "MADE", "MADE-residual", "FVSBN", "RNN", "RNN-LSTM"])
-@pytest.mark.parametrize("head", ["Bernoulli", "Categorical", "GaussianMixture"])
+@pytest.mark.parametrize("head", ["Bernoulli", "Categorical", "GaussianMixture", "PerVariable"])
 def test_onnx_with_a_dynamic_batch(kind, head, tmp_path):
+    if head == "PerVariable" and kind not in ("NADE", "MADE", "MADE-residual"):
+        pytest.skip("an RNN shares its weights between variables; ONNX has no repeat_interleave as FVSBN needs it")
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = make(kind, head).float().eval()
     given = values(head, 3, torch.float32)
     given = tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in given)
+    # ONNX has no expm1, so that the probability of a narrow level loses digits there.
+    tolerance = 1e-3 if head == "PerVariable" else 1e-4
     batch, path = torch.export.Dim("batch"), tmp_path / "model.onnx"
     shapes = tuple({0: batch} for _ in given)
     torch.onnx.export(model.to_torch(), given, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
@@ -88,12 +91,12 @@ def test_onnx_with_a_dynamic_batch(kind, head, tmp_path):
         given = [tensor.float() if tensor.is_floating_point() else tensor for tensor in given]
         names = [own.name for own in session.get_inputs()]
         (found,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)})
-        torch.testing.assert_close(torch.from_numpy(found), model.log_prob(*given).detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(found), model.log_prob(*given).detach(), rtol=tolerance, atol=tolerance
+        )
 
 
 def test_what_it_cannot_take_is_named():
-    with pytest.raises(ValueError, match=r"one head and as many categories for every variable, got Categorical"):
-        models.NADE(2, 3, head=heads.Categorical([2, 3])).to_torch()
     with pytest.raises(ValueError, match="model must be a model of ar_fast"):
         from ar_fast.export import to_torch
 
