@@ -26,7 +26,8 @@ FORMAT = "ar_fast.model"
 FORMAT_VERSION = 1
 
 
-def _description(model: AutoregressiveModel | CharRNN | MAF) -> dict[str, Any]:
+def description(model: AutoregressiveModel | CharRNN | MAF) -> dict[str, Any]:
+    """config.json."""
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -51,7 +52,7 @@ def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: 
     try:
         # Not save_file: it writes to a file of a random name, which stays where the process is killed.
         weights.write_bytes(serialize(tensors, {k: json.dumps(v) for k, v in (metadata or {}).items()} or None))
-        config.write_text(json.dumps(_description(model), indent=2) + "\n", encoding="utf-8")
+        config.write_text(json.dumps(description(model), indent=2) + "\n", encoding="utf-8")
         os.replace(weights, directory / "model.safetensors")
         os.replace(config, directory / "config.json")
     finally:
@@ -149,7 +150,7 @@ def _check_equal(name: str, own: object, given: object, directory: Path) -> None
 
 def read(model: AutoregressiveModel | CharRNN | MAF, directory: Path) -> dict[str, Tensor]:
     """The tensors of a stored model that was made like this one, after all checks."""
-    given, own = read_config(directory), json.loads(json.dumps(_description(model)))
+    given, own = read_config(directory), json.loads(json.dumps(description(model)))
     for key in ("model", "order"):
         _check_equal(key, own[key], given.get(key), directory)
     for key in sorted(own["config"].keys() | given["config"].keys()):

@@ -349,8 +349,8 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
         request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
         sampler, total = self._sampler(request), request.rows * self.variables
         with progress_bar(total=total, unit="variable", unit_scale=True, show=progress) as bar:
-            values, log_prob = draw(request, sampler, bar.update)
-        samples = self.head.decode(values).reshape(request.batch + self.event_shape)
+            events, log_prob = draw(request, sampler, bar.update)
+        samples = events.reshape(request.batch + self.event_shape)
         return (samples, log_prob.to(self.compute_dtype).reshape(request.batch)) if return_log_prob else samples
 
     @torch.no_grad()
@@ -369,7 +369,8 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
     ) -> Sampling:
         """Starts a draw of the same samples in steps; arguments and errors are those of ``sample``.
 
-        It is for events of very many variables: look at what is drawn already, stop, and continue later.
+        It is for events of very many variables: look at what is drawn already, stop, and continue later, in another
+        process too. docs/large_images.md has an example.
         """
         request = make_request(self, n, context, seed, generator, first_index, given, known, clamp, temperature)
         return Sampling(request, self._sampler(request), slice(0, request.rows))

@@ -17,7 +17,7 @@ from .._progress import progress_bar
 from . import _files, _inputs
 from .base import AutoregressiveModel
 from .distribution import AutoregressiveDistribution
-from .sampling import draw, make_request
+from .sampling import draw, make_request, sample_dtype
 
 __all__ = ["Ensemble"]
 
@@ -164,9 +164,9 @@ class Ensemble(nn.Module):
         contexts, batch = one[0].rows, shape + one[0].batch
         rows, first_row = math.prod(batch), one[0].first_row
         picks, ranks = self._picks(seed, first_row, rows, contexts, self._shares(one, context, given, known))
-        values = torch.zeros(rows, self._first.variables, dtype=self._first.compute_dtype, device=self.device)
+        events = torch.zeros(rows, self._first.variables, dtype=sample_dtype(self._first), device=self.device)
         numbers = first_row + torch.arange(rows)
-        with progress_bar(total=values.numel(), unit="variable", unit_scale=True, show=progress) as bar:
+        with progress_bar(total=events.numel(), unit="variable", unit_scale=True, show=progress) as bar:
             for index, member in enumerate(self.members):
                 own = (picks == index).nonzero()[:, 0]
                 sampler = member._sampler(one[index]) if len(own) else None
@@ -182,8 +182,8 @@ class Ensemble(nn.Module):
                         given=None if given is None else one[index].given[which],
                         known=None if known is None else one[index].known[which],
                     )
-                    values[here.to(self.device)] = draw(request, sampler, bar.update)[0]
-        samples = self.head.decode(values).reshape(batch + self.event_shape)
+                    events[here.to(self.device)] = draw(request, sampler, bar.update)[0]
+        samples = events.reshape(batch + self.event_shape)
         if not return_log_prob:
             return samples
         log_prob = self.log_prob(samples, context)

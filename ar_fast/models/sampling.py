@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _inputs
+from .. import heads
+from . import _files, _inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .base import AutoregressiveModel
 
@@ -116,24 +120,47 @@ def block_rows(model: AutoregressiveModel, state_features: int) -> int:
 
 
 def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-    """Draws the request: values (B, D), encoded by head.encode, and log_prob (B) in float64.
+    """Draws the request: the events (B, D) in the dtype of ``sample``, and log_prob (B) in float64.
 
     ``drawn`` is called with the number of variables that each step drew.
     """
     block = max(1, min(request.rows, block_rows(request.model, sampler.state_features)))
-    positions = sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
     parts = []
     for first in range(0, max(1, request.rows), block):
         part = Sampling(request, sampler, slice(first, min(first + block, request.rows)))
-        while request.rows and not part.done:
-            start = part.position
-            part.advance(positions)
-            drawn((part.position - start) * part._rows)
-        parts.append(part._so_far())
+        for count in part._steps() if request.rows else ():
+            drawn(count)
+        parts.append((part._events(), part._so_far()[1]))
     if len(parts) == 1:
         return parts[0]
-    values, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return values, log_prob
+    events, log_prob = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return events, log_prob
+
+
+def drawn_together(model: AutoregressiveModel, n: int, *, seed: int, temperature: float) -> Sampling | None:
+    """What ``model.sampling`` returns, if ``sample`` draws so many events in one block; None if they are more."""
+    request = make_request(model, n, None, seed, None, 0, None, None, False, temperature)
+    sampler = model._sampler(request)
+    if request.rows > block_rows(model, sampler.state_features):
+        return None
+    return Sampling(request, sampler, slice(0, request.rows))
+
+
+def sample_dtype(model: AutoregressiveModel) -> torch.dtype:
+    """The dtype of the events that ``sample`` returns."""
+    if isinstance(model.head, heads.PerVariable):
+        return model.compute_dtype
+    return model.head.decode(torch.zeros((), dtype=model.compute_dtype, device="cpu")).dtype
+
+
+def _kept_dtype(request: Request) -> torch.dtype:
+    """The smallest dtype that holds what is drawn; given values may be any, and are kept as they are."""
+    model = request.model
+    sizes = [None] if isinstance(model.head, heads.PerVariable) else model.head.sizes(1)
+    if request.given is not None or None in sizes:
+        return model.compute_dtype
+    largest = max(sizes) - 1
+    return next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if largest <= torch.iinfo(t).max)
 
 
 class Sampling:
@@ -141,7 +168,9 @@ class Sampling:
 
     Each call of ``advance`` draws some more variables of all events. An interrupted call (Ctrl-C) keeps what earlier
     calls drew, and a later call continues from there. The samples equal those of a single call of ``sample``, bit for
-    bit.
+    bit. ``state_dict`` is where the draw stands, from which another process goes on with ``load_state_dict``.
+
+    The memory that grows with an event is that of ``values``: one byte for each variable that has at most 256 values.
 
     Attributes:
         position: how many variables of the order are drawn.
@@ -180,7 +209,10 @@ class Sampling:
             **arguments,
         }
         self._rows = count
-        # Everything drawn so far; None before the first step.
+        self._kept = _kept_dtype(request)
+        # Everything drawn so far, (rows, D) by variable and log_prob (rows) in float64; None before the first step.
+        # Values are in the kept dtype, and decoded if that is an integer; or, where one step drew all of them, as the
+        # op returned them: encoded, in the compute dtype.
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -191,21 +223,64 @@ class Sampling:
     @property
     def samples(self) -> Tensor:
         """The events, (*batch, *event_shape), with zeros where nothing is drawn yet; dtypes are those of ``sample``."""
+        return self._shaped(self._events())
+
+    @property
+    def values(self) -> Tensor:
+        """The samples in the smallest dtype that holds them, which is how they are kept: this is no copy.
+
+        That is uint8 for bits and for up to 256 levels or categories, int16 or int32 for more; for reals, within a
+        heads.PerVariable and where ``given`` was given it is the dtype of ``samples``.
+        """
+        return self._shaped(self._events() if self._kept.is_floating_point else self._compact())
+
+    @property
+    def drawn(self) -> Tensor:
+        """Which variables are drawn, (*event_shape) bool on the model's device."""
         model = self._request.model
-        return model.head.decode(self._so_far()[0]).reshape(self._request.batch + model.event_shape)
+        drawn = torch.zeros(model.variables, dtype=torch.bool, device=model.device)
+        drawn[slice(0, self.position) if self._order is None else self._order[: self.position]] = True
+        return drawn.reshape(model.event_shape)
 
     @property
     def log_prob(self) -> Tensor:
         """Nats of the variables drawn so far at temperature 1, (*batch), in the compute dtype."""
         return self._so_far()[1].to(self._request.model.compute_dtype).reshape(self._request.batch)
 
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values.reshape(self._request.batch + self._request.model.event_shape)
+
+    def _events(self) -> Tensor:
+        """(rows, D) in the dtype of ``sample``."""
+        model, values = self._request.model, self._so_far()[0]
+        return model.head.decode(values) if values.dtype == model.compute_dtype else values.to(sample_dtype(model))
+
+    def _compact(self) -> Tensor:
+        """(rows, D) in the kept dtype; encoded if that is floating."""
+        values = self._so_far()[0]
+        return values if values.dtype == self._kept else self._in_kept_dtype(values)
+
+    def _in_kept_dtype(self, values: Tensor) -> Tensor:
+        return values if self._kept.is_floating_point else self._request.model.head.decode(values).to(self._kept)
+
     def _so_far(self) -> tuple[Tensor, Tensor]:
         """values (rows, D) by variable, with zeros where nothing is drawn yet, and log_prob (rows) in float64."""
         if self._drawn is not None:
             return self._drawn
         model = self._request.model
-        values = torch.zeros(self._rows, model.variables, dtype=model.compute_dtype, device=model.device)
+        values = torch.zeros(self._rows, model.variables, dtype=self._kept, device=model.device)
+        if self._kept.is_floating_point:
+            values = model.head.encode(values, self._kept).to(self._kept)
         return values, torch.zeros(self._rows, dtype=torch.float64, device=model.device)
+
+    def _steps(self) -> Iterator[int]:
+        """Draws all that is left, a piece at a time; gives after each how many variables it had in all rows."""
+        sampler = self._sampler
+        piece = sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
+        while not self.done:
+            start = self.position
+            self.advance(piece)
+            yield (self.position - start) * self._rows
 
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
@@ -224,6 +299,7 @@ class Sampling:
             log_prob = log_prob - log_scale.sum(-1)
         if self._drawn is not None or self._order is not None or stop < variables:
             so_far, log_prob_so_far = self._so_far()
+            values = self._in_kept_dtype(values)
             if self._order is None:
                 so_far[:, drawn] = values
             else:
@@ -234,3 +310,76 @@ class Sampling:
             values = values.contiguous()
         # Nothing can fail after this point: an interrupted call leaves the sampling as it was.
         self._drawn, self._state, self.position = (values, log_prob), state, stop
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the draw stands, as tensors that safetensors can write; they share memory with this object.
+
+        Write them before you look at them again after another ``advance``; ``ar_fast.training.Checkpoint`` writes them
+        into a file that is always whole. It holds ``values``, the state of the model's sampler, and what identifies the
+        request: a digest of the model's weights and of the arguments, and the seed, first_index and temperature.
+        """
+        values, log_prob = self._compact(), self._so_far()[1]
+        state = {"position": torch.tensor(self.position), **self._identity, "values": values, "log_prob": log_prob}
+        return state | {f"state.{index}": tensor for index, tensor in enumerate(self._states)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``state_dict`` returned, in this process or in another one, to the same samples bit for bit.
+
+        This object must be of the same request: ``sampling`` of a model with the same weights, called with the same
+        arguments and the same seed. Bits are the same on a machine with the same instruction set.
+
+        Raises:
+            ValueError: if the state is of another request, or no such state; this object does not change then.
+        """
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(f"Sampling: state must have the tensors {sorted(own)}, got {sorted(state)}")
+        for name, tensor in own.items():
+            given = state[name]
+            if given.shape != tensor.shape or given.dtype != tensor.dtype:
+                raise ValueError(
+                    f"Sampling: {name} must be {tensor.dtype} of shape {tuple(tensor.shape)}, got {given.dtype} of "
+                    f"shape {tuple(given.shape)}"
+                )
+        for name, tensor in self._identity.items():
+            if name != "digest" and not torch.equal(state[name].cpu(), tensor):
+                raise ValueError(f"Sampling: {name} must be {tensor.item()}, got a state with {state[name].item()}")
+        if not torch.equal(state["digest"].cpu(), self._identity["digest"]):
+            raise ValueError(
+                "Sampling: state must be of a model with these weights, of these arguments and of this version of "
+                "ar_fast, got another one"
+            )
+        position, variables = int(state["position"]), self._request.model.variables
+        if not 0 <= position <= variables:
+            raise ValueError(f"Sampling: position must be in 0 ... {variables}, got {position}")
+        # Copies: what is given may be the state of another draw, which goes on.
+        device = self._request.model.device
+        values, log_prob, *states = (
+            state[name].to(device, copy=True)
+            for name in ("values", "log_prob", *(f"state.{index}" for index in range(len(self._states))))
+        )
+        self._state = tuple(states) if isinstance(self._state, tuple) else states[0]
+        self._drawn, self.position = (values, log_prob), position
+
+    @property
+    def _states(self) -> tuple[Tensor, ...]:
+        return self._state if isinstance(self._state, tuple) else (self._state,)
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Tensor]:
+        """What tells this draw from others, on the CPU."""
+        request, digest = self._request, hashlib.sha256()
+        digest.update(json.dumps(_files.description(request.model)).encode())
+        digest.update(f"{tuple(request.batch)} {self._rows}".encode())
+        arguments = {"context": request.contexts, "given": request.given, "known": request.known}
+        for name, tensor in (request.model.state_dict() | arguments).items():
+            if tensor is not None:
+                own = tensor.detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(own.shape)} {own.dtype}".encode())
+                digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+        return {
+            "seed": torch.tensor(request.seed),
+            "first_index": torch.tensor(self._arguments["first_index"]),
+            "temperature": torch.tensor(request.temperature, dtype=torch.float64),
+            "digest": torch.tensor(list(digest.digest()), dtype=torch.uint8),
+        }
