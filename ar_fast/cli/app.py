@@ -19,7 +19,7 @@ from .. import _info, flows
 from ..models import DeepNADE, Ensemble, OffsetNADE
 from ..tasks import distributed
 from ..tasks.training import Settings
-from . import completing, kinds, outputs, runs, scoring, sources
+from . import completing, drawing, kinds, outputs, runs, scoring, sources
 from .text import generate as generate
 from .values import KINDS, Characters, Numbers, Table
 
@@ -160,14 +160,8 @@ def train(context: click.Context, **given):
 
 def _train(context: click.Context, model, data, out, resume, checkpoint_seconds, device, dtype, seed, **given) -> None:
     if resume is not None:
-        allowed = {"resume", "checkpoint_seconds", "threads"}
-        names = [
-            name
-            for name in context.params
-            if name not in allowed and context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        ]
-        if names:
-            raise ValueError(f"--resume: a run goes on with the model, data and settings that it has, got {names[0]!r}")
+        allowed = {"checkpoint_seconds", "threads"}
+        _only_resume(context, allowed, "a run goes on with the model, data and settings that it has")
         prepared = _resumed(resume, context.params["threads"])
         if prepared is None:
             click.echo(f"{resume} is complete")
@@ -210,6 +204,14 @@ def _train(context: click.Context, model, data, out, resume, checkpoint_seconds,
     click.echo(f"kept epoch {found['kept_epoch']} of {found['epochs']}, {found['seconds']:.1f} s of training")
     click.echo(f"test: {_shown(found['test'])}")
     click.echo(f"written to {prepared.folder}/")
+
+
+def _only_resume(context: click.Context, allowed: set[str], rule: str) -> None:
+    """Raises if the command line has anything beside --resume that is not allowed with it."""
+    for name in context.params:
+        if name in {"resume", *allowed} or context.get_parameter_source(name) != ParameterSource.COMMANDLINE:
+            continue
+        raise ValueError(f"--resume: {rule}, got {name!r}")
 
 
 def _resumed(folder: Path, threads: int | None) -> runs.Prepared | None:
@@ -276,13 +278,6 @@ def evaluate(run, data, split, out, device, dtype, seed):
     click.echo(f"{split}: {_shown(found)}")
 
 
-def _event_model(run: str, device: str, dtype: str | None, verb: str) -> runs.Run:
-    opened = runs.open_run(run, device, dtype)
-    if isinstance(opened.values, Characters):
-        raise ValueError(f"RUN: {verb} is for events, got the model of a text, {run}: ar-fast generate {run}")
-    return opened
-
-
 def _written(out: Path | None, x: torch.Tensor, values: Any, **options: Any) -> None:
     """To the file, or as text to the terminal."""
     if out is None:
@@ -293,42 +288,42 @@ def _written(out: Path | None, x: torch.Tensor, values: Any, **options: Any) -> 
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False)
 @click.option("-n", "count", type=click.IntRange(1), default=1, help="How many.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, help="Below 1: likelier events.")
 @click.option("--size", metavar="HxW", help="offset-nade: of the images that are drawn.")
 @click.option("--out", type=PATH, help="A .npz, .npy, .png, .csv or .txt file; by default text on the terminal.")
 @click.option("--frames", type=PATH, help="A .gif: the images pixel by pixel, and beside them what was expected.")
+@click.option("--resume", type=PATH, metavar="FILE", help="Go on with a file whose drawing was interrupted.")
 @common()
+@click.pass_context
 @_together
-def sample(run, count, temperature, size, out, frames, device, dtype, seed):
+def sample(context: click.Context, run, count, temperature, size, out, frames, resume, device, dtype, seed):
     """Draws events from a trained model, exactly and one variable at a time.
 
-    Under torchrun each process draws its share of them, except of a flow's: together they are those of one process.
+    What takes longer than a second can be seen in FILE.part.png as it is drawn. Ctrl-C keeps what is done, and
+    --resume FILE goes on to the same file.
+    Under torchrun each process draws its share of the events, except of a flow's: together they are those of one
+    process.
     """
-    opened = _event_model(run, device, dtype, "sample")
-    outputs.check(out, outputs.endings(opened.values))
+    if resume is not None:
+        _only_resume(context, {"threads"}, "a drawing goes on as it was begun")
+        drawing.resume(resume)
+        return
+    if run is None:
+        raise ValueError("sample: RUN must be given, or --resume FILE")
+    run = str(Path(run).resolve()) if Path(run).exists() else run
+    wanted = drawing.Wanted(run, count, size, temperature, seed, device, dtype)
+    model, values = wanted.open()
+    outputs.check(out, outputs.endings(values))
     outputs.check(frames, (".gif",))
-    model, values = opened.density, opened.values
     if frames is not None and isinstance(model, Ensemble):
         raise ValueError("--frames: a mixture, as of several sets of masks, has no conditionals to show")
-    if size is not None:
-        if not isinstance(model, OffsetNADE) or not isinstance(values, Numbers):
-            raise ValueError(f"--size: only offset-nade draws events of another size, got {type(model).__name__}")
-        shape = (*values.event_shape[:-2], *kinds.sizes(size, "--size"))
-        model, values = model.resized(shape), Numbers(shape, values.values, values.threshold, values.levels)
-    if isinstance(model, flows.MAF):
-        if temperature != 1.0:
-            raise ValueError(f"--temperature: a flow has none, got {temperature}")
-        # Its noise comes from torch's generator, all at once.
-        drawn = model.sample(count if _writes() else 0, seed=seed)
-    else:
-        own = distributed.share(count)
-        drawn = model.sample(
-            own.stop - own.start, seed=seed, first_index=own.start, temperature=temperature, progress=_writes()
-        )
-        drawn = distributed.joined(drawn, count)
-    if not _writes():
+    if out is not None:
+        drawing.Part(out).check_new()
+    # Frames are made of all events at once.
+    drawn = drawing.drawn(model, wanted, values, out if frames is None else None)
+    if drawn is None or not _writes():
         return
     if frames is not None:
         outputs.write_frames(frames, model, drawn, values)
@@ -355,7 +350,7 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
     images of any size. Where something that is kept comes after what is drawn, in the order of the model, particles
     are weighted by it and resampled, unless the model is a deep-nade, which conditions on anything.
     """
-    opened = _event_model(run, device, dtype, "complete")
+    opened = runs.open_events(run, device, dtype, "complete")
     model, values = opened.density, opened.values
     outputs.check(out, outputs.endings(values))
     if clamp and isinstance(model, Ensemble):

@@ -32,7 +32,7 @@ def whole(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"--out: must be the name of a file, got {path}, which is none")
-    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    beside = _beside(path)
     try:
         yield beside
         os.replace(beside, path)
@@ -41,6 +41,16 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, if it is there, and what a process that was killed may have left beside it."""
+    for each in (path, _beside(path)):
+        each.unlink(missing_ok=True)
 
 
 def check(path: Path | None, endings: Sequence[str]) -> None:
@@ -90,9 +100,17 @@ def shades(array: np.ndarray, values: Numbers, *, bright: bool = False) -> np.nd
     Bits (and the probability of 1) are dark ink on light paper, or if ``bright`` white on black; levels are grey from
     dark to light.
     """
-    array = array.astype(np.float64)
     if array.ndim == 4:
         array = array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array[:, 0]
+    if array.dtype == np.uint8 and values.values != "reals":
+        # By a table: no number of a large picture ever takes more than its byte.
+        table = _shades(np.arange(2 if values.values == "binary" else values.levels), values, bright)
+        return np.frombuffer(array.tobytes().translate(table.tobytes().ljust(256)), np.uint8).reshape(array.shape)
+    return _shades(array, values, bright)
+
+
+def _shades(array: np.ndarray, values: Numbers, bright: bool) -> np.ndarray:
+    array = array.astype(np.float64)
     if values.values == "binary":
         return (255 * array if bright else 255 - 225 * array).astype(np.uint8)
     if values.values == "reals":
@@ -135,6 +153,18 @@ def write_samples(path: Path, x: Tensor, values: Values, *, columns: int | None 
             beside.write_text(decoded, encoding="utf-8")
         else:
             beside.write_text(_as_text(decoded, values, suffix), encoding="utf-8")
+
+
+def write_preview(path: Path, x: Tensor, drawn: Tensor, values: Numbers) -> None:
+    """A PNG of images x (N, *event_shape), light where a variable is not in drawn (*event_shape) yet."""
+    from PIL import Image
+
+    picture = shades(values.decode(x), values).copy()
+    known = drawn.cpu().numpy()
+    known = known if known.ndim == 2 else known.transpose(1, 2, 0) if picture.ndim == 4 else known[0]
+    np.copyto(picture, 238, where=~known)
+    with whole(path) as beside:
+        Image.fromarray(image_grid(picture)).save(beside, compress_level=1)
 
 
 def _as_text(decoded: np.ndarray, values: Numbers, suffix: str) -> str:

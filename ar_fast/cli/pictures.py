@@ -27,16 +27,16 @@ def image_grid(shades: np.ndarray, columns: int | None = None, *, zoom: int | No
     """
     count, height, width = shades.shape[:3]
     if count == 1 and columns is None:
-        return shades[0].astype(np.uint8)
+        return shades[0].astype(np.uint8, copy=False)
     columns = columns or min(count, max(1, round((count * height / width) ** 0.5)))
     zoom = zoom or max(1, 56 // max(height, width))
     lines = -(-count // columns)
-    canvas = np.full((lines * (height + gap) + gap, columns * (width + gap) + gap, *shades.shape[3:]), 238.0)
+    canvas = np.full((lines * (height + gap) + gap, columns * (width + gap) + gap, *shades.shape[3:]), 238, np.uint8)
     for index, image in enumerate(shades):
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
-    return canvas.repeat(zoom, 0).repeat(zoom, 1).astype(np.uint8)
+    return canvas.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def save_grid(path: Path, images: Tensor, columns: int, **options) -> None:

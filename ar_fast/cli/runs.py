@@ -168,6 +168,14 @@ def open_run(name: str, device: str, dtype: str | None = None) -> Run:
     return Run(folder, config, from_config(config["values"]), _load_model(folder / "model", device, dtype))
 
 
+def open_events(name: str, device: str, dtype: str | None, verb: str) -> Run:
+    """The same, if its model is one of events; ``verb`` is the command, for the error."""
+    opened = open_run(name, device, dtype)
+    if isinstance(opened.values, Characters):
+        raise ValueError(f"RUN: {verb} is for events, got the model of a text, {name}: ar-fast generate {name}")
+    return opened
+
+
 def _shipped_names() -> str:
     names = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()) if SHIPPED.is_dir() else []
     return f" or one of {', '.join(names)}" if names else ""

@@ -144,13 +144,13 @@ class Numbers(Values):
         return torch.from_numpy(events.astype(np.uint8 if bound <= 256 else np.int64))
 
     def decode(self, x: Tensor) -> np.ndarray:
-        array = x.detach().cpu().double()
+        array = x.detach().cpu()
         if self.values == "reals":
             mean, std = self._units()
-            array = array * std + mean
+            array = array.double() * std + mean
             return array.to(torch.float32).numpy()
         bound = 2 if self.values == "binary" else self.levels
-        return array.numpy().astype(np.uint8 if bound <= 256 else np.int64)
+        return array.to(torch.uint8 if bound <= 256 else torch.int64).numpy()
 
     def head(self, components: int) -> heads.Head:
         if self.values == "binary":

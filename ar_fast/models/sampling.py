@@ -323,7 +323,7 @@ class Sampling:
         return state | {f"state.{index}": tensor for index, tensor in enumerate(self._states)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what ``state_dict`` returned, in this process or in another one, to the same samples bit for bit.
+        """Goes on from what ``state_dict`` returned, in this process or another, to the same samples bit for bit.
 
         This object must be of the same request: ``sampling`` of a model with the same weights, called with the same
         arguments and the same seed. Bits are the same on a machine with the same instruction set.

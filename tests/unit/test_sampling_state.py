@@ -1,4 +1,4 @@
-"""A draw that is written down and goes on elsewhere: the same events, bit for bit, for every model; and what it keeps."""
+"""A draw that is written down and goes on elsewhere, bit for bit, for every model; and what it keeps in memory."""
 
 import subprocess
 import sys
