@@ -32,8 +32,8 @@ class Commands(click.Group):
         except click.ClickException as error:
             _complain(name, error.format_message())
             sys.exit(error.exit_code)
-        except _INPUT_ERRORS as error:
-            if os.environ.get("AR_FAST_TRACEBACK"):
+        except (*_INPUT_ERRORS, RuntimeError) as error:
+            if os.environ.get("AR_FAST_TRACEBACK") or not _is_input_error(error):
                 raise
             if getattr(error, "errno", None) == errno.EPIPE:
                 # Who reads has gone; nothing more can be written.
@@ -44,6 +44,11 @@ class Commands(click.Group):
             _complain(name, needed or type(error).__name__)
             sys.exit(2)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_input_error(error: Exception) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, _INPUT_ERRORS) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _complain(name: str, message: str) -> None:

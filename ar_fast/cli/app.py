@@ -34,7 +34,7 @@ def common(seed: int | None = 0) -> Callable[[Any], Any]:
         @click.option(
             "--dtype", type=click.Choice(list(runs.DTYPES)), help="Of the parameters; by default the model's."
         )
-        @click.option("--threads", type=click.IntRange(1), help="CPU threads; by default torch's.")
+        @click.option("--threads", type=click.IntRange(1, runs.MOST_THREADS), help="CPU threads; by default torch's.")
         @click.option("--seed", type=click.IntRange(0), default=seed, help="Seed of everything that is drawn.")
         @functools.wraps(command)
         def run(*args: Any, threads: int | None, **others: Any) -> Any:
@@ -372,6 +372,8 @@ def complete(run, given, mask, keep, count, temperature, clamp, particles, out, 
             parts = [(part < 128).astype(np.uint8) for part in parts]
         x = torch.cat([values.encode(part) for part in parts])
         known = _kept(values, mask, keep)
+    if not len(x):
+        raise ValueError(f"GIVEN: must have an event to complete, got none in {source.name}")
     x, known = runs.on_model(x, model), known.to(model.device)
     if isinstance(model, Ensemble):
         drawn = completing.mixture_each(model, x, known, count, temperature, seed)
@@ -443,8 +445,11 @@ def anomaly(run, data, split, false_alarms, per_variable, out, device, dtype, se
     if opened.config is None:
         raise ValueError(f"RUN: must be the folder of a run, with its held-out scores, got a model's own folder, {run}")
     try:
-        held_out = np.sort(np.load(opened.folder / "held_out.npy", allow_pickle=False))
-    except (OSError, ValueError) as error:
+        held_out = np.load(opened.folder / "held_out.npy", allow_pickle=False)
+        if not isinstance(held_out, np.ndarray) or held_out.ndim != 1 or held_out.dtype.kind != "f":
+            raise ValueError("it must hold one array of reals")
+        held_out = np.sort(held_out)
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"RUN: must have the scores of held-out events, held_out.npy: {error}") from None
     lines = isinstance(opened.values, Characters)
     if per_variable and (lines or isinstance(opened.density, flows.MAF | Ensemble)):

@@ -7,6 +7,7 @@ goes on, and b.png.part.png, what is drawn so far. They go when b.png is there.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 from .. import flows
 from .._progress import progress_bar
 from ..models import Ensemble, OffsetNADE, Sampling
+from ..models._memory import free_memory
 from ..models.sampling import drawn_together
 from ..tasks import distributed
 from ..tasks.checkpoints import Checkpoint
@@ -61,11 +63,22 @@ class Wanted:
         opened = runs.open_events(self.run, self.device, self.dtype, "sample")
         model, values = opened.density, opened.values
         if self.size is None:
+            _check_memory(self.count, values.event_shape)
             return model, values
         if not isinstance(model, OffsetNADE) or not isinstance(values, Numbers):
             raise ValueError(f"--size: only offset-nade draws events of another size, got {type(model).__name__}")
         shape = (*values.event_shape[:-2], *kinds.sizes(self.size, "--size"))
+        _check_memory(self.count, shape)
         return model.resized(shape), Numbers(shape, values.values, values.threshold, values.levels)
+
+
+def _check_memory(count: int, shape: tuple[int, ...]) -> None:
+    needed, free = count * math.prod(shape), free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"sample: events must fit into the memory, {free / 2**30:.3g} GiB free, got {count} of shape "
+            f"{tuple(shape)}, {needed / 2**30:.3g} GiB at a byte for each variable"
+        )
 
 
 class Part:

@@ -33,6 +33,8 @@ FORMAT, FORMAT_VERSION = "ar_fast.run", 1
 _LINES = 64
 # So many events are evaluated side by side, and at most so many of their variables.
 _ROWS, _ROW_ELEMENTS = 500, 2**20
+# A machine cannot start any number of threads, and a process that has too many ends without a word.
+MOST_THREADS = 1024
 SHIPPED = Path(__file__).resolve().parents[1] / "trained"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -71,7 +73,9 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: must be cpu, cuda or cuda:0, got {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: must be cpu, cuda or cuda:0, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device: {name} was asked for, but torch sees no CUDA device")
     return device

@@ -95,7 +95,7 @@ class _Stream:
 @click.option("--out", type=click.Path(path_type=Path), help="A .txt file; by default the terminal.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:0.")
 @click.option("--dtype", type=click.Choice(list(runs.DTYPES)), help="Of the parameters; by default the model's.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; by default torch's.")
+@click.option("--threads", type=click.IntRange(1, runs.MOST_THREADS), help="CPU threads; by default torch's.")
 @click.option("--seed", type=click.IntRange(0), help="By default 0, or that of the state.")
 def generate(run, prompt, length, temperature, top_k, top_p, stop, stream, state, out, device, dtype, threads, seed):
     """Writes text with a char-rnn.

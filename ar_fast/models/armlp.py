@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -19,6 +18,7 @@ from .._vocabulary import ACTIVATIONS
 from ..heads.base import chosen, one_hot
 from ..masks import Mask
 from ._context import add_context
+from ._memory import free_memory
 from .base import AutoregressiveModel
 from .sampling import Request, Rows, Sampler
 
@@ -341,24 +341,11 @@ class ARMLP(AutoregressiveModel):
         self.out_bias.copy_(self._parameters_by(self.order, parameters))
 
 
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated there; None if this is not known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-
-
 def _check_memory(
     numbers: int, rows: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> None:
     device = torch.get_default_device() if device is None else torch.device(device)
-    needed, free = numbers * (dtype or torch.get_default_dtype()).itemsize, _free_memory(device)
+    needed, free = numbers * (dtype or torch.get_default_dtype()).itemsize, free_memory(device)
     if free is not None and needed > free:
         raise MemoryError(
             f"ARMLP: the parameters must fit into the memory of {device}, {free / 2**30:.3g} GiB free, got "

@@ -296,6 +296,44 @@ def test_a_full_disk_keeps_the_last_state(folder, tmp_path, stops, monkeypatch):
     assert out.read_bytes() == (tmp_path / "whole.png").read_bytes() and names(tmp_path) == ["b.png", "whole.png"]
 
 
+_GROWTH = """
+import sys
+from pathlib import Path
+import click.testing
+import torch
+from ar_fast import heads, models
+from ar_fast.cli.__main__ import main
+torch.set_num_threads(1)
+def in_use(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+def draw(size):
+    arguments = ["sample", "model", "--size", f"{size}x{size}", "--out", f"{size}.png"]
+    assert click.testing.CliRunner().invoke(main, arguments).exit_code == 0
+channels = int(sys.argv[1])
+shape = (8, 8) if channels == 1 else (channels, 8, 8)
+models.OffsetNADE(shape, 4, 1, head=heads.LogisticMixture(1)).save("model")
+draw(256)
+# From here on the peak is counted anew.
+Path("/proc/self/clear_refs").write_text("5")
+before, size = in_use("VmRSS"), 2048 if channels == 1 else 1024
+draw(size)
+print((in_use("VmHWM") - before) / (channels * size * size))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
+@pytest.mark.parametrize("channels, most", [(1, 6), (3, 20)])
+def test_memory_stays_within_what_the_page_says(tmp_path, channels, most):
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", _GROWTH, str(channels)],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert 1 < float(done.stdout) < most
+
+
 @pytest.mark.full
 def test_killed_thirty_times_it_becomes_the_same_file(tmp_path):
     script = Path(__file__).parents[1] / "drawing_kills.py"
