@@ -51,7 +51,7 @@ REFERENCES = {
 # in a call; _ is any size, and ... any number of dimensions. "weight" is the dtype of the op's (first) weight, and
 # "compute" that of its arithmetic.
 _D1 = ("int64", "D+1")
-TENSORS = {
+TENSORS: dict[str, tuple[str, ...]] = {
     "x": ("any", "B D"),
     "input": ("weight", "... I"),
     "grad_output": ("weight", "... O"),
@@ -71,6 +71,7 @@ TENSORS = {
     "activation_scale": ("weight", "D"),
     "block_starts": ("int64", "_"),
     "order": ("int64", "D"),
+    "orders": ("any", "D", "0"),
     "offsets": _D1,
     "in_offsets": _D1,
     "out_offsets": _D1,
@@ -94,7 +95,7 @@ TENSORS = {
     "recurrent_biases": ("weight or compute", "G*H"),
 }
 # Ops that have another rule for a name.
-_OWN = {
+_OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "armlp_sample": {
         "state": ("compute", "B D"),
         "in_bias": ("weight or compute", "D H", "B D H"),
@@ -120,7 +121,7 @@ _OWN = {
     "univariate_transform": {"x": ("weight", "B D"), "parameters": ("weight", "B _")},
 }
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_DTYPES = {"int64": (torch.int64,), "int32": (torch.int32,), "bool": (torch.bool,)}
+_DTYPES: dict[str, tuple[torch.dtype, ...]] = {"int64": (torch.int64,), "int32": (torch.int32,), "bool": (torch.bool,)}
 
 _said: set[str] = set()
 

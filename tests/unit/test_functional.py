@@ -520,6 +520,13 @@ def test_the_references_have_the_arguments_of_the_schemas(name):
     assert set(functional.__all__) == set(_fallback.REFERENCES)
 
 
+def test_the_table_has_a_rule_for_every_tensor():
+    for name in _fallback.REFERENCES:
+        rules = _fallback.TENSORS | _fallback._OWN.get(name, {})
+        tensors = {argument for argument, kind in _fallback.types_of(name).items() if "Tensor" in str(kind)}
+        assert tensors - set(rules) == set(), name
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_types_and_devices_of_a_call_that_a_reference_answers(compiled, nothing_compiled, monkeypatch):
     if compiled and _library._has_ops:
