@@ -2,10 +2,13 @@
 AR_FAST_CUDA=auto|0|1 (auto: on where torch is a CUDA build and nvcc is found). AR_FAST_LINEINFO=1 for profilers. CMake
 itself reads AR_FAST_CUDA_ARCHITECTURES (90a-real) and torch's TORCH_CUDA_ARCH_LIST (9.0a).
 
-AR_FAST_PURE=1 compiles nothing: every model on the plain-torch references, for machines without a compiler."""
+AR_FAST_PURE=1 compiles nothing: every model on the plain-torch references, for machines without a compiler.
+AR_FAST_LOCAL_VERSION=1 (make wheel): the version says which torch the wheel fits, as in 0.1.0+torch2.13.cpu."""
 
+import importlib.metadata
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,7 +81,25 @@ class PureBuild(build_py):
         (package / "_build.json").write_text(json.dumps({"pure": True}) + "\n")
 
 
-if setting("AR_FAST_PURE", "0", ("0", "1")) == "1":
-    setup(cmdclass={"build_py": PureBuild})
-else:
-    setup(ext_modules=[Extension("ar_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+VERSION = runpy.run_path(str(ROOT / "ar_fast" / "_version.py"))["__version__"]
+PURE = setting("AR_FAST_PURE", "0", ("0", "1")) == "1"
+
+fits, local = ">=2.11", ""
+# A build belongs to the minor version of the torch that it is compiled with; the sources fit them all.
+if not PURE and "sdist" not in sys.argv:
+    try:
+        release, _, variant = importlib.metadata.version("torch").partition("+")
+    except importlib.metadata.PackageNotFoundError:
+        pass  # building says that torch must be there
+    else:
+        series = ".".join(release.split(".")[:2])
+        fits = f"=={series}.*"
+        if setting("AR_FAST_LOCAL_VERSION", "0", ("0", "1")) == "1":
+            local = f"+torch{series}" + (f".{variant}" if variant else "")
+
+setup(
+    version=VERSION + local,
+    install_requires=[f"torch{fits}", "safetensors", "tqdm"],
+    ext_modules=[] if PURE else [Extension("ar_fast._C", sources=[])],
+    cmdclass={"build_py": PureBuild} if PURE else {"build_ext": CMakeBuild},
+)

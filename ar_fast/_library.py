@@ -72,7 +72,8 @@ def _load() -> tuple[Any, dict[str, Any]]:
         raise ImportError(_not_compiled())
     if _series(record["torch"]) != _series(torch.__version__):
         raise ImportError(
-            f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: build it again "
+            f"ar_fast was built for torch {record['torch']}, but this is torch {torch.__version__}: install the former "
+            f'with `pip install "torch=={_series(record["torch"])}.*"`, or build ar_fast again, in its source folder, '
             "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
     torch.ops.load_library(str(_OPS))
