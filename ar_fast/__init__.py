@@ -3,6 +3,7 @@
 from . import flows, functional, heads, interop, masks, models, nn, orderings, reference, training
 from ._info import explain, info
 from ._version import __version__
+from .compression import compress, decompress
 from .dependence import Dependence, check_autoregressive
 from .freezing import frozen
 from .interop import accelerate, accelerated, acceleration_report, restore
@@ -21,6 +22,8 @@ __all__ = [
     "check_autoregressive",
     "compare",
     "complete",
+    "compress",
+    "decompress",
     "explain",
     "flows",
     "frozen",

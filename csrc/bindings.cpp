@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "ops/armlp.h"
+#include "ops/coding.h"
 #include "ops/cpu/isa.h"
 #include "ops/deep_nade.h"
 #include "ops/explain.h"
@@ -57,6 +58,22 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::InverseAdjointArguments>(m);
   def<ar_fast::UnivariateTransformArguments>(m);
   def<ar_fast::RnnSampleArguments>(m);
+  py::class_<ar_fast::StreamEncoder>(m, "StreamEncoder", "Sampling ops encode given values into streams, one per row.")
+      .def(py::init<int64_t>(), py::arg("streams"))
+      .def("begin", &ar_fast::StreamEncoder::begin, py::arg("values"),
+           "From now on ops of this thread encode (B, D) values, row r into stream r.")
+      .def("end", &ar_fast::StreamEncoder::end, py::arg("failed"), "Ops draw again.")
+      .def("encode", &ar_fast::StreamEncoder::encode, py::arg("stream"), py::arg("intervals"),
+           "Encodes intervals (N, 3) int32: cumulative, frequency, precision.")
+      .def("finish", [](ar_fast::StreamEncoder& self) {
+        py::list streams;
+        for (const std::string& words : self.finish()) streams.append(py::bytes(words));
+        return streams;
+      }, "The streams, as bytes.");
+  py::class_<ar_fast::StreamDecoder>(m, "StreamDecoder", "Sampling ops decode the streams of their rows.")
+      .def(py::init<std::vector<std::string>>(), py::arg("streams"))
+      .def("begin", &ar_fast::StreamDecoder::begin, "From now on ops of this thread decode, row r from stream r.")
+      .def("end", &ar_fast::StreamDecoder::end, py::arg("failed"), "Ops draw again.");
   m.def("isa", &ar_fast::isa_name, "The instruction set of the CPU kernels: DEFAULT, AVX2 or AVX512.");
   m.def("set_isa", &ar_fast::set_isa, py::arg("name"),
         "Restricts the CPU kernels to an instruction set; 'auto' undoes it.");

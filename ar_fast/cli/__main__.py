@@ -11,7 +11,7 @@ import click
 import torch
 from safetensors import SafetensorError
 
-from . import app, compare, demo
+from . import app, compare, compressing, demo
 
 # What a wrong input raises. Anything else is a defect of the program and keeps its traceback.
 _INPUT_ERRORS = (ValueError, OSError, ImportError, SafetensorError, MemoryError, torch.OutOfMemoryError)
@@ -67,3 +67,5 @@ for _command in app.COMMANDS:
     main.add_command(_command)
 main.add_command(demo.main, "demo")
 main.add_command(compare.main, "compare")
+main.add_command(compressing.compress)
+main.add_command(compressing.decompress)

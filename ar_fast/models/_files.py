@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -40,6 +41,23 @@ def description(model: AutoregressiveModel | CharRNN | MAF) -> dict[str, Any]:
     if structure is not None:
         description["structure"] = hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
     return description
+
+
+def content(tensor: Tensor) -> bytes:
+    """The elements as they lie in memory, without numpy."""
+    tensor = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+
+
+def fingerprint(model: AutoregressiveModel | CharRNN | MAF) -> str:
+    """16 hexadecimal digits of a hash of the model's arguments and tensors."""
+    description = _description(model)
+    del description["ar_fast_version"]
+    found = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(content(tensor))
+    return found.hexdigest()[:16]
 
 
 def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: dict[str, Any] | None = None) -> None:

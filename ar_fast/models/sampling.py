@@ -119,6 +119,11 @@ def block_rows(model: AutoregressiveModel, state_features: int) -> int:
     return max(1, elements // max(1, state_features * max(1, parameters // model.variables)))
 
 
+def step_positions(sampler: Sampler) -> int:
+    """How many positions a call draws."""
+    return sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
+
+
 def draw(request: Request, sampler: Sampler, drawn: Callable[[int], object]) -> tuple[Tensor, Tensor]:
     """Draws the request: the events (B, D) in the dtype of ``sample``, and log_prob (B) in float64.
 
@@ -276,7 +281,7 @@ class Sampling:
     def _steps(self) -> Iterator[int]:
         """Draws all that is left, a piece at a time; gives after each how many variables it had in all rows."""
         sampler = self._sampler
-        piece = sampler.positions or max(_CHUNK_POSITIONS, _CHUNK_ELEMENTS // max(1, sampler.state_features))
+        piece = step_positions(sampler)
         while not self.done:
             start = self.position
             self.advance(piece)

@@ -9,14 +9,27 @@
 // A categorical variable may be drawn from only its likeliest categories. They are ordered by their logits, and equal
 // logits by their number. top_k > 0 keeps the first top_k categories. Of those, top_p < 1 keeps the fewest whose share
 // of the kept probability at the temperature reaches top_p, and at least one. log p is that of the whole distribution.
+// Values may also be coded instead of drawn: those in coding.values, whose intervals are written, or those that the
+// streams of the rows hold. Each row has a stream, in the order of its positions. The parameters are computed as for a
+// draw, by the same instructions in the same order. log_prob then holds no meaning. Only the CPU kernels code.
+//
 // Source: Holtzman, Buys, Du, Forbes, Choi, "The curious case of neural text degeneration", ICLR 2020.
 #pragma once
 
 #include "head.h"
 #include "philox.h"
+#include "range_coder.h"
 #include "types.h"
 
 namespace ar_fast {
+
+struct Coding {
+  const void* values;              // [B, D] compute, by variable: to encode; null when decoding
+  Interval* intervals;             // [B, stop - start] by position, written when encoding; else null
+  RangeDecoder* decoders;          // [B], advanced when decoding; else null
+
+  AR_FAST_HOST_DEVICE bool runs() const { return intervals != nullptr || decoders != nullptr; }
+};
 
 struct Draws {
   Head head;
@@ -38,6 +51,7 @@ struct Draws {
   int64_t values_stride;           // distance between rows
   double* log_prob;                // [B]: sum over the drawn variables at temperature 1, written; with a transform, of
                                    // log dx/du
+  Coding coding;                   // runs: values are coded, not drawn
 
   AR_FAST_HOST_DEVICE int64_t variable(int64_t position) const { return order ? order[position] : position; }
   AR_FAST_HOST_DEVICE Head head_at(int64_t position) const {
@@ -63,6 +77,11 @@ struct Draws {
   template <typename T>
   AR_FAST_HOST_DEVICE T noise(int64_t row, int64_t position) const {
     return static_cast<const T*>(given)[row * variables + variable(position)];
+  }
+  // The value to encode; 0 when decoding.
+  template <typename T>
+  AR_FAST_HOST_DEVICE T value_to_encode(int64_t row, int64_t position) const {
+    return coding.values == nullptr ? T(0) : static_cast<const T*>(coding.values)[row * variables + variable(position)];
   }
   // The values of a row, indexed by position.
   template <typename T>

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "coding.h"
 #include "head.h"
 
 namespace ar_fast {
@@ -76,6 +77,11 @@ DrawTensors prepare_draws(const DrawArguments& a, const Head& head, int64_t vari
   t.draws.values = t.values.mutable_data_ptr();
   t.draws.values_stride = count;
   t.draws.log_prob = t.log_prob.mutable_data_ptr<double>();
+  if (Coder* coder = current_coder()) {
+    TORCH_CHECK(a.state.is_cpu(), a.op, ": values are coded on the CPU only, got ", a.state_name, " on ",
+                a.state.device());
+    coder->attach(a, variables, t);
+  }
   return t;
 }
 

@@ -51,7 +51,7 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
 
 // Contiguous tensors of the kernels' types, the outputs, and the structure that points into them.
 struct DrawTensors {
-  at::Tensor order, given, known, head_kinds, values, log_prob;
+  at::Tensor order, given, known, head_kinds, values, log_prob, coded;
   Draws draws{};
 };
 

@@ -14,7 +14,7 @@ LEVELS = (
     {"_fallback", "_info", "freezing", "functional", "heads", "masks", "nn", "orderings"},
     {"conditioners", "export", "networks"},
     {"interop", "flows", "models", "dependence"},
-    {"tasks", "training"},
+    {"compression", "tasks", "training"},
     {"cli", "demo", "__main__"},
 )
 MOST_LINES = 600

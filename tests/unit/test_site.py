@@ -20,7 +20,16 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
 HOOKS = runpy.run_path(str(DOCS / "site" / "hooks.py"))
 # Pages whose blocks of Python run one after the other, as they stand.
-RUNS = ("index.md", "choosing.md", "heads.md", "compare.md", "kernels.md", "export.md", "large_images.md")
+RUNS = (
+    "index.md",
+    "choosing.md",
+    "heads.md",
+    "compare.md",
+    "kernels.md",
+    "export.md",
+    "compression.md",
+    "large_images.md",
+)
 # Modules of which the API reference has every name.
 REFERENCE = ("models", "heads", "flows", "nn", "masks", "functional", "interop", "training", "orderings", "export")
 

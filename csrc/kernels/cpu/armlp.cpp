@@ -184,7 +184,7 @@ class Sampler {
   T draw_bernoulli(int64_t r, int64_t p, int64_t slot) {
     evaluate(r, p);
     const T logit = b_.logits[r * block_positions + slot] = parameter(p);
-    return b_.thresholds[r * block_positions + slot] < logit ? T(1) : T(0);
+    return bernoulli_value(draws_, row_begin_ + r, p, b_.thresholds[r * block_positions + slot], logit);
   }
 
   T draw(int64_t r, int64_t p, double& log_prob) {

@@ -1,8 +1,10 @@
 // The draw at a position whose parameters are known (kernels/draws.h): of one variable of any head, or of many
-// Bernoulli variables of one row or of one position, whose random numbers are computed in vectors.
+// Bernoulli variables of one row or of one position, whose random numbers are computed in vectors. Where values are
+// coded, coding.h takes the place of the draw.
 #pragma once
 
 #include "../draws.h"
+#include "coding.h"
 #include "head_math.h"
 
 namespace ar_fast::CPU_CAPABILITY {
@@ -106,6 +108,7 @@ AR_FAST_INLINE void store_below(const Uniforms& uniforms, double* out) {
 // T, is above its uniform number, which is equivalent to being above the bound. `out` has room for whole turns.
 template <typename T>
 inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int64_t position, T* out) {
+  if (draws.coding.runs()) return;
   const uint64_t first = draws.index(row);
   const uint32_t variable = draws.counter(position);
   Words ascending;
@@ -130,6 +133,7 @@ inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int
 template <typename T, typename PositionAt>
 inline void bernoulli_thresholds(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
                                  double* uniform, T* threshold) {
+  if (draws.coding.runs()) return;
   constexpr int64_t width = Vec<T>::size();
   const T temperature = static_cast<T>(draws.temperature);
   philox_uniforms(draws, row, count, position_at, uniform);
@@ -145,10 +149,11 @@ inline void bernoulli_thresholds(const Draws& draws, int64_t row, int64_t count,
   }
 }
 
-// The value of a row at a position: the known one, or 1 iff the logit is above the threshold.
+// The value of a row at a position: the known or coded one, or 1 iff the logit is above the threshold.
 template <typename T>
 AR_FAST_INLINE T bernoulli_value(const Draws& draws, int64_t row, int64_t position, T threshold, T logit) {
   if (const T* known = draws.known_value<T>(row, position)) return *known;
+  if (draws.coding.runs()) return code_bernoulli(draws, row, position, logit);
   return threshold < logit ? T(1) : T(0);
 }
 
@@ -163,22 +168,6 @@ inline void add_bernoulli_log_prob(const Draws& draws, int64_t row, int64_t firs
 }
 
 // --- one variable of any head
-
-// weights[k] = exp((l_k - the greatest l) / temperature)
-template <typename T>
-inline void category_weights(const T* logits, int64_t count, T temperature, T* weights) {
-  Vec<T> largest(logits[0]);
-  for_lanes<T>(count, [&](int64_t k, int64_t n) {
-    largest = at::vec::maximum(largest, Vec<T>::set(Vec<T>(logits[0]), load_lanes(logits + k, n), n));
-  });
-  T maxima[Vec<T>::size()];
-  largest.store(maxima);
-  T maximum = maxima[0];
-  for (int i = 1; i < Vec<T>::size(); ++i) maximum = maxima[i] > maximum ? maxima[i] : maximum;
-  for_lanes<T>(count, [&](int64_t k, int64_t n) {
-    store_lanes<T>(((load_lanes(logits + k, n) - Vec<T>(maximum)) / Vec<T>(temperature)).exp(), weights + k, n);
-  });
-}
 
 // Categories in descending order of probability, by a heap.
 template <typename T>
@@ -290,13 +279,14 @@ inline T draw_from(const Draws& draws, const Head& head, int64_t row, int64_t po
   return static_cast<T>(2 * (level < 0 ? 0 : level > steps ? steps : level) / steps - 1);
 }
 
-// The value of a row at a position, from the parameters of its variable: the known value, or a drawn one. Writes log p
-// of a drawn value, and 0 for a known one. weights: [rows] scratch, or [2 rows] if draws are truncated.
+// The value of a row at a position, from the parameters of its variable: the known value, a coded or a drawn one.
+// Writes log p of a drawn value, and 0 for the others. weights: [rows] scratch, or [2 rows] if draws are truncated.
 template <typename T>
 inline T draw_value(const Draws& draws, int64_t row, int64_t position, const T* parameters, int64_t rows, T* weights,
                     T& log_prob) {
   log_prob = T(0);
   if (const T* known = draws.known_value<T>(row, position)) return *known;
+  if (draws.coding.runs()) return code_value(draws, row, position, parameters, rows, weights);
   const Head head = draws.head_at(position);
   const T x = draw_from(draws, head, row, position, parameters, rows, weights);
   log_prob = head_log_prob_one(head, parameters, rows, x);

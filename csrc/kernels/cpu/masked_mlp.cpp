@@ -328,6 +328,12 @@ class Group {
   // Draws variables with one parameter each: the rows stay in lanes.
   void draw_bernoulli(int64_t p, T* value) {
     const T* const logits = output(sample_.hidden_layers) + p * width;
+    if (draws_.coding.runs()) {
+      for (int64_t r = 0; r < width; ++r) {
+        value[r] = r < rows_ ? bernoulli_value(draws_, row_ + r, p, T(0), logits[r]) : T(0);
+      }
+      return;
+    }
     const Vec<T> temperature(static_cast<T>(draws_.temperature));
     AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) {
