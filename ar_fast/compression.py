@@ -169,14 +169,14 @@ class _Coded:
             decoder, drawn = _library._C.StreamDecoder(own), []
             for number in range(lengths[0]):
                 running = sum(number < length for length in lengths)
-                drawn.append(self.model.head.decode(self._code_events(decoder, running, advanced)).long())
+                drawn.append(self._code_events(decoder, running, advanced).long())
             for lane, length in enumerate(lengths):
                 yield torch.stack([rows[lane] for rows in drawn[:length]])
 
     def _code_events(self, coder: Any, rows: int, advanced: Callable[[int], object], *values: Tensor) -> Tensor:
         sampling = Sampling(self._request, self._sampler, slice(0, rows))
         _code(sampling, step_positions(self._sampler), coder, lambda count: advanced(count * rows), *values)
-        return sampling._so_far()[0]
+        return sampling._events()
 
     def _code_text(
         self, coder: Any, length: int, rows: int, advanced: Callable[[int], object], *values: Tensor
