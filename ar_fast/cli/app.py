@@ -504,7 +504,11 @@ def info(run, device, dtype, seed):
         found |= {"source": opened.config["data"]["source"], "settings": opened.config["settings"]}
         metrics = opened.folder / "metrics.jsonl"
         if metrics.is_file():
-            found |= json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            try:
+                found |= json.loads(lines[-1]) if lines else {}
+            except (ValueError, TypeError):
+                raise ValueError(f"RUN: {metrics} must have JSON in its lines, got {lines[-1][:40]!r}") from None
     click.echo(json.dumps(found, indent=2))
 
 

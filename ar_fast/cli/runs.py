@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ from .pictures import save_learning_curve
 from .values import Characters, Numbers, Table, Values, from_config
 
 FORMAT, FORMAT_VERSION = "ar_fast.run", 1
+# What config.json must have.
+_CONFIG = {
+    "model": dict, "data": dict, "values": dict, "settings": dict, "device": str, "dtype": str, "seed": int,
+    "threads": int,
+}  # fmt: skip
 # So many lines of a text are read side by side.
 _LINES = 64
 # So many events are evaluated side by side, and at most so many of their variables.
@@ -200,9 +205,22 @@ def _check_config(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"RUN: must be the folder of a run, got {folder}, whose config.json is that of something else")
     if config.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"RUN: format_version must be {FORMAT_VERSION}, got {config.get('format_version')!r}")
-    missing = {"model", "data", "values", "settings", "device", "dtype", "seed"} - config.keys()
-    if missing:
-        raise ValueError(f"RUN: {folder / 'config.json'} must have {', '.join(sorted(missing))}, got none")
+    path = folder / "config.json"
+    for name, kind in _CONFIG.items():
+        if name not in config:
+            raise ValueError(f"RUN: {path} must have {name}, got none")
+        if not isinstance(config[name], kind):
+            raise ValueError(f"RUN: {name} must be {kind.__name__} in {path}, got {config[name]!r}")
+    rules = {
+        "a model's name": config["model"].get("name") in kinds.KINDS,
+        "a model's options": isinstance(config["model"].get("options"), dict),
+        "the source of the data": isinstance(config["data"].get("source"), str),
+        f"a dtype of {', '.join(DTYPES)}": config["dtype"] in DTYPES,
+        "settings that train takes": config["settings"].keys() <= {field.name for field in fields(Settings)},
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"RUN: {path} must have {rule}, got another")
 
 
 def _load_model(folder: Path, device: str, dtype: str | None) -> Any:
