@@ -155,6 +155,29 @@ def test_our_flows_are_timed_beside_zuko(tmp_path, capsys):
     assert "| MAF | D 3, (8, 8) x 2 | 2 |" in printed and "| NSF |" in printed
 
 
+def test_rows_of_sbi_are_put_into_the_table_there_is(tmp_path):
+    from bench import sbi
+    from bench.tables import write_table
+
+    def row(model: str, variables: str, work: str, commit: str) -> list[str]:
+        return [model, variables, work, "2 s", "1 s", "2.00x", commit]
+
+    path = tmp_path / "table.md"
+    assert sbi.read_rows(path) == []
+    found = []
+    for own in (row("maf_rqs", "2", "train(), 9 pairs, 40 epochs", "a"), row("maf", "10", "5 draws, 1 contexts", "b")):
+        found = sbi.put(found, own)
+    found = sbi.put(found, row("maf", "5", "log_prob, B 20", "c"))
+    assert [own[-1] for own in found] == ["c", "b", "a"]
+    write_table(tmp_path, "table", "A title", {"commit": "d"}, sbi.HEADER, found, "A note.")
+    assert sbi.read_rows(path) == found
+    # The same work at another size takes the row's place.
+    again = sbi.put(sbi.read_rows(path), row("maf", "10", "1,000 draws, 1 contexts", "e"))
+    assert [own[-1] for own in again] == ["c", "e", "a"] and again[1][2] == "1,000 draws, 1 contexts"
+    path.write_text(path.read_text().replace("| commit |", "| other |"))
+    assert sbi.read_rows(path) == []
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_posteriors_of_sbi_are_timed(tmp_path, capsys):
@@ -162,7 +185,12 @@ def test_posteriors_of_sbi_are_timed(tmp_path, capsys):
         pytest.importorskip(name)
     from bench import sbi
 
-    assert sbi.main(["--tiny", "--seconds", "0", "--models", "maf", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    for work in ("200 draws, one context", "20 draws, 5 contexts", "log_prob, B 20", "train()"):
+    tiny = ["--tiny", "--seconds", "0", "--models", "maf", "--out", str(tmp_path)]
+    assert sbi.main([*tiny, "--works", "train"]) == 0
+    assert len(sbi.read_rows(tmp_path / "cpu-sbi.md")) == 1
+    capsys.readouterr()
+    assert sbi.main([*tiny, "--works", "draws", "contexts", "log_prob", "slice"]) == 0
+    printed, told = capsys.readouterr()
+    for work in ("200 draws, one context", "20 draws, 5 contexts", "log_prob, B 20", "20 slice samples", "train()"):
         assert work in printed
+    assert "measured in" in told
