@@ -112,7 +112,11 @@ _OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "masked_linear_grad_input": {"extents": ("int32", "O")},
     "masked_mlp_flow": {"x": ("weight", "B D"), "context": ("weight", "B _"), "biases": ("weight", "_", "B _")},
     "nade_sample": {"state": ("compute", "B H")},
-    "offset_nade_sample": {"in_bias": ("weight or compute", "H", "B H")},
+    "offset_nade_sample": {
+        "in_bias": ("weight or compute", "H", "B H"),
+        "biases": ("weight", "_"),
+        "out_weight": ("weight", "R_out _"),
+    },
     "rnn_sample": {
         "state": ("compute", "L B H"),
         "in_bias": ("weight or compute", "G*H", "B G*H"),

@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 
-from ar_fast import heads
 from ar_fast.cli import runs, sources
 from ar_fast.cli.kinds import KINDS, arguments
 from ar_fast.cli.values import Characters, Numbers, Values
-from ar_fast.models import OffsetNADE
 from ar_fast.tasks.training import Settings
 
 from . import textures
@@ -81,20 +79,11 @@ def train(name: str, out: Path, epochs: int | None) -> dict[str, Any]:
 def train_wall(name: str, image: Path, out: Path, steps: int | None) -> dict[str, Any]:
     kind, recipe = WALLS[name]
     recipe = textures.Recipe(**{**vars(recipe), **({"steps": steps} if steps else {})})
-    pixels = textures.shrink(textures.read(image), recipe.shrink)
-    if kind == "binary":
-        x, head = (textures.flatten_light(pixels, 12) > 0).long(), heads.Bernoulli()
-        values = Numbers((recipe.crop, recipe.crop), "binary")
-    else:
-        x = ((pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255).round().long()
-        head, values = (
-            heads.LogisticMixture(textures.COMPONENTS, 256),
-            Numbers((recipe.crop,) * 2, "levels", levels=256),
-        )
+    images, head = textures.learnt(kind, image, recipe)
+    values = Numbers((recipe.crop,) * 2, "binary" if kind == "binary" else "levels", levels=head.levels)
     torch.manual_seed(SEED)
-    model = OffsetNADE((recipe.crop, recipe.crop), recipe.hidden_features, recipe.window, head=head)
-    model.initialize_from_mean(x.float().mean().expand(recipe.crop, recipe.crop))
-    nats, seconds = textures.train(model, x, recipe, SEED)
+    model = textures.untrained(images[0], head, recipe)
+    nats, seconds = textures.train(model, images, recipe, SEED)
     options = {"hidden": str(recipe.hidden_features), "window": "{},{}".format(*recipe.window)}
     config = runs.new_config(
         "offset-nade", arguments("offset-nade", options), "scikit-image's brick.png, random crops", values,

@@ -1,5 +1,6 @@
 """Inputs of offset_nade_sample."""
 
+import itertools
 import math
 
 import torch
@@ -20,6 +21,7 @@ def op_case(
     grid=(4, 5, 1),
     window=(2, 1),
     hidden=19,
+    layers=(),
     *,
     head="bernoulli",
     shared_output=True,
@@ -29,7 +31,7 @@ def op_case(
     dtype=torch.float32,
     device="cpu",
 ):
-    """state and keyword arguments of functional.offset_nade_sample."""
+    """state and keyword arguments of functional.offset_nade_sample; layers: the sizes of those after the first."""
     count, head = HEADS[head], "categorical" if head == "many categories" else head
     parameters = 3 * count if head.endswith("mixture") else count
     channels, variables, (up, side) = grid[2], math.prod(grid), window
@@ -45,7 +47,11 @@ def op_case(
         "state": torch.zeros(batch, reach, dtype=compute, device=device),
         "in_weight": torch.randn(rows, hidden, **options) * size,
         "in_bias": torch.randn(*([batch] if row_bias else []), hidden, dtype=compute if row_bias else dtype).to(device),
-        "out_weight": torch.randn(outputs, hidden, **options) / hidden**0.5,
+        "weights": [
+            torch.randn(above, below, **options) / below**0.5 for below, above in itertools.pairwise((hidden, *layers))
+        ],
+        "biases": [torch.randn(units, **options) * size for units in layers],
+        "out_weight": torch.randn(outputs, (hidden, *layers)[-1], **options) / hidden**0.5,
         "out_bias": torch.randn(outputs, **options) * size,
         "grid": grid,
         "window": window,

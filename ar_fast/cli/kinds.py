@@ -53,7 +53,9 @@ KINDS = {
     "deep-nade": Kind(
         models.DeepNADE, _COMMON | {"hidden": "500", "activation": "relu"}, {"learning_rate": 4e-3}, one_layer=False
     ),
-    "offset-nade": Kind(models.OffsetNADE, _COMMON | {"hidden": "64", "activation": "sigmoid", "window": "4,4"}),
+    "offset-nade": Kind(
+        models.OffsetNADE, _COMMON | {"hidden": "64", "activation": "sigmoid", "window": "4,4"}, one_layer=False
+    ),
     "made": Kind(
         models.MADE,
         _COMMON | {"hidden": "500", "activation": "relu", "direct": False, "residual": False, "masks": 1, "orders": 1},

@@ -9,11 +9,12 @@ call runs the plain-torch reference of ``ar_fast.reference`` where a compiled op
 from ._call import call as call
 from ._call import transformed as transformed
 from .densities import head_log_prob, nade, nade_log_prob
+from .grids import offset_nade_sample
 from .masked import masked_linear, masked_linear_grad_input
 from .recurrent import RnnSample as RnnSample
 from .recurrent import rnn_sample
 from .sampling import MlpLayer as MlpLayer
-from .sampling import armlp_sample, deep_nade_sample, fvsbn_sample, masked_mlp_sample, nade_sample, offset_nade_sample
+from .sampling import armlp_sample, deep_nade_sample, fvsbn_sample, masked_mlp_sample, nade_sample
 from .transforms import inverse_adjoint, masked_mlp_flow, univariate_transform
 
 __all__ = [

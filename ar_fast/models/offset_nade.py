@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -26,16 +26,21 @@ from .sampling import Request, Rows, Sampler
 
 __all__ = ["OffsetNADE"]
 
+# What is drawn before progress is reported: at least so many rows of an image, and so many positions.
+_STEP_ROWS = 32
+_STEP_POSITIONS = 2**14
+
 
 class OffsetNADE(AutoregressiveModel):
     r"""A NADE with input weights tied by offset: hidden units see the same window of earlier variables everywhere.
 
     .. math::
         a = c + U z + \sum_{t, s} x_{t, s} W_{t, s} + \sum_{s < \mathrm{channel}} x_s W_{T, s}, \quad
-        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; b + V f(a))
+        p(x_i \mid x_{<i}) = p_{\mathrm{head}}(x_i; b + V g(f(a)))
 
     where t runs over the T pixels of the window (those outside the event add nothing) and s over their channels, W =
-    in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation. In an image
+    in_weight, c = in_bias, V = out_weight, b = out_bias, U = context_weight, z = context, f = activation, and g are the
+    further hidden layers, each a linear layer and f; with one hidden layer there are none. In an image
     the window is a causal neighbourhood: the ``up`` rows above, with ``side`` columns to each side, and in the same row
     the ``side`` pixels to the left. In a sequence it is the last K variables. The channels of a pixel are adjacent in
     the order, and a channel also sees the earlier ones of its own pixel. V and b belong to a channel and are the same
@@ -43,7 +48,8 @@ class OffsetNADE(AutoregressiveModel):
 
     Args:
         event_shape: (D), (H, W) or (C, H, W).
-        hidden_features: H.
+        hidden_features: the sizes of one or more hidden layers, H_1 to H_n; an integer is one layer. The first sees the
+            window; the further ones see one variable's hidden units only.
         window: how far a variable sees: K for a sequence; for an image one number for both ``up`` and ``side``, or two.
         activation: "sigmoid", "tanh" or "relu".
         shared_output: share the output weights over pixels; otherwise each variable has its own, as in NADE.
@@ -70,7 +76,7 @@ class OffsetNADE(AutoregressiveModel):
     def __init__(
         self,
         event_shape: int | Sequence[int],
-        hidden_features: int,
+        hidden_features: int | Sequence[int],
         window: int | Sequence[int],
         activation: str = "sigmoid",
         *,
@@ -90,8 +96,11 @@ class OffsetNADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, Integral) or hidden_features < 1:
-            raise ValueError(f"OffsetNADE: hidden_features must be a positive integer, got {hidden_features!r}")
+        units = integers(hidden_features)
+        if not units or min(units) < 1:
+            raise ValueError(
+                f"OffsetNADE: hidden_features must be one or more positive integers, got {hidden_features!r}"
+            )
         if activation not in ACTIVATIONS:
             names = ", ".join(ACTIVATIONS)
             raise ValueError(f"OffsetNADE: activation must be one of {names}, got {activation!r}")
@@ -100,7 +109,9 @@ class OffsetNADE(AutoregressiveModel):
                 f"OffsetNADE: head must have as many parameters for every variable, got {self.head!r}: its weights are "
                 "shared"
             )
-        self.hidden_features = hidden_features = int(hidden_features)
+        self._units = units
+        #: A number for one layer, else a list.
+        self.hidden_features = units[0] if len(units) == 1 else units
         self.activation = activation
         self.shared_output = shared_output
         #: (rows, columns, channels)
@@ -113,24 +124,27 @@ class OffsetNADE(AutoregressiveModel):
         inputs = self._taps * channels + channels - 1
         out_rows = (channels if shared_output else self.variables) * self.counts
         in_rows = inputs * (self.counts if self._gathers else 1)
-        self.in_weight = nn.Parameter(torch.empty(in_rows, hidden_features, **options))
-        self.in_bias = nn.Parameter(torch.empty(hidden_features, **options))
-        self.out_weight = nn.Parameter(torch.empty(out_rows, hidden_features, **options))
+        self.in_weight = nn.Parameter(torch.empty(in_rows, units[0], **options))
+        self.in_bias = nn.Parameter(torch.empty(units[0], **options))
+        self.layers = nn.ModuleList(nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
+        self.out_weight = nn.Parameter(torch.empty(out_rows, units[-1], **options))
         self.out_bias = nn.Parameter(torch.empty(out_rows, **options))
         self.context_weight = None
         if context_features:
-            self.context_weight = nn.Parameter(torch.empty(hidden_features, context_features, **options))
+            self.context_weight = nn.Parameter(torch.empty(units[0], context_features, **options))
         self._build()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Uniform weights within 1 / sqrt(inputs) of zero, zero biases; the means of mixtures are spread out."""
         inputs = len(self.in_weight) // (self.counts if self._gathers else 1)
-        fans = [(self.in_weight, inputs), (self.out_weight, self.hidden_features)]
+        fans = [(self.in_weight, inputs), (self.out_weight, self._units[-1])]
         if self.context_weight is not None:
             fans.append((self.context_weight, self.context_features))
         for weight, fan in fans:
             nn.init.uniform_(weight, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
+        for layer in self.layers:
+            layer.reset_parameters()
         nn.init.zeros_(self.in_bias)
         nn.init.zeros_(self.out_bias)
         self._spread_mixtures()
@@ -219,13 +233,21 @@ class OffsetNADE(AutoregressiveModel):
         for channel in range(channels):
             if channel > 0:
                 state = state + own[channel - 1] @ center[channel - 1]
-            parameters.append(self._output(ACTIVATIONS[self.activation](state).flatten(1, 2), channel))
+            parameters.append(self._output(self._hidden(state).flatten(1, 2), channel))
         by_position = torch.stack(parameters, 2).flatten(1, 2).to(self.compute_dtype)
         by_variable = by_position if self.order is None else by_position.index_select(1, self.order.argsort())
         return by_variable.flatten(1)
 
+    def _hidden(self, state: Tensor) -> Tensor:
+        """state (..., H_1), the sums of the first layer -> (..., H_n), the units of the last one."""
+        activation = ACTIVATIONS[self.activation]
+        hidden = activation(state)
+        for layer in self.layers:
+            hidden = activation(F.linear(hidden, self._compute(layer.weight), self._compute(layer.bias)))
+        return hidden
+
     def _output(self, hidden: Tensor, channel: int) -> Tensor:
-        """hidden (B, pixels, H) -> (B, pixels, K), the parameters of one channel."""
+        """hidden (B, pixels, H_n) -> (B, pixels, K), the parameters of one channel."""
         weight, bias = self._compute(self.out_weight), self._compute(self.out_bias)
         if self.shared_output:
             rows = slice(channel * self.counts, (channel + 1) * self.counts)
@@ -245,7 +267,7 @@ class OffsetNADE(AutoregressiveModel):
     # One variable at a time. State.tensors: the bias, then the values by position.
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
-        bias = self._in_bias(context).expand(*batch, self.hidden_features)
+        bias = self._in_bias(context).expand(*batch, self._units[0])
         return (bias, bias[..., :0])
 
     def _append(self, tensors: tuple[Tensor, ...], position: int, value: Tensor) -> tuple[Tensor, ...]:
@@ -265,11 +287,10 @@ class OffsetNADE(AutoregressiveModel):
         return self._parameters_after(state, position)
 
     def _parameters_after(self, state: Tensor, position: int) -> Tensor:
-        """state (*batch, H), the sum that the hidden units are a function of -> (*batch, K)."""
+        """state (*batch, H_1), the sums that the hidden units are a function of -> (*batch, K)."""
         first = position % self.grid[2] if self.shared_output else self._variable(position)
         rows = slice(first * self.counts, (first + 1) * self.counts)
-        hidden = ACTIVATIONS[self.activation](state)
-        return F.linear(hidden, self._compute(self.out_weight)[rows], self._compute(self.out_bias)[rows])
+        return F.linear(self._hidden(state), self._compute(self.out_weight)[rows], self._compute(self.out_bias)[rows])
 
     # Sampling.
 
@@ -288,6 +309,8 @@ class OffsetNADE(AutoregressiveModel):
         step = functools.partial(
             functional.offset_nade_sample,
             in_weight=self.in_weight,
+            weights=[layer.weight for layer in self.layers],
+            biases=[layer.bias for layer in self.layers],
             out_weight=self.out_weight,
             out_bias=self.out_bias,
             grid=self.grid,
@@ -298,7 +321,14 @@ class OffsetNADE(AutoregressiveModel):
             head=self.head.kind,
             levels=self.head.levels,
         )
-        return Sampler(reach + self.hidden_features, begin, step)
+        return Sampler(reach + self._units[0], begin, step, self._positions_of_a_step())
+
+    def _positions_of_a_step(self) -> int | None:
+        """Whole rows of an image, and enough of them for wavefronts; None for a sequence."""
+        rows, columns, channels = self.grid
+        if rows == 1:
+            return None
+        return columns * channels * max(_STEP_ROWS, -(-_STEP_POSITIONS // (columns * channels)))
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         if self.shared_output:

@@ -233,6 +233,8 @@ def offset_nade_sample(
     state: Tensor,
     in_weight: Tensor,
     in_bias: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None,
@@ -253,6 +255,7 @@ def offset_nade_sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1. Returns values (B, stop - start), log_prob (B,) and the state after them."""
     dtype, channels, reach = compute_dtype(in_weight.dtype), grid[2], state.shape[1]
+    f = ACTIVATIONS[activation]
     if order is None:
         order = torch.arange(math.prod(grid), device=state.device)
     count = out_weight.shape[0] // (channels if shared_output else math.prod(grid))
@@ -266,9 +269,12 @@ def offset_nade_sample(
         for position, index in offset_inputs(p, grid, window):
             x = values[reach - start + position]
             hidden = hidden + _added(weight[index], x, head == "categorical")
+        hidden = f(hidden)
+        for layer, bias in zip(weights, biases, strict=True):
+            hidden = f(F.linear(hidden, layer.to(dtype), bias.to(dtype)))
         first = (p % channels if shared_output else int(order[p])) * count
         rows = slice(first, first + count)
-        parameters = F.linear(ACTIVATIONS[activation](hidden), out_weight[rows], out_bias[rows])
+        parameters = F.linear(hidden, out_weight[rows], out_bias[rows])
         value, value_log_prob = draw(parameters, order[p], seed, first_index, temperature, given, known, head, levels)
         values.append(value)
         log_prob = log_prob + value_log_prob

@@ -1,32 +1,10 @@
 #include "deep_nade.h"
 
-#include <string>
-
 #include "activation.h"
+#include "dense_layers.h"
 #include "nade.h"
 
 namespace ar_fast {
-namespace {
-
-std::string in_list(const char* list, size_t index) { return std::string(list) + "[" + std::to_string(index) + "]"; }
-
-// (rows, inputs) of the dtype of in_weight
-void check_matrix(const char* name, const at::Tensor& weight, const c10::SymInt& inputs, const at::Tensor& in_weight) {
-  check_dim(deep_nade_name, name, weight, 2, "(rows, H)");
-  check_size(deep_nade_name, name, weight, 1, inputs, "columns, one per unit of the layer before,");
-  check_same_dtype(deep_nade_name, name, weight, "in_weight", in_weight);
-  check_same_device(deep_nade_name, name, weight, "in_weight", in_weight);
-}
-
-void check_bias_of(const char* name, const at::Tensor& bias, const at::Tensor& weight, const at::Tensor& in_weight) {
-  check_dim(deep_nade_name, name, bias, 1, "(rows)");
-  check_size(deep_nade_name, name, bias, 0, weight.sym_size(0), "entries, one per row of its weight,");
-  check_same_dtype(deep_nade_name, name, bias, "in_weight", in_weight);
-  check_same_device(deep_nade_name, name, bias, "in_weight", in_weight);
-}
-
-}  // namespace
-
 Head check_deep_nade_sample(const DeepNadeSampleArguments& a) {
   const char* op = deep_nade_name;
   const Head head = parse_head(op, a.head, a.levels, a.head_kinds);
@@ -40,22 +18,9 @@ Head check_deep_nade_sample(const DeepNadeSampleArguments& a) {
   check_size(op, "state", a.state, 1, hidden, "hidden units, as in_weight has,");
   check_dtype(op, "state", a.state, compute);
   check_same_device(op, "state", a.state, "in_weight", a.in_weight);
-  check_matrix("mask_weight", a.mask_weight, hidden, a.in_weight);
+  check_matrix(op, "mask_weight", a.mask_weight, hidden, a.in_weight);
   check_size(op, "mask_weight", a.mask_weight, 0, variables, "rows, one per variable,");
-  TORCH_CHECK(a.weights.size() <= deep_nade_most_layers, op, ": weights must hold at most ", deep_nade_most_layers,
-              " layers, got ", a.weights.size());
-  TORCH_CHECK(a.weights.size() == a.biases.size(), op, ": biases must hold one tensor per layer of weights, ",
-              a.weights.size(), ", got ", a.biases.size());
-  c10::SymInt units = hidden;
-  for (size_t l = 0; l < a.weights.size(); ++l) {
-    check_matrix(in_list("weights", l).c_str(), a.weights[l], units, a.in_weight);
-    check_bias_of(in_list("biases", l).c_str(), a.biases[l], a.weights[l], a.in_weight);
-    units = a.weights[l].sym_size(0);
-    TORCH_CHECK(units > 0, op, ": ", in_list("weights", l), " must have at least one row, got shape ",
-                a.weights[l].sym_sizes());
-  }
-  check_matrix("out_weight", a.out_weight, units, a.in_weight);
-  check_bias_of("out_bias", a.out_bias, a.out_weight, a.in_weight);
+  check_dense_layers(op, a.weights, a.biases, a.out_weight, a.out_bias, a.in_weight, deep_nade_most_layers);
   check_offsets(op, "in_offsets", a.in_offsets, variables, a.in_weight);
   check_offsets(op, "out_offsets", a.out_offsets, variables, a.in_weight);
   check_rows(op, "in_weight", a.in_weight, "in_offsets", a.in_offsets, variables);

@@ -32,10 +32,10 @@ TORCH_LIBRARY(AR_FAST_LIBRARY, m) {
       "int first_index, int start, int stop, float temperature) -> (Tensor, Tensor, Tensor)");
 
   m.def(
-      "offset_nade_sample(Tensor state, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
-      "Tensor? order, Tensor? given, Tensor? known, int[] grid, int[] window, bool shared_output, str activation, "
-      "str head, int levels, int seed, int first_index, int start, int stop, float temperature, str algorithm='auto')"
-      " -> (Tensor, Tensor, Tensor)");
+      "offset_nade_sample(Tensor state, Tensor in_weight, Tensor in_bias, Tensor[] weights, Tensor[] biases, "
+      "Tensor out_weight, Tensor out_bias, Tensor? order, Tensor? given, Tensor? known, int[] grid, int[] window, "
+      "bool shared_output, str activation, str head, int levels, int seed, int first_index, int start, int stop, "
+      "float temperature, str algorithm='auto') -> (Tensor, Tensor, Tensor)");
 
   m.def(
       "head_log_prob(Tensor parameters, Tensor x, Tensor? offsets, str head, int levels, Tensor? head_kinds)"

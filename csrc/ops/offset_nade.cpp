@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "activation.h"
+#include "dense_layers.h"
 
 namespace ar_fast {
 namespace {
@@ -29,7 +30,7 @@ OffsetNadeSample sizes_of(at::IntArrayRef grid, at::IntArrayRef window) {
 
 Head check_offset_nade_sample(const OffsetNadeSampleArguments& a) {
   const char* op = offset_nade_name;
-  check_algorithm(op, a.algorithm, {"auto", "pixels"});
+  check_algorithm(op, a.algorithm, {"auto", "pixels", "wavefront"});
   const Head head = parse_head(op, a.head, a.levels);
   const OffsetNadeSample sizes = sizes_of(a.grid, a.window);
   const int64_t variables = sizes.rows * sizes.columns * sizes.channels;
@@ -37,14 +38,7 @@ Head check_offset_nade_sample(const OffsetNadeSampleArguments& a) {
   check_floating(op, "in_weight", a.in_weight);
   const auto type = a.in_weight.scalar_type(), compute = compute_type(type);
   const c10::SymInt hidden = a.in_weight.sym_size(1);
-  check_dim(op, "out_weight", a.out_weight, 2, "(rows, H)");
-  check_size(op, "out_weight", a.out_weight, 1, hidden, "hidden units, as in_weight has,");
-  check_same_dtype(op, "out_weight", a.out_weight, "in_weight", a.in_weight);
-  check_same_device(op, "out_weight", a.out_weight, "in_weight", a.in_weight);
-  check_dim(op, "out_bias", a.out_bias, 1, "(rows of out_weight)");
-  check_size(op, "out_bias", a.out_bias, 0, a.out_weight.sym_size(0), "entries, one per row of out_weight,");
-  check_same_dtype(op, "out_bias", a.out_bias, "in_weight", a.in_weight);
-  check_same_device(op, "out_bias", a.out_bias, "in_weight", a.in_weight);
+  check_dense_layers(op, a.weights, a.biases, a.out_weight, a.out_bias, a.in_weight, offset_nade_most_layers);
   TORCH_CHECK(a.in_bias.dim() == 1 || a.in_bias.dim() == 2, op, ": in_bias must have shape (H) or (B, H), got ",
               a.in_bias.sym_sizes());
   check_size(op, "in_bias", a.in_bias, a.in_bias.dim() - 1, hidden, "hidden units, as in_weight has,");
@@ -75,10 +69,10 @@ OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a)
   const Head head = check_offset_nade_sample(a);
   const auto compute = compute_type(a.in_weight.scalar_type());
   OffsetNadeTensors t;
-  t.in_weight = a.in_weight.contiguous();
-  t.in_bias = a.in_bias.to(compute).contiguous();
-  t.out_weight = a.out_weight.contiguous();
-  t.out_bias = a.out_bias.to(compute).contiguous();
+  const auto keep = [&](const at::Tensor& tensor) {
+    t.kept.push_back(tensor.contiguous());
+    return t.kept.back().const_data_ptr();
+  };
   t.history = at::cat({a.state, at::empty({a.state.size(0), a.stop - a.start}, a.state.options())}, 1);
 
   OffsetNadeSample& sample = t.sample = sizes_of(a.grid, a.window);
@@ -96,11 +90,15 @@ OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a)
   sample.parameters = a.out_weight.size(0) / outputs;
   sample.values_per_input = sample.gathers ? sample.parameters : 1;
   sample.shared_output = a.shared_output;
-  sample.in_weight = t.in_weight.const_data_ptr();
-  sample.in_bias = t.in_bias.const_data_ptr();
+  sample.layers = static_cast<int64_t>(a.weights.size());
+  for (size_t l = 0; l < a.weights.size(); ++l) {
+    sample.layer[l] = {keep(a.weights[l].t()), keep(a.biases[l].to(compute)), a.weights[l].size(0)};
+  }
+  sample.in_weight = keep(a.in_weight);
+  sample.in_bias = keep(a.in_bias.to(compute));
   sample.in_bias_stride = a.in_bias.dim() == 2 ? sample.hidden : 0;
-  sample.out_weight = t.out_weight.const_data_ptr();
-  sample.out_bias = t.out_bias.const_data_ptr();
+  sample.out_weight = keep(a.out_weight);
+  sample.out_bias = keep(a.out_bias.to(compute));
   return t;
 }
 

@@ -15,7 +15,8 @@ FIXED_SEED = 0
 
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 def test_jacobian_zeros_are_the_windows(device, event_shape, window):
-    model = make(event_shape, window, device=device, validate_args=False, order=orderings.random(event_shape, seed=2))
+    options = {"device": device, "validate_args": False, "order": orderings.random(event_shape, seed=2)}
+    model = make(event_shape, window, hidden_features=(9, 5), **options)
     x = torch.rand(*event_shape, dtype=torch.float64).to(device)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x).flatten(), x).flatten(1)
     sees = torch.zeros(model.variables, model.variables, dtype=torch.bool)
@@ -31,7 +32,7 @@ def test_jacobian_zeros_are_the_windows(device, event_shape, window):
 
 @pytest.mark.parametrize("event_shape, window", [((8,), 3), ((2, 4), 1), ((2, 2, 2), 1)], ids=str)
 def test_probabilities_of_all_events_sum_to_one(device, event_shape, window):
-    model = make(event_shape, window, device=device)
+    model = make(event_shape, window, hidden_features=(9, 5), device=device)
     total = model.log_prob(all_binary(8, device).reshape(-1, *event_shape)).exp().sum().item()
     assert abs(total - 1) < 1e-12
     model = make((2, 2), 1, head=heads.Categorical(3), device=device)
@@ -43,7 +44,7 @@ def test_probabilities_of_all_events_sum_to_one(device, event_shape, window):
 @pytest.mark.parametrize("event_shape, window", [((6,), 2), ((2, 3), 1), ((3, 1, 2), 1)], ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_samples_follow_the_distribution(device, event_shape, window, temperature):
-    model = make(event_shape, window, device=device)
+    model = make(event_shape, window, hidden_features=(9, 5), device=device)
     x = all_binary(6, device)
     samples = model.sample(60_000, seed=4, temperature=temperature).flatten(1)
     probability = torch.sigmoid(model(x.reshape(-1, *event_shape)).squeeze(-1) / temperature)

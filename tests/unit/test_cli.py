@@ -82,7 +82,7 @@ def trained(folder) -> Path:
     small = ("--epochs", 2, "--batch-size", 20)
     run("train", "nade", "--data", folder / "bits.npz", "--hidden", 4, *small, "--out", folder / "bits")
     run("train", "deep-nade", "--data", folder / "people.csv", "--hidden", "8,8", *small, "--out", folder / "people")
-    run("train", "offset-nade", "--data", folder / "grey.npy", "--components", 2, "--hidden", 4, "--window", "2,2",
+    run("train", "offset-nade", "--data", folder / "grey.npy", "--components", 2, "--hidden", "4,3", "--window", "2,2",
         *small, "--out", folder / "grey")  # fmt: skip
     run("train", "char-rnn", "--data", folder / "text.txt", "--hidden", 8, "--epochs", 2, "--batch-size", 4,
         "--chunk", 16, "--learning-rate", 0.05, "--out", folder / "text")  # fmt: skip

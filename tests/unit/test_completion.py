@@ -104,6 +104,7 @@ WINDOWED = {
     "colour": ((3, 2, 2), {"window": (1, 1)}),
     "reversed": ((3, 4), {"window": (1, 1), "order": orderings.reversed((3, 4))}),
     "categories": ((3, 4), {"window": (1, 1), "head": heads.Categorical(2)}),
+    "layers": ((3, 4), {"window": (1, 1), "hidden_features": (6, 5)}),
 }
 
 
@@ -111,7 +112,7 @@ WINDOWED = {
 def test_windows_reach_what_they_reach(name):
     shape, options = WINDOWED[name]
     torch.manual_seed(0)
-    model = models.OffsetNADE(shape, hidden_features=6, activation="tanh", dtype=torch.float64, **options)
+    model = models.OffsetNADE(shape, **{"hidden_features": 6, "activation": "tanh", "dtype": torch.float64} | options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape))

@@ -41,7 +41,9 @@ def offset_arguments():
         "state": torch.zeros(2, 4),
         "in_weight": torch.ones(4, 3),
         "in_bias": torch.ones(3),
-        "out_weight": torch.ones(1, 3),
+        "weights": [torch.ones(2, 3)],
+        "biases": [torch.ones(2)],
+        "out_weight": torch.ones(1, 2),
         "out_bias": torch.ones(1),
         "grid": (2, 3, 1),
         "window": (1, 1),
@@ -466,8 +468,8 @@ def arguments_of(name, monkeypatch):
         got.extend(arguments)
         raise Recorded
 
-    modules = functional.densities, functional.masked, functional.recurrent, functional.sampling, functional.transforms
-    for module in modules:
+    for name_of_module in ("densities", "grids", "masked", "recurrent", "sampling", "transforms"):
+        module = getattr(functional, name_of_module)
         monkeypatch.setattr(module, "call", record)
     with pytest.raises(Recorded):
         getattr(functional, name)(**GOOD[name]() | optional)

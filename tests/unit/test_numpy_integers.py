@@ -38,6 +38,7 @@ MODELS = {
     "DeepNADE-list": lambda i, **o: models.DeepNADE(np.array([2, 2], i), [i(5), i(6)], **o),
     "DeepNADE-array": lambda i, **o: models.DeepNADE(i(4), np.array([5, 6], i), **o),
     "OffsetNADE": lambda i, **o: models.OffsetNADE(i(4), i(5), window=i(2), **o),
+    "OffsetNADE-list": lambda i, **o: models.OffsetNADE(i(4), [i(5), i(6)], window=i(2), **o),
     "OffsetNADE-2d": lambda i, **o: models.OffsetNADE(
         (i(2), i(2)), i(5), window=(i(1), i(2)), **o
     ),

@@ -1,10 +1,13 @@
 """OffsetNADE and its op: against the reference and the definition, on grids of every kind, with every head."""
 
+import concurrent.futures
+import contextlib
 import math
 
 import pytest
 import torch
 from conftest import available_isas, isa
+from grids import pairs
 from model_cases import bit_for_bit, make_context
 from offset_nade_cases import EVENTS, MODEL_HEADS, draw_events, make
 from offset_nade_op_cases import HEADS, op_case
@@ -23,11 +26,13 @@ def by_reference(case, **options):
         "given": None, "known": None, "first_index": 0, "start": 0, "stop": math.prod(case["grid"]), "temperature": 1.0,
         **case, **options,
     }  # fmt: skip
-    upcast = {
-        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in arguments.items()
-    }
-    return reference.offset_nade_sample(**upcast)
+
+    def upcast(value):
+        if isinstance(value, list):
+            return [upcast(one) for one in value]
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return reference.offset_nade_sample(**{name: upcast(value) for name, value in arguments.items()})
 
 
 def assert_equal_draws(got, want, dtype, discrete=True):
@@ -56,25 +61,34 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("grid, window", SHAPES, ids=str)
 def test_draws_equal_the_reference(device, grid, window, dtype):
-    case = op_case(5, grid, window, dtype=dtype, device=device)
+    case = op_case(5, grid, window, layers=(23, 9), dtype=dtype, device=device)
     assert_equal_draws(sample(case), by_reference(case), dtype)
 
 
-@pytest.mark.parametrize("hidden", [1, 7, 64, 111, 300])
-def test_every_number_of_hidden_units(device, hidden):
-    case = op_case(3, (3, 4, 2), (1, 1), hidden, device=device)
+@pytest.mark.parametrize(
+    "hidden, layers", [(1, ()), (7, ()), (64, ()), (111, ()), (300, ()), (1, (1,)), (300, (7, 111)), (64, (300, 64, 1))]
+)
+def test_every_number_of_hidden_units(device, hidden, layers):
+    case = op_case(3, (3, 4, 2), (1, 1), hidden, layers, device=device)
     assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
-def test_more_hidden_units_than_shared_memory_holds(device):
-    case = op_case(2, (2, 3, 1), (1, 1), 6000, device=device)
+@pytest.mark.parametrize("hidden, layers", [(6000, ()), (9, (6000, 9))])
+def test_more_hidden_units_than_shared_memory_holds(device, hidden, layers):
+    case = op_case(2, (2, 3, 1), (1, 1), hidden, layers, device=device)
+    assert_equal_draws(sample(case), by_reference(case), torch.float32)
+
+
+def test_as_many_layers_as_there_may_be(device):
+    case = op_case(2, (2, 3, 1), (1, 1), 5, (5,) * 16, device=device, activation="tanh")
     assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
 @pytest.mark.parametrize("shared_output", [True, False])
 def test_every_activation_and_either_output(device, activation, shared_output):
-    case = op_case(3, (3, 4, 2), activation=activation, shared_output=shared_output, ordered=True, device=device)
+    options = {"activation": activation, "shared_output": shared_output, "ordered": True, "device": device}
+    case = op_case(3, (3, 4, 2), layers=(11,), **options)
     assert_equal_draws(sample(case), by_reference(case), torch.float32)
 
 
@@ -89,9 +103,10 @@ def test_every_head(device, head, dtype):
 @pytest.mark.parametrize("name", available_isas())
 @pytest.mark.parametrize("head", HEADS)
 def test_every_instruction_set(name, head):
-    case = op_case(4, (4, 5, 3), (2, 1), 77, head=head)
-    with isa(name):
-        assert_equal_draws(sample(case), by_reference(case), torch.float32, head != "gaussian_mixture")
+    for layers in ((), (70, 9)):
+        case = op_case(4, (4, 5, 3), (2, 1), 77, layers, head=head)
+        with isa(name):
+            assert_equal_draws(sample(case), by_reference(case), torch.float32, head != "gaussian_mixture")
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -120,33 +135,119 @@ def test_known_variables_and_cuts_anywhere(device, head):
 
 def test_threads_do_not_matter():
     case = op_case(7, (6, 7, 1))
-    threads = torch.get_num_threads()
     results = []
     for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        try:
+        with threads(count):
             results.append(sample(case))
-        finally:
-            torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_wavefronts_change_no_bit(case, counts=(2,), **options):
+    pixels = sample(case, algorithm="pixels", **options)
+    for count in counts:
+        with threads(count):
+            wavefront = sample(case, algorithm="wavefront", **options)
+        assert all(torch.equal(a, b) for a, b in zip(pixels, wavefront, strict=True))
+
+
+WAVEFRONTS = [
+    ((9, 13, 1), (2, 1)),  # bands of several rows, and a last one of fewer
+    ((8, 31, 2), (1, 2)),
+    ((1, 11, 1), (0, 3)),  # a sequence has no second row
+    ((6, 2, 3), (3, 5)),  # narrower than the window
+    ((7, 9, 1), (0, 2)),  # rows that know nothing of each other
+    ((7, 9, 1), (2, 0)),  # no row is behind the one above
+    ((12, 1, 2), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("case, head, name", pairs(WAVEFRONTS, HEADS, available_isas()), ids=str)
+def test_wavefronts_change_no_bit(case, head, name):
+    grid, window = case
+    with isa(name):
+        for batch, hidden, layers, options in (
+            (1, 65, (33, 70), {"activation": "relu"}),
+            (3, 19, (), {"ordered": True, "row_bias": True, "shared_output": False}),
+        ):
+            assert_wavefronts_change_no_bit(op_case(batch, grid, window, hidden, layers, head=head, **options))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
+def test_wavefronts_of_any_number_of_threads(count):
+    for batch in (1, 3):
+        assert_wavefronts_change_no_bit(op_case(batch, (30, 24, 1), (2, 3), 64, (32,)), [count])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", available_isas())
+def test_wavefronts_of_every_dtype(name, dtype):
+    with isa(name):
+        assert_wavefronts_change_no_bit(op_case(2, (9, 23, 2), (2, 1), 70, (9,), dtype=dtype))
+
+
+@pytest.mark.parametrize("start, stop", [(0, 1), (5, 5), (1, 399), (40, 400), (77, 210), (119, 121), (137, 140)])
+def test_wavefronts_between_any_positions(start, stop):
+    # 10 rows of 40 values: a call may begin and end within a row, and within a pixel.
+    case = op_case(2, (10, 20, 2), (2, 1), 19, (8,), ordered=True, head="logistic_mixture")
+    known = {"given": torch.randint(7, (2, 400)) / 3.0 - 1, "known": torch.rand(2, 400) < 0.4}
+    for options in ({}, known):
+        state = sample(case, algorithm="pixels", stop=start, **options)[2]
+        assert_wavefronts_change_no_bit(case, state=state, start=start, stop=stop, **options)
+    everything = known | {"known": torch.ones(2, 400, dtype=torch.bool)}
+    assert_wavefronts_change_no_bit(case, **everything)
+
+
+def test_wavefronts_within_a_thread_pool():
+    # Threads of Python draw at the same time, each with torch's threads of its own or none.
+    case = op_case(2, (20, 40, 1), (2, 3), 32, (16,))
+    want = sample(case, algorithm="pixels")
+    with threads(2), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: sample(case, algorithm="wavefront"), range(8)):
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_an_impossible_category_is_nan_along_wavefronts_too():
+    # A known value that is no category makes NaN of everything that sees it, in either order of the pixels.
+    case = op_case(1, (8, 30, 1), (2, 1), 19, (8,), head="categorical")
+    given = torch.randint(3, (1, 240)).float()
+    given[0, 100] = 7.0
+    options = {"given": given, "known": torch.arange(240)[None] == 100}
+    pixels, wavefront = (sample(case, algorithm=name, **options) for name in ("pixels", "wavefront"))
+    assert pixels[1].isnan().all() and wavefront[1].isnan().all()
+    assert torch.equal(pixels[0], wavefront[0])
+
+
 def test_inputs_are_not_modified_and_may_be_strided(device):
-    case = op_case(3, device=device)
+    case = op_case(3, layers=(7,), device=device)
     before = {name: value.clone() for name, value in case.items() if isinstance(value, torch.Tensor)}
+    layer = case["weights"][0].clone()
     want = sample(case)
     assert all(torch.equal(case[name], value) for name, value in before.items())
-    strided = {
-        name: value.repeat_interleave(2, -1)[..., ::2] for name, value in before.items() if value.is_floating_point()
-    }
+    assert torch.equal(case["weights"][0], layer)
+
+    def stride(value):
+        return value.repeat_interleave(2, -1)[..., ::2]
+
+    strided = {name: stride(value) for name, value in before.items() if value.is_floating_point()}
+    strided |= {name: [stride(value) for value in case[name]] for name in ("weights", "biases")}
     assert all(torch.equal(a, b) for a, b in zip(sample(case, **strided), want, strict=True))
 
 
 @pytest.mark.heavy
 def test_opcheck_and_compile(device, ops):
-    case = op_case(2, (3, 4, 2), device=device)
-    names = ("state", "in_weight", "in_bias", "out_weight", "out_bias")
+    case = op_case(2, (3, 4, 2), layers=(8,), device=device)
+    names = ("state", "in_weight", "in_bias", "weights", "biases", "out_weight", "out_bias")
     settings = ([3, 4, 2], [2, 1], True, "sigmoid", "bernoulli", 0, 3, 0, 1, 20, 1.0)
     torch.library.opcheck(
         ops.offset_nade_sample.default, (*(case[name] for name in names), None, None, None, *settings)
@@ -160,8 +261,16 @@ def test_opcheck_and_compile(device, ops):
 def test_explain_says_what_runs():
     import ar_fast
 
-    (line,) = ar_fast.explain("offset_nade_sample", **op_case(2))
-    assert line.startswith("offset_nade_sample on the CPU: ") and "7 taps of 1 channels" in line
+    for options, way in (
+        ({"algorithm": "pixels"}, "one by one"),
+        ({"algorithm": "wavefront"}, "along wavefronts"),
+        ({"stop": 5}, "one by one"),  # a row has no other beside it
+    ):
+        (line,) = ar_fast.explain("offset_nade_sample", **op_case(2, layers=(30,)), **options)
+        assert line.startswith("offset_nade_sample on the CPU: ") and "7 taps of 1 channels" in line
+        assert way in line and "2 hidden layers of at most 30" in line
+    wide = op_case(1, (64, 256, 1), (1, 1))
+    assert "along wavefronts" in ar_fast.explain("offset_nade_sample", **wide)[0]
 
 
 @pytest.mark.parametrize(
@@ -185,13 +294,33 @@ def test_explain_says_what_runs():
         "head must be": {"head": "poisson"},
         "out_weight must have 3 K rows per variable": {"head": "gaussian_mixture"},
         "levels must be at least 2": {"head": "logistic_mixture"},
-        "algorithm must be one of auto, pixels, got 'fast'": {"algorithm": "fast"},
+        "weights must hold at most 16 layers, got 17": {"weights": [torch.zeros(19, 19)] * 17},
+        "biases must hold one tensor per layer of weights, 1, got 0": {"weights": [torch.zeros(3, 19)]},
+        "weights\\[0\\] must have 19 columns": {"weights": [torch.zeros(3, 18)], "biases": [torch.zeros(3)]},
+        "biases\\[0\\] must have 3 entries": {"weights": [torch.zeros(3, 19)], "biases": [torch.zeros(2)]},
+        "weights\\[0\\] must have the dtype": {
+            "weights": [torch.zeros(3, 19, dtype=torch.float64)],
+            "biases": [torch.zeros(3)],
+        },
+        "algorithm must be one of auto, pixels, wavefront, got 'fast'": {"algorithm": "fast"},
     }.items(),
 )
 def test_bad_input_of_the_op(device, message, options):
-    options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    def there(value):
+        if isinstance(value, list):
+            return [there(one) for one in value]
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    options = {name: there(value) for name, value in options.items()}
     with pytest.raises(RuntimeError, match=f"offset_nade_sample: {message}"):
         sample(op_case(device=device), **options)
+
+
+def test_a_gpu_draws_in_raster_order(device, emulation):
+    if device.type == "cpu" and not emulation:
+        pytest.skip("the CPU has wavefronts")
+    with pytest.raises(RuntimeError, match="algorithm must be auto or pixels on CUDA, got 'wavefront'"):
+        sample(op_case(device=device), algorithm="wavefront")
 
 
 def test_bad_values_on_the_cpu():
@@ -221,6 +350,8 @@ def parameters_by_definition(model, x, context=None):
         first = (p % model.grid[2] if model.shared_output else i) * model.counts
         rows = slice(first, first + model.counts)
         hidden = reference.ACTIVATIONS[model.activation](state)
+        for layer in model.layers:
+            hidden = reference.ACTIVATIONS[model.activation](layer(hidden))
         parameters[i] = hidden @ model.out_weight[rows].T + model.out_bias[rows]
     return torch.stack(parameters, 1)
 
@@ -230,9 +361,9 @@ def parameters_by_definition(model, x, context=None):
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
 def test_the_convolution_is_the_definition(device, name, event_shape, window, shared_output):
-    for order in (None, orderings.random(event_shape, seed=2)):
+    for order, hidden in ((None, 9), (orderings.random(event_shape, seed=2), (9, 5, 6))):
         options = {"head": MODEL_HEADS[name], "order": order, "shared_output": shared_output, "device": device}
-        model = make(event_shape, window, context_features=2, **options)
+        model = make(event_shape, window, context_features=2, hidden_features=hidden, **options)
         x, context = draw_events(model, 5), make_context(2, 5, device=device)
         want = parameters_by_definition(model, x, context)
         torch.testing.assert_close(model(x, context), want)
@@ -253,7 +384,8 @@ def test_the_convolution_is_the_definition(device, name, event_shape, window, sh
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
 def test_log_prob_of_a_sample_and_steps(device, name, event_shape, window):
-    model = make(event_shape, window, head=MODEL_HEADS[name], context_features=2, device=device)
+    options = {"hidden_features": (9, 5), "context_features": 2, "device": device}
+    model = make(event_shape, window, head=MODEL_HEADS[name], **options)
     context = make_context(2, 6, device=device)
     samples, log_prob = model.sample((), context, seed=5, return_log_prob=True)
     torch.testing.assert_close(model.log_prob(samples, context), log_prob)
@@ -269,7 +401,8 @@ def test_log_prob_of_a_sample_and_steps(device, name, event_shape, window):
 @pytest.mark.parametrize("event_shape, window", EVENTS, ids=str)
 @pytest.mark.parametrize("name", MODEL_HEADS)
 def test_samples_do_not_depend_on_how_many_are_drawn(device, name, event_shape, window):
-    model = make(event_shape, window, head=MODEL_HEADS[name], dtype=torch.float32, device=device)
+    options = {"hidden_features": (9, 5), "dtype": torch.float32, "device": device}
+    model = make(event_shape, window, head=MODEL_HEADS[name], **options)
     whole = model.sample(100, seed=5, return_log_prob=True)
     first = model.sample(40, seed=5, return_log_prob=True)
     rest = model.sample(60, seed=5, first_index=40, return_log_prob=True)
@@ -350,7 +483,11 @@ def test_training_learns_a_texture():
     "message, make_error",
     [
         ("event_shape must be \\(D\\), \\(H, W\\) or \\(C, H, W\\)", lambda: models.OffsetNADE((2, 2, 2, 2), 4, 1)),
-        ("hidden_features must be a positive integer, got 0", lambda: models.OffsetNADE(4, 0, 1)),
+        ("hidden_features must be one or more positive integers, got 0", lambda: models.OffsetNADE(4, 0, 1)),
+        (
+            "hidden_features must be one or more positive integers, got \\[\\]",
+            lambda: models.OffsetNADE(4, [], 1),
+        ),
         ("window must be a positive integer, got 0", lambda: models.OffsetNADE(4, 3, 0)),
         ("window must be a positive integer, got \\(1, 2\\)", lambda: models.OffsetNADE(4, 3, (1, 2))),
         ("window must be a positive integer or \\(up, side\\)", lambda: models.OffsetNADE((4, 4), 3, (0, 0))),

@@ -1,10 +1,10 @@
 // Offset NADE sampling: one persistent block of 8 warps per sample draws positions start ... stop - 1.
 //
-// Threads own hidden units. If there are fewer units than threads, several threads split the taps of a unit, where each
-// takes every n-th tap, and their sums are added in order. Lanes of a warp read neighbouring units of one row of
-// in_weight; the weights stay in L1 and L2. The warps split the parameters, and warp 0 draws. There are four barriers
-// per position: after the taps, the activations, the parameters and the draw. The history of values is in global memory
-// that only this block accesses.
+// Threads own hidden units. If there are fewer units than threads, several threads split the inputs of a unit, where
+// each takes every n-th one, and their sums are added in order. Lanes of a warp read neighbouring units of one row of a
+// weight; the weights stay in L1 and L2. The warps split the parameters, and warp 0 draws. There are four barriers per
+// position: after the taps, the activations, the parameters and the draw; and two for each further hidden layer. The
+// history of values is in global memory that only this block accesses.
 #include "offset_nade_cuda.h"
 
 #include <algorithm>
@@ -17,11 +17,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 
-// Threads along the hidden units: a power of two, and whole warps.
-int64_t unit_threads(int64_t hidden) {
-  int64_t threads = kWarpSize;
-  while (threads < kThreads && threads < hidden) threads *= 2;
-  return threads;
+// Threads that split the inputs of a unit: all threads by those along the units, a power of two and whole warps.
+AR_FAST_HOST_DEVICE inline int segments_of(int64_t units) {
+  int threads = kWarpSize;
+  while (threads < kThreads && threads < units) threads *= 2;
+  return kThreads / threads;
 }
 
 template <typename S>
@@ -29,20 +29,20 @@ class OffsetSampler {
  public:
   using T = Compute<S>;
 
-  // units: pre-activations, activations and `segments` partial sums, H each; then the parameters.
-  __device__ OffsetSampler(const OffsetNadeSample& sample, int64_t row, int segments, T* memory)
+  // memory: pre-activations, H; activations, as many as the widest layer has; partial sums; then the parameters.
+  __device__ OffsetSampler(const OffsetNadeSample& sample, int64_t row, int64_t widest, int64_t partials, T* memory)
       : s_(sample),
         draws_(sample.draws),
         row_(row),
         hidden_(static_cast<int>(sample.hidden)),
         channels_(static_cast<int>(sample.channels)),
         parameters_count_(static_cast<int>(sample.parameters)),
-        segments_(segments),
+        segments_(segments_of(sample.hidden)),
         thread_(static_cast<int>(threadIdx.x)),
         a_(memory),
         h_(a_ + hidden_),
-        partial_(h_ + hidden_),
-        parameters_(partial_ + static_cast<int64_t>(segments) * hidden_) {}
+        partial_(h_ + widest),
+        parameters_(partial_ + partials) {}
 
   __device__ void run() {
     // history[p] is the value at position p.
@@ -62,6 +62,7 @@ class OffsetSampler {
       } else {
         activations();
         __syncthreads();
+        for (int l = 0; l < static_cast<int>(s_.layers); ++l) layer(l);
         output((s_.shared_output ? channel : draws_.variable(p)) * s_.parameters);
         __syncthreads();
         if (thread_ < kWarpSize) {
@@ -132,12 +133,36 @@ class OffsetSampler {
     }
   }
 
-  __device__ void output(int64_t first) {
-    const int lane = lane_id();
-    for (int k = thread_ / kWarpSize; k < parameters_count_; k += kWarps) {
-      const S* const weight = static_cast<const S*>(s_.out_weight) + (first + k) * hidden_;
+  // h = f(bias + the product of the layer's weight with h), by the threads as they split the taps.
+  __device__ void layer(int l) {
+    const OffsetNadeLayer& own = s_.layer[l];
+    const int inputs = static_cast<int>(s_.units(l)), units = static_cast<int>(own.units);
+    const int segments = segments_of(units), per_row = kThreads / segments, segment = thread_ / per_row;
+    const S* const weight = static_cast<const S*>(own.weight);
+    for (int unit = thread_ % per_row; unit < units; unit += per_row) {
       T sum = T(0);
-      for (int unit = lane; unit < hidden_; unit += kWarpSize) sum = fma(to_compute(weight[unit]), h_[unit], sum);
+      for (int k = segment; k < inputs; k += segments) {
+        sum = fma(h_[k], to_compute(weight[static_cast<int64_t>(k) * units + unit]), sum);
+      }
+      partial_[static_cast<int64_t>(segment) * units + unit] = sum;
+    }
+    __syncthreads();
+    const T* const bias = static_cast<const T*>(own.bias);
+    for (int unit = thread_; unit < units; unit += kThreads) {
+      T before[1] = {bias[unit]}, after[1];
+      for (int s = 0; s < segments; ++s) before[0] += partial_[static_cast<int64_t>(s) * units + unit];
+      activate(s_.activation, T(1), before, after);
+      h_[unit] = after[0];
+    }
+    __syncthreads();
+  }
+
+  __device__ void output(int64_t first) {
+    const int lane = lane_id(), inputs = static_cast<int>(s_.units(s_.layers));
+    for (int k = thread_ / kWarpSize; k < parameters_count_; k += kWarps) {
+      const S* const weight = static_cast<const S*>(s_.out_weight) + (first + k) * inputs;
+      T sum = T(0);
+      for (int unit = lane; unit < inputs; unit += kWarpSize) sum = fma(to_compute(weight[unit]), h_[unit], sum);
       sum = warp_sum(sum);
       if (lane == 0) parameters_[k] = static_cast<const T*>(s_.out_bias)[first + k] + sum;
     }
@@ -152,16 +177,24 @@ class OffsetSampler {
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, sizeof(Compute<S>) == 8 ? 1 : 2)
-    offset_nade_sample_kernel(const OffsetNadeSample sample, int segments, int64_t reals, Compute<S>* scratch) {
+    offset_nade_sample_kernel(const OffsetNadeSample sample, int64_t widest, int64_t partials, int64_t reals,
+                              Compute<S>* scratch) {
   using T = Compute<S>;
   AR_FAST_DYNAMIC_SHARED(T, shared);
   const int64_t row = blockIdx.x;
-  OffsetSampler<S>(sample, row, segments, scratch == nullptr ? shared : scratch + row * reals).run();
+  OffsetSampler<S>(sample, row, widest, partials, scratch == nullptr ? shared : scratch + row * reals).run();
+}
+
+// The most partial sums that a layer has.
+int64_t partials_of(const OffsetNadeSample& sample) {
+  int64_t most = 0;
+  for (int64_t l = 0; l <= sample.layers; ++l) most = std::max(most, segments_of(sample.units(l)) * sample.units(l));
+  return most;
 }
 
 // How many reals a block's memory holds.
-int64_t reals_of(const OffsetNadeSample& sample, int64_t segments) {
-  const int64_t reals = (2 + segments) * sample.hidden + sample.parameters;
+int64_t reals_of(const OffsetNadeSample& sample) {
+  const int64_t reals = sample.hidden + sample.most_units() + partials_of(sample) + sample.parameters;
   return (reals + 31) / 32 * 32;
 }
 
@@ -170,7 +203,7 @@ cudaError_t run(const OffsetNadeSample& sample, void* scratch, cudaStream_t stre
   const OffsetNadeCut cut = offset_nade_cuda_cut(sample);
   return launch({"offset_nade_sample", static_cast<unsigned>(sample.draws.batch), kThreads,
                  static_cast<size_t>(cut.shared_bytes), stream},
-                offset_nade_sample_kernel<S>, sample, static_cast<int>(cut.segments), reals_of(sample, cut.segments),
+                offset_nade_sample_kernel<S>, sample, sample.most_units(), partials_of(sample), reals_of(sample),
                 cut.shared_bytes > 0 ? nullptr : static_cast<Compute<S>*>(scratch));
 }
 
@@ -181,8 +214,8 @@ namespace ar_fast {
 
 OffsetNadeCut offset_nade_cuda_cut(const OffsetNadeSample& sample) {
   OffsetNadeCut cut{};
-  cut.segments = cuda::kThreads / cuda::unit_threads(sample.hidden);
-  const int64_t bytes = cuda::reals_of(sample, cut.segments) * (sample.storage == ScalarType::float64 ? 8 : 4);
+  cut.segments = cuda::segments_of(sample.hidden);
+  const int64_t bytes = cuda::reals_of(sample) * (sample.storage == ScalarType::float64 ? 8 : 4);
   cut.shared_bytes = bytes <= cuda::kMostSharedBytes ? bytes : 0;
   cut.scratch_bytes = cut.shared_bytes > 0 ? 0 : bytes * sample.draws.batch;
   return cut;

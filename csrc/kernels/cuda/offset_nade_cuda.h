@@ -12,7 +12,7 @@ namespace ar_fast {
 
 // Where the units and parameters of a block are stored: in its shared memory, or in scratch of scratch_bytes in total.
 struct OffsetNadeCut {
-  int64_t segments;        // threads that split the taps of a hidden unit
+  int64_t segments;        // threads that split the taps of a hidden unit of the first layer
   int64_t shared_bytes;    // 0 means in scratch
   int64_t scratch_bytes;
 };

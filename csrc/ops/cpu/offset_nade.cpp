@@ -1,8 +1,13 @@
-// offset_nade_sample on the CPU: rows of the batch on torch's threads.
+// offset_nade_sample on the CPU: on torch's threads, the rows of the batch in raster order, or bands of rows of the
+// image along wavefronts.
 #include "../offset_nade.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <thread>
 
 #include "../../kernels/cpu/offset_nade_cpu.h"
 #include "../explain.h"
@@ -12,23 +17,87 @@
 namespace ar_fast {
 namespace {
 
+// The rows of the image that a call draws.
+int64_t image_rows(const OffsetNadeSample& sample) {
+  const int64_t per_row = sample.columns * sample.channels;
+  return (sample.draws.stop - 1) / per_row - sample.draws.start / per_row + 1;
+}
+
+at::Tensor scratch_of(const OffsetNadeLayout& layout) {
+  // torch aligns its allocations to a cache line.
+  return at::empty({layout.scratch_bytes}, at::TensorOptions(at::kByte));
+}
+
+void draw_raster(const OffsetNadeSample& sample, const OffsetNadeLayout& layout) {
+  const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
+  at::parallel_for(0, sample.draws.batch, 1, [&](int64_t begin, int64_t end) {
+    const at::Tensor scratch = scratch_of(layout);
+    kernel(sample, begin, end, scratch.mutable_data_ptr());
+  });
+}
+
+void wait_for_another(int64_t turn) {
+  constexpr int64_t turns_awake = 1000;
+  if (turn > turns_awake) {
+    std::this_thread::yield();
+  } else {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// In the order of positions, as in raster order.
+template <typename T>
+void add_terms(const OffsetNadeSample& sample, const T* terms) {
+  const int64_t count = sample.draws.stop - sample.draws.start;
+  for (int64_t row = 0; row < sample.draws.batch; ++row, terms += count) {
+    double sum = 0;
+    for (int64_t p = 0; p < count; ++p) sum += static_cast<double>(terms[p]);
+    sample.draws.log_prob[row] = sum;
+  }
+}
+
+void draw_wavefront(const OffsetNadeSample& sample, const OffsetNadeLayout& layout, const at::TensorOptions& compute) {
+  const Draws& draws = sample.draws;
+  const int64_t bands = (image_rows(sample) + layout.band_rows - 1) / layout.band_rows;
+  const at::Tensor counts =
+      at::zeros({(1 + draws.batch * bands) * offset_nade_drawn_stride}, at::TensorOptions(at::kLong));
+  const at::Tensor terms = at::empty({draws.batch, draws.stop - draws.start}, compute);
+  int64_t* const next = counts.mutable_data_ptr<int64_t>();
+  const OffsetNadeFront front{bands, next, next + offset_nade_drawn_stride, terms.mutable_data_ptr(),
+                              &wait_for_another};
+  const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_wavefront);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), draws.batch * bands);
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const at::Tensor scratch = scratch_of(layout);
+    kernel(sample, front, scratch.mutable_data_ptr());
+  });
+  if (sample.storage == ScalarType::float64) {
+    add_terms(sample, terms.const_data_ptr<double>());
+  } else {
+    add_terms(sample, terms.const_data_ptr<float>());
+  }
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const OffsetNadeSampleArguments& a) {
   const OffsetNadeTensors t = prepare_offset_nade_sample(a);
   const OffsetNadeSample& sample = t.sample;
   check_order_values(offset_nade_name, sample.draws);
   if (sample.draws.batch > 0 && a.stop > a.start) {
-    int64_t scratch_bytes = 0;
-    AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &scratch_bytes);
-    explain(offset_nade_name, " on the CPU: ", isa_name(), ", ", sample.draws.batch, " rows one by one on ",
-            at::get_num_threads(),
-            " threads, positions ", a.start, " to ", a.stop, ", ", sample.taps(), " taps of ", sample.channels,
-            " channels, H = ", sample.hidden);
-    const auto kernel = AR_FAST_CPU_KERNEL(offset_nade_sample);
-    at::parallel_for(0, sample.draws.batch, 1, [&](int64_t begin, int64_t end) {
-      // torch aligns its allocations to a cache line.
-      const at::Tensor scratch = at::empty({scratch_bytes}, at::TensorOptions(at::kByte));
-      kernel(sample, begin, end, scratch.mutable_data_ptr());
-    });
+    OffsetNadeLayout layout{};
+    AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &layout);
+    const bool wavefront =
+        a.algorithm == "wavefront" || (a.algorithm == "auto" && image_rows(sample) >= layout.band_rows);
+    explain(offset_nade_name, " on the CPU: ", isa_name(), ", ", sample.draws.batch, " rows ",
+            wavefront ? "along wavefronts" : "one by one", " on ", at::get_num_threads(), " threads, positions ",
+            a.start, " to ", a.stop, ", ", sample.taps(), " taps of ", sample.channels, " channels, ",
+            sample.layers + 1, " hidden layers of at most ", sample.most_units());
+    if (wavefront) {
+      draw_wavefront(sample, layout, compute_options(a.in_weight));
+    } else {
+      draw_raster(sample, layout);
+    }
   }
   return t.result();
 }

@@ -13,14 +13,15 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cuda_op(const OffsetNadeSampleArguments& a) {
   const char* op = offset_nade_name;
+  TORCH_CHECK(a.algorithm != "wavefront", op, ": algorithm must be auto or pixels on CUDA, got '", a.algorithm, "'");
   const c10::DeviceGuard guard(a.state.device());
   const OffsetNadeTensors t = prepare_offset_nade_sample(a);
   const OffsetNadeSample& sample = t.sample;
   constexpr int64_t limit = int64_t{1} << 30;
-  TORCH_CHECK(sample.draws.batch < limit && sample.hidden < limit && sample.parameters < limit &&
+  TORCH_CHECK(sample.draws.batch < limit && sample.most_units() < limit && sample.parameters < limit &&
                   sample.channels < limit,
               op, ": the CUDA kernel takes fewer than 2^30 rows, hidden units, parameters and channels, got ",
-              sample.draws.batch, ", ", sample.hidden, ", ", sample.parameters, " and ", sample.channels);
+              sample.draws.batch, ", ", sample.most_units(), ", ", sample.parameters, " and ", sample.channels);
   if (sample.draws.batch > 0 && a.stop > a.start) {
     const OffsetNadeCut cut = offset_nade_cuda_cut(sample);
     explain(op, " on CUDA: a block per sample, ", cut.segments, " threads per hidden unit, units in ",

@@ -364,10 +364,14 @@ void offset_nade(Head head, int64_t parameters) {
   sample.values_per_input = sample.gathers ? parameters : 1;
   sample.parameters = parameters;
   sample.shared_output = true;
+  // A further layer whose inputs are split and one whose units are not all by threads at once.
+  sample.layers = 2;
+  sample.layer[0] = {m.reals(40 * 300), m.reals(300), 300};
+  sample.layer[1] = {m.reals(300 * 24), m.reals(24), 24};
   sample.draws = draws_of(m, head, 2, 24, sample.reach());
   sample.in_weight = m.reals((sample.taps() * 2 + 1) * sample.values_per_input * sample.hidden);
   sample.in_bias = m.reals(sample.hidden);
-  sample.out_weight = m.reals(2 * parameters * sample.hidden);
+  sample.out_weight = m.reals(2 * parameters * 24);
   sample.out_bias = m.reals(2 * parameters);
   check(offset_nade_sample_cuda(sample, m.bytes(offset_nade_cuda_cut(sample).scratch_bytes), nullptr));
 }
