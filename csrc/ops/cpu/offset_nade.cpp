@@ -87,8 +87,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> offset_nade_sample_cpu(const Offs
   if (sample.draws.batch > 0 && a.stop > a.start) {
     OffsetNadeLayout layout{};
     AR_FAST_CPU_KERNEL(offset_nade_layout)(sample, &layout);
-    const bool wavefront =
-        a.algorithm == "wavefront" || (a.algorithm == "auto" && image_rows(sample) >= layout.band_rows);
+    // Streams are read in the order of positions.
+    const bool in_order = sample.draws.coding.decoders != nullptr;
+    const bool wavefront = !in_order && (a.algorithm == "wavefront" ||
+                                         (a.algorithm == "auto" && image_rows(sample) >= layout.band_rows));
     explain(offset_nade_name, " on the CPU: ", isa_name(), ", ", sample.draws.batch, " rows ",
             wavefront ? "along wavefronts" : "one by one", " on ", at::get_num_threads(), " threads, positions ",
             a.start, " to ", a.stop, ", ", sample.taps(), " taps of ", sample.channels, " channels, ",
