@@ -136,7 +136,21 @@ def call(name: str, why: str, *arguments: Any) -> Any:
         _said.add(why)
         warnings.warn(f"ar_fast: {why} the plain-torch references run; they are slow", stacklevel=4)
     check(name, arguments)
-    return REFERENCES[name](*arguments)
+    device = next((tensor.device.type for _, _, tensor in _tensors(name, arguments)), "cpu")
+    # Autocast changes the products of masked layers as those of F.linear. All other ops compute in float32, whatever a
+    # layer before them gave.
+    if name.startswith("masked_linear") or not torch.is_autocast_enabled(device):
+        return REFERENCES[name](*arguments)
+    with torch.autocast(device, enabled=False):
+        return REFERENCES[name](*map(_widened, arguments))
+
+
+def _widened(value: Any) -> Any:
+    """A tensor of 16 bits, or a list of them, in float32."""
+    if isinstance(value, list):
+        return [_widened(element) for element in value]
+    is_16_bit = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_16_bit else value
 
 
 def types_of(name: str) -> dict[str, Any]:
@@ -243,7 +257,9 @@ def check_by_table(name: str, arguments: Sequence[Any]) -> None:
 
 
 def _check_dtype(name: str, label: str, tensor: Tensor, rule: str, weight: torch.dtype | None) -> None:
-    if rule == "any" or (rule.startswith("weight") and torch.is_autocast_enabled(tensor.device.type)):
+    if rule == "any" or (
+        rule not in _DTYPES and tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+    ):
         return
     if rule in _DTYPES:
         allowed = _DTYPES[rule]

@@ -19,7 +19,7 @@ import on_cuda
 import pytest
 import torch
 
-from ar_fast import _library
+from ar_fast import _fallback, _library
 
 DEVICES = ("cpu", "emulated", "cuda")
 STATISTICS = Path(__file__).parent / "statistics"
@@ -178,3 +178,12 @@ def seed(request) -> None:
     with fresh ones such a test would fail once in some thousand runs for no fault of the code.
     """
     torch.manual_seed(getattr(request.module, "FIXED_SEED", SEED))
+
+
+@pytest.fixture(params=["compiled", "reference"])
+def implementation(request, monkeypatch):
+    if request.param == "reference":
+        monkeypatch.setattr(_library, "entry_point", lambda name: None)
+        monkeypatch.setattr(_fallback, "_said", {"with AR_FAST_BACKEND=reference"})
+    elif _library.backend == "reference":
+        pytest.skip("AR_FAST_BACKEND=reference: nothing compiled is to run")
