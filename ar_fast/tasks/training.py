@@ -6,11 +6,12 @@ which it goes on bit for bit. A model is a torch.nn.Module, so any other loop ca
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -155,6 +156,19 @@ def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, c
     optimizer.step()
 
 
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Within an outer ``torch.autocast`` its copies of weights in 16 bits would be kept: after a step of the optimiser
+    they are those from before it, and after a validation without gradients no gradient reaches the weights."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+@_no_autocast_cache()
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
     """One step of maximum likelihood, or on the model's ``loss`` if it has one (as DeepNADE does).
 
@@ -412,6 +426,7 @@ def _offer(checkpoint: Checkpoint, loop: _Loop, device: torch.device) -> None:
         raise KeyboardInterrupt
 
 
+@_no_autocast_cache()
 def train(
     model: nn.Module,
     data: Split,
@@ -424,7 +439,8 @@ def train(
 ) -> Training:
     """Trains in place and leaves the parameters of the epoch with the best validation log-likelihood.
 
-    A model with several sets of masks, as a MADE may have, takes the next set in every step.
+    A model with several sets of masks, as a MADE may have, takes the next set in every step. The call may be made under
+    ``torch.autocast``.
 
     Where torch.distributed has a process group (torchrun), every process calls this with the same arguments: each
     computes its share of every batch, and all end with the same parameters, which are those of one process but for

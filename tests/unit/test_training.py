@@ -42,3 +42,27 @@ def test_channels_of_an_image_move_together():
 def test_what_is_no_image_cannot_be_shifted(event_shape):
     with pytest.raises(ValueError, match=r"images must have shape \(N, height, width\) .* got \(40, .* shift = 1"):
         train(models.NADE(event_shape, 4), split(*event_shape), Settings(epochs=1, shift=1), progress=False)
+
+
+def test_training_within_autocast_uses_the_weights_of_every_step():
+    """Within one context torch keeps its 16-bit copies of the weights, which a step of the optimiser does not change."""
+    found = []
+    for within in (True, False):
+        torch.manual_seed(0)
+        model = models.MADE(5, [8])
+        if within:
+            with torch.autocast("cpu", torch.bfloat16):
+                result = train(model, split(5), Settings(epochs=4, batch_size=10), progress=False)
+                assert torch.is_autocast_cache_enabled()
+        else:
+            of_model = model.log_prob
+
+            def log_prob(*arguments, of_model=of_model, **options):
+                with torch.autocast("cpu", torch.bfloat16):
+                    return of_model(*arguments, **options)
+
+            model.log_prob = log_prob
+            result = train(model, split(5), Settings(epochs=4, batch_size=10), progress=False)
+        found.append(([entry["validation"] for entry in result.history], [*model.parameters()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
