@@ -34,8 +34,13 @@ def head_of(head: str, levels: int, head_kinds: Tensor | None, index: int) -> tu
     return HEADS[kind], levels
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)). torch takes x itself from 20 on, which is off by 2e-9: too much for float64."""
+    return F.softplus(x, threshold=40)
+
+
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    return x.to(logits.dtype) * logits - F.softplus(logits)
+    return x.to(logits.dtype) * logits - softplus(logits)
 
 
 def chosen(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

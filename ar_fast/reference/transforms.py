@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .heads import softplus
+
 
 def affine_scale(raw: Tensor, transform: str, constants: Sequence[float]) -> Tensor:
     """The logarithm of the scale s of an affine transform x -> s x + shift, from the raw scale."""
@@ -19,7 +21,7 @@ def affine_scale(raw: Tensor, transform: str, constants: Sequence[float]) -> Ten
         return raw.clamp(low, high)
     if transform == "affine_softplus":
         (least,) = constants
-        return (F.softplus(raw) + least).log()
+        return (softplus(raw) + least).log()
     if transform == "affine_sigmoid":
         bias, least = constants
         return (torch.sigmoid(raw + bias) + least).log()
@@ -54,7 +56,7 @@ def spline_knots(parameters: Tensor, transform: str, constants: Sequence[float])
             own + (1 - own * bins) * F.softmax(raw * factor, -1)
             for own, raw in zip(least, (widths, heights), strict=True)
         ]
-        derivatives = least_derivative + F.softplus(derivatives)
+        derivatives = least_derivative + softplus(derivatives)
     x, y = (low + (high - low) * F.pad(share.cumsum(-1), (1, 0)) for share in shares)
     x[..., -1], y[..., -1] = high, high
     return x, y, derivatives if own_ends else F.pad(derivatives, (1, 1), value=1.0)

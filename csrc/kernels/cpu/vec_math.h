@@ -443,6 +443,13 @@ inline void dispatch_storage(ScalarType storage, const Body& body) {
   }
 }
 
+// x sigmoid(x). In float32 the sigmoid of a very negative number is not 0 but up to 6e-39, which would be felt times x.
+template <typename T>
+AR_FAST_INLINE Vec<T> silu(const Vec<T>& x) {
+  if constexpr (std::is_same_v<T, float>) return at::vec::maximum(x, Vec<T>(-104.f)) * sigmoid<T>(x);
+  else return x * sigmoid<T>(x);
+}
+
 template <typename T>
 AR_FAST_INLINE Vec<T> activate(Activation activation, const Vec<T>& x) {
   const Vec<T> none = zero<T>(), one(T(1));
@@ -453,7 +460,7 @@ AR_FAST_INLINE Vec<T> activate(Activation activation, const Vec<T>& x) {
     case Activation::tanh: return tanh_of<T>(x);
     case Activation::elu: return Vec<T>::blendv(x.expm1(), x, x > none);
     case Activation::softplus: return softplus<T>(x);
-    case Activation::silu: return x * sigmoid<T>(x);
+    case Activation::silu: return silu<T>(x);
     case Activation::gelu: return Vec<T>(T(0.5)) * x * (one + (x * Vec<T>(T(0.7071067811865475244))).erf());
     case Activation::leaky_relu: return Vec<T>::blendv(x * Vec<T>(T(0.01)), x, x > none);
   }
