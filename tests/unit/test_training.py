@@ -45,7 +45,7 @@ def test_what_is_no_image_cannot_be_shifted(event_shape):
 
 
 def test_training_within_autocast_uses_the_weights_of_every_step():
-    """Within one context torch keeps its 16-bit copies of the weights, which a step of the optimiser does not change."""
+    """Within one context torch keeps its 16-bit copies of the weights, which an optimiser does not change."""
     found = []
     for within in (True, False):
         torch.manual_seed(0)
