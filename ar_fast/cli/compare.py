@@ -11,6 +11,7 @@ from .. import models
 from ..models.base import AutoregressiveModel
 from ..tasks.comparison import Comparison, compare
 from ..tasks.training import Settings
+from . import outputs
 from .data import Images, load_images
 from .pictures import grid
 
@@ -92,8 +93,10 @@ def main(data, names, epochs, rows, seed, out):
     changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     settings = [Settings(**(vars(RECIPES[name].settings) | changes)) for name in made]
     click.echo(f"{images.name}, {images.binarization}, {len(images.train)} to train on")
+    outputs.check_folder(out)
     table = compare(made, images, settings, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").write_text(f"{table}\n")
-    save_samples(out / "comparison.png", table, images.test, seed)
+    with outputs.whole(out / "comparison.md") as beside:
+        beside.write_text(f"{table}\n")
+    with outputs.whole(out / "comparison.png") as beside:
+        save_samples(beside, table, images.test, seed)
     click.echo(f"{table}\nwritten to {out}/: comparison.md, comparison.png")

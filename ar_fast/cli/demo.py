@@ -1,6 +1,5 @@
 """The demo: trains a model on real digits, compares it with plain PyTorch, and draws from it."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from ..models import MADE, NADE
 from ..tasks.training import Settings, log_likelihoods, train
+from . import outputs, runs
 from .beside_torch import compare_sampling, compare_training
 from .data import Images, independent_pixels, load_images
 from .pictures import save_grid, save_learning_curve
@@ -38,15 +38,13 @@ def complete(model, test: torch.Tensor, seed: int) -> torch.Tensor:
 
 def write_pictures(out: Path, model, images: Images, history: list[dict], baseline: float, seed: int) -> None:
     zoom = max(2, 56 // images.shape[0])
-    save_grid(out / "samples.png", model.sample(SAMPLES, seed=seed), 20, zoom=zoom)
-    save_grid(
-        out / "completions.png",
-        complete(model, images.test, seed),
-        COMPLETIONS + 1,
-        zoom=zoom,
-        marked_rows=images.shape[0] // 2,
-    )
-    save_learning_curve(out / "learning_curve.png", history, baseline)
+    with outputs.whole(out / "samples.png") as beside:
+        save_grid(beside, model.sample(SAMPLES, seed=seed), 20, zoom=zoom)
+    completed = complete(model, images.test, seed)
+    with outputs.whole(out / "completions.png") as beside:
+        save_grid(beside, completed, COMPLETIONS + 1, zoom=zoom, marked_rows=images.shape[0] // 2)
+    with outputs.whole(out / "learning_curve.png") as beside:
+        save_learning_curve(beside, history, baseline)
 
 
 @click.command(context_settings={"show_default": True})
@@ -61,14 +59,12 @@ def write_pictures(out: Path, model, images: Images, history: list[dict], baseli
 def main(data, model_name, hidden, epochs, batch_size, seed, out, device):
     """Trains NADE (or MADE) on binarized digits, measures it and draws from it."""
     started = time.perf_counter()
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("cuda was asked for, but torch sees no CUDA device", param_hint="--device")
+    device = runs.device_of(device)
     try:
         images = load_images(data, seed).to(device)
     except (ValueError, FileNotFoundError) as error:
         raise click.BadParameter(str(error), param_hint="--data") from None
-    out.mkdir(parents=True, exist_ok=True)
+    outputs.check_folder(out)
     torch.manual_seed(seed)
     # Small shifts prevent overfitting of 4,000 digits; in an 8 x 8 image a shift of one pixel is not small.
     settings = Settings(epochs=epochs, batch_size=batch_size, shift=min(images.shape) // 28, seed=seed)
@@ -109,5 +105,5 @@ def main(data, model_name, hidden, epochs, batch_size, seed, out, device):
         "environment": environment(device),
         "total_seconds": time.perf_counter() - started,
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    outputs.write_json(out / "metrics.json", metrics)
     click.echo(table(metrics, out))

@@ -64,6 +64,15 @@ def check(path: Path | None, endings: Sequence[str]) -> None:
         raise _Only
 
 
+def check_folder(path: Path) -> None:
+    """Makes a folder; raises if that is not possible, or nothing can be written into it, before the work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"--out: must be a folder, got {path}, which is a file") from None
+    check(path / "tried.txt", (".txt",))
+
+
 class _Only(Exception):
     """Writing was only tried."""
 

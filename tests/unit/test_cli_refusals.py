@@ -69,6 +69,10 @@ LINES = {
     ),
     "too many threads": ("sample {b}/run --threads 100000", "100000 is not in the range 1<=x<=1024"),
     "no event to complete": ("complete {b}/run {b}/none.npy --out {b}/x.npz", "GIVEN: must have an event to complete"),
+    "a file for the demo's folder": ("demo --data digits --out {b}/bits.npz", "must be a folder"),
+    "a file for the comparison's folder": ("compare --out {b}/bits.npz", "must be a folder"),
+    "no folder for the comparison": ("compare --out /proc/x", "/proc/x"),
+    "a device that the demo has not": ("demo --device tpu --out {b}/x", "--device: must be cpu, cuda or cuda:0"),
     "a file in place of a run": ("sample {b}/bits.npz", "which is no folder"),
 }
 
