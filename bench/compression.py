@@ -7,12 +7,13 @@ pixel. Values per second are those of one call, without the verification.
 
 import argparse
 import io
+import itertools
 import lzma
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -90,17 +91,17 @@ def row(name: str, model: Any, x: Tensor, rivals: dict[str, int], repeats: int, 
 RIVALS = ("ar_fast", "PNG", "zstd -22", "xz -9e")
 
 
-def digits(repeats: int) -> list[list[str]]:
+def digits(repeats: int) -> Iterator[list[str]]:
     run = runs.open_run("digits-28", "cpu")
     x = runs.encoded(sources.read(run.data), run.values, run.seed)["test"]
     packed = np.packbits(x.numpy().astype(bool))
     sheet = x.reshape(-1, 28).numpy().astype(bool)
     rivals = others(packed.tobytes()) | {"PNG": png(sheet)}
-    return [row(f"{len(x)} test digits, NADE H = 120", run.model, x, rivals, repeats)]
+    yield row(f"{len(x)} test digits, NADE H = 120", run.model, x, rivals, repeats)
 
 
-def photographs(files: Sequence[Path], repeats: int) -> list[list[str]]:
-    run, rows = runs.open_run("brick-grey", "cpu"), []
+def photographs(files: Sequence[Path], repeats: int) -> Iterator[list[str]]:
+    run = runs.open_run("brick-grey", "cpu")
     assert isinstance(run.model, OffsetNADE)
     for file in files:
         pixels = sources.read_image(file)
@@ -109,17 +110,17 @@ def photographs(files: Sequence[Path], repeats: int) -> list[list[str]]:
         x = torch.from_numpy(pixels.copy())[None]
         rivals = others(pixels.tobytes()) | {"PNG": png(pixels)}
         name = f"{file.name}, {pixels.shape[0]} x {pixels.shape[1]}, OffsetNADE H = 64"
-        rows.append(row(name, run.model.resized(pixels.shape), x, rivals, repeats))
-    return rows
+        yield row(name, run.model.resized(pixels.shape), x, rivals, repeats)
 
 
-def texts(repeats: int) -> list[list[str]]:
+def texts(repeats: int) -> Iterator[list[str]]:
     run = runs.open_run("help", "cpu")
     text = "".join(topics[name] for name in sorted(topics))
     text = text[-(len(text) // 10) :]
     x = run.model.encode(text.encode())
     name, rivals = "Python's help, its last tenth, GRU H = 192, chunks of", others(text.encode())
-    return [row(f"{name} {chunk:,}", run.model, x, rivals, repeats, chunk) for chunk in (1024, 4096, len(x))]
+    for chunk in (1024, 4096, len(x)):
+        yield row(f"{name} {chunk:,}", run.model, x, rivals, repeats, chunk)
 
 
 def speed(repeats: int) -> list[str]:
@@ -149,9 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{info['cpu_isa']}, {info['cpu_threads']} threads, torch {info['torch']}\n")
     names = ["data", "values", "-log2 p", *RIVALS, "values/s in", "values/s out"]
     print("| " + " | ".join(names) + " |\n|---|" + "---:|" * (len(names) - 1))
-    for rows in (digits(given.repeats), photographs(given.image, given.repeats), texts(given.repeats)):
-        for cells in rows:
-            print("| " + " | ".join(cells) + " |", flush=True)
+    for cells in itertools.chain(digits(given.repeats), photographs(given.image, given.repeats), texts(given.repeats)):
+        print("| " + " | ".join(cells) + " |", flush=True)
     print("\nBits per value, files whole.", *speed(given.repeats), f"{TUTORIAL}.", sep="\n\n")
 
 

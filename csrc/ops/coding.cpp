@@ -76,14 +76,27 @@ void StreamEncoder::begin(const at::Tensor& values) {
 }
 
 void StreamEncoder::attach(const DrawArguments& a, int64_t variables, DrawTensors& t) {
-  const int64_t batch = t.draws.batch, count = a.stop - a.start;
-  TORCH_CHECK(values_.size(0) == batch && values_.size(1) == variables &&
+  const Draws& draws = t.draws;
+  const int64_t batch = draws.batch, count = a.stop - a.start;
+  // An op may have more variables than the model, which are known.
+  TORCH_CHECK(values_.size(0) == batch && values_.size(1) <= variables &&
                   values_.scalar_type() == t.values.scalar_type(),
               coding_name, ": ", a.op, " must encode ", dtype_name(t.values.scalar_type()), " of shape (", batch, ", ",
               variables, "), got ", dtype_name(values_.scalar_type()), " of ", values_.sizes());
+  if (values_.size(1) < variables) {
+    at::Tensor wider = at::zeros({batch, variables}, values_.options());
+    wider.narrow(1, 0, values_.size(1)).copy_(values_);
+    values_ = wider;
+  }
   t.coded = at::zeros({batch, count, 3}, at::TensorOptions(at::kInt));
-  t.draws.coding = {values_.const_data_ptr(), reinterpret_cast<Interval*>(t.coded.mutable_data_ptr<int32_t>()),
-                    nullptr};
+  auto* const intervals = reinterpret_cast<Interval*>(t.coded.mutable_data_ptr<int32_t>());
+  for (int64_t row = 0; draws.known != nullptr && row < batch; ++row) {
+    for (int64_t p = a.start; p < a.stop; ++p) {
+      // All of 2^0.
+      if (draws.is_known(row, p)) intervals[row * count + p - a.start] = {0, 1, 0};
+    }
+  }
+  t.draws.coding = {values_.const_data_ptr(), intervals, nullptr};
   intervals_.push_back(t.coded);
 }
 

@@ -348,7 +348,7 @@ def test_draws_are_as_before_after_an_error():
     model = make_model("NADE", 30, dtype=torch.float32)
     expected = model.sample(3, seed=0)
     encoder = _library._C.StreamEncoder(2)
-    encoder.begin(torch.zeros(2, 29))
+    encoder.begin(torch.zeros(2, 31))
     with pytest.raises(RuntimeError, match="must encode float32 of shape"):
         model.sample(2, seed=0)
     with pytest.raises(RuntimeError, match="one coder at a time"):
