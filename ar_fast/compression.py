@@ -253,9 +253,9 @@ def _instruction_set(name: str) -> Iterator[None]:
 def compress(model: Any, x: Tensor, *, chunk: int | None = None, verify: bool = True, progress: bool = False) -> bytes:
     """Compresses events without loss: each takes about -log2 p(x) bits under the model.
 
-    The stream of a chunk has at most 0.1% and 32 bits more than -log2 p of its events in the model's own arithmetic,
-    for heads of at least 0.01 bits per variable; a chunk takes 8 bytes besides, and a file about 350. Zeros with a
-    sign come back without it.
+    The stream of a chunk has at most 0.1% and 32 bits more than -log2 p of its events, where these are at least 0.01
+    bits per variable for bits and 0.2 for 256 values; a chunk takes 8 bytes besides, and a file about 350. Zeros with
+    a sign come back without it.
 
     Args:
         model: a trained model on the CPU whose variables have finitely many values (Bernoulli, Categorical,
