@@ -59,6 +59,7 @@ resources: $(READY)
 lint: $(PACKAGES)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 docs: $(PACKAGES) $(SITE)
 	$(RUN) -m mkdocs build --strict $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,14 @@ def building() -> Iterator[None]:
         yield
 
 
-class Structured:
+# What Structured is mixed with. Type checkers see that super() is one, which at run time it is.
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:
+    _Module = object
+
+
+class Structured(_Module):
     """A torch.nn.Module with tensors that are derived from its structure and kept as plain attributes.
 
     If they were buffers, an EMA over buffers would average them, DistributedDataParallel would broadcast them,
@@ -50,6 +57,11 @@ class Structured:
     _derived: dict[str, Tensor | None]
     #: The device of the attributes.
     _derived_on: torch.device | None = None
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The derived tensors, whose names only _set_derived knows."""
 
     def _set_derived(self, tensors: dict[str, Tensor | None], device: torch.device) -> None:
         """Takes tensors, on any device except meta, and sets them as attributes on ``device``."""

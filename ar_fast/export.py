@@ -15,6 +15,8 @@ __all__ = ["to_torch"]
 
 
 class _LogProb(nn.Module):
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -23,7 +25,7 @@ class _LogProb(nn.Module):
         return self.model.log_prob(x, context)
 
 
-def to_torch(model: nn.Module) -> nn.Module:
+def to_torch(model: Any) -> nn.Module:
     """log_prob of a model as a module of torch's own functions: it needs torch alone, and has gradients.
 
     It is what :func:`torch.export.export` makes of the plain-torch references, with a dynamic batch, so its numbers are

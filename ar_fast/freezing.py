@@ -42,6 +42,11 @@ class Kept:
         return self._value
 
 
+def _is_free(part: Any) -> bool:
+    """A shallow copy that was made in another scope has the Kept of that scope, which is closed."""
+    return part._kept is None or part._kept.closed
+
+
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Within this scope, what the layers of a module gather from their weights is kept from call to call.
@@ -67,10 +72,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         >>> bool((x == y).all())
         True
     """
-    # A shallow copy that was made in another scope has the Kept of that scope, which is closed.
-    own = [
-        part for part in module.modules() if hasattr(type(part), "_kept") and (part._kept is None or part._kept.closed)
-    ]
+    own: list[Any] = [part for part in module.modules() if hasattr(type(part), "_kept") and _is_free(part)]
     for part in own:
         part._kept = Kept()
     try:

@@ -150,6 +150,11 @@ class Mask:
             steps=_steps(extents) if large and all(in_place) else (),
         )
 
+    @classmethod
+    def _of_plan(cls, out_features: int, in_features: int, plan: Sequence[Tensor | None], steps: Sequence[int]) -> Mask:
+        extents, rows, columns, tiles, dense_mask = plan
+        return cls(out_features, in_features, extents, rows, columns, tiles, dense_mask, steps)
+
     @property
     def plan(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """(extents, rows, columns, tiles, dense_mask): the plan as the ops take it."""
@@ -196,8 +201,8 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask with its plan on another device."""
-        moved = (tensor if tensor is None else tensor.to(device) for tensor in self.plan)
-        return Mask(self.out_features, self.in_features, *moved, steps=self.steps)
+        moved = [tensor if tensor is None else tensor.to(device) for tensor in self.plan]
+        return Mask._of_plan(self.out_features, self.in_features, moved, self.steps)
 
     def __repr__(self) -> str:
         kind = "blocks" if self.extents is None else "nested"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,14 @@ class MaskedNetwork(nn.Module):
     hidden_features: list[int]
     activation: str
     residual: bool
-    layers: nn.ModuleList
+    layers: Any  # an nn.ModuleList of MaskedLinear
     direct: MaskedLinear | None
     context_weight: nn.Parameter | None
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the module that is a MaskedNetwork has of its own: its dtype and the derived tensors."""
+
     #: Whether inputs, units and outputs are not stored by ascending degree; ``_places`` then holds where they are.
     _by_variable = False
 
@@ -139,7 +145,7 @@ class MaskedNetwork(nn.Module):
         layer = self._program[index]
         term = sum(len(before.sources) for before in self._program[:index])
         sums = [self._rows(term + k, start, end, values[source]) for k, source in enumerate(layer.sources)]
-        return sum(sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
+        return functools.reduce(torch.add, sums if layer.add is None else [*sums, values[layer.add][..., start:end]])
 
     def _rows(self, term: int, start: int, end: int, below: Tensor) -> Tensor:
         """Outputs start ... end-1 of a masked layer, sorted by position or degree."""

@@ -93,15 +93,15 @@ class MaskedLinear(Structured, nn.Linear):
                 f"MaskedLinear: mask must have shape (out_features, in_features) = {shape}, "
                 f"got ({mask.out_features}, {mask.in_features})"
             )
-        self._fingerprint = None
+        self._fingerprint: str | None = None
         self._steps = mask.steps
         self._set_derived(dict(zip(_PLAN, mask.plan, strict=True)), self.weight.device)
 
     @property
     def mask(self) -> Mask:
         self._follow(self.weight.device)
-        plan = (getattr(self, name) for name in _PLAN)
-        return Mask(self.out_features, self.in_features, *plan, steps=self._steps)
+        plan = [getattr(self, name) for name in _PLAN]
+        return Mask._of_plan(self.out_features, self.in_features, plan, self._steps)
 
     def _home(self) -> torch.device:
         return self.weight.device
@@ -109,7 +109,7 @@ class MaskedLinear(Structured, nn.Linear):
     @property
     def _saved_mask(self) -> dict[str, str]:
         """What a checkpoint says about the mask."""
-        mask = Mask(self.out_features, self.in_features, *(self._derived[name] for name in _PLAN))
+        mask = Mask._of_plan(self.out_features, self.in_features, [self._derived[name] for name in _PLAN], ())
         if self._fingerprint is None:
             self._fingerprint = mask.fingerprint()
         return {"mask": repr(mask), "fingerprint": self._fingerprint}
@@ -178,7 +178,7 @@ class MaskedLinear(Structured, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         # Read from the dict of parameters: two calls of Module.__getattr__ take a twentieth of a small layer's time.
-        weight = self._parameters.get("weight")
+        weight: Tensor | None = self._parameters.get("weight")
         if weight is None:
             weight = self.weight
         if weight.device != self._derived_on:
@@ -196,7 +196,8 @@ class MaskedLinear(Structured, nn.Linear):
             return self._forward(input, self.weight)
 
         def gather() -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-            weight, bias, ends = self.weight.detach(), self.bias, extents
+            weight, ends = self.weight.detach(), extents
+            bias: Tensor | None = self.bias
             if columns is not None:
                 weight = weight.index_select(1, columns)
             if rows is None:
@@ -259,6 +260,8 @@ class NegativeLogLikelihood(nn.Module):
         >>> loss(torch.zeros(3, 6)).shape
         torch.Size([])
     """
+
+    model: Any
 
     def __init__(self, model: nn.Module, reduction: str = "mean") -> None:
         super().__init__()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from ._integers import is_integer
 
 __all__ = ["check", "inverse", "random", "raster", "reversed", "snake"]
 
 
 def _shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    shape = (int(event_shape),) if isinstance(event_shape, Integral) else tuple(int(size) for size in event_shape)
+    shape = (int(event_shape),) if is_integer(event_shape) else tuple(int(size) for size in event_shape)
     if not shape or any(size < 1 for size in shape):
         raise ValueError(f"orderings: event_shape must be one or more positive sizes, got {tuple(shape)}")
     return shape

@@ -20,7 +20,9 @@ _INPUT_ERRORS = (ValueError, OSError, ImportError, SafetensorError, MemoryError,
 class Commands(click.Group):
     """A group whose errors are one line on standard error, with exit status 2 (1 for a broken pipe)."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # click has an overload for each standalone_mode
+        self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         name = prog_name or "ar-fast"
@@ -39,8 +41,9 @@ class Commands(click.Group):
                 # Who reads has gone; nothing more can be written.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(1)
-            missing = isinstance(error, ModuleNotFoundError)
-            needed = f'needs {error.name}: pip install "ar_fast[cli]"' if missing else str(error)
+            needed = str(error)
+            if isinstance(error, ModuleNotFoundError):
+                needed = f'needs {error.name}: pip install "ar_fast[cli]"'
             _complain(name, needed or type(error).__name__)
             sys.exit(2)
         sys.exit(status if isinstance(status, int) else 0)

@@ -10,6 +10,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,12 @@ from ..tasks._timing import interleave
 from ..tasks.training import Settings, make_optimizer, train_step
 
 
-class _Images:
-    """Takes images (B, *event_shape) of any dtype; the plain models take rows (B, D)."""
+class PlainNADE(ReferenceNADE):
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: images (B, *event_shape) of any dtype -> (B,) in nats."""
+        return super().log_prob(x.flatten(1).to(self.out_bias.dtype), context)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        return super().log_prob(x.flatten(1).to(self.out_bias.dtype))
-
-
-class PlainNADE(_Images, ReferenceNADE):
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The logits, (B, D)."""
         activation = ACTIVATIONS[self.activation]
         state, logits = self.in_bias.expand(len(x), -1), []
@@ -42,7 +40,7 @@ class PlainNADE(_Images, ReferenceNADE):
         return torch.stack(logits, 1) + self.out_bias
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Tensor:
         """n rows, (n, D), drawn in one pass: the hidden state is updated in place."""
         activation = ACTIVATIONS[self.activation]
         state = self.in_bias.expand(n, -1).clone()
@@ -53,16 +51,21 @@ class PlainNADE(_Images, ReferenceNADE):
         return x.T
 
 
-class PlainMADE(_Images, ReferenceMADE):
+class PlainMADE(ReferenceMADE):
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: images (B, *event_shape) of any dtype -> (B,) in nats."""
+        return super().log_prob(x.flatten(1).to(self.out_bias.dtype), context)
+
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
+    def draw(self, n: int) -> Tensor:
         """n rows, (n, D), by one network pass for every variable, with weights masked beforehand."""
         activation = MLP_ACTIVATIONS[self.activation]
-        weights = [layer.weight * mask.to(layer.weight) for layer, mask in zip(self.layers, self.masks, strict=True)]
+        layers: Any = self.layers
+        weights = [layer.weight * mask.to(layer.weight) for layer, mask in zip(layers, self.masks, strict=True)]
         x = self.out_bias.new_zeros(n, self.variables)
         for i in range(self.variables):
             hidden = x
-            for layer, weight in zip(self.layers[:-1], weights[:-1], strict=True):
+            for layer, weight in zip(layers[:-1], weights[:-1], strict=True):
                 hidden = activation(F.linear(hidden, weight, layer.bias))
             x[:, i] = torch.bernoulli(torch.sigmoid(torch.addmv(self.out_bias[i], hidden, weights[-1][i])))
         return x
@@ -71,7 +74,7 @@ class PlainMADE(_Images, ReferenceMADE):
 def plain_model(model: NADE | MADE) -> PlainNADE | PlainMADE:
     """The same model in plain PyTorch, with a copy of its parameters. Raster order only."""
     if isinstance(model, NADE):
-        plain = PlainNADE(model.variables, model.hidden_features, activation=model.activation)
+        plain: PlainNADE | PlainMADE = PlainNADE(model.variables, model.hidden_features, activation=model.activation)
     else:
         plain = PlainMADE(model.variables, model.degrees, activation=model.activation)
     plain.load_state_dict(model.state_dict())
@@ -133,7 +136,7 @@ def compare_sampling(model: NADE | MADE, count: int) -> SamplingComparison:
     """Draws `count` images with both models, in turns, from the same parameters."""
     plain = plain_model(model)
     timings = interleave(
-        {"fast": lambda: model.sample(count), "plain": lambda: plain.sample(count)},
+        {"fast": lambda: model.sample(count), "plain": lambda: plain.draw(count)},
         seconds=2.0,
         min_rounds=3,
         device=model.device,

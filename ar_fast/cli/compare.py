@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -60,7 +61,7 @@ def save_samples(path: Path, table: Comparison, test: Tensor, seed: int) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [("test images", test[:DRAWN])]
+    lines: list[tuple[str, Any]] = [("test images", test[:DRAWN])]
     lines += [(entry.name, entry.model.sample(DRAWN, seed=seed)) for entry in table]
     figure, axes = pyplot.subplots(len(lines), figsize=(9.6, 0.7 * len(lines)), layout="constrained")
     for axis, (name, images) in zip(axes, lines, strict=True):

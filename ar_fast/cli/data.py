@@ -19,11 +19,12 @@ class Images(Split):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return tuple(self.train.shape[1:])
+        height, width = self.train.shape[1:]
+        return height, width
 
     def to(self, device: torch.device) -> "Images":
-        parts = (part.to(device) for part in (self.train, self.validation, self.test))
-        return Images(*parts, self.name, self.binarization)
+        parts = [part.to(device) for part in (self.train, self.validation, self.test)]
+        return Images(parts[0], parts[1], parts[2], self.name, self.binarization)
 
 
 def binarize(pixels: np.ndarray) -> tuple[np.ndarray, str]:
@@ -106,7 +107,8 @@ def load_images(source: str, seed: int = 0) -> Images:
     # All three parts share one threshold.
     pixels, binarization = binarize(np.concatenate(parts))
     images = torch.from_numpy(as_images(pixels)).contiguous()
-    return Images(*images.split(lengths), name, binarization)
+    train, validation, test = images.split(lengths)
+    return Images(train, validation, test, name, binarization)
 
 
 def independent_pixels(images: Images) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import flows, models, orderings
-from .values import Characters, Values
+from .values import Characters
 
 ORDERS = ("raster", "reversed", "snake", "random")
 
@@ -103,9 +103,7 @@ def arguments(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return defaults | {option: value for option, value in given.items() if value is not None}
 
 
-def make(
-    name: str, options: dict[str, Any], values: Values, seed: int, device: torch.device, dtype: torch.dtype
-) -> Any:
+def make(name: str, options: dict[str, Any], values: Any, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
     """The model, with parameters drawn by torch's default generator.
 
     Raises:

@@ -103,7 +103,7 @@ def endings(values: Values) -> tuple[str, ...]:
     return (".npz", ".npy", ".txt", *((".png",) if is_image(values) else ()), ".csv")
 
 
-def shades(array: np.ndarray, values: Numbers, *, bright: bool = False) -> np.ndarray:
+def shades(array: np.ndarray, values: Any, *, bright: bool = False) -> np.ndarray:
     """Events (N, height, width) or (N, 3, height, width) as (N, height, width) or (N, height, width, 3) in uint8.
 
     Bits (and the probability of 1) are dark ink on light paper, or if ``bright`` white on black; levels are grey from
@@ -176,7 +176,7 @@ def write_preview(path: Path, x: Tensor, drawn: Tensor, values: Numbers) -> None
         Image.fromarray(image_grid(picture)).save(beside, compress_level=1)
 
 
-def _as_text(decoded: np.ndarray, values: Numbers, suffix: str) -> str:
+def _as_text(decoded: np.ndarray, values: Any, suffix: str) -> str:
     """A picture of characters for each image, a line of numbers for each other event."""
     if suffix == ".csv" or not is_image(values) or len(values.event_shape) == 3:
         separator = "," if suffix == ".csv" else " "
@@ -189,7 +189,7 @@ def _as_text(decoded: np.ndarray, values: Numbers, suffix: str) -> str:
 
 
 @torch.no_grad()
-def write_frames(path: Path, model: Any, drawn: Tensor, values: Values) -> None:
+def write_frames(path: Path, model: Any, drawn: Tensor, values: Any) -> None:
     """A GIF of images that appear in the order in which they were drawn; beside them what was expected of each pixel
     when its turn came: p(x_i = 1 | x_<i) of bits, the mean of levels."""
     from PIL import Image

@@ -237,7 +237,11 @@ def _values_of(model: Any) -> Values:
     if isinstance(model, flows.MAF):
         return Numbers(model.event_shape, "reals")
     head = model.head
-    kinds = {heads.Bernoulli: "binary", heads.LogisticMixture: "levels", heads.GaussianMixture: "reals"}
+    kinds: dict[type, str] = {
+        heads.Bernoulli: "binary",
+        heads.LogisticMixture: "levels",
+        heads.GaussianMixture: "reals",
+    }
     if type(head) in kinds:
         return Numbers(model.event_shape, kinds[type(head)], levels=head.levels)
     if isinstance(head, heads.Categorical) and isinstance(head.categories, int):
@@ -287,7 +291,8 @@ def prepare(folder: Path, config: dict[str, Any], source: sources.Source | None 
     own = [on_model(parts[part], model) for part in sources.PARTS]
     settings = Settings(**config["settings"])
     if isinstance(values, Characters):
-        split: Split = Text(*own, chunk=config["chunk"])
+        train, validation, test = own
+        split: Split = Text(train, validation, test, config["chunk"])
         split.batches(settings)
     else:
         split = Split(*own)

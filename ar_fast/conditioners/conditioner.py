@@ -146,7 +146,7 @@ def find(root: nn.Module, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), root) if path else root
 
 
-def dense_mask(layer: nn.Module) -> Tensor:
+def dense_mask(layer: Any) -> Tensor:
     """A masked layer's mask as (O, I) bool; a mask stored as (I, O) is transposed where only that fits."""
     mask, weight = layer.mask, layer.weight
     if mask.shape != weight.shape and mask.T.shape == weight.shape:
@@ -259,7 +259,8 @@ class Schedule:
                     units = units[own_ready[units].argsort(stable=True)]
                 orders[group] = _Order(units, _ends(own_ready, self.levels))
             self.order.append(orders[group])
-        self.masks, self.context_masks = [], []
+        self.masks: list[Tensor | None] = []
+        self.context_masks: list[Tensor | None] = []
         for index, (step, mask) in enumerate(zip(own.steps, masks, strict=True)):
             if not isinstance(step, Masked):
                 self.masks.append(None)

@@ -18,13 +18,11 @@ __all__ = ["Invertible", "gradients", "graph_needed", "inverted"]
 
 
 class Invertible(Protocol):
-    """An autoregressive transform whose inverse is computed without a graph.
+    """An autoregressive transform whose inverse is computed without a graph."""
 
-    Attributes:
-        steps: its conditioner.
-    """
-
-    steps: Incremental
+    @property
+    def steps(self) -> Incremental:
+        """Its conditioner."""
 
     def without_graph(
         self, y: Tensor, context: Rows | None, tensors: Sequence[Tensor | None]

@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     """What the context adds: one row for each distinct context, and which of them each row of a batch has."""
 
     values: Tensor
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # a tuple has a method of that name
 
     def of(self, rows: slice) -> Tensor:
         """What some rows of the batch have; one row if all have the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -29,6 +31,6 @@ class FlowDistribution(AutoregressiveDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.real_vector
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape)
         return self.model.rsample(shape + self.batch_shape if self.context is None else shape, self.context)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .. import orderings
+from .._integers import is_integer
 from .._philox import philox_uniform
 from .._structure import building, first_parameter
 from .._vocabulary import MLP_ACTIVATIONS
@@ -99,7 +99,7 @@ class MAF(nn.Module):
             ("context_features", context_features, 0),
             ("transforms", transforms, 1),
         ):
-            if not isinstance(given, Integral) or given < least:
+            if not is_integer(given) or given < least:
                 raise ValueError(f"MAF: {name} must be an integer >= {least}, got {given!r}")
         if isinstance(univariate, str) and univariate in UNIVARIATE:
             univariate = UNIVARIATE[univariate]()
@@ -120,7 +120,7 @@ class MAF(nn.Module):
         self.activation, self.inverse, self.validate_args = activation, bool(inverse), validate_args
         self.event_shape = torch.Size([self.features])
         self._how_orders, self.order_seed = self._check_orders(orders, int(transforms), order_seed)
-        self.transforms = nn.ModuleList(
+        self.transforms: Any = nn.ModuleList(
             AutoregressiveTransform(
                 self.features,
                 self.hidden_features,
@@ -137,7 +137,7 @@ class MAF(nn.Module):
     def _check_orders(
         self, given: str | Sequence[Tensor | Sequence[int]], transforms: int, seed: int
     ) -> tuple[str | list[list[int]], int]:
-        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        if not is_integer(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"MAF: order_seed must be an integer in 0 ... 2^63 - 1, got {seed!r}")
         if isinstance(given, str):
             if given not in ("alternating", "random"):

@@ -229,13 +229,13 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
             biases[:2] = [add_context(biases[0], context.values, weights.pop(1))]
         size = rows_of_a_call(self.features + sum(self.hidden_features), y)
         found = [
-            self._rows(y[start : start + size], context, weights, biases, slice(start, start + size))
+            self._inverted(y[start : start + size], context, weights, biases, slice(start, start + size))
             for start in range(0, max(1, len(y)), size)
         ]
         x, log_det = zip(*found, strict=True)
         return (x[0], log_det[0]) if len(found) == 1 else (torch.cat(x), torch.cat(log_det))
 
-    def _rows(
+    def _inverted(
         self, y: Tensor, context: Rows | None, weights: list[Tensor], biases: list[Tensor], rows: slice
     ) -> tuple[Tensor, Tensor]:
         first, *rest = biases

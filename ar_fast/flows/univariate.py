@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
 
 from .. import functional
+from .._integers import is_integer, is_real
 
 __all__ = ["UNIVARIATE", "Affine", "Spline", "Univariate", "from_config"]
 
 
 def _check_slope(name: str, slope: float) -> float:
-    if not isinstance(slope, Real) or not 0 < slope < 1:
+    if not is_real(slope) or not 0 < slope < 1:
         raise ValueError(f"{name}: slope must be a number between 0 and 1, got {slope!r}")
     return float(slope)
 
@@ -87,9 +87,9 @@ class Spline(_Univariate):
     head = "spline_soft_clip"
 
     def __init__(self, bins: int = 8, bound: float = 5.0, slope: float = 1e-3) -> None:
-        if not isinstance(bins, Integral) or bins < 1:
+        if not is_integer(bins) or bins < 1:
             raise ValueError(f"Spline: bins must be a positive integer, got {bins!r}")
-        if not isinstance(bound, Real) or not 0 < bound < math.inf:
+        if not is_real(bound) or not 0 < bound < math.inf:
             raise ValueError(f"Spline: bound must be a positive finite number, got {bound!r}")
         self.bins, self.bound, self.slope = int(bins), float(bound), _check_slope("Spline", slope)
         self.constants = (-self.bound, self.bound, -math.log(self.slope))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -183,7 +184,8 @@ def deep_nade_sample(
     return call("deep_nade_sample", state, in_weight, mask_weight, *layers, *structure, *draws)
 
 
-class MlpLayer(NamedTuple):
+@dataclass(frozen=True)
+class MlpLayer:
     """A layer of the program of :func:`masked_mlp_sample`. Value 0 is the columns, value l + 1 the result of layer l.
 
     Attributes:
@@ -201,7 +203,7 @@ class MlpLayer(NamedTuple):
     add: int | None = None
     activated: bool = True
 
-    CONTEXT = -2
+    CONTEXT: ClassVar[int] = -2
 
     def numbers(self) -> list[int]:
         """The layer as the op takes it.

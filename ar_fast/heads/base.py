@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -196,8 +196,8 @@ class Head(abc.ABC):
                 f"got shape {tuple(parameters.shape)}"
             )
         if own is None:
-            return value_of(self, parameters)
-        values = [value_of(self.of(i), part) for i, part in enumerate(parameters.split(own, -1))]
+            return value_of(cast(OneKind, self), parameters)
+        values = [value_of(cast(OneKind, self.of(i)), part) for i, part in enumerate(parameters.split(own, -1))]
         dtype = functools.reduce(torch.promote_types, [value.dtype for value in values])
         return torch.stack([value.to(dtype) for value in values], -1)
 

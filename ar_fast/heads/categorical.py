@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._integers import integers
+from .._integers import integers, is_integer
 from .base import IntegerInterval, OneKind, is_whole
 
 __all__ = ["Categorical"]
@@ -38,7 +37,7 @@ class Categorical(OneKind):
         given = integers(categories)
         if not given or min(given) < 1:
             raise ValueError(f"Categorical: categories must be a positive integer or some of them, got {categories!r}")
-        self.categories = given[0] if isinstance(categories, Integral) else given
+        self.categories = given[0] if is_integer(categories) else given
 
     def counts(self, variables: int) -> int | list[int]:
         if isinstance(self.categories, list) and len(self.categories) != variables:
@@ -59,7 +58,8 @@ class Categorical(OneKind):
         return IntegerInterval(0, torch.tensor(self.categories).reshape(event_shape) - 1)
 
     def violation(self, x: Tensor, upper: Tensor | None = None) -> Tensor:
-        return ~is_whole(x, self.categories if upper is None else upper)
+        bound: Any = self.categories if upper is None else upper
+        return ~is_whole(x, bound)
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         # A fraction and NaN become a number that is no category either.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .._integers import is_integer
 from .base import IntegerInterval, OneKind, is_whole
 from .categorical import draw_category
 
@@ -22,7 +22,7 @@ _MODE_STEPS = 200
 
 class _Mixture(OneKind):
     def __init__(self, components: int) -> None:
-        if not isinstance(components, Integral) or components < 1:
+        if not is_integer(components) or components < 1:
             raise ValueError(f"{type(self).__name__}: components must be a positive integer, got {components!r}")
         self.components = int(components)
 
@@ -127,7 +127,7 @@ class LogisticMixture(_Mixture):
 
     def __init__(self, components: int, levels: int = 256) -> None:
         super().__init__(components)
-        if not isinstance(levels, Integral) or levels < 2:
+        if not is_integer(levels) or levels < 2:
             raise ValueError(f"LogisticMixture: levels must be an integer of at least 2, got {levels!r}")
         self.levels = int(levels)
 

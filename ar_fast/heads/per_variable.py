@@ -67,7 +67,8 @@ class PerVariable(Head):
 
     def counts(self, variables: int) -> list[int]:
         self._check(variables)
-        return [head.counts(1) for head in self.heads]
+        own: list[Any] = [head.counts(1) for head in self.heads]
+        return own
 
     def sizes(self, variables: int) -> list[int | None]:
         self._check(variables)

@@ -34,21 +34,19 @@ class ChainKind(Protocol):
     library: str
     evaluates: str
 
-    def children(self, module: nn.Module) -> Sequence[nn.Module]:
+    def children(self, module: Any) -> Sequence[nn.Module]:
         """The transforms in the order of the density."""
 
-    def order(self, child: nn.Module) -> Callable[[], Tensor] | None:
+    def order(self, child: Any) -> Callable[[], Tensor] | None:
         """What gives the permutation y = x[:, order()] that a child is; None for any other child."""
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The original's direction of the density: (x (B, D), context (B, C)) -> (y, log|det dy/dx|)."""
 
-    def evaluate(
-        self, module: nn.Module, chain: Chain, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def evaluate(self, module: Any, chain: Chain, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The same by the chain; None where the original must run."""
 
-    def attributes(self, module: nn.Module, chain: Chain) -> dict[str, Any]:
+    def attributes(self, module: Any, chain: Chain) -> dict[str, Any]:
         """The attributes through which the module runs the chain."""
 
 
@@ -77,7 +75,7 @@ class Chain:
     def __init__(
         self,
         kind: ChainKind,
-        module: nn.Module,
+        module: Any,
         links: Sequence[Link | None],
         crossovers: tuple[Crossover, Crossover] | None = None,
     ) -> None:
@@ -85,7 +83,9 @@ class Chain:
         self._kind, self._module = kind, module
         # Where a run starts and stops.
         self.runs: dict[int, tuple[int, Densities]] = {}
-        start, transforms, orders = 0, [], {}
+        start = 0
+        transforms: list[Density] = []
+        orders: dict[int, Any] = {}
         for index, (child, link) in enumerate(zip(self.children, links, strict=True)):
             order = kind.order(child)
             density = None if link is None else Density(steps_of(child, link.network, link.conditioner), link.head)
@@ -162,14 +162,14 @@ class ChainPlan:
     crossovers: tuple[Crossover, Crossover]
     modules: tuple[tuple[str, type], ...]
 
-    def attributes(self, module: nn.Module) -> dict[str, Any]:
+    def attributes(self, module: Any) -> dict[str, Any]:
         if self.modules != modules_in(module):
             return {}
         return self.kind.attributes(module, Chain(self.kind, module, self.links, self.crossovers))
 
 
 def read_chain(
-    kind: ChainKind, name: str, module: nn.Module, plans: Mapping[int, object]
+    kind: ChainKind, name: str, module: Any, plans: Mapping[int, object]
 ) -> tuple[ChainPlan | None, list[Part]]:
     """The plan of a chain and its part of the report; neither where its transforms cannot run together.
 
@@ -212,7 +212,7 @@ def _link(plan: object) -> Link | None:
     return Link(plan.kind.network, plan.conditioner, plan.head)
 
 
-def _paths(kind: ChainKind, module: nn.Module, links: Sequence[Link | None]) -> tuple[Any, Any]:
+def _paths(kind: ChainKind, module: Any, links: Sequence[Link | None]) -> tuple[Any, Any]:
     chain = Chain(kind, module, links)
 
     def original(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional
 from .._structure import building, version_of
@@ -74,7 +74,10 @@ class Density:
                 raise Unsuitable("its context passes through another function than its values")
         self.steps = steps
         # For each term of the program its layer, and whether it has a mask.
-        self._terms = [(steps.function(own.steps[term].layer), isinstance(own.steps[term], Masked)) for term in terms]
+        layers: list[Any] = [own.steps[term] for term in terms]
+        self._terms: list[tuple[Any, bool]] = [
+            (steps.function(step.layer), isinstance(step, Masked)) for step in layers
+        ]
         self._converted: list[tuple[Tensor | None, int | None, Tensor | None]] = [(None, None, None)] * len(terms)
         if max(layer.weight.shape[1] for layer, _ in self._terms) > _MOST_INPUTS:
             raise Unsuitable(f"it has layers of more than {_MOST_INPUTS} inputs")
@@ -95,14 +98,16 @@ class Density:
 
     def tensors(self) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
         """The weight, the mask and the bias of each term; masks in the dtype of the weights, which multiply faster."""
-        weights, masks, biases = [], [], []
+        weights: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        biases: list[Tensor | None] = []
         for index, (layer, has_mask) in enumerate(self._terms):
             weights.append(_parameter(layer, "weight"))
             masks.append(self._mask(index, layer, weights[-1].dtype) if has_mask else None)
             biases.append(_parameter(layer, "bias"))
         return weights, masks, biases
 
-    def _mask(self, index: int, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    def _mask(self, index: int, layer: Any, dtype: torch.dtype) -> Tensor:
         mask = layer._buffers.get("mask")
         mask = layer.mask if mask is None else mask
         if mask.dtype is dtype:
@@ -165,7 +170,9 @@ class Densities:
             return None
 
         none = _nothing(x.dtype, x.device)
-        weights, masks, biases = [], [], []
+        weights: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        biases: list[Tensor | None] = []
         for transform in transforms:
             for all_of_them, own in zip((weights, masks, biases), transform.tensors(), strict=True):
                 all_of_them += [none if tensor is None else tensor for tensor in own]
@@ -187,7 +194,8 @@ def _program_of(conditioner: Conditioner) -> tuple[list[int], list[int]]:
 
     What the context adds is a term that reads it, or a layer of its own if it passes through a function.
     """
-    steps, context = conditioner.steps, functional.MlpLayer.CONTEXT
+    steps: tuple[Any, ...] = conditioner.steps
+    context = functional.MlpLayer.CONTEXT
     program: list[functional.MlpLayer] = []
     terms: list[int] = []
     # Where the values of the program without a context stand in this one.
@@ -214,7 +222,7 @@ def _program_of(conditioner: Conditioner) -> tuple[list[int], list[int]]:
     return [number for layer in program for number in layer.numbers()], terms
 
 
-def _parameter(layer: nn.Module, name: str) -> Tensor | None:
+def _parameter(layer: Any, name: str) -> Tensor | None:
     # The attribute itself is slow, and stands for what a parametrisation computes.
     own = layer._parameters.get(name)
     return getattr(layer, name) if own is None else own
@@ -245,7 +253,7 @@ def crossovers_of_density(
     original: Path,
     conditioner: Conditioner,
     draw: Callable[[int], Tensor],
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
 ) -> tuple[Crossover, Crossover]:
     """Where our evaluation is faster, and where it is together with its gradients; measured once for transforms of the
     same ``kind`` and structure."""
@@ -269,7 +277,8 @@ def crossovers_of_density(
 
             return of
 
-        _measured[key] = tuple(
+        forward, training = (
             measured(calls(original, training), calls(ours, training), like.device) for training in (False, True)
         )
+        _measured[key] = forward, training
     return _measured[key]

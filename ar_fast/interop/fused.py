@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,7 +133,9 @@ class Fused:
         if device not in made:
             own = made[torch.device("cpu")]
             with building():
-                moved = {part.name: _to(getattr(own, part.name), device) for part in dataclasses.fields(own)}
+                moved: dict[str, Any] = {
+                    part.name: _to(getattr(own, part.name), device) for part in dataclasses.fields(own)
+                }
             made[device] = _Structure(**moved)
         return made[device]
 
@@ -171,7 +174,8 @@ def program_of(conditioner: Conditioner) -> list[_Layer]:
     """The op's layers: a layer has up to two masked terms, an added value, what the context adds, and an activation."""
     steps, uses = conditioner.steps, conditioner.uses()
     layers: list[_Layer] = []
-    made, waiting = {0: 0}, {}
+    made = {0: 0}
+    waiting: dict[int, Any] = {}
 
     def made_as(value: int) -> int:
         """The op's index of a value, whose layer is made now if it waited for more."""

@@ -233,9 +233,10 @@ def crossovers(
     like = draw(1)
     key = kind, conditioner, like.dtype, like.device, torch.get_num_threads()
     if key not in _measured:
-        _measured[key] = tuple(
+        forward, training = (
             _crossover(ours, original, conditioner, draw, parameters if training else ()) for training in (False, True)
         )
+        _measured[key] = forward, training
     return _measured[key]
 
 

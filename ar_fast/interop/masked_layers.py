@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _measured: dict[tuple[Any, ...], tuple[Crossover, Crossover]] = {}
 
 
-def is_masked(module: nn.Module) -> bool:
+def is_masked(module: Any) -> bool:
     """Whether a module looks like a masked linear layer: a weight, and a mask of the same size or its transpose."""
     mask, weight = getattr(module, "mask", None), getattr(module, "weight", None)
     if not isinstance(mask, Tensor) or not isinstance(weight, Tensor) or mask.dim() != 2 or weight.dim() != 2:
@@ -59,14 +59,14 @@ class LayerPlan:
         # Smaller batches go to the original at once.
         self.least_rows = 0 if crossovers is None else min(own.least for own in crossovers)
 
-    def attributes(self, module: nn.Module) -> dict[str, Any]:
+    def attributes(self, module: Any) -> dict[str, Any]:
         state, least = _LayerState(module, self.always), self.least_rows * module.weight.shape[1]
         original = type(module).forward
         # Looked up once: small layers take some ten microseconds.
         compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
         transforms, recording = torch._C._functorch.maybe_current_level, torch.is_grad_enabled
 
-        def forward(self: nn.Module, input: Tensor) -> Tensor:
+        def forward(self: Any, input: Tensor) -> Tensor:
             if input.numel() < least:
                 return original(self, input)
             # The conditions of plain_call.
@@ -101,7 +101,7 @@ def _masked_linear(*arguments: Any) -> Tensor:
 def _setting_mask(state: _LayerState) -> Callable[..., Any]:
     """``set_mask`` writes through ``mask.data``, which counts no change of the mask, so the plan is dropped here."""
 
-    def set_mask(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+    def set_mask(self: Any, *arguments: Any, **named: Any) -> Any:
         state.forget()
         return type(self).set_mask(self, *arguments, **named)
 
@@ -119,7 +119,7 @@ class _LayerState:
     forward_only: tuple[tuple[int, ...], tuple[bool, ...]]
     training: tuple[tuple[int, ...], tuple[bool, ...]]
 
-    def __init__(self, module: nn.Module, always: bool) -> None:
+    def __init__(self, module: Any, always: bool) -> None:
         self._always = always
         self._dtype: torch.dtype | None = None
         self._device: torch.device | None = None
@@ -131,7 +131,7 @@ class _LayerState:
         self._version: int | None = None
         self._plan: tuple[Tensor | None, ...] | None = None
 
-    def plan(self, module: nn.Module, weight: Tensor) -> tuple[Tensor | None, ...] | None:
+    def plan(self, module: Any, weight: Tensor) -> tuple[Tensor | None, ...] | None:
         """The mask's plan as the op takes it; None where the original must run."""
         mask = module._buffers.get("mask")
         if mask is None:
@@ -154,7 +154,7 @@ class _LayerState:
         return self._plan
 
 
-def _plan_of(module: nn.Module) -> tuple[Tensor | None, ...] | None:
+def _plan_of(module: Any) -> tuple[Tensor | None, ...] | None:
     mask = module.mask
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         return None
@@ -162,27 +162,27 @@ def _plan_of(module: nn.Module) -> tuple[Tensor | None, ...] | None:
         return Mask.from_dense(dense_mask(module)).plan
 
 
-def crossovers_of(module: nn.Module) -> tuple[Crossover, Crossover]:
+def crossovers_of(module: Any) -> tuple[Crossover, Crossover]:
     """(forward pass, training step), measured once for layers of the same sizes, masks as dense, dtype, device and
     number of threads."""
     weight, mask = module.weight, module.mask
     seen, sorted_rows = int((mask != 0).sum()), _is_staircase(module)
-    key = type(module), tuple(weight.shape), seen, sorted_rows, module.bias is None
-    key = *key, weight.dtype, weight.device, torch.get_num_threads()
+    own = type(module), tuple(weight.shape), seen, sorted_rows, module.bias is None
+    key = *own, weight.dtype, weight.device, torch.get_num_threads()
     if key not in _measured:
         with building():
             _measured[key] = _measure(module)
     return _measured[key]
 
 
-def _is_staircase(module: nn.Module) -> bool:
+def _is_staircase(module: Any) -> bool:
     mask = Mask.from_dense(dense_mask(module))
     return mask.extents is not None and mask.rows is None and mask.columns is None
 
 
-def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
+def _measure(module: Any) -> tuple[Crossover, Crossover]:
     # A stand-in with parameters of its own: the gradients of the real ones may have hooks.
-    stand_in = shallow(module)
+    stand_in: Any = shallow(module)
     stand_in._parameters = {
         name: None if parameter is None else nn.Parameter(parameter.detach().clone())
         for name, parameter in module._parameters.items()
@@ -210,12 +210,13 @@ def _measure(module: nn.Module) -> tuple[Crossover, Crossover]:
 
         return of
 
-    return tuple(
+    forward, training = (
         measured(calls(original, training), calls(ours, training), weight.device) for training in (False, True)
     )
+    return forward, training
 
 
-def read_layer(name: str, module: nn.Module) -> tuple[LayerPlan | None, Part]:
+def read_layer(name: str, module: Any) -> tuple[LayerPlan | None, Part]:
     """The plan of a masked layer and its part of the report; no plan where the original is faster at every batch size.
 
     Raises:
@@ -243,7 +244,7 @@ def read_layer(name: str, module: nn.Module) -> tuple[LayerPlan | None, Part]:
     return plan, Part(name, type(module).__name__, "plain", "forward", by, deviation)
 
 
-def _deviation(layer: nn.Module) -> float:
+def _deviation(layer: Any) -> float:
     x = random(layer.weight, 3, layer.weight.shape[1])
     with torch.no_grad(), trying("its forward"):
         expected = type(layer).forward(layer, x)

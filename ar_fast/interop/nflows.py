@@ -23,20 +23,20 @@ from .plain import Reading, add_function, add_normalized
 __all__ = ["CHAIN", "KIND", "Nflows", "is_chain", "matches"]
 
 
-def matches(module: nn.Module) -> bool:
+def matches(module: Any) -> bool:
     names = "autoregressive_net", "_elementwise_forward", "_elementwise_inverse", "inverse"
     return all(hasattr(module, name) for name in names) and isinstance(module.autoregressive_net, nn.Module)
 
 
-def is_chain(module: nn.Module) -> bool:
+def is_chain(module: Any) -> bool:
     return hasattr(module, "_cascade") and isinstance(getattr(module, "_transforms", None), nn.ModuleList)
 
 
-def is_made(network: nn.Module) -> bool:
+def is_made(network: Any) -> bool:
     return all(hasattr(network, name) for name in ("initial_layer", "blocks", "final_layer"))
 
 
-def read_made(network: nn.Module, parameters: int | None, gated: bool) -> Iterator[Conditioner]:
+def read_made(network: Any, parameters: int | None, gated: bool) -> Iterator[Conditioner]:
     """What a MADE may be. With ``gated`` the context enters as in normflows (added to the first layer, and a gate at
     the end of each residual block), else as in nflows (through the activation, and added within each block)."""
     first = network.initial_layer.weight.shape[1]
@@ -66,7 +66,7 @@ def read_made(network: nn.Module, parameters: int | None, gated: bool) -> Iterat
         )
 
 
-def read_block(reading: Reading, path: str, block: nn.Module, gated: bool) -> None:
+def read_block(reading: Reading, path: str, block: Any, gated: bool) -> None:
     context = getattr(block, "context_layer", None)
     if hasattr(block, "linear_layers"):
         before = reading.last
@@ -102,16 +102,16 @@ class Nflows:
     stops_early = True
     gated = False
 
-    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+    def conditioners(self, module: Any, network: Any) -> Iterator[Conditioner]:
         if not is_made(network):
             raise Unsuitable(f"its conditioner, {type(network).__name__}, is of no known form")
         yield from read_made(network, None, self.gated)
         yield from read_made(network, None, not self.gated)
 
-    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    def raw(self, network: Any, x: Tensor, context: Tensor | None) -> Tensor:
         return network(x, context)
 
-    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def univariate(self, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
         def inverse(y: Tensor, parameters: Tensor) -> Tensor:
             own = module
             if getattr(module, "features", y.shape[1]) != y.shape[1]:
@@ -121,7 +121,7 @@ class Nflows:
 
         return inverse
 
-    def heads(self, module: nn.Module) -> Iterator[Head]:
+    def heads(self, module: Any) -> Iterator[Head]:
         if hasattr(module, "_unconstrained_scale_and_shift"):
             # The scale comes first. The constants of the sigmoid stand in the code only.
             least = float(getattr(module, "_epsilon", 1e-3))
@@ -133,27 +133,27 @@ class Nflows:
             bound = float(module.tail_bound)
             low, high = (0.0, 1.0) if module.tails is None else (-bound, bound)
             hidden = getattr(module.autoregressive_net, "hidden_features", None)
-            least = module.min_bin_width, module.min_bin_height, module.min_derivative
-            constants = low, high, *least, 1.0 if hidden is None else hidden**-0.5
+            widths = module.min_bin_width, module.min_bin_height, module.min_derivative
+            constants = low, high, *widths, 1.0 if hidden is None else hidden**-0.5
             yield Head("spline_softplus", constants, domain=(low, high) if module.tails is None else None)
 
-    def parametric(self, module: nn.Module) -> bool:
+    def parametric(self, module: Any) -> bool:
         return any("autoregressive_net" not in name for name, _ in module.named_parameters())
 
-    def passes(self, module: nn.Module) -> int | None:
+    def passes(self, module: Any) -> int | None:
         return None
 
-    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+    def one_pass(self, module: Any, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         return module._elementwise_inverse(y, module.autoregressive_net(x, context))[0]
 
-    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+    def original(self, module: Any, y: Tensor, context: Tensor | None) -> Tensor:
         return type(module).inverse(module, y, context)[0]
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, x, context)
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
-        def inverted(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+        def inverted(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
                 return type(self).inverse(self, inputs, context)
             x, log_det = inverse(inputs, None if context is None else distinct_rows(context))
@@ -165,7 +165,7 @@ class Nflows:
 
         passes = Passes(module)
 
-        def until_equal(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        def until_equal(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             def short() -> tuple[Tensor, Tensor]:
                 x, log_det = torch.zeros_like(inputs), None
                 for _ in range(math.prod(inputs.shape[1:])):
@@ -175,14 +175,15 @@ class Nflows:
                         break
                 return x, log_det
 
-            return passes(short, lambda: type(self).inverse(self, inputs, context), inputs, context)
+            x, log_det = passes(short, lambda: type(self).inverse(self, inputs, context), inputs, context)
+            return x, log_det
 
         replacing = until_equal if inverse is None else inverted
         replacing.__name__ = "inverse"
         own = {"inverse": types.MethodType(replacing, module)}
         if density is not None:
 
-            def forward(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
                 found = density(inputs, context)
                 return type(self).forward(self, inputs, context) if found is None else found
 
@@ -196,24 +197,22 @@ class NflowsChain:
     library = "nflows"
     evaluates = "forward"
 
-    def children(self, module: nn.Module) -> list[nn.Module]:
+    def children(self, module: Any) -> list[nn.Module]:
         return list(module._transforms._modules.values())
 
-    def order(self, child: nn.Module) -> Callable[[], Tensor] | None:
+    def order(self, child: Any) -> Callable[[], Tensor] | None:
         if not isinstance(child._buffers.get("_permutation"), Tensor) or getattr(child, "_dim", None) != 1:
             return None
         return lambda: child._buffers["_permutation"]
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, x, context)
 
-    def evaluate(
-        self, module: nn.Module, chain: Chain, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def evaluate(self, module: Any, chain: Chain, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         return chain(x, context, lambda index, x: chain.children[index](x, context))
 
-    def attributes(self, module: nn.Module, chain: Chain) -> dict[str, Any]:
-        def forward(self: nn.Module, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def attributes(self, module: Any, chain: Chain) -> dict[str, Any]:
+        def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             found = CHAIN.evaluate(self, chain, inputs, context)
             return type(self).forward(self, inputs, context) if found is None else found
 

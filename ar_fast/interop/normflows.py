@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from . import nflows
 
 __all__ = ["KIND", "matches"]
 
 
-def matches(module: nn.Module) -> bool:
+def matches(module: Any) -> bool:
     return nflows.matches(module) and hasattr(module.autoregressive_net, "preprocessing")
 
 

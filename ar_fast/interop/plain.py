@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ _FUNCTIONS = {
 }
 
 
-def activation_name(function: object) -> str | None:
+def activation_name(function: Any) -> str | None:
     """The name that the ops have for an activation, a module or function; None if they have none."""
     name, arguments = ACTIVATIONS.get(type(function), (None, {}))
     if any(getattr(function, argument) != value for argument, value in arguments.items()):
@@ -82,14 +83,14 @@ def activation_name(function: object) -> str | None:
     return name or (_FUNCTIONS.get(function) if callable(function) else None)
 
 
-def add_normalized(reading: Reading, path: str, part: nn.Module) -> None:
+def add_normalized(reading: Reading, path: str, part: Any) -> None:
     if part.running_mean is None:
         raise Unsuitable(f"{path}, {type(part).__name__}, keeps no running statistics")
     reading.add(Normalized(reading.last, path))
     reading.inactive.append(path)
 
 
-def read_conditioner(network: nn.Module) -> Iterator[Conditioner]:
+def read_conditioner(network: Any) -> Iterator[Conditioner]:
     """What a Sequential may be: its outputs are (D, K) or (K, D) flattened."""
     if not isinstance(network, nn.Sequential):
         return
@@ -98,8 +99,8 @@ def read_conditioner(network: nn.Module) -> Iterator[Conditioner]:
     masked = [step for step in reading.steps if isinstance(step, Masked)]
     if not masked:
         return
-    first = network.get_submodule(masked[0].layer)
-    last = network.get_submodule(masked[-1].layer)
+    first: Any = network.get_submodule(masked[0].layer)
+    last: Any = network.get_submodule(masked[-1].layer)
     variables, outputs = first.weight.shape[1], last.weight.shape[0]
     if variables == 0 or outputs % variables:
         raise Unsuitable(f"it has {outputs} outputs for {variables} inputs, which must be a multiple")
@@ -113,5 +114,5 @@ def read_conditioner(network: nn.Module) -> Iterator[Conditioner]:
         )
 
 
-def raw(network: nn.Module, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+def raw(network: Any, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
     return network(x)

@@ -23,7 +23,7 @@ __all__ = ["kind_of", "read_network"]
 _AFFINE = "arn", "log_scale_min_clip", "log_scale_max_clip", "sigmoid_bias", "stable"
 
 
-def kind_of(module: nn.Module) -> Pyro | None:
+def kind_of(module: Any) -> Pyro | None:
     """How a transform of pyro is read, or None if it is none."""
     if (
         hasattr(module, "condition")
@@ -42,11 +42,11 @@ def _of(transform: Any, network: str) -> Pyro | None:
     return Spline(network) if hasattr(transform, "arn") and hasattr(transform, "spline") else None
 
 
-def is_network(network: nn.Module) -> bool:
+def is_network(network: Any) -> bool:
     return all(hasattr(network, name) for name in ("layers", "param_dims", "input_dim", "skip_layer", "f"))
 
 
-def read_network(network: nn.Module) -> Iterator[Conditioner]:
+def read_network(network: Any) -> Iterator[Conditioner]:
     """An AutoRegressiveNN, also a conditional one: masked layers with one activation, and a skip connection."""
     reading, last = Reading(), len(network.layers) - 1
     for index in range(last + 1):
@@ -75,44 +75,44 @@ class Pyro:
 
     library = "pyro"
     replaced = "inverse"
-    evaluates = None
+    evaluates: str | None = None
     stops_early = False
 
     def __init__(self, network: str) -> None:
         self.network = network
 
-    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+    def conditioners(self, module: Any, network: Any) -> Iterator[Conditioner]:
         if not is_network(network):
             raise Unsuitable(f"its conditioner, {type(network).__name__}, is of no known form")
         yield from read_network(network)
 
-    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    def raw(self, network: Any, x: Tensor, context: Tensor | None) -> Tensor:
         outputs = network(x) if context is None else network(x, context=context)
         if isinstance(outputs, Tensor):
             return outputs.flatten(1)
         return torch.cat([own.reshape(len(x), -1) for own in outputs], 1)
 
-    def transform(self, module: nn.Module, context: Tensor | None) -> Any:
+    def transform(self, module: Any, context: Tensor | None) -> Any:
         return module if self.network == "arn" else type(module).condition(module, context)
 
-    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def univariate(self, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
         raise NotImplementedError
 
-    def heads(self, module: nn.Module) -> Iterator[Head]:
+    def heads(self, module: Any) -> Iterator[Head]:
         return iter(())
 
-    def parametric(self, module: nn.Module) -> bool:
+    def parametric(self, module: Any) -> bool:
         return False
 
-    def passes(self, module: nn.Module) -> int | None:
+    def passes(self, module: Any) -> int | None:
         return None
 
-    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+    def one_pass(self, module: Any, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         network = getattr(module, self.network)
         outputs = self.raw(network, x, context).unflatten(1, (-1, network.input_dim)).transpose(1, 2)
         return self.univariate(module)(y, outputs)
 
-    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+    def original(self, module: Any, y: Tensor, context: Tensor | None) -> Tensor:
         transform = self.transform(module, context)
         return _original(transform)(y)
 
@@ -120,12 +120,13 @@ class Pyro:
         """Sets what the original's ``_inverse`` leaves for log|det|."""
         raise NotImplementedError
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         def _inverse(self_: Any, y: Tensor) -> Tensor:
-            network, context = self_.arn, None
+            network: Any = self_.arn
+            context = None
             if isinstance(network, functools.partial):
                 network, context = network.func, network.keywords["context"]
             batch = y.shape[:-1]
@@ -141,7 +142,7 @@ class Pyro:
         if self.network == "arn":
             return {"_inverse": types.MethodType(_inverse, module)}
 
-        def condition(self_: nn.Module, context: Tensor) -> Any:
+        def condition(self_: Any, context: Tensor) -> Any:
             transform = type(self_).condition(self_, context)
             lend(transform, _inverse=_inverse)
             return transform
@@ -157,13 +158,13 @@ def _original(transform: Any) -> Callable[[Tensor], Tensor]:
 class Affine(Pyro):
     """y = scale x + mean, or with ``stable`` y = scale x + (1 - scale) mean."""
 
-    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+    def conditioners(self, module: Any, network: Any) -> Iterator[Conditioner]:
         for conditioner in super().conditioners(module, network):
             if conditioner.parameters != 2:
                 raise Unsuitable(f"its conditioner gives {conditioner.parameters} parameters, not a mean and a scale")
             yield conditioner
 
-    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def univariate(self, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
         own = self.transform(module, None)
         lowest, highest, bias, stable = (getattr(own, name) for name in _AFFINE[1:])
 
@@ -178,7 +179,7 @@ class Affine(Pyro):
 
         return inverse
 
-    def heads(self, module: nn.Module) -> Iterator[Head]:
+    def heads(self, module: Any) -> Iterator[Head]:
         lowest, highest, bias, stable = (getattr(self.transform(module, None), name) for name in _AFFINE[1:])
         if stable:
             yield Head("affine_gated", (float(bias),))
@@ -193,13 +194,13 @@ class Affine(Pyro):
 class Spline(Pyro):
     """A rational spline of linear or quadratic order."""
 
-    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def univariate(self, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
         spline = self.transform(module, None).spline
         sizes = getattr(module, self.network).param_dims
 
         def inverse(y: Tensor, parameters: Tensor) -> Tensor:
             parts = parameters.transpose(1, 2).split(sizes, 1)
-            own = shallow(spline, nn=lambda _: parts, input_dim=y.shape[1])
+            own: Any = shallow(spline, nn=lambda _: parts, input_dim=y.shape[1])
             return own.condition(None)._inverse(y)
 
         return inverse

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["incremental"]
 
 
-def incremental(network: nn.Module) -> Incremental:
+def incremental(network: Any) -> Incremental:
     """A conditioner of another library, evaluated one variable at a time, each hidden unit once.
 
     Args:
@@ -46,9 +47,7 @@ def incremental(network: nn.Module) -> Incremental:
                 with trying("its forward"):
                     x = random(like, 3, conditioner.variables)
                     context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
-                    check_parameters(
-                        Incremental(conditioner, exact), lambda x, c, raw=raw: raw(exact, x, c), x, context
-                    )
+                    check_parameters(Incremental(conditioner, exact), functools.partial(raw, exact), x, context)
                     return Incremental(conditioner, network)
             except Unsuitable as reason:
                 reasons.append(str(reason))
@@ -61,7 +60,7 @@ def incremental(network: nn.Module) -> Incremental:
 Raw = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
 
-def _candidates(transform: nn.Module, kind: Kind | None, network: nn.Module) -> Iterator[tuple[Conditioner, Raw]]:
+def _candidates(transform: nn.Module, kind: Kind | None, network: Any) -> Iterator[tuple[Conditioner, Raw]]:
     from . import nflows, plain, pyro
 
     if kind is not None:

@@ -113,7 +113,8 @@ def _read(module: nn.Module) -> _Autoencoder:
     """Raises ValueError for anything except linear layers with the same activation between each two of them."""
     if not isinstance(module, nn.Sequential):
         raise _refused(f"module must be an nn.Sequential, got {type(module).__name__}")
-    found, between = _Autoencoder(), []
+    found = _Autoencoder()
+    between: list[Any] = []
     for name, part in _flattened(module):
         if type(part) is nn.Linear:
             if found.linears:

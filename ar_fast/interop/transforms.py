@@ -212,7 +212,8 @@ def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple
     """Reads a copy, checks the reading in float64 with random parameters, and measures it with the real ones."""
     network = find(copied, kind.network)
     conditioner, notes = _conditioner(kind, copied, network)
-    reasons, fused = [], []
+    reasons: list[str] = []
+    fused: list[str] = []
     for head in (*kind.heads(copied), None):
         # Some transforms have the unit interval as their domain.
         for draw in (random, uniform):

@@ -23,12 +23,12 @@ from .plain import Reading, read_sequential
 __all__ = ["CHAIN", "KIND", "is_chain", "matches"]
 
 
-def matches(module: nn.Module) -> bool:
+def matches(module: Any) -> bool:
     names = "hyper", "univariate", "shapes", "total", "passes", "meta"
     return all(hasattr(module, name) for name in names) and isinstance(module.hyper, nn.Sequential)
 
 
-def is_chain(module: nn.Module) -> bool:
+def is_chain(module: Any) -> bool:
     transforms = getattr(module, "transforms", None)
     return isinstance(transforms, nn.ModuleList) and any(matches(own) for own in transforms)
 
@@ -42,7 +42,7 @@ class Zuko:
     evaluates = "call_and_ladj"
     stops_early = True
 
-    def conditioners(self, module: nn.Module, network: nn.Module) -> Iterator[Conditioner]:
+    def conditioners(self, module: Any, network: Any) -> Iterator[Conditioner]:
         reading = Reading()
         read_sequential(network, reading)
         first = next(part for part in network.modules() if hasattr(part, "mask"))
@@ -58,10 +58,10 @@ class Zuko:
             inactive=tuple(reading.inactive),
         )
 
-    def raw(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    def raw(self, network: Any, x: Tensor, context: Tensor | None) -> Tensor:
         return network(x if context is None else torch.cat([x, context], -1))
 
-    def univariate(self, module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def univariate(self, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
         def inverse(y: Tensor, parameters: Tensor) -> Tensor:
             sizes = [math.prod(shape) for shape in module.shapes]
             parts = parameters.split(sizes, -1)
@@ -72,7 +72,7 @@ class Zuko:
 
         return inverse
 
-    def heads(self, module: nn.Module) -> Iterator[Head]:
+    def heads(self, module: Any) -> Iterator[Head]:
         if isinstance(module.univariate, nn.Module):
             return
         # The options are read off a transform that the constructor makes: ten as raw scale, or as raw derivative.
@@ -84,25 +84,25 @@ class Zuko:
             bound = float(own.horizontal[0, -1])
             yield Head("spline_soft_clip", (-bound, bound, _limit(float(own.derivatives[0, 1].log()))))
 
-    def parametric(self, module: nn.Module) -> bool:
+    def parametric(self, module: Any) -> bool:
         return isinstance(module.univariate, nn.Module)
 
-    def passes(self, module: nn.Module) -> int | None:
+    def passes(self, module: Any) -> int | None:
         return module.passes
 
-    def one_pass(self, module: nn.Module, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+    def one_pass(self, module: Any, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         return module.meta(context, x).inv(y)
 
-    def original(self, module: nn.Module, y: Tensor, context: Tensor | None) -> Tensor:
+    def original(self, module: Any, y: Tensor, context: Tensor | None) -> Tensor:
         return type(module).forward(module, context).inv(y)
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, context).call_and_ladj(x)
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
         run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
 
-        def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+        def forward(self: Any, c: Tensor | None = None) -> Any:
             def inverse(transform: Any, y: Tensor) -> Tensor:
                 return run(self, c, y)
 
@@ -126,22 +126,20 @@ class ZukoChain:
     library = "zuko"
     evaluates = "call_and_ladj"
 
-    def children(self, module: nn.Module) -> list[nn.Module]:
+    def children(self, module: Any) -> list[nn.Module]:
         return list(module.transforms._modules.values())
 
-    def order(self, child: nn.Module) -> None:
+    def order(self, child: Any) -> None:
         return None
 
-    def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, context).call_and_ladj(x)
 
-    def evaluate(
-        self, module: nn.Module, chain: Chain, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def evaluate(self, module: Any, chain: Chain, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         return _chained(chain, type(module).forward(module, context), x, context)
 
-    def attributes(self, module: nn.Module, chain: Chain) -> dict[str, Any]:
-        def forward(self: nn.Module, c: Tensor | None = None) -> Any:
+    def attributes(self, module: Any, chain: Chain) -> dict[str, Any]:
+        def forward(self: Any, c: Tensor | None = None) -> Any:
             def call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
                 transform = type(self).forward(self, c) if transform is None else transform
                 found = _chained(chain, transform, x, c)
@@ -184,7 +182,7 @@ def _limit(clipped: float, raw: float = 10.0) -> float:
 
 
 def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
-    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+    def run(module: Any, c: Tensor | None, y: Tensor) -> Tensor:
         if not inverse.usable(y, c):
             return _original(module, c, y)
         batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
@@ -196,7 +194,7 @@ def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], 
 
 
 def _until_equal(passes: Passes) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
-    def run(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+    def run(module: Any, c: Tensor | None, y: Tensor) -> Tensor:
         def short() -> tuple[Tensor, ...]:
             x = torch.zeros_like(y)
             for _ in range(module.passes):
@@ -210,5 +208,5 @@ def _until_equal(passes: Passes) -> Callable[[nn.Module, Tensor | None, Tensor],
     return run
 
 
-def _original(module: nn.Module, c: Tensor | None, y: Tensor) -> Tensor:
+def _original(module: Any, c: Tensor | None, y: Tensor) -> Tensor:
     return type(module).forward(module, c)._inverse(y)

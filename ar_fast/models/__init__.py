@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,8 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
     stored = _files.read_config(Path(directory))
     name = stored.get("model")
     if name == "Ensemble":
-        return Ensemble([load(member, device) for member in _files.members(Path(directory), stored)])
+        members: list[Any] = [load(member, device) for member in _files.members(Path(directory), stored)]
+        return Ensemble(members)
     if name not in _MODELS:
         raise ValueError(f"load: model must be one of {', '.join(_MODELS)}, got {name!r} in {directory}")
     arguments = dict(stored["config"])

@@ -51,9 +51,9 @@ def content(tensor: Tensor) -> bytes:
 
 def fingerprint(model: AutoregressiveModel | CharRNN | MAF) -> str:
     """16 hexadecimal digits of a hash of the model's arguments and tensors."""
-    description = _description(model)
-    del description["ar_fast_version"]
-    found = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    described = description(model)
+    del described["ar_fast_version"]
+    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(content(tensor))

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .._integers import integers
+from .._integers import integers, is_integer
 
 if TYPE_CHECKING:
+    from ..flows.maf import MAF
     from .base import AutoregressiveModel
+    from .char_rnn import CharRNN
 
 
 def event_shape(name: str, given: int | Sequence[int]) -> torch.Size:
@@ -37,12 +38,12 @@ def draw_seed(name: str, seed: int | None, generator: torch.Generator | None) ->
         return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     if generator is not None:
         raise ValueError(f"{name}: seed and generator must not both be given, got seed {seed!r}")
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"{name}: seed must be an integer in 0 ... 2^63 - 1, got {seed!r}")
     return int(seed)
 
 
-def _validates(model: AutoregressiveModel, x: Tensor) -> bool:
+def _validates(model: AutoregressiveModel | CharRNN | MAF, x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
     if x.device.type == "cpu":
@@ -82,7 +83,7 @@ def check_values(
         )
 
 
-def check_tensor(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
+def check_tensor(model: AutoregressiveModel | MAF, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{model._name}: {name} must be a tensor, got {type(tensor).__name__}")
     if tensor.device != model.device:
@@ -103,13 +104,13 @@ def _of_autocast(tensor: Tensor) -> bool:
     return torch.is_autocast_enabled(kind) and tensor.dtype == torch.get_autocast_dtype(kind)
 
 
-def own_dtype(model: AutoregressiveModel, tensor: Tensor) -> Tensor:
+def own_dtype(model: AutoregressiveModel | MAF, tensor: Tensor) -> Tensor:
     """The tensor in the compute dtype if only autocast made its dtype acceptable, else unchanged."""
     own = not tensor.is_floating_point() or tensor.dtype in (model.dtype, model.compute_dtype)
     return tensor if own else tensor.to(model.compute_dtype)
 
 
-def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
+def check_context(model: AutoregressiveModel | MAF, context: Tensor | None) -> None:
     features = model.context_features
     if features == 0:
         if context is not None:
@@ -129,7 +130,7 @@ def check_context(model: AutoregressiveModel, context: Tensor | None) -> None:
     check_finite(model, "context", context)
 
 
-def check_finite(model: AutoregressiveModel, name: str, tensor: Tensor) -> None:
+def check_finite(model: AutoregressiveModel | MAF, name: str, tensor: Tensor) -> None:
     if _validates(model, tensor) and not bool(tensor.isfinite().all()):
         index = tuple((~tensor.isfinite()).nonzero()[0].tolist())
         raise ValueError(f"{model._name}: {name} must be finite, got {tensor[index].item()} at index {index}")

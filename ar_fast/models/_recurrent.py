@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,11 +12,17 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional
+from .._integers import is_integer, is_real
 
 # The names of the cells in the sampling op, and their names in torch.nn.
 _MODES = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN_TANH", "rnn_relu": "RNN_RELU"}
 _MODULES = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN, "rnn_relu": nn.RNN}
-_FUSED = {"gru": torch.gru, "lstm": torch.lstm, "rnn": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
+_FUSED: dict[str, Callable[..., Any]] = {
+    "gru": torch.gru,
+    "lstm": torch.lstm,
+    "rnn": torch.rnn_tanh,
+    "rnn_relu": torch.rnn_relu,
+}
 
 #: The state of each layer, (L, B, H), and for an LSTM its cell state too.
 States = tuple[Tensor, ...]
@@ -55,9 +61,9 @@ class Recurrent(nn.RNNBase):
         if cell not in _MODES:
             raise ValueError(f"{name}: cell must be one of {', '.join(_MODES)}, got {cell!r}")
         for argument, value in (("hidden_features", hidden_features), ("num_layers", num_layers)):
-            if not isinstance(value, Integral) or value < 1:
+            if not is_integer(value) or value < 1:
                 raise ValueError(f"{name}: {argument} must be a positive integer, got {value!r}")
-        if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        if not is_real(dropout) or not 0 <= dropout < 1:
             raise ValueError(f"{name}: dropout must be a number in [0, 1), got {dropout!r}")
         if dropout > 0 and num_layers == 1:
             raise ValueError(f"{name}: dropout must be 0 with num_layers 1, since it is between layers, got {dropout}")
@@ -92,7 +98,7 @@ class Recurrent(nn.RNNBase):
         other = _MODULES[self.cell](*sizes, batch_first=True, dropout=self.dropout, device="meta", **options)
         return Recurrent._share(other, self)
 
-    def _share(self, source: nn.RNNBase) -> nn.RNNBase:
+    def _share(self: Any, source: nn.RNNBase) -> Any:
         for parameter, tensor in source.named_parameters():
             setattr(self, parameter, tensor)
         return self.train(source.training)
@@ -168,7 +174,8 @@ class Recurrent(nn.RNNBase):
 
     def sampling_arguments(self) -> dict[str, Any]:
         """The arguments of functional.rnn_sample, except those for the first layer's input."""
-        layers = self.layers(self.weight_hh_l0.dtype)
+        first: Any = self.weight_hh_l0
+        layers = self.layers(first.dtype)
         return {
             "recurrent_weights": [layer.weight_hh for layer in layers],
             "recurrent_biases": [layer.bias_hh for layer in layers],
@@ -184,4 +191,5 @@ class Recurrent(nn.RNNBase):
     def multiply_adds(self) -> int:
         """Multiply-adds of one step of one row, except those for the first layer's input."""
         own = [parameter.numel() for name, parameter in self.named_parameters() if name.startswith("weight")]
-        return sum(own) - self.weight_ih_l0.numel()
+        first: Any = self.weight_ih_l0
+        return sum(own) - first.numel()

@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional, heads
+from .._integers import is_integer
 from .._vocabulary import ACTIVATIONS
 from ..heads.base import chosen, one_hot
 from ..masks import Mask
@@ -94,7 +94,7 @@ class ARMLP(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, Integral) or hidden_features < 1:
+        if not is_integer(hidden_features) or hidden_features < 1:
             raise ValueError(f"ARMLP: hidden_features must be a positive integer, got {hidden_features!r}")
         if activation not in ACTIVATIONS:
             names = ", ".join(ACTIVATIONS)
@@ -151,7 +151,8 @@ class ARMLP(AutoregressiveModel):
     def _derive(self) -> dict[str, Tensor | None]:
         """The plans of the masks within blocks; blocks with the same numbers of inputs share a plan."""
         self._list_order()
-        rows, plans = self._input_list(), {}
+        rows = self._input_list()
+        plans: dict[Any, int] = {}
         #: The number of each block's plan; None if its networks see no inputs of the block itself.
         self._plan_of: list[int | None] = []
         derived = super()._derive()
@@ -184,7 +185,7 @@ class ARMLP(AutoregressiveModel):
 
     def _input_list(self) -> list[int]:
         """The first input row of each position, and at the end the number of all input rows."""
-        counts = 1
+        counts: int | list[int] = 1
         if self._gathers:
             counts = self.counts
         elif isinstance(self.head, heads.PerVariable):
@@ -232,7 +233,10 @@ class ARMLP(AutoregressiveModel):
         sizes = [offsets[end] - offsets[begin] for begin, end in blocks]
         out_weights, out_biases = self.out_weight.split(sizes), self.out_bias.split(sizes)
         own = zip(self._plan_of, weights, biases, out_weights, out_biases, blocks, strict=True)
-        parameters = [self._block(plan, inputs, *arguments, offsets, rows) for plan, *arguments in own]
+        parameters = [
+            self._block(plan, inputs, weight, bias, out_weight, out_bias, block, offsets, rows)
+            for plan, weight, bias, out_weight, out_bias, block in own
+        ]
         return torch.cat(parameters, 1).to(self.compute_dtype)
 
     def _block(

@@ -6,7 +6,6 @@ import abc
 import copy
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .. import heads, orderings
+from .._integers import is_integer
 from .._progress import progress_bar
 from .._structure import SavedStructure, building, first_parameter, follow_loaded, nearly, starts, version_of
 from .._vocabulary import compute_dtype
@@ -71,7 +71,7 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
             raise ValueError(f"{self._name}: head must be {names}, got {head!r}")
         #: K of each variable, or one K if all have the same.
         self.counts = self.head.counts(self.variables)
-        if not isinstance(context_features, Integral) or context_features < 0:
+        if not is_integer(context_features) or context_features < 0:
             raise ValueError(f"{self._name}: context_features must be an integer >= 0, got {context_features!r}")
         self.context_features = context_features = int(context_features)
         self.validate_args = validate_args

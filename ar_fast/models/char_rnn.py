@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional
+from .._integers import is_integer, is_real
 from .._progress import progress_bar
 from .._structure import first_parameter
 from .._vocabulary import compute_dtype
@@ -94,14 +94,15 @@ class CharRNN(nn.Module):
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(vocabulary)
-        symbols, options = len(self.vocabulary), {"device": device, "dtype": dtype}
+        symbols = len(self.vocabulary)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         if embedding_features is not None:
-            if not isinstance(embedding_features, Integral) or embedding_features < 1:
+            if not is_integer(embedding_features) or embedding_features < 1:
                 raise ValueError(
                     f"CharRNN: embedding_features must be a positive integer or None, got {embedding_features!r}"
                 )
             embedding_features = int(embedding_features)
-        if not isinstance(readout_dropout, Real) or not 0 <= readout_dropout < 1:
+        if not is_real(readout_dropout) or not 0 <= readout_dropout < 1:
             raise ValueError(f"CharRNN: readout_dropout must be a number in [0, 1), got {readout_dropout!r}")
         self.validate_args, self.readout_dropout = validate_args, float(readout_dropout)
         inputs = embedding_features or symbols
@@ -395,16 +396,16 @@ class CharRNN(nn.Module):
         It is for long texts: look at what is drawn already, stop, and continue later.
         """
         for name, value in (("n", n), ("length", length), ("first_index", first_index)):
-            if not isinstance(value, Integral) or value < 0:
+            if not is_integer(value) or value < 0:
                 raise ValueError(f"CharRNN: {name} must be an integer >= 0, got {value!r}")
-        if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+        if not (is_real(temperature) and 0 < temperature < math.inf):
             raise ValueError(f"CharRNN: temperature must be positive and finite, got {temperature!r}")
         symbols = len(self.vocabulary)
-        if top_k is not None and (not isinstance(top_k, Integral) or not 1 <= top_k <= symbols):
+        if top_k is not None and (not is_integer(top_k) or not 1 <= top_k <= symbols):
             raise ValueError(
                 f"CharRNN: top_k must be an integer in 1 ... {symbols}, the vocabulary's size, or None, got {top_k!r}"
             )
-        if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        if top_p is not None and not (is_real(top_p) and 0 < top_p <= 1):
             raise ValueError(f"CharRNN: top_p must be a number in (0, 1] or None, got {top_p!r}")
         n, first_index = int(n), int(first_index)
         if state is not None and state.last.shape != (n,):
@@ -492,7 +493,7 @@ class CharRNN(nn.Module):
                 before = sampling.position
                 sampling.advance(positions)
                 bar.update(sampling.position - before)
-        result = [sampling.tokens, sampling.lengths]
+        result: list[Any] = [sampling.tokens, sampling.lengths]
         if return_log_prob:
             result.append(sampling.log_prob)
         if return_state:
@@ -502,7 +503,7 @@ class CharRNN(nn.Module):
     def _token(self, stop: str | int | None) -> int:
         if stop is None:
             return -1
-        if isinstance(stop, Integral):
+        if is_integer(stop):
             if not 0 <= stop < len(self.vocabulary):
                 raise ValueError(f"CharRNN: stop must lie in 0 ... {len(self.vocabulary) - 1}, got {stop}")
             return int(stop)

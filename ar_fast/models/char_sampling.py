@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import functional
+from .._integers import is_integer
 
 if TYPE_CHECKING:
     from .char_rnn import CharRNN
@@ -106,7 +107,7 @@ class CharSampling:
         table = first_layer.weight_ih.T
         if model.embedding is not None:
             table = model.embedding.weight.to(dtype) @ table
-        self._step = functools.partial(
+        self._step: Callable[..., Any] = functools.partial(
             functional.rnn_sample,
             in_table=table.contiguous(),
             in_bias=first_layer.bias_ih,
@@ -136,7 +137,7 @@ class CharSampling:
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
         """Takes the next ``positions`` steps, or all that are left if there are fewer; None takes all of them."""
-        if positions is not None and (not isinstance(positions, Integral) or positions < 0):
+        if positions is not None and (not is_integer(positions) or positions < 0):
             raise ValueError(f"CharSampling: positions must be an integer >= 0 or None, got {positions!r}")
         stop = self.positions if positions is None else min(self.position + int(positions), self.positions)
         cuts = [cut for cut in self._cuts if self.position < cut < stop]

@@ -118,12 +118,13 @@ class DeepNADE(AutoregressiveModel):
         self.activation = activation
         self._gathers = isinstance(self.head, heads.Categorical)
         out_rows = self.counts * self.variables if isinstance(self.counts, int) else sum(self.counts)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         in_rows = sum(self.head.inputs(self.variables))
         self.in_weight = nn.Parameter(torch.empty(in_rows, units[0], **options))
         self.mask_weight = nn.Parameter(torch.empty(self.variables, units[0], **options))
         self.in_bias = nn.Parameter(torch.empty(units[0], **options))
-        self.layers = nn.ModuleList(nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
+        layers = (nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
+        self.layers: Any = nn.ModuleList(layers)
         self.out_weight = nn.Parameter(torch.empty(out_rows, units[-1], **options))
         self.out_bias = nn.Parameter(torch.empty(out_rows, **options))
         self.context_weight = None
@@ -501,7 +502,7 @@ class DeepNADE(AutoregressiveModel):
             return Sampler(units, lambda rows: (first_state(rows), {}), self._layered_op(), _LAYERED_POSITIONS)
         # The NADE of pairs has two variables for each variable of the model.
         each = 1 if by_table else 2
-        op = functools.partial(functional.nade_sample, **nade)
+        op: Callable[..., Any] = functools.partial(functional.nade_sample, **nade)
 
         def begin(rows: Rows) -> tuple[Tensor, dict[str, Any]]:
             state, known, arguments = first_state(rows), rows.known, {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 if TYPE_CHECKING:
-    from .base import AutoregressiveModel
+    pass
 
 __all__ = ["AutoregressiveDistribution"]
 
@@ -29,9 +30,7 @@ class AutoregressiveDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
-    def __init__(
-        self, model: AutoregressiveModel, context: Tensor | None = None, batch_shape: torch.Size | None = None
-    ) -> None:
+    def __init__(self, model: Any, context: Tensor | None = None, batch_shape: torch.Size | None = None) -> None:
         self.model = model
         self.context = context
         if batch_shape is None:
@@ -43,12 +42,12 @@ class AutoregressiveDistribution(Distribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.model.head.support(self.event_shape), len(self.event_shape))
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> AutoregressiveDistribution:
+    def expand(self, batch_shape: torch.Size | Sequence[int], _instance: Any = None) -> AutoregressiveDistribution:
         shape = torch.Size(batch_shape)
         context = None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
         return type(self)(self.model, context, shape)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
         shape = torch.Size(sample_shape)
         return self.model.sample(shape + self.batch_shape if self.context is None else shape, self.context)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Ensemble(nn.Module):
                         f"Ensemble: members must agree in {name}, got {of(members[0])!r} of member 0 and "
                         f"{of(member)!r} of member {index}"
                     )
-        self.members = nn.ModuleList(members)
+        self.members: Any = nn.ModuleList(members)
 
     @property
     def _first(self) -> AutoregressiveModel:

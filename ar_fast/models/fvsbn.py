@@ -91,7 +91,7 @@ class FVSBN(AutoregressiveModel):
 
     def _derive(self) -> dict[str, Tensor | None]:
         # If variables differ in K, the mask depends on the order.
-        own = {"_counts": None, "_uniform_extents": None}
+        own: dict[str, Tensor | None] = {"_counts": None, "_uniform_extents": None}
         if isinstance(self.counts, int):
             first = self.counts * torch.arange(self.variables)
             own["_uniform_extents"] = first.repeat_interleave(self.counts if self._gathers else 1).to(torch.int32)
@@ -154,7 +154,7 @@ class FVSBN(AutoregressiveModel):
 
     def _mask(self, offsets: Tensor | None) -> Mask:
         extents = self._uniform_extents if offsets is None else self._extents(offsets[:-1])
-        return Mask(*self.weight.shape, extents=extents)
+        return Mask(self.weight.shape[0], self.weight.shape[1], extents=extents)
 
     def _columns(self, offsets: Tensor | None, place: int) -> slice:
         """The parameters of a place."""
@@ -170,8 +170,9 @@ class FVSBN(AutoregressiveModel):
             return self._encoded(x, self._input_offsets(self._places), self.dtype)
         if not self._gathers:
             return x.to(self.dtype)
-        first = self.counts * torch.arange(self.variables, device=x.device) if offsets is None else offsets[:-1]
-        counts = self.counts if offsets is None else offsets.diff()
+        place = torch.arange(self.variables, device=x.device)
+        counts: Any = self.counts if offsets is None else offsets.diff()
+        first = counts * place if offsets is None else offsets[:-1]
         row, ones = chosen(x, counts, self.dtype)
         return ones.new_zeros(x.shape[0], len(self.weight)).scatter(1, row + first, ones)
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .. import functional, heads, orderings
+from .._integers import is_integer
 from .._philox import philox_uniform
 from .._structure import building, nearly, starts
 from .._vocabulary import MLP_ACTIVATIONS
@@ -150,7 +150,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         self.degree_seed, self.n_masks, self.n_orders = int(degree_seed), int(n_masks), int(n_orders)
         self.mask_index = 0
         self._by_variable = n_masks > 1
-        self._how_degrees = degrees
+        self._how_degrees: Any = degrees
         if not isinstance(degrees, str):
             with building():
                 self._how_degrees = check_degrees("MADE", degrees, hidden_features, self.variables)
@@ -238,10 +238,10 @@ class MADE(MaskedNetwork, AutoregressiveModel):
     def _check_masks(degrees: object, degree_seed: int, n_masks: int, n_orders: int) -> None:
         if isinstance(degrees, str) and degrees not in ("even", "random"):
             raise ValueError(f"MADE: degrees must be 'even', 'random' or those of each layer, got {degrees!r}")
-        if not isinstance(degree_seed, Integral) or not 0 <= degree_seed < 2**63:
+        if not is_integer(degree_seed) or not 0 <= degree_seed < 2**63:
             raise ValueError(f"MADE: degree_seed must be an integer in 0 ... 2^63 - 1, got {degree_seed!r}")
         for name, given in (("n_masks", n_masks), ("n_orders", n_orders)):
-            if not isinstance(given, Integral) or given < 1:
+            if not is_integer(given) or given < 1:
                 raise ValueError(f"MADE: {name} must be a positive integer, got {given!r}")
         if n_orders > n_masks:
             raise ValueError(f"MADE: n_orders must be at most n_masks = {n_masks}, got {n_orders}")
@@ -263,7 +263,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
         if not isinstance(self._how_degrees, str):
             return self._how_degrees
         lowest, highest = 0 if self.context_features else min(1, self.variables - 1), self.variables - 1
-        degrees = []
+        degrees: list[Tensor] = []
         for layer, units in enumerate(self.hidden_features):
             if self._how_degrees == "even":
                 own = even_degrees(units, lowest, highest)
@@ -290,7 +290,7 @@ class MADE(MaskedNetwork, AutoregressiveModel):
             >>> model.use_mask(3).mask_index
             3
         """
-        if not isinstance(index, Integral) or not 0 <= index < self.n_masks:
+        if not is_integer(index) or not 0 <= index < self.n_masks:
             raise ValueError(f"MADE: index must be that of one of {self.n_masks} sets of masks, got {index!r}")
         self.mask_index = int(index)
         self._build()

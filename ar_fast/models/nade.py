@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional, heads
+from .._integers import is_integer
 from .._structure import starts
 from .._vocabulary import ACTIVATIONS
 from ..heads.base import chosen
@@ -86,7 +86,7 @@ class NADE(AutoregressiveModel):
             validate_args=validate_args,
             device=device,
         )
-        if not isinstance(hidden_features, Integral) or hidden_features < 1:
+        if not is_integer(hidden_features) or hidden_features < 1:
             raise ValueError(f"NADE: hidden_features must be a positive integer, got {hidden_features!r}")
         if activation not in ACTIVATIONS:
             names = ", ".join(ACTIVATIONS)
@@ -166,9 +166,8 @@ class NADE(AutoregressiveModel):
 
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         weights = self.in_weight, self._in_bias(context), self.out_weight, self.out_bias
-        return functional.nade_log_prob(
-            x, *weights, **self._structure, **self._head_arguments(), per_variable=per_variable
-        )
+        arguments = self._structure | self._head_arguments()
+        return functional.nade_log_prob(x, *weights, per_variable=per_variable, **arguments)
 
     def _begin(self, batch: torch.Size, context: Tensor | None) -> tuple[Tensor, ...]:
         return (self._in_bias(context).to(self.compute_dtype).expand(*batch, self.hidden_features),)

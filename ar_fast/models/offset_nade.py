@@ -73,6 +73,8 @@ class OffsetNADE(AutoregressiveModel):
         torch.Size([24, 40])
     """
 
+    counts: int  # its heads have one for all variables
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -118,7 +120,8 @@ class OffsetNADE(AutoregressiveModel):
         self.grid = _grid(self.event_shape)
         #: (up, side)
         self.window = _window(window, len(self.event_shape))
-        channels, options = self.grid[2], {"device": device, "dtype": dtype}
+        channels = self.grid[2]
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self._gathers = isinstance(self.head, heads.Categorical)
         self._taps = len(_offset_taps(self.window))
         inputs = self._taps * channels + channels - 1
@@ -346,14 +349,15 @@ def _grid(event_shape: torch.Size) -> tuple[int, int, int]:
 
 
 def _window(given: int | Sequence[int], dimensions: int) -> tuple[int, int]:
-    pair = tuple(integers(given) or ())
+    pair: tuple[int, ...] = tuple(integers(given) or ())
     if len(pair) == 1:
         pair = (0, *pair) if dimensions == 1 else (*pair, *pair)
     whole = len(pair) == 2 and min(pair) >= 0 and sum(pair) > 0
     if not whole or (dimensions == 1 and pair[0] > 0):
         rule = "a positive integer" if dimensions == 1 else "a positive integer or (up, side), not both 0"
         raise ValueError(f"OffsetNADE: window must be {rule}, got {given!r}")
-    return pair
+    up, side = pair
+    return up, side
 
 
 def _offset_taps(window: tuple[int, int] | list[int]) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,8 @@ class RNN(AutoregressiveModel):
         (torch.Size([4, 28, 28]), torch.Size([4]))
     """
 
+    counts: int  # its heads have one for all variables
+
     _any_order = True
 
     def __init__(
@@ -104,7 +106,8 @@ class RNN(AutoregressiveModel):
                 f"RNN: head must have as many parameters for every variable, got {self.head!r}: its weights are shared"
             )
         self._inputs = self.counts if isinstance(self.head, heads.Categorical) else 1
-        inputs, options = self._inputs + self.context_features, {"device": device, "dtype": dtype}
+        inputs = self._inputs + self.context_features
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.rnn = Recurrent("RNN", cell, inputs, hidden_features, num_layers, dropout, **options)
         self.cell, self.hidden_features = cell, self.rnn.hidden_size
         self.num_layers, self.dropout = self.rnn.num_layers, self.rnn.dropout
@@ -196,7 +199,7 @@ class RNN(AutoregressiveModel):
             states = self.rnn.zero_states(bias, (rows.count,))
             return (bias.new_zeros(rows.count), *states), {"in_bias": bias}
 
-        op = functools.partial(
+        op: Callable[..., Any] = functools.partial(
             functional.rnn_sample,
             in_table=table,
             **self.rnn.sampling_arguments(),

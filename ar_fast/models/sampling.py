@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import heads
+from .._integers import is_integer, is_real
 from . import _files, _inputs
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def make_request(
     _inputs.check_context(model, context)
     contexts = None if context is None else context.reshape(-1, model.context_features)
     batch = shape if context is None else shape + context.shape[:-1]
-    if not isinstance(first_index, Integral) or first_index < 0:
+    if not is_integer(first_index) or first_index < 0:
         raise ValueError(f"{model._name}: first_index must be an integer >= 0, got {first_index!r}")
-    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+    if not (is_real(temperature) and 0 < temperature < math.inf):
         raise ValueError(f"{model._name}: temperature must be positive and finite, got {temperature!r}")
     given, known = _inputs.flatten_known(model, given, known, clamp, batch)
     seed = _inputs.draw_seed(model._name, seed, generator)
@@ -290,12 +290,12 @@ class Sampling:
     @torch.no_grad()
     def advance(self, positions: int | None = None) -> None:
         """Draws the next ``positions`` variables of the order, or all that are left if fewer; None draws all."""
-        if positions is not None and (not isinstance(positions, Integral) or positions < 0):
+        if positions is not None and (not is_integer(positions) or positions < 0):
             raise ValueError(f"Sampling: positions must be an integer >= 0 or None, got {positions!r}")
         variables, start = self._request.model.variables, self.position
         stop = variables if positions is None else min(start + int(positions), variables)
         values, log_prob, state = self._sampler.step(self._state, start=start, stop=stop, **self._arguments)
-        drawn = slice(start, stop) if self._order is None else self._order[start:stop]
+        drawn: Any = slice(start, stop) if self._order is None else self._order[start:stop]
         if self._units is not None:
             values, log_scale = self._units.inverse(values, drawn), self._units.log_scale(drawn)
             if self._known is not None:

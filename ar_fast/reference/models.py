@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from .ops import ACTIVATIONS, MLP_ACTIVATIONS, offset_inputs, offset_taps
 
 
 class _ReferenceModel(nn.Module):
+    variables: int
+    order: Tensor | None
+    out_bias: Any
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, D) of 0 and 1 -> (B,) in nats."""
         return bernoulli_log_prob(self(x, context), x).sum(1)
@@ -277,7 +282,7 @@ class ReferenceMADE(_ReferenceModel):
         self.register_buffer("order", order)
 
     @property
-    def out_bias(self) -> Tensor:
+    def out_bias(self) -> Any:
         return self.layers[-1].bias
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

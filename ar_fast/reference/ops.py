@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ MLP_ACTIVATIONS = {
     "gelu": F.gelu,
     "leaky_relu": F.leaky_relu,
 }
+
+
+# The default of lists, which nothing is added to.
+_NONE: Any = ()
 
 
 def _rows_by_position(rows: int, order: Tensor, offsets: Tensor | None) -> tuple[Tensor, list[int]]:
@@ -310,7 +315,7 @@ def masked_linear(
     dense: Tensor | None,
     algorithm: str = "auto",
     activation: str | None = None,
-    steps: list[int] = (),
+    steps: list[int] = _NONE,
 ) -> Tensor:
     """f(input (weight * mask)^T + bias). See ``functional.masked_linear``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
@@ -353,7 +358,7 @@ def masked_linear_grad_input(
     tiles: Tensor | None,
     dense: Tensor | None,
     algorithm: str = "auto",
-    steps: list[int] = (),
+    steps: list[int] = _NONE,
 ) -> Tensor:
     """grad_output (weight * mask). See ``functional.masked_linear_grad_input``."""
     mask = mask_from_plan(weight.shape, extents, rows, columns, tiles, dense)
@@ -463,7 +468,7 @@ def _by_unit(
         torch.tensor(bounds_of(offsets, variables, size))
         for offsets, size in zip((in_offsets, out_offsets), weight.shape, strict=True)
     )
-    for dimension, ends in enumerate((columns, rows)):
+    for dimension, ends in enumerate((columns.tolist(), rows.tolist())):
         index = torch.cat([torch.arange(ends[-1] - ends[p + 1], ends[-1] - ends[p]) for p in range(variables)])
         weight = weight.index_select(dimension, index.to(weight.device))
     extents = columns[:-1].repeat_interleave(rows.diff())
@@ -494,7 +499,7 @@ def masked_mlp_sample(
     temperature: float,
     algorithm: str = "auto",
     by_input: bool = False,
-    constants: list[float] = (),
+    constants: list[float] = _NONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws positions start ... stop-1 of a MADE; each hidden unit is computed once, when its last input is known."""
     dtype = compute_dtype(weights[0].dtype)
@@ -561,14 +566,15 @@ def masked_mlp_flow(
     by_parameter: bool = False,
     scale_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    layers, log_det = [program[start : start + 4] for start in range(0, len(program), 4)], 0.0
+    layers: list[list[int]] = [program[start : start + 4] for start in range(0, len(program), 4)]
+    log_det: Any = 0.0
     terms = list(zip(weights, masks, biases, strict=True))[::-1]
     order_of = iter(orders)
     while terms:
         columns = {"none": [x], "before": [context, x], "after": [x, context]}[context_columns]
         values = [torch.cat(columns, 1)]
         for *sources, add, activated in layers:
-            z = values[add] if add >= 0 else 0.0
+            z: Any = values[add] if add >= 0 else 0.0
             for source in sources:
                 if source != -1:
                     weight, mask, bias = terms.pop()

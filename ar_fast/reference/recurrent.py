@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,7 +106,7 @@ class ReferenceCharRNN(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, prompt: Tensor, length: int, index: int, seed: int, *, stop: int | None = None, **draws: float
+        self, prompt: Tensor, length: int, index: int, seed: int, *, stop: int | None = None, **draws: Any
     ) -> Tensor:
         """Up to ``length`` tokens after the prompt (P), up to the token ``stop``: what the fast model draws in the row
         with this index. ``draws``: temperature, and optionally top_k and top_p."""

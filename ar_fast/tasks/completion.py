@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._integers import is_integer, is_real
 from .._philox import philox_uniform
 from .._progress import progress_bar
 from ..models import AutoregressiveModel, DeepNADE, _inputs
@@ -106,9 +107,9 @@ def complete(
         raise TypeError(f"complete: model must be a model of one fixed order, got {type(model).__name__}")
     model._settle()
     shape = _inputs.sample_shape("complete", "n", n)
-    if not isinstance(particles, Integral) or isinstance(particles, bool) or particles < 1:
+    if not is_integer(particles) or isinstance(particles, bool) or particles < 1:
         raise ValueError(f"complete: particles must be a positive integer, got {particles!r}")
-    if not (isinstance(resample_below, Real) and 0 <= resample_below <= 1):
+    if not (is_real(resample_below) and 0 <= resample_below <= 1):
         raise ValueError(f"complete: resample_below must be a share, 0 ... 1, got {resample_below!r}")
     _inputs.check_context(model, context)
     if context is not None and context.dim() != 1:
@@ -154,7 +155,7 @@ def _exact(
     progress: bool,
 ) -> Completion:
     """Where the model itself conditions on what is known."""
-    samples = model.sample(shape, context, seed=seed, given=given, known=known, progress=progress)
+    samples: Any = model.sample(shape, context, seed=seed, given=given, known=known, progress=progress)
     log_prob = float(model.log_prob(given, context, observed=known))
     count = shape.numel()
     return Completion(samples, log_prob, True, count, torch.zeros(0, dtype=torch.float64), 0, count)

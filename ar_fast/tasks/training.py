@@ -77,11 +77,11 @@ class Split:
     validation: Tensor
     test: Tensor
 
-    def batches(self, settings: Settings) -> _Batches:
+    def batches(self, settings: Settings) -> _Batches | _Pieces:
         """What the steps of training see."""
         return _Batches(self.train, settings)
 
-    def judge(self, model: nn.Module, events: Tensor) -> Tensor:
+    def judge(self, model: Any, events: Tensor) -> Tensor:
         """Nats whose mean tells how good the model is on events, in float64."""
         return log_likelihoods(model, events)
 
@@ -100,12 +100,13 @@ class Text(Split):
     def split(cls, tokens: Tensor, chunk: int = 64) -> Text:
         """A text (T) in its order: the last tenth is the test part, 3% before it choose the epoch that is kept."""
         test, validation = len(tokens) // 10, len(tokens) * 3 // 100
-        return cls(*tokens.split([len(tokens) - validation - test, validation, test]), chunk=chunk)
+        train, chosen_by, judged = tokens.split([len(tokens) - validation - test, validation, test])
+        return cls(train, chosen_by, judged, chunk)
 
     def batches(self, settings: Settings) -> _Pieces:
         return _Pieces(folded(self.train, settings.batch_size), self.chunk)
 
-    def judge(self, model: nn.Module, events: Tensor) -> Tensor:
+    def judge(self, model: Any, events: Tensor) -> Tensor:
         """Mean nats of a token, (1); the text is read in up to 16 parts side by side."""
         rows = folded(events, min(16, len(events)))
         return torch.tensor([-math.log(model.perplexity(rows))], dtype=torch.float64)
@@ -181,7 +182,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) ->
 
 
 @torch.no_grad()
-def log_likelihoods(model: nn.Module, events: Tensor, batch_size: int = 500) -> Tensor:
+def log_likelihoods(model: Any, events: Tensor, batch_size: int = 500) -> Tensor:
     """log p(x) in nats of every event, (N,) in float64; where there are several processes, each computes its share."""
     own = events[distributed.share(len(events))]
     found = [model.log_prob(batch).double() for batch in own.split(batch_size)]
@@ -269,18 +270,18 @@ class _Pieces:
     # Rows are the first dimension of (B) tensors, and the second of a layer's states (L, B, H).
 
     def carried(self) -> dict[str, Tensor]:
-        values = {} if self.state is None else vars(self.state)
+        values: dict[str, Any] = {} if self.state is None else vars(self.state)
         own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         return {name: distributed.joined(value, self.rows, int(value.dim() > 1)) for name, value in own.items()}
 
-    def carry(self, model: nn.Module, carried: dict[str, Tensor]) -> None:
+    def carry(self, model: Any, carried: dict[str, Tensor]) -> None:
         part, own = distributed.share(self.rows), {}
         for name, value in carried.items():
             own[name] = (value[:, part] if value.dim() > 1 else value[part]).to(self.streams.device)
         self.state = replace(model.begin(len(self.streams)), **own)
 
 
-def _objective_of(module: nn.Module) -> NegativeLogLikelihood:
+def _objective_of(module: Any) -> NegativeLogLikelihood:
     """What DistributedDataParallel wraps, or the module itself."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
@@ -321,8 +322,9 @@ class _Loop:
         rate = learning_rate(self.settings, self.steps_done, self.settings.epochs * self.batches.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if getattr(self.model, "n_masks", 1) > 1:
-            self.model.next_mask()
+        model: Any = self.model
+        if getattr(model, "n_masks", 1) > 1:
+            model.next_mask()
         loss, count = self.batches.loss(self.objective, self.position, self.generator)
         _descend(self.model, self.optimizer, loss, self.settings.clip)
         mean = distributed.total(loss.item(), loss.device) / distributed.rank_and_size()[1]

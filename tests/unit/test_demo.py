@@ -148,7 +148,7 @@ def test_plain_model_is_the_same_model(small_images, name):
 def test_plain_sampling_has_the_models_frequencies(name):
     torch.manual_seed(0)
     model = ar_fast.models.NADE(6, 5) if name == "nade" else ar_fast.models.MADE(6, [5])
-    frequencies = torch.stack([plain_model(model).sample(20000).mean(0), model.sample(20000, seed=1).mean(0)])
+    frequencies = torch.stack([plain_model(model).draw(20000).mean(0), model.sample(20000, seed=1).mean(0)])
     torch.testing.assert_close(frequencies[0], frequencies[1], atol=0.02, rtol=0)
 
 
