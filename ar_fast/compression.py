@@ -24,7 +24,7 @@ from ._progress import progress_bar
 from ._version import __version__
 from .heads.base import is_whole
 from .models import CharRNN
-from .models._files import content, fingerprint
+from .models._files import content, digest
 from .models.base import AutoregressiveModel
 from .models.sampling import Sampling, block_rows, make_request, step_positions
 
@@ -53,7 +53,7 @@ _MOST_VALUES = 2**20
 class Header:
     """What compressed data say of themselves."""
 
-    model: str  # the fingerprint of its weights and arguments
+    model: str  # 16 hexadecimal digits of the hash of its weights and arguments
     kernel: int  # the checksum of a fixed event's bits: it changes with the kernels' arithmetic
     isa: str
     dtype: str  # of the model's parameters
@@ -205,6 +205,10 @@ class _Coded:
         return zlib.crc32(encoder.finish()[0])
 
 
+def _fingerprint(model: Any) -> str:
+    return digest(model).hex()[:16]
+
+
 def _alike(pieces: Any) -> Iterator[list[int]]:
     """The lanes whose pieces have the same length, which only the last one's may not: they are coded together."""
     lengths = [len(piece) for piece in pieces]
@@ -294,7 +298,7 @@ def compress(model: Any, x: Tensor, *, chunk: int | None = None, verify: bool = 
         )
     lanes = coded.lanes
     header = Header(
-        model=fingerprint(model),
+        model=_fingerprint(model),
         kernel=coded.kernel(),
         isa=_library._C.isa(),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -340,7 +344,7 @@ def decompress(model: Any, data: bytes, *, progress: bool = False) -> Tensor:
 def _decompressed(model: Any, data: bytes, advanced: Callable[[int], object]) -> Tensor:
     coded = _Coded(model, "decompress")
     header, body = read_header(bytes(data))
-    own = fingerprint(model)
+    own = _fingerprint(model)
     if header.model != own or header.dtype != str(model.dtype).removeprefix("torch."):
         raise ValueError(
             f"decompress: model must be the one that compressed, {header.model} in {header.dtype}, got {own} in "

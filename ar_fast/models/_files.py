@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +49,17 @@ def content(tensor: Tensor) -> bytes:
     return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
 
 
-def fingerprint(model: AutoregressiveModel | CharRNN | MAF) -> str:
-    """16 hexadecimal digits of a hash of the model's arguments and tensors."""
+def digest(model: AutoregressiveModel | CharRNN | MAF, others: Mapping[str, Tensor | None] | None = None) -> bytes:
+    """SHA-256 of a model's arguments and tensors, and of other tensors; the version of ar_fast does not matter."""
     described = description(model)
     del described["ar_fast_version"]
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(content(tensor))
-    return found.hexdigest()[:16]
+    tensors = model.state_dict() | dict(others or {})
+    for name, tensor in sorted(tensors.items()):
+        if tensor is not None:
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(content(tensor))
+    return found.digest()
 
 
 def save(model: AutoregressiveModel | CharRNN | MAF, directory: Path, metadata: dict[str, Any] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .. import heads
 from .._integers import is_integer, is_real
+from .._version import __version__
 from . import _files, _inputs
 
 if TYPE_CHECKING:
@@ -373,15 +373,11 @@ class Sampling:
     @functools.cached_property
     def _identity(self) -> dict[str, Tensor]:
         """What tells this draw from others, on the CPU."""
-        request, digest = self._request, hashlib.sha256()
-        digest.update(json.dumps(_files.description(request.model)).encode())
-        digest.update(f"{tuple(request.batch)} {self._rows}".encode())
-        arguments = {"context": request.contexts, "given": request.given, "known": request.known}
-        for name, tensor in (request.model.state_dict() | arguments).items():
-            if tensor is not None:
-                own = tensor.detach().cpu().contiguous()
-                digest.update(f"{name} {tuple(own.shape)} {own.dtype}".encode())
-                digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+        request = self._request
+        others = {"context": request.contexts, "given": request.given, "known": request.known}
+        # Another version may compute other bits.
+        digest = hashlib.sha256(_files.digest(request.model, others))
+        digest.update(f"{__version__} {tuple(request.batch)} {self._rows}".encode())
         return {
             "seed": torch.tensor(request.seed),
             "first_index": torch.tensor(self._arguments["first_index"]),
