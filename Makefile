@@ -1,6 +1,7 @@
-# make demo, make test, make test-full, make bench, make lint, make docs: each makes .venv and installs what it needs, once.
-# make docs writes the site into build/site. make build only installs; make resources compiles the CUDA half with nvcc and
-# checks it, without a GPU. make wheel writes an sdist and a wheel for Linux into dist, for the torch that is installed.
+# make demo, make test, make test-full, make bench, make roofline, make lint, make docs: each makes .venv and installs
+# what it needs, once. make docs writes the site into build/site. make build only installs; make resources compiles the
+# CUDA half with nvcc and checks it, without a GPU. make wheel writes an sdist and a wheel for Linux into dist, for the
+# torch that is installed.
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements*.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -29,7 +30,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml bui
 # One worker per core, each with one thread (tests/conftest.py).
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-full bench lint docs build wheel resources clean
+.PHONY: demo test test-full bench roofline lint docs build wheel resources clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast demo $(ARGS)
@@ -42,6 +43,10 @@ test-full: $(READY) $(LIBRARIES) $(SITE) $(WHEEL)
 
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)
+
+# How near the kernels come to what this machine can do; ARGS=--write also writes the tables and the picture.
+roofline: $(READY)
+	$(RUN) -m bench.roofline $(ARGS)
 
 build: $(READY)
 

@@ -184,6 +184,22 @@ def flows(figure: Figure) -> None:
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+def roofline(figure: Figure) -> None:
+    """What part of its floor each kernel reaches, in the colour of what limits it."""
+    axes = figure.subplots()
+    kernels = json.loads((RESULTS / "roofline.json").read_text(encoding="utf-8"))["kernels"][::-1]
+    colours = {"multiply-adds": "tab:blue", "activations": "tab:orange", "bytes": "tab:green"}
+    for limit, colour in colours.items():
+        own = [(place, kernel) for place, kernel in enumerate(kernels) if kernel["limit"] == limit]
+        shares = [100 * kernel["floor"] / kernel["seconds"] for _, kernel in own]
+        axes.barh([place for place, _ in own], shares, color=colour, label=f"limited by {limit}")
+    axes.set_yticks(range(len(kernels)), [kernel["name"] for kernel in kernels], fontsize=8)
+    axes.axvline(100, color="black", linewidth=1)
+    axes.set_xlabel("the floor's time as a part of the kernel's, percent")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+
+
 # For each picture what draws it, its size in inches, and the files that it is drawn from.
 DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float], tuple[str, ...]]] = {
     "performance-nade": (nade, (9.6, 4.8), ("cpu-nade-made.json",)),
@@ -192,6 +208,7 @@ DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float], tuple[str,
     "performance-scaling": (scaling, (8.4, 4.0), ("cpu-scaling.md",)),
     "performance-masked": (masked, (6.4, 4.0), ("cpu-masked_linear.json",)),
     "performance-flows": (flows, (9.6, 4.0), ("cpu-drop_in.md",)),
+    "performance-roofline": (roofline, (9.0, 6.0), ("roofline.json",)),
 }
 
 
@@ -200,10 +217,11 @@ def fingerprint(files: Sequence[str]) -> str:
     return hashlib.sha256(b"\0".join((RESULTS / file).read_bytes() for file in files)).hexdigest()[:16]
 
 
-def draw(directory: Path) -> list[Path]:
-    """Draws all pictures into a folder."""
+def draw(directory: Path, names: Sequence[str] = tuple(DRAWN)) -> list[Path]:
+    """Draws pictures into a folder."""
     paths = []
-    for name, (picture, size, files) in DRAWN.items():
+    for name in names:
+        picture, size, files = DRAWN[name]
         figure = Figure(figsize=size, layout="constrained")
         picture(figure)
         path = directory / f"{name}.png"

@@ -7,6 +7,9 @@ from pathlib import Path
 from .cases import OURS
 from .run import Row
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+
 
 def duration(seconds: float) -> str:
     """Three significant digits in the unit that suits."""
@@ -102,3 +105,18 @@ def write_table(
     path = directory / f"{name}.md"
     path.write_text("\n".join([*lines, "", note]) + "\n")
     return path
+
+
+def replace_between(page: Path, name: str, text: str) -> None:
+    """Puts text between the lines <!-- NAME --> and <!-- end of NAME --> of a page.
+
+    Raises:
+        ValueError: if the page does not have each of them once, in this order.
+    """
+    first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    whole = page.read_text(encoding="utf-8")
+    before, *after = whole.split(first)
+    parts = after[0].split(last) if len(after) == 1 else []
+    if len(parts) != 2:
+        raise ValueError(f"{page.name} must have the lines {first.strip()} and {last.strip()} once, in this order")
+    page.write_text(f"{before}{first}\n{text.strip()}\n\n{last}{parts[1]}", encoding="utf-8")

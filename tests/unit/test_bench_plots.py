@@ -30,6 +30,9 @@ def test_the_pictures_are_of_these_results(name):
 
 def test_the_machine_of_the_page_is_theirs():
     for name in {file for _, _, files in plots.DRAWN.values() for file in files}:
+        if name == "roofline.json":
+            # Its own words stand beside its table, which is written with it.
+            continue
         results = (plots.RESULTS / name).with_suffix(".md").read_text(encoding="utf-8")
         assert "- device: 2-core AMD EPYC\n" in results and "- threads: 2\n- torch: 2.13" in results, name
         assert "cpu_capability: AVX2" in results or name not in ("cpu-made.json", "cpu-masked_linear.json")
