@@ -174,7 +174,15 @@ def open_run(name: str, device: str, dtype: str | None = None) -> Run:
     _check_config(config, folder)
     if not (folder / "model" / "config.json").is_file():
         raise ValueError(f"RUN: its training has not ended: ar-fast train --resume {folder}")
-    return Run(folder, config, from_config(config["values"]), _load_model(folder / "model", device, dtype))
+    values, model = from_config(config["values"]), _load_model(folder / "model", device, dtype)
+    text = isinstance(values, Characters)
+    fits = text == isinstance(model, models.CharRNN) and (text or tuple(model.event_shape) == tuple(values.event_shape))
+    if not fits:
+        raise ValueError(
+            f"RUN: {folder / 'model'} must be a model of {values.description}, as config.json says, got a "
+            f"{type(model).__name__} of other events"
+        )
+    return Run(folder, config, values, model)
 
 
 def open_events(name: str, device: str, dtype: str | None, verb: str) -> Run:

@@ -139,6 +139,9 @@ BROKEN = {
     "a text's name": (changed("model/config.json", model="CharRNN"), SAMPLE, "load:"),
     "no head": (changed("model/config.json", config={"head": 3}), SAMPLE, "must describe a NADE"),
     "another dtype": (changed("model/config.json", config={"dtype": "int8"}), SAMPLE, "must describe a NADE"),
+    "a model of texts": (lambda run: models.CharRNN("ab", 4).save(run / "model"), SAMPLE, "got a CharRNN of other"),
+    "a flow": (lambda run: flows.MAF(4, hidden_features=[8]).save(run / "model"), SAMPLE, "got a MAF of other events"),
+    "another event": (changed("config.json", values={"event_shape": [3, 3]}), SAMPLE, "must be a model of 3 x 3"),
     "empty weights": (wrote("model/model.safetensors", b""), SAMPLE, "must be a whole safetensors file"),
     "pickled weights": (
         lambda run: torch.save({"x": torch.zeros(2)}, run / "model" / "model.safetensors"),
