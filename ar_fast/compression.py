@@ -258,7 +258,7 @@ def compress(model: Any, x: Tensor, *, chunk: int | None = None, verify: bool = 
     """Compresses events without loss: each takes about -log2 p(x) bits under the model.
 
     The stream of a chunk has at most 0.1% and 32 bits more than -log2 p of its events, where these are at least 0.01
-    bits per variable for bits and 0.2 for 256 values; a chunk takes 8 bytes besides, and a file about 350. Zeros with
+    bits per variable for bits and 0.2 for 256 values; a chunk takes 8 bytes besides, and a file about 200. Zeros with
     a sign come back without it.
 
     Args:
