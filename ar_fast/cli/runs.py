@@ -203,7 +203,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"RUN: must be the folder of a run, with a config.json, got {path.parent}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"RUN: {path} must be JSON: {error}") from None
     return value if isinstance(value, dict) else {}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -84,14 +88,37 @@ SHIPPED: dict[str, tuple[str, Callable[[], np.ndarray]]] = {
 }
 
 
+# What the readers of damaged files raise.
+_DAMAGED = (
+    OSError, ValueError, EOFError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError,
+    SyntaxError, TypeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _check_header(content: IO[bytes], size: int) -> None:
+    """Raises if the header of an .npy says more than ``size`` bytes hold, before memory for it is taken."""
+    version = np.lib.format.read_magic(content)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its format is {version}, and not 1.0 or 2.0")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(content)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"its header says {dtype} of shape {shape}, more than its {size} bytes")
+
+
 def _npz(path: Path) -> Source:
     """Arrays train*, valid*, test* if the file has them; otherwise its one array of numbers."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.endswith(".npy"):
+                    with archive.open(member) as content:
+                        _check_header(content, member.file_size)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise ValueError(f"data: {path} must be an .npz file of plain arrays: {error}") from None
-    events = {name: array for name, array in arrays.items() if array.ndim >= 2}
+    events = {name: array for name, array in arrays.items() if getattr(array, "ndim", 0) >= 2}
     named = {part: [name for name in events if name.startswith(part[:5])] for part in PARTS}
     if all(len(names) == 1 for names in named.values()):
         return Source("array", path.name, {part: _numbers(events[names[0]], path) for part, names in named.items()})
@@ -106,8 +133,10 @@ def _npz(path: Path) -> Source:
 def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     """The array of a .npy file; if it is mapped, nothing but the header is read yet."""
     try:
+        with open(path, "rb") as content:
+            _check_header(content, path.stat().st_size)
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"data: {path} must be an .npy file of plain numbers: {error}") from None
     return _numbers(array, path)
 
@@ -132,8 +161,12 @@ def _numbers(array: np.ndarray, path: Path) -> np.ndarray:
 def _idx(content: bytes, path: Path) -> np.ndarray:
     kind, dimensions = _IDX_TYPES[content[2]], content[3]
     start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise ValueError(f"data: {path} must have an IDX header of {start} bytes, got {len(content)}")
     shape = [int(size) for size in np.frombuffer(content[4:start], ">u4")]
-    dtype, expected = np.dtype(kind), int(np.prod(shape, dtype=np.int64))
+    dtype, expected = np.dtype(kind), math.prod(shape)
+    if not expected or dimensions > 4:
+        raise ValueError(f"data: {path} must hold events of at most 3 dimensions, got an IDX header of shape {shape}")
     if len(content) - start != expected * dtype.itemsize:
         raise ValueError(
             f"data: {path} must hold {expected * dtype.itemsize} bytes after an IDX header of shape {tuple(shape)}, "
@@ -177,7 +210,7 @@ def _csv(path: Path) -> Source:
 
     try:
         frame = pandas.read_csv(path, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"data: {path} must be a table with a line of column names: {error}") from None
     return _table(frame, path)
 
@@ -189,7 +222,7 @@ def _parquet(path: Path) -> Source:
         frame = pandas.read_parquet(path)
     except ImportError:
         raise ImportError(f"data: {path} needs pyarrow to be read: pip install pyarrow") from None
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"data: {path} must be a Parquet file: {error}") from None
     return _table(frame, path)
 
@@ -201,15 +234,25 @@ def _table(frame: Any, path: Path) -> Source:
     return Source("table", path.name, {"all": frame})
 
 
+def _check_pixels(pixels: int, size: int) -> None:
+    """Raises if a picture would be large and its file is too small for it, before memory for it is taken."""
+    # Deflate makes at most 1032 bytes of one, each of which may be 8 pixels.
+    if pixels > max(2**24, 8 * 1032 * size):
+        raise ValueError(f"its header says {pixels} pixels, more than {size} bytes hold")
+
+
 def read_image(path: Path) -> np.ndarray:
     """An image's file, (height, width) or (3, height, width) in uint8."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        # From memory, where no read takes more than there is: a file's read takes what a chunk's header says.
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            _check_pixels(image.width * image.height, len(content))
             grey = image.mode in ("1", "L", "I;16", "I", "F", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"data: {path} must be an image: {error}") from None
     return pixels if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -428,7 +428,8 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> MAF
     try:
         arguments["dtype"] = _DTYPES[arguments["dtype"]]
         arguments["univariate"] = from_config(arguments["univariate"])
+        _files.check_sizes(MAF, arguments, stored["config"], Path(directory))
         flow = MAF(**arguments, device=device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except _files.WRONG as error:
         raise ValueError(f"load: config.json must describe a MAF, got {directory}: {error!r}") from None
     return flow.load(directory)

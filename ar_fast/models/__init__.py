@@ -85,7 +85,8 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
             # Shapes can depend on the order, if variables differ in their number of categories.
             order = _files.read_order(Path(directory))
             arguments["order"] = torch.arange(math.prod(arguments["event_shape"])) if order is None else order
+        _files.check_sizes(_MODELS[name], arguments, stored["config"], Path(directory))
         model = _MODELS[name](**arguments, device=device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except _files.WRONG as error:
         raise ValueError(f"load: config.json must describe a {name}, got {directory}: {error!r}") from None
     return model.load(directory)

@@ -6,16 +6,18 @@ import ctypes
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._integers import integers
 from .._version import __version__
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"load: config.json must be JSON, got {path}: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"load: config.json must be that of an ar_fast model, got {path}")
@@ -134,6 +136,9 @@ def members(directory: Path, stored: dict[str, Any]) -> list[Path]:
     count = stored["config"].get("members")
     if stored.get("model") != "Ensemble" or not isinstance(count, int) or count < 1:
         raise ValueError(f"load: config.json must describe an Ensemble, got {stored.get('model')!r} in {directory}")
+    # Before a list of that many is made.
+    if not (directory / f"member_{count - 1}").is_dir():
+        raise FileNotFoundError(f"load: directory must hold member_0 ... member_{count - 1}, got {directory}")
     return [directory / f"member_{index}" for index in range(count)]
 
 
@@ -155,12 +160,67 @@ def read_metadata(directory: Path, key: str) -> Any:
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {})[key])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"load: model.safetensors must have {key!r} in its metadata, got {path}: {error!r}") from None
 
 
 def read_order(directory: Path) -> Tensor | None:
     return _read_tensors(directory).get("order")
+
+
+# What a config may ask for of each size, whatever its file holds: so much costs little, and the error of the tensor
+# that does not fit says more. Beyond it a size is at most the numbers in the file, since each unit has at least one.
+_SMALL = {
+    "hidden_features": 2**12, "features": 2**12, "context_features": 2**12, "embedding_features": 2**12,
+    "categories": 2**12, "components": 2**12, "bins": 2**12, "window": 2**8, "event_shape": 2**12, "transforms": 2**5,
+    "num_layers": 2**5, "n_masks": 2**9, "n_orders": 2**9,
+}  # fmt: skip
+_SMALL_PARAMETERS = 2**22
+# Models whose weights are shared between variables may have more variables than numbers.
+_SHARED, _MOST_VARIABLES = ("OffsetNADE", "RNN"), 2**23
+
+
+def _sizes(config: object) -> Iterator[tuple[str, int]]:
+    """The sizes in a config, wherever they stand in it, and their names."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in _SMALL and key != "event_shape":
+            yield from ((key, size) for size in integers(value) or ())
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _sizes(value)
+
+
+def check_sizes(
+    make: Callable[..., nn.Module], arguments: dict[str, Any], config: dict[str, Any], directory: Path
+) -> None:
+    """Raises if a model would be larger than its file, before anything of that size is made.
+
+    Raises:
+        ValueError: if an argument, or the number of parameters, exceeds the numbers in model.safetensors.
+    """
+    path = directory / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"load: directory must hold config.json and model.safetensors, got {directory}")
+    try:
+        with safe_open(path, "pt") as file:
+            held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"load: model.safetensors must be a whole safetensors file, got {path}: {error}") from None
+    sizes = list(_sizes(config))
+    if "event_shape" in config:
+        sizes.append(("event_shape", math.prod(integers(config["event_shape"]) or [0])))
+    for key, size in sizes:
+        shared = key == "event_shape" and getattr(make, "__name__", "") in _SHARED
+        most = max(held, _MOST_VARIABLES if shared else _SMALL[key])
+        if size > most:
+            raise ValueError(f"{key} must be at most {most} with {held} numbers in model.safetensors, got {size}")
+    # On the meta device parameters cost nothing.
+    count = sum(parameter.numel() for parameter in make(**arguments, device="meta").parameters())
+    if count > max(held, _SMALL_PARAMETERS):
+        raise ValueError(f"parameters must be at most the {held} numbers in model.safetensors, got {count}")
+
+
+# What wrong arguments of a model may raise.
+WRONG = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError, MemoryError)
 
 
 def _check_equal(name: str, own: object, given: object, directory: Path) -> None:
