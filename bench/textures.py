@@ -2,9 +2,9 @@
 
 Four OffsetNADEs, trained on random crops: of the image in black and white, which draws 512 x 512 pixels; of its grey
 levels, a mixture of logistic distributions, which draws 256 x 256; of the grey levels with three hidden layers, which
-draws 512 x 512; and of a colour photograph. Writes a picture of each, with the seconds taken, beside the image that it
-learnt from. With --hold-out a model learns from the upper three quarters of its image, and is measured on the rest,
-beside PNG.
+draws as many; and of a colour photograph, which draws 512 x 512. Writes a picture of each, with the seconds taken,
+beside the image that it learnt from. With --hold-out a model learns from the upper three quarters of its image, and is
+measured on the rest, beside PNG.
 """
 
 import argparse
@@ -68,7 +68,7 @@ GREY = Recipe(
     temperature=0.9,
 )
 # More units or a wider window learn one small image by heart.
-DEEP = replace(GREY, window=(6, 6), hidden_features=(48, 32, 32), activation="relu", size=512, shifts=True)
+DEEP = replace(GREY, window=(6, 6), hidden_features=(48, 32, 32), activation="relu", temperature=1.0, shifts=True)
 PHOTO = Recipe(
     shrink=1,
     window=(6, 6),
@@ -82,7 +82,9 @@ PHOTO = Recipe(
     activation="relu",
     components=10,
 )
-RECIPES = {"binary": BINARY, "grey": GREY, "deep": DEEP, "photo": PHOTO}
+# One layer, of as many parameters.
+SHALLOW = replace(DEEP, hidden_features=64, activation="sigmoid")
+RECIPES = {"binary": BINARY, "grey": GREY, "deep": DEEP, "photo": PHOTO, "shallow": SHALLOW}
 
 
 def read(path: Path) -> Tensor:
@@ -224,7 +226,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--photo", type=Path, help="a colour image (default: scikit-image's astronaut.png)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the crops and the pictures (default: 0)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="some of them")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=RECIPES,
+        default=["binary", "grey", "deep", "photo"],
+        help="some of them; shallow is deep with one layer",
+    )
     parser.add_argument("--hold-out", action="store_true", help="learn from the upper three quarters only")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes: shows that all runs")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the pictures go (default: out)")

@@ -82,7 +82,7 @@ def trained(folder) -> Path:
     small = ("--epochs", 2, "--batch-size", 20)
     run("train", "nade", "--data", folder / "bits.npz", "--hidden", 4, *small, "--out", folder / "bits")
     run("train", "deep-nade", "--data", folder / "people.csv", "--hidden", "8,8", *small, "--out", folder / "people")
-    run("train", "offset-nade", "--data", folder / "grey.npy", "--components", 2, "--hidden", "4,3", "--window", "2,2",
+    run("train", "offset-nade", "--data", folder / "grey.npy", "--components", 2, "--hidden", 4, "--window", "2,2",
         *small, "--out", folder / "grey")  # fmt: skip
     run("train", "char-rnn", "--data", folder / "text.txt", "--hidden", 8, "--epochs", 2, "--batch-size", 4,
         "--chunk", 16, "--learning-rate", 0.05, "--out", folder / "text")  # fmt: skip
@@ -355,6 +355,15 @@ def test_values_follow_from_what_the_numbers_are(folder):
     assert found(np.load(folder / "reals.npz")["x"]) == ("reals", 0, None)
     assert found(bits(9, 4) * 6, "binary") == ("binary", 0, 3.0)
     assert found(bits(9, 4) * 6, "categories") == ("categories", 7, None)
+
+
+def test_an_offset_nade_of_several_layers(folder, tmp_path):
+    run("train", "offset-nade", "--data", folder / "grey.npy", "--hidden", "4,3,2", "--window", "1,1", "--epochs", 1,
+        "--components", 2, "--out", tmp_path / "run")  # fmt: skip
+    model = models.load(tmp_path / "run" / "model")
+    assert model.hidden_features == [4, 3, 2] and [layer.out_features for layer in model.layers] == [3, 2]
+    run("sample", tmp_path / "run", "-n", 2, "--size", "7x9", "--out", tmp_path / "s.npy")
+    assert np.load(tmp_path / "s.npy").shape == (2, 7, 9)
 
 
 @pytest.mark.full

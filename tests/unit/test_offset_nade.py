@@ -137,14 +137,14 @@ def test_threads_do_not_matter():
     case = op_case(7, (6, 7, 1))
     results = []
     for count in (1, 2, 5):
-        with threads(count):
+        with threads_of_torch(count):
             results.append(sample(case))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @contextlib.contextmanager
-def threads(count):
+def threads_of_torch(count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -156,7 +156,7 @@ def threads(count):
 def assert_wavefronts_change_no_bit(case, counts=(2,), **options):
     pixels = sample(case, algorithm="pixels", **options)
     for count in counts:
-        with threads(count):
+        with threads_of_torch(count):
             wavefront = sample(case, algorithm="wavefront", **options)
         assert all(torch.equal(a, b) for a, b in zip(pixels, wavefront, strict=True))
 
@@ -185,8 +185,17 @@ def test_wavefronts_change_no_bit(case, head, name):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
 def test_wavefronts_of_any_number_of_threads(count):
-    for batch in (1, 3):
-        assert_wavefronts_change_no_bit(op_case(batch, (30, 24, 1), (2, 3), 64, (32,)), [count])
+    for batch, grid, window in ((1, (60, 90, 1), (2, 3)), (2, (60, 40, 1), (2, 3)), (1, (40, 50, 2), (0, 2))):
+        assert_wavefronts_change_no_bit(op_case(batch, grid, window, 64, (32,)), [count])
+
+
+def test_small_images_do_not_wake_threads():
+    import ar_fast
+
+    for size, threads in (((8, 9, 1), 1), ((128, 128, 1), 2), ((128, 9, 1), 1)):
+        with threads_of_torch(2):
+            (line,) = ar_fast.explain("offset_nade_sample", **op_case(1, size, (4, 4), 64), algorithm="wavefront")
+        assert f"along wavefronts on {threads} threads" in line
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -210,9 +219,9 @@ def test_wavefronts_between_any_positions(start, stop):
 
 def test_wavefronts_within_a_thread_pool():
     # Threads of Python draw at the same time, each with torch's threads of its own or none.
-    case = op_case(2, (20, 40, 1), (2, 3), 32, (16,))
+    case = op_case(2, (60, 40, 1), (2, 3), 32, (16,))
     want = sample(case, algorithm="pixels")
-    with threads(2), concurrent.futures.ThreadPoolExecutor(4) as pool:
+    with threads_of_torch(2), concurrent.futures.ThreadPoolExecutor(4) as pool:
         for got in pool.map(lambda _: sample(case, algorithm="wavefront"), range(8)):
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
