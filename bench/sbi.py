@@ -145,14 +145,17 @@ class Estimators:
 
     def _count(self, most: int, call: Callable[[int], object]) -> int:
         """``most``, or a tenth, a hundredth ... of it, so that a call takes a third of the limit at the most."""
-        count = max(1, most // 1000)
+        count, before = max(1, most // 1000), (0, 0.0)
         while count < most:
             start = time.perf_counter()
             with torch.no_grad():
                 call(count)
-            if 10 * (time.perf_counter() - start) > self.limit / 3:
+            took, following = time.perf_counter() - start, min(most, 10 * count)
+            # A call has costs of its own, so what a draw adds is known from the second call on.
+            each = (took - before[1]) / (count - before[0]) if before[0] else took / (9 * count)
+            if took + (following - count) * each > self.limit / 3:
                 break
-            count = min(most, 10 * count)
+            count, before = following, (count, took)
         return count
 
 
