@@ -128,16 +128,19 @@ class Incremental:
         root: nn.Module | None = None,
     ) -> None:
         self.conditioner, self.network = conditioner, network
-        # Of each module its dictionary of children, and those that it had.
-        parts = (network if root is None else root).modules()
-        self._tree = [(part._modules, list(part._modules.values())) for part in parts]
+        parts = list((network if root is None else root).modules())
+        # Of each module its dictionary of children, and those that it had; of those that had none the dictionary.
+        self._tree = [(part._modules, list(part._modules.values())) for part in parts if part._modules]
+        self._leaves = [part._modules for part in parts if not part._modules]
         self._stamps: list[tuple[Any, int | None]] = []
         self._device_of: dict[torch.device, list[Any]] = {}
         self._schedule, self._fixed = schedule, schedule is not None
+        self._parts = {id(part) for part in parts}
         self._resolve()
 
     def _resolve(self) -> None:
-        """Finds the layers and functions, and notes where each of them and what holds it was found."""
+        """Finds the layers and functions, and notes where each of them and what holds it was found, except where the
+        tree has it."""
         paths = self.conditioner.layers()
         self._at = {path: find(self.network, path) for path in paths}
         links = {}
@@ -147,12 +150,20 @@ class Incremental:
                 child = getattr(owner, key)
                 links[id(owner), key] = owner, key, child
                 owner = child
-        self._links = list(links.values())
+        self._links = [
+            (owner, key, child)
+            for owner, key, child in links.values()
+            if id(owner) not in self._parts or owner._modules.get(key) is not child
+        ]
 
     def unchanged(self) -> bool:
         """Whether root still holds the modules, and the network the functions, that were found in it."""
-        if any(list(children.values()) != before for children, before in self._tree):
+        # This runs at every call of a small flow: a loop, since a generator takes twice as long.
+        if any(self._leaves):
             return False
+        for children, before in self._tree:
+            if list(children.values()) != before:
+                return False
         for owner, key, child in self._links:
             found = owner._modules.get(key)
             if found is not child and (found is not None or getattr(owner, key, None) is not child):

@@ -100,7 +100,9 @@ class Chain:
         if not self.runs:
             raise Unsuitable("it has no two transforms that can run together")
         fused = [self.children[index] for start, (stop, _) in self.runs.items() for index in range(start, stop)]
-        self._hooks = [hooks for child in fused for hooks in hooks_of(child)]
+        # The runs look at those of the networks themselves.
+        seen = {id(hooks) for _, run in self.runs.values() for hooks in run.hooks}
+        self._hooks = [hooks for child in fused for hooks in hooks_of(child) if id(hooks) not in seen]
 
     def _add(
         self,

@@ -81,37 +81,46 @@ class Density:
         self._converted: list[tuple[Tensor | None, int | None, Tensor | None]] = [(None, None, None)] * len(terms)
         if max(layer.weight.shape[1] for layer, _ in self._terms) > _MOST_INPUTS:
             raise Unsuitable(f"it has layers of more than {_MOST_INPUTS} inputs")
-        self._hooks = hooks_of(steps.network)
+        self.hooks = hooks_of(steps.network)
+        self._inactive = steps.inactive()
         columns = {None: "none", True: "before", False: "after"}[own.context_first]
         constants = tuple(float(c) for c in head.constants)
         rest = columns, activation, head.name, constants, own.by_parameter, head.columns == (1, 0)
         self.form = Form(own.variables, own.context_features, tuple(program), rest, head.domain)
 
     def usable(self) -> bool:
-        """Whether the op computes what a call of the network would do."""
-        return not any(self._hooks) and self.steps.unchanged() and not acting(self.steps.inactive())
+        """Whether the op computes what a call of the network would do, if it has no ``hooks``."""
+        return self.steps.unchanged() and not (self._inactive and acting(self._inactive))
 
     @property
     def weight(self) -> Tensor:
         """The weight of the first term."""
-        return _parameter(self._terms[0][0], "weight")
+        layer = self._terms[0][0]
+        own = layer._parameters.get("weight")
+        return layer.weight if own is None else own
 
-    def tensors(self) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
-        """The weight, the mask and the bias of each term; masks in the dtype of the weights, which multiply faster."""
-        weights: list[Tensor] = []
-        masks: list[Tensor | None] = []
-        biases: list[Tensor | None] = []
+    def add_tensors(self, nothing: Tensor, weights: list[Tensor], masks: list[Tensor], biases: list[Tensor]) -> None:
+        """Adds the weight, the mask and the bias of each term, or ``nothing`` for none, to three lists; masks in the
+        dtype of the weights, which multiply faster."""
         for index, (layer, has_mask) in enumerate(self._terms):
-            weights.append(_parameter(layer, "weight"))
-            masks.append(self._mask(index, layer, weights[-1].dtype) if has_mask else None)
-            biases.append(_parameter(layer, "bias"))
-        return weights, masks, biases
+            # The attributes themselves are slow, and stand for what a parametrisation computes.
+            parameters = layer._parameters
+            weight = parameters.get("weight")
+            if weight is None:
+                weight = layer.weight
+            bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401
+            mask = nothing
+            if has_mask:
+                mask = layer._buffers.get("mask")
+                if mask is None:
+                    mask = layer.mask
+                if mask.dtype is not weight.dtype:
+                    mask = self._mask_as(weight.dtype, index, mask)
+            weights.append(weight)
+            masks.append(mask)
+            biases.append(nothing if bias is None else bias)
 
-    def _mask(self, index: int, layer: Any, dtype: torch.dtype) -> Tensor:
-        mask = layer._buffers.get("mask")
-        mask = layer.mask if mask is None else mask
-        if mask.dtype is dtype:
-            return mask
+    def _mask_as(self, dtype: torch.dtype, index: int, mask: Tensor) -> Tensor:
         source, version, converted = self._converted[index]
         if source is not mask or version != version_of(mask) or converted.dtype is not dtype:
             with building():
@@ -141,6 +150,7 @@ class Densities:
         if len({own.form for own in transforms}) != 1:
             raise Unsuitable("its transforms have different forms")
         self.transforms, self.form, self.crossovers = list(transforms), transforms[0].form, crossovers
+        self.hooks = [hooks for own in transforms for hooks in own.hooks]
         self._orders = dict(orders or {})
         if self.form.domain is not None and len(self.transforms) > 1:
             raise Unsuitable("each of its transforms checks the domain of its input")
@@ -164,18 +174,20 @@ class Densities:
         crossovers, domain = self.crossovers, form.domain
         if crossovers is not None and not crossovers[graph_needed(x, context, weight)].ours(x.shape[0]):
             return None
-        if torch.is_autocast_enabled(x.device.type) or global_hooks() or not all(own.usable() for own in transforms):
+        if torch.is_autocast_enabled(x.device.type) or global_hooks() or any(self.hooks):
             return None
+        for own in transforms:
+            if not own.usable():
+                return None
         if domain is not None and not bool(((x >= domain[0]) & (x <= domain[1])).all()):
             return None
 
         none = _nothing(x.dtype, x.device)
         weights: list[Tensor] = []
-        masks: list[Tensor | None] = []
-        biases: list[Tensor | None] = []
-        for transform in transforms:
-            for all_of_them, own in zip((weights, masks, biases), transform.tensors(), strict=True):
-                all_of_them += [none if tensor is None else tensor for tensor in own]
+        masks: list[Tensor] = []
+        biases: list[Tensor] = []
+        for own in transforms:
+            own.add_tensors(none, weights, masks, biases)
         orders = [self._orders[index]() if index in self._orders else none for index in range(len(transforms))]
         return functional.call(
             "masked_mlp_flow", x, context, weights, masks, biases, self._program, orders, *self._rest
@@ -220,12 +232,6 @@ def _program_of(conditioner: Conditioner) -> tuple[list[int], list[int]]:
     if not any(isinstance(steps[own], Masked) for own in terms):
         raise Unsuitable("it has no masked layer")
     return [number for layer in program for number in layer.numbers()], terms
-
-
-def _parameter(layer: Any, name: str) -> Tensor | None:
-    # The attribute itself is slow, and stands for what a parametrisation computes.
-    own = layer._parameters.get(name)
-    return getattr(layer, name) if own is None else own
 
 
 def check_density(ours: Path, original: Path, conditioner: Conditioner, x: Tensor) -> float:
