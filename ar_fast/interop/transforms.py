@@ -143,8 +143,9 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
     if like is None or like.is_meta:
         raise Unsuitable("it has no parameters with values")
     copied = probe(module)
+    exact = randomized(probe(copied))
     try:
-        plan, deviation, notes = _planned(kind, copied)
+        plan, deviation, notes = _planned(kind, copied, exact)
     except Unsuitable as reason:
         if not kind.stops_early:
             raise
@@ -159,19 +160,19 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
         return None, [replace(part, by=by)]
     tier = "incremental, each hidden unit once" if plan.head is None else f"one fused pass of the op, {plan.head.name}"
     part = replace(part, by=f"{tier} ({speed})")
-    plan, density = _density(kind, name, module, copied, plan)
+    plan, density = _density(kind, name, module, copied, exact, plan)
     return replace(plan, modules=modules_in(module)), [part, *density]
 
 
 def _density(
-    kind: Kind, name: str, module: nn.Module, copied: nn.Module, plan: TransformPlan
+    kind: Kind, name: str, module: nn.Module, copied: nn.Module, exact: nn.Module, plan: TransformPlan
 ) -> tuple[TransformPlan, list[Part]]:
     """The plan with the direction of the density, and what the report says of it, where the op can run it."""
     if plan.head is None or kind.evaluates is None:
         return plan, []
     try:
         with trying("its forward pass"):
-            deviation, found = _density_checked(kind, copied, plan)
+            deviation, found = _density_checked(kind, copied, exact, plan)
     except Unsuitable:
         return plan, []
     alone, training = found
@@ -184,7 +185,9 @@ def _density(
     ]
 
 
-def _density_checked(kind: Kind, copied: nn.Module, plan: TransformPlan) -> tuple[float, tuple[Crossover, Crossover]]:
+def _density_checked(
+    kind: Kind, copied: nn.Module, exact: nn.Module, plan: TransformPlan
+) -> tuple[float, tuple[Crossover, Crossover]]:
     own = plan.conditioner
 
     def paths(module: nn.Module) -> tuple[Path, Path]:
@@ -196,7 +199,6 @@ def _density_checked(kind: Kind, copied: nn.Module, plan: TransformPlan) -> tupl
         return density, original
 
     draw = random if plan.head.domain is None else uniform
-    exact = randomized(probe(copied))
     check_density(*paths(exact), own, draw(next(exact.parameters()), 3, own.variables))
     like = next(copied.parameters())
     deviation = check_density(*paths(copied), own, draw(like, 3, own.variables))
@@ -208,10 +210,9 @@ def _density_checked(kind: Kind, copied: nn.Module, plan: TransformPlan) -> tupl
     return deviation, found
 
 
-def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
-    """Reads a copy, checks the reading in float64 with random parameters, and measures it with the real ones."""
-    network = find(copied, kind.network)
-    conditioner, notes = _conditioner(kind, copied, network)
+def _planned(kind: Kind, copied: nn.Module, exact: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:
+    """Reads a copy, checks the reading on one in float64 with random parameters, and measures it with the real ones."""
+    conditioner, notes = _conditioner(kind, copied, exact)
     reasons: list[str] = []
     fused: list[str] = []
     for head in (*kind.heads(copied), None):
@@ -219,7 +220,7 @@ def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple
         for draw in (random, uniform):
             try:
                 with trying("its inverse"):
-                    plan, deviation = _checked(kind, copied, TransformPlan(kind, conditioner, head=head), draw)
+                    plan, deviation = _checked(kind, copied, exact, TransformPlan(kind, conditioner, head=head), draw)
                     if head is None:
                         notes = (
                             *notes,
@@ -232,7 +233,7 @@ def _planned(kind: Kind, copied: nn.Module) -> tuple[TransformPlan, float, tuple
 
 
 def _checked(
-    kind: Kind, copied: nn.Module, plan: TransformPlan, draw: Callable[..., Tensor]
+    kind: Kind, copied: nn.Module, exact: nn.Module, plan: TransformPlan, draw: Callable[..., Tensor]
 ) -> tuple[TransformPlan, float]:
     """The plan with its crossover, and the deviation of the inverse with the parameters as they are."""
     like, variables = next(copied.parameters()), plan.conditioner.variables
@@ -241,7 +242,6 @@ def _checked(
     inverse = plan.inverse(copied)
     if inverse.fused is not None and not inverse.fused.fits():
         raise Unsuitable("its masks are no staircase when the units are sorted")
-    exact = randomized(probe(copied))
     y = draw(next(exact.parameters()), 2, variables)
     # The backward pass uses the univariate inverse in any case.
     plan = replace(plan, every=_compared(kind, exact, replace(plan, head=None), y, False)[1].every)
@@ -258,16 +258,16 @@ def _checked(
     return replace(plan, crossovers=found), deviation
 
 
-def _conditioner(kind: Kind, copied: nn.Module, network: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
-    exact, reasons = randomized(probe(network)), []
-    like = next(exact.parameters())
-    for conditioner in kind.conditioners(copied, network):
+def _conditioner(kind: Kind, copied: nn.Module, exact: nn.Module) -> tuple[Conditioner, tuple[str, ...]]:
+    network, reasons = find(exact, kind.network), []
+    like = next(network.parameters())
+    for conditioner in kind.conditioners(copied, find(copied, kind.network)):
         try:
             with trying("its conditioner"):
                 x = random(like, 3, conditioner.variables)
                 context = random(like, 3, conditioner.context_features) if conditioner.context_features else None
-                steps = Incremental(conditioner, exact)
-                check_parameters(steps, lambda x, context: kind.raw(exact, x, context), x, context)
+                steps = Incremental(conditioner, network)
+                check_parameters(steps, lambda x, context: kind.raw(network, x, context), x, context)
                 return conditioner, _notes(kind, copied, steps)
         except Unsuitable as reason:
             reasons.append(str(reason))
