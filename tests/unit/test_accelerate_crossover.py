@@ -31,7 +31,21 @@ def test_measuring_takes_turns_and_stops_at_long_calls(monkeypatch):
     assert found.ours(1) and found.ours(10_000) and not found.never
     called.clear()
     crossover.measured(path("original", 9e-3), path("ours", 1e-3), torch.device("cpu"))
-    assert called == [("original", 1), ("ours", 1)] * 2
+    assert called == [("original", 1), ("ours", 1)] * 3
+    # A call that waited once for another program does not decide.
+    waits = iter([0.0, 0.02])
+
+    def of_ours(rows):
+        call = path("ours", 1e-3)(rows)
+
+        def waiting():
+            clock[0] += next(waits, 0.0)
+            call()
+
+        return waiting
+
+    found = crossover.measured(path("original", 4e-3), of_ours, torch.device("cpu"))
+    assert found.ratios[0] == pytest.approx(4.0) and found.ours(1)
     slow = crossover.measured(path("original", 1e-1), path("ours", 1.0), torch.device("cpu"))
     assert slow.rows == (1,) and slow.never
 
