@@ -181,6 +181,7 @@ def test_training_an_accelerated_estimator(trainer, model, faster):
     """The same weights, up to rounding, as sbi's own training; and the posterior, which sbi deep-copies, is fast."""
     own = train(trainer, builder(model, likelihood=trainer is NLE))
     other = trained(trainer, model)
+    assert [made.optimizer.param_groups[0]["fused"] for made in (own, other)] == [True, None]
     for name, tensor in own._neural_net.state_dict().items():
         torch.testing.assert_close(tensor, other._neural_net.state_dict()[name], rtol=1e-2, atol=1e-3)
     posterior = own.build_posterior()
