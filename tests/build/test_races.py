@@ -40,6 +40,8 @@ BARRIERS = [
     ("armlp", "armlp.cu", "hidden_units", 0),
     ("fvsbn", "fvsbn.cu", "draw_bernoulli", 0),
     ("offset_nade", "offset_nade.cu", "neighbourhood", 0),
+    ("offset_nade", "offset_nade.cu", "layer", 0),
+    ("offset_nade", "offset_nade.cu", "layer", 1),
     ("masked_linear_rows", "masked_linear_rows.cu", "masked_linear_grad_input_rows_kernel", 0),
     ("masked_linear_tiles_float32", "masked_linear_tiles.h", "make_tile", 0),
     ("masked_linear_wide_tiles", "masked_linear_tiles.h", "make_tile", 0),
