@@ -32,6 +32,19 @@ def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.
     return torch.Size(shape)
 
 
+def first_row(name: str, first_index: int, rows: int, contexts: int = 1) -> int:
+    """The number of the first of ``rows`` rows, where each sample has a row for each context."""
+    if not isinstance(first_index, Integral) or first_index < 0:
+        raise ValueError(f"{name}: first_index must be an integer >= 0, got {first_index!r}")
+    first = int(first_index) * contexts
+    if first + rows >= 2**63:
+        raise ValueError(
+            f"{name}: first_index must leave the numbers of all rows below 2^63, got {first_index} for {rows} rows"
+            f"{f' of {contexts} contexts' if contexts > 1 else ''}"
+        )
+    return first
+
+
 def draw_seed(name: str, seed: int | None, generator: torch.Generator | None) -> int:
     if seed is None:
         device = "cpu" if generator is None else generator.device

@@ -407,7 +407,7 @@ class CharRNN(nn.Module):
             )
         if top_p is not None and not (is_real(top_p) and 0 < top_p <= 1):
             raise ValueError(f"CharRNN: top_p must be a number in (0, 1] or None, got {top_p!r}")
-        n, first_index = int(n), int(first_index)
+        n, first_index = int(n), _inputs.first_row("CharRNN", first_index, int(n))
         if state is not None and state.last.shape != (n,):
             raise ValueError(f"CharRNN: state must be of n = {n} sequences, got {len(state.last)}")
         if state is not None and state.seed is not None and seed is None and generator is None:

@@ -102,13 +102,13 @@ def make_request(
     _inputs.check_context(model, context)
     contexts = None if context is None else context.reshape(-1, model.context_features)
     batch = shape if context is None else shape + context.shape[:-1]
-    if not is_integer(first_index) or first_index < 0:
-        raise ValueError(f"{model._name}: first_index must be an integer >= 0, got {first_index!r}")
     if not (is_real(temperature) and 0 < temperature < math.inf):
         raise ValueError(f"{model._name}: temperature must be positive and finite, got {temperature!r}")
     given, known = _inputs.flatten_known(model, given, known, clamp, batch)
     seed = _inputs.draw_seed(model._name, seed, generator)
-    first_row = int(first_index) * (1 if contexts is None else contexts.shape[0])
+    first_row = _inputs.first_row(
+        model._name, first_index, math.prod(batch), 1 if contexts is None else contexts.shape[0]
+    )
     return Request(model, torch.Size(batch), contexts, seed, first_row, float(temperature), given, known)
 
 

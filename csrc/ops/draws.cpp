@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -40,6 +41,13 @@ void check_draws(const DrawArguments& a, const c10::SymInt& variables, at::Scala
   TORCH_CHECK(0 <= a.start && a.start <= a.stop && variables >= a.stop, a.op,
               ": positions must satisfy 0 <= start <= stop <= D = ", variables, ", got start = ", a.start, ", stop = ",
               a.stop);
+  // The numbers of rows and of variables are counters of the random numbers.
+  constexpr int64_t last = std::numeric_limits<int64_t>::max();
+  TORCH_CHECK(a.first_index >= 0 && a.state.sym_size(0) <= last - a.first_index, a.op,
+              ": first_index must be at least 0, and with the rows at most 2^63 - 1, got ", a.first_index, " and ",
+              a.state.sym_size(0), " rows");
+  TORCH_CHECK(a.first_position <= 0 || variables <= last - a.first_position, a.op,
+              ": first_position must be at most 2^63 - 1 with D, got ", a.first_position);
   TORCH_CHECK(a.temperature > 0, a.op, ": temperature must be positive, got ", a.temperature);
 }
 

@@ -39,14 +39,19 @@ struct ContiguousMask {
         columns(contiguous_or_undefined(mask.columns)), tiles(contiguous_or_undefined(mask.tiles)),
         dense(contiguous_or_undefined(mask.dense)) {}
   MaskPlan plan(int64_t out_features, int64_t in_features) const {
-    return {out_features, in_features, index(extents), index(rows), index(columns), index(tiles),
-            dense.defined() ? static_cast<const uint8_t*>(dense.const_data_ptr()) : nullptr};
+    return {out_features,          in_features,           address<int32_t>(extents), address<int32_t>(rows),
+            address<int32_t>(columns), address<int32_t>(tiles), address<uint8_t>(dense)};
   }
   at::Tensor extents, rows, columns, tiles, dense;
 
  private:
-  static const int32_t* index(const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.const_data_ptr<int32_t>() : nullptr;
+  // Null tells which kind of plan it is, but a tensor without elements has no address either: it gets one that is
+  // never read.
+  template <typename T>
+  static const T* address(const at::Tensor& tensor) {
+    static constexpr T nothing{};
+    if (!tensor.defined()) return nullptr;
+    return tensor.numel() == 0 ? &nothing : static_cast<const T*>(tensor.const_data_ptr());
   }
 };
 

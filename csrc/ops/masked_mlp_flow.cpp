@@ -53,6 +53,20 @@ OneTransform transform_at(const MaskedMlpFlowArguments& a, const Flow& flow, siz
           ordered ? a.orders[index] : at::Tensor()};
 }
 
+// On the CPU, where values can be looked at without a synchronisation, and where there are values.
+void check_permutation(size_t index, const at::Tensor& order) {
+  if (!order.device().is_cpu() || order.key_set().has(c10::DispatchKey::Python)) return;
+  const at::Tensor own = order.contiguous();
+  const int64_t* const values = own.const_data_ptr<int64_t>();
+  std::vector<bool> seen(static_cast<size_t>(own.size(0)), false);
+  for (int64_t i = 0; i < own.size(0); ++i) {
+    const bool inside = values[i] >= 0 && values[i] < own.size(0);
+    TORCH_CHECK(inside && !seen[static_cast<size_t>(values[i])], MaskedMlpFlowArguments::op, ": orders[", index,
+                "] must be a permutation of 0 ... D-1 = ", own.size(0) - 1, ", got ", values[i], " at position ", i);
+    seen[static_cast<size_t>(values[i])] = true;
+  }
+}
+
 void check_one(const char* list, size_t index, const at::Tensor& tensor, const at::Tensor& x) {
   if (tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device()) return;
   const std::string name = std::string(list) + "[" + std::to_string(index) + "]";
@@ -147,6 +161,7 @@ Flow check_masked_mlp_flow(const MaskedMlpFlowArguments& a) {
                 op, ": orders[", i, "] must be int64 of shape (", a.x.sym_size(1), ") on ", a.x.device(),
                 ", or (0) for none, got ", dtype_name(order.scalar_type()), " of shape ", order.sym_sizes(), " on ",
                 order.device());
+    if (is_given(order)) check_permutation(i, order);
   }
   check_context(a, flow.program);
   check_networks(a, flow, transform);

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from masked_cases import masked_case
 from model_cases import KINDS, SHARED_KINDS, make_context, make_model
 
 from ar_fast import Mask, functional, heads, models
@@ -181,3 +182,18 @@ def test_variables_of_one_category(kind, device):
         torch.testing.assert_close(torch.cat([parameters[i] for i in range(3)], -1), model(x).flatten(1))
         samples, log_prob = model.sample(5, seed=1, return_log_prob=True)
         torch.testing.assert_close(log_prob, model.log_prob(samples))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["sorted", "rows", "columns", "both", "blocks"])
+@pytest.mark.parametrize("sizes", [(17, 0, 70), (1, 0, 70), (17, 70, 0), (17, 0, 0), (0, 0, 70)], ids=str)
+def test_products_of_plans_without_elements(sizes, kind, dtype, device, ops):
+    """The three products of a mask without rows or columns, whose tensors have no address."""
+    batch, inputs, outputs = sizes
+    case = masked_case(batch, inputs, outputs, kind, dtype=dtype, device=device)
+    grad = torch.randn(batch, outputs, device=device).to(dtype)
+    y = ops.masked_linear(case.input, case.weight, case.bias, *case.plan)
+    torch.testing.assert_close(y, case.bias.expand(batch, -1) if inputs == 0 else y.new_zeros(batch, outputs))
+    dx = ops.masked_linear_grad_input(grad, case.weight, *case.plan)
+    dw = ops.masked_linear_grad_weight(grad, case.input, *case.plan)
+    assert dx.shape == (batch, inputs) and dw.shape == (outputs, inputs) and not dx.any()

@@ -285,3 +285,15 @@ def test_what_is_no_integer_is_refused(bad):
         heads.Categorical(bad)
     with pytest.raises(ValueError, match="n must be an integer >= 0 or a shape"):
         models.NADE(4, 3).sample(bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_of_samples_do_not_run_over(kind):
+    """They are counters of the random numbers, in 63 bits."""
+    model = make_model(kind, 4, 2)
+    context = make_context(2, 3)
+    last = 2**63 // 3 - 3
+    assert model.sample(2, context, seed=1, first_index=last).shape == (2, 3, 4)
+    for n, first in ((2, 2**63 // 3), (4, 2**63 // 3 - 2), (1, 2**63)):
+        with pytest.raises(ValueError, match=r"first_index must leave the numbers of all rows below 2\^63"):
+            model.sample(n, context, seed=1, first_index=first)
