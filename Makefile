@@ -1,7 +1,7 @@
-# make demo, make test, make test-full, make bench, make roofline, make lint, make docs: each makes .venv and installs
-# what it needs, once. make docs writes the site into build/site. make build only installs; make resources compiles the
-# CUDA half with nvcc and checks it, without a GPU. make wheel writes an sdist and a wheel for Linux into dist, for the
-# torch that is installed.
+# make demo, make test, make test-full, make fuzz, make bench, make roofline, make lint, make docs: each makes .venv and
+# installs what it needs, once. make docs writes the site into build/site. make build only installs; make resources
+# compiles the CUDA half with nvcc and checks it, without a GPU. make wheel writes an sdist and a wheel for Linux into
+# dist, for the torch that is installed.
 # VENV=0 uses the current Python and installs nothing. The versions are pinned in requirements*.txt.
 VENV ?= .venv
 PYTHON ?= python3
@@ -30,7 +30,12 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml bui
 # One worker per core, each with one thread (tests/conftest.py).
 PYTEST := -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-full bench roofline lint docs build wheel resources clean
+# Random calls of every op and model (ARGS: options of pytest, CASES of all properties together), then mutated files
+# (EXECUTIONS of each target).
+CASES ?= 50000
+EXECUTIONS ?= 100000
+
+.PHONY: demo test test-full fuzz bench roofline lint docs build wheel resources clean
 
 demo: $(READY)
 	$(RUN) -m ar_fast demo $(ARGS)
@@ -40,6 +45,10 @@ test: $(READY)
 
 test-full: $(READY) $(LIBRARIES) $(SITE) $(WHEEL)
 	$(RUN) $(PYTEST) --full $(ARGS)
+
+fuzz: $(READY)
+	AR_FAST_CASES=$(CASES) $(RUN) $(PYTEST) --device cpu tests/unit/test_properties.py tests/unit/test_model_properties.py $(ARGS)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) -m fuzz.fuzzing --count $(EXECUTIONS)
 
 bench: $(READY)
 	$(RUN) -m bench $(ARGS)

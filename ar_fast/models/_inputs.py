@@ -34,7 +34,7 @@ def sample_shape(name: str, argument: str, given: int | Sequence[int]) -> torch.
 
 def first_row(name: str, first_index: int, rows: int, contexts: int = 1) -> int:
     """The number of the first of ``rows`` rows, where each sample has a row for each context."""
-    if not isinstance(first_index, Integral) or first_index < 0:
+    if not is_integer(first_index) or first_index < 0:
         raise ValueError(f"{name}: first_index must be an integer >= 0, got {first_index!r}")
     first = int(first_index) * contexts
     if first + rows >= 2**63:
