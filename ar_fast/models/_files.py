@@ -171,11 +171,11 @@ def read_order(directory: Path) -> Tensor | None:
 # What a config may ask for of each size, whatever its file holds: so much costs little, and the error of the tensor
 # that does not fit says more. Beyond it a size is at most the numbers in the file, since each unit has at least one.
 _SMALL = {
-    "hidden_features": 2**12, "features": 2**12, "context_features": 2**12, "embedding_features": 2**12,
-    "categories": 2**12, "components": 2**12, "bins": 2**12, "window": 2**8, "event_shape": 2**12, "transforms": 2**5,
-    "num_layers": 2**5, "n_masks": 2**9, "n_orders": 2**9,
+    "hidden_features": 2**8, "features": 2**8, "context_features": 2**8, "embedding_features": 2**8, "categories": 2**8,
+    "components": 2**8, "bins": 2**8, "window": 2**6, "event_shape": 2**8, "transforms": 2**5, "num_layers": 2**5,
+    "n_masks": 2**7, "n_orders": 2**7,
 }  # fmt: skip
-_SMALL_PARAMETERS = 2**22
+_SMALL_PARAMETERS = 2**18
 # Models whose weights are shared between variables may have more variables than numbers.
 _SHARED, _MOST_VARIABLES = ("OffsetNADE", "RNN"), 2**23
 
