@@ -1,8 +1,20 @@
-"""The compiled ops, by their schemas, and the instruction set that they run on."""
+"""The compiled ops, by their schemas, the coders of streams, and the instruction set that they run on."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
+
+class StreamDecoder:
+    def __init__(self, streams: Sequence[bytes]) -> None: ...
+    def begin(self) -> None: ...
+    def end(self, failed: bool) -> None: ...
+
+class StreamEncoder:
+    def __init__(self, streams: int) -> None: ...
+    def begin(self, values: Tensor) -> None: ...
+    def encode(self, stream: int, intervals: Tensor) -> None: ...
+    def end(self, failed: bool) -> None: ...
+    def finish(self) -> list[bytes]: ...
 
 def armlp_sample(
     state: Tensor,
@@ -223,6 +235,8 @@ def offset_nade_sample(
     state: Tensor,
     in_weight: Tensor,
     in_bias: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     out_weight: Tensor,
     out_bias: Tensor,
     order: Tensor | None,

@@ -84,10 +84,11 @@ class _Coded:
             return self._take(sizes, verb)
         if model.context_features:
             raise ValueError(f"{verb}: model must have no context, got context_features {model.context_features}")
-        self.variables = model.variables
-        self._take(model.head.sizes(model.variables), verb)
-        request = make_request(model, 1, None, 0, None, 0, None, None, False, 1.0)
-        self._request, self._sampler = request, model._sampler(request)
+        events: Any = model
+        self.variables = events.variables
+        self._take(events.head.sizes(events.variables), verb)
+        request = make_request(events, 1, None, 0, None, 0, None, None, False, 1.0)
+        self._request, self._sampler = request, events._sampler(request)
 
     def _take(self, sizes: list[int | None], verb: str) -> None:
         for variable, size in enumerate(sizes):

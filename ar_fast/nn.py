@@ -107,9 +107,14 @@ class MaskedLinear(Structured, nn.Linear):
         return self.weight.device
 
     @property
+    def _mask_with_values(self) -> Mask:
+        """The mask, which has values also where the parameters are on the meta device."""
+        return Mask._of_plan(self.out_features, self.in_features, [self._derived[name] for name in _PLAN], ())
+
+    @property
     def _saved_mask(self) -> dict[str, str]:
         """What a checkpoint says about the mask."""
-        mask = Mask._of_plan(self.out_features, self.in_features, [self._derived[name] for name in _PLAN], ())
+        mask = self._mask_with_values
         if self._fingerprint is None:
             self._fingerprint = mask.fingerprint()
         return {"mask": repr(mask), "fingerprint": self._fingerprint}

@@ -37,8 +37,9 @@ def _threads(threads: int | None) -> None:
 
 def _resized(model: Any, values: Values, size: tuple[int, ...]) -> tuple[Any, Values]:
     """An offset-nade and its values for images of another size."""
-    same = isinstance(values, Numbers) and len(size) == len(values.event_shape) >= 2
-    if not (isinstance(model, OffsetNADE) and same and size[:-2] == values.event_shape[:-2]):
+    if not (isinstance(model, OffsetNADE) and isinstance(values, Numbers)):
+        return model, values
+    if not len(size) == len(values.event_shape) >= 2 or size[:-2] != values.event_shape[:-2]:
         return model, values
     return model.resized(size), Numbers(size, values.values, None, values.levels)
 

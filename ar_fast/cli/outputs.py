@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def write_lines(path: Path, rows: list[Any]) -> None:
         beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def is_image(values: Values) -> bool:
+def is_image(values: Values) -> TypeGuard[Numbers]:
     """Whether events can be shown: (height, width), or (channels, height, width) with 1 or 3 channels."""
     shape = values.event_shape
     return isinstance(values, Numbers) and (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)))

@@ -159,7 +159,7 @@ class AutoregressiveTransform(SavedStructure, MaskedNetwork):
         """The masks in the dtype of the weights, which multiply faster than others."""
         with building():
             return {
-                f"dense_{index}": layer.mask.to_dense().cpu().to(layer.weight.dtype)
+                f"dense_{index}": layer._mask_with_values.to_dense().cpu().to(layer.weight.dtype)
                 for index, layer in enumerate(self.layers)
             }
 

@@ -7,6 +7,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def probe(module: nn.Module) -> nn.Module:
     """
     # Tensors with a graph, such as a cached result, cannot be copied.
     cached = (value for part in module.modules() for own in part.__dict__.values() for value in _each(own))
-    memo = {id(tensor): tensor.detach().clone() for tensor in cached if tensor.grad_fn is not None}
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in cached if tensor.grad_fn is not None}
     # Empty dictionaries of hooks, a dozen in each module, would take most of the time.
     for part in module.modules():
         memo |= {id(own): OrderedDict() for own in part.__dict__.values() if type(own) is OrderedDict and not own}

@@ -129,7 +129,9 @@ class OffsetNADE(AutoregressiveModel):
         in_rows = inputs * (self.counts if self._gathers else 1)
         self.in_weight = nn.Parameter(torch.empty(in_rows, units[0], **options))
         self.in_bias = nn.Parameter(torch.empty(units[0], **options))
-        self.layers = nn.ModuleList(nn.Linear(below, above, **options) for below, above in itertools.pairwise(units))
+        self.layers: Any = nn.ModuleList(
+            nn.Linear(below, above, **options) for below, above in itertools.pairwise(units)
+        )
         self.out_weight = nn.Parameter(torch.empty(out_rows, units[-1], **options))
         self.out_bias = nn.Parameter(torch.empty(out_rows, **options))
         self.context_weight = None

@@ -76,6 +76,8 @@ def stops(monkeypatch):
     """Makes steps small, writes the state after each one, and interrupts the one that follows so many."""
     monkeypatch.setattr(driver, "_CHUNK_POSITIONS", 7)
     monkeypatch.setattr(driver, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("ar_fast.models.offset_nade._STEP_ROWS", 1)
+    monkeypatch.setattr("ar_fast.models.offset_nade._STEP_POSITIONS", 1)
     monkeypatch.setattr("ar_fast.models.rnn._CALL_MULTIPLY_ADDS", 1)
 
     def after(steps: int) -> None:

@@ -287,7 +287,7 @@ def test_other_bits_are_noticed(monkeypatch):
     """A build that computes other conditionals, even if the kernel's number did not show it."""
     model = make_model("NADE", 30, dtype=torch.float32)
     data = ar_fast.compress(model, some(model, 5))
-    monkeypatch.setattr(compression, "fingerprint", lambda _: parts(data)[0].model)
+    monkeypatch.setattr(compression, "_fingerprint", lambda _: parts(data)[0].model)
     monkeypatch.setattr(compression._Coded, "kernel", lambda _: parts(data)[0].kernel)
     with torch.no_grad():
         model.out_bias += 0.01
