@@ -24,6 +24,7 @@ import offset_nade_op_cases
 import rnn_cases
 import torch
 from hypothesis import strategies as st
+from memory_layouts import LAYOUTS
 from mixed_cases import mixed_values
 from torch import Tensor
 from transform_cases import TRANSFORMS
@@ -107,39 +108,8 @@ class Call:
         return f"{self.op}({', '.join(f'{name}={shown(value)}' for name, value in self.arguments.items())})"
 
 
-# ---- Layouts: where a tensor's elements stand in memory. Between them stands what must not be read.
+# ---- Layouts
 
-
-def _poison(tensor: Tensor) -> Any:
-    if tensor.is_floating_point():
-        return math.nan
-    return True if tensor.dtype == torch.bool else 77
-
-
-def _padded(tensor: Tensor) -> Tensor:
-    wide = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), _poison(tensor))
-    wide[..., 1:-2] = tensor
-    return wide[..., 1:-2]
-
-
-def _every_other(tensor: Tensor) -> Tensor:
-    return torch.stack([tensor, torch.full_like(tensor, _poison(tensor))], -1)[..., 0]
-
-
-def _behind(tensor: Tensor) -> Tensor:
-    wide = tensor.new_full((tensor.numel() + 3,), _poison(tensor))
-    wide[3:] = tensor.reshape(-1)
-    return wide[3:].view(tensor.shape)
-
-
-LAYOUTS = {
-    "contiguous": lambda tensor: tensor,
-    "transposed": lambda tensor: tensor.mT.contiguous().mT if tensor.dim() > 1 else _every_other(tensor),
-    "padded": _padded,
-    "every other": _every_other,
-    "behind": _behind,
-    "rows apart": lambda tensor: tensor.repeat_interleave(2, 0)[::2],
-}
 # One row stands for all of these, where the values may be the same.
 EXPANDED = ("x", "state", "given", "known", "parameters", "context", "input", "grad_output", "last", "limits", "grad")
 
@@ -402,10 +372,11 @@ def deep_nade_sample(draw) -> Call:
 def offset_nade_sample(draw) -> Call:
     torch.manual_seed(draw(torch_seeds))
     head, batch, dtype = draw(st.sampled_from(list(offset_nade_op_cases.HEADS))), draw(batches), draw(dtypes)
-    grid = draw(st.sampled_from([(1, 1, 1), (1, 7, 1), (3, 1, 2), (4, 5, 1), (2, 3, 3)]))
+    grid = draw(st.sampled_from([(1, 1, 1), (1, 7, 1), (3, 1, 2), (4, 5, 1), (2, 3, 3), (9, 6, 1)]))
     window = draw(st.sampled_from([(0, 1), (1, 1), (2, 2), (0, 9), (5, 0)]))
+    layers = draw(st.sampled_from([(), (5,), (4, 3)]))
     arguments = offset_nade_op_cases.op_case(
-        batch, grid, window, draw(hidden_), head=head, shared_output=draw(st.booleans()), ordered=draw(st.booleans()),
+        batch, grid, window, draw(hidden_), layers, head=head, shared_output=draw(st.booleans()), ordered=draw(st.booleans()),
         row_bias=draw(st.booleans()), activation=draw(activations), dtype=dtype,
     )  # fmt: skip
     variables, head = math.prod(grid), arguments["head"]
