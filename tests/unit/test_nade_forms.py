@@ -90,6 +90,36 @@ def test_infinite_and_undefined_weights(name):
     torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5, equal_nan=True)
 
 
+@ISAS
+@pytest.mark.parametrize("parameters", [1, 3])
+@pytest.mark.parametrize("size", [1.0, 8.0, 40.0, 400.0])
+@pytest.mark.parametrize("zeros", ["none", "some"])
+def test_pre_activations_with_and_without_a_bound(name, parameters, size, zeros):
+    """Reals: the larger the weights, the more rows leave the bound under which a sigmoid needs no limits."""
+    case = nade_case(9, 67, 111, x="dense", parameters=parameters, ordered=False)
+    case.in_weight = case.in_weight * size * torch.linspace(0, 1, 67)[:, None]
+    if zeros == "some":
+        case.x[:4, ::5] = 0
+    assert form(case) == "pre-activations"
+    with isa(name):
+        assert_equals_the_reference(case, 2e-6 * max(size, 10))
+
+
+@ISAS
+def test_infinite_and_undefined_inputs(name):
+    """No other row is touched, and nothing before the input."""
+    case = nade_case(9, 67, 35, x="dense", ordered=False)
+    case.x[2, 5], case.x[3, 6], case.x[4, 40] = torch.inf, -torch.inf, torch.nan
+    (x, *weights), _ = arguments(case)
+    with isa(name):
+        got = functional.nade(x, *weights)
+    want = reference.nade(x.double(), *(tensor.double() for tensor in weights))
+    assert want[4].isnan().any() and not want[:2].isnan().any()
+    # What follows an infinite input is not compared: units that fill the last vector become zero times infinity.
+    got[2:4, 6:] = want[2:4, 6:] = 0
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
 def test_the_form_follows_the_data():
     binary = nade_case(41, 67, 35, x="binary")
     assert form(binary) == "odds"

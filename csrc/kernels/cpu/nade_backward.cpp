@@ -32,6 +32,7 @@ constexpr int rows_together = 2;
 #else
 constexpr int rows_together = 1;
 #endif
+constexpr int dense_rows_together = 2;
 
 // A row of the batch in a chunk.
 template <typename T>
@@ -173,21 +174,67 @@ void weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_
   }
 }
 
+// The same where every position adds one input and has one parameter, for sigmoids: dh is one product g w, so that
+// dh h (1 - h) = w (1 - h) (g h), whose last factor is also what the gradient of w adds: a multiply-add is an addition.
+template <int Rows, typename T, Activation A>
+void dense_weights_chunk(const Position<T>* positions, const ChunkRow<T>* rows, int64_t count, PackedInput<T>& in,
+                         const T* out, T* grad_in, T* grad_out) {
+  constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
+  const Vec<T> one(T(1));
+  Vec<T> d[Rows][strip_vectors];
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    recompute_activations<Form::bounded, T, A>(positions, rows[r], count, in);
+    AR_FAST_UNROLL
+    for (int u = 0; u < strip_vectors; ++u) d[r][u] = Vec<T>::loadu(rows[r].delta + u * width);
+  }
+  for (int64_t p = count - 1; p >= 0; --p) {
+    const int64_t at = p * strip;
+    Vec<T> x[Rows], g[Rows];
+    AR_FAST_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      x[r] = Vec<T>(rows[r].changes[p].x);
+      g[r] = Vec<T>(rows[r].grad[positions[p].out_row]);
+    }
+    AR_FAST_UNROLL
+    for (int u = 0; u < strip_vectors; ++u) {
+      const Vec<T> w = Vec<T>::loadu(out + at + u * width);
+      Vec<T> in_sum = Vec<T>::loadu(grad_in + at + u * width), out_sum = Vec<T>::loadu(grad_out + at + u * width);
+      AR_FAST_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const Vec<T> h = Vec<T>::loadu(rows[r].activations + at + u * width), gh = g[r] * h;
+        in_sum = at::vec::fmadd(x[r], d[r][u], in_sum);
+        out_sum = out_sum + gh;
+        d[r][u] = at::vec::fmadd(w * (one - h), gh, d[r][u]);
+      }
+      in_sum.store(grad_in + at + u * width);
+      out_sum.store(grad_out + at + u * width);
+    }
+  }
+  AR_FAST_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    for (int u = 0; u < strip_vectors; ++u) d[r][u].store(rows[r].delta + u * width);
+  }
+}
+
 // Scratch of one strip.
 template <typename T>
 struct StripBuffers {
+  static constexpr int most_rows = std::max(rows_together, dense_rows_together);
   T* checkpoints;   // [chunks + 1, B, strip]
-  T* reach;         // [B] a bound on |a| if the states are odds
+  T* reach;         // [B] a bound on |a|
+  bool* bounded;    // [chunks, B] whether a row's states are bounded in a chunk, if they are not odds
   T* delta;         // [B, strip]
   T* grad_in;       // [max_in_rows, strip]
   T* grad_out;      // [max_out_rows, strip]
   Position<T>* positions;
   PackedInput<T> in;
   PackedRows<T> out;
-  ChunkRow<T> rows[rows_together];
+  ChunkRow<T> rows[most_rows];
 
   StripBuffers(const NadeChunks& chunks, int64_t batch, Scratch& scratch)
       : checkpoints(scratch.take<T>((chunks.count + 1) * batch * strip_width<T>())), reach(scratch.take<T>(batch)),
+        bounded(scratch.take<bool>(chunks.count * batch)),
         delta(scratch.take<T>(batch * strip_width<T>())),
         grad_in(scratch.take<T>(chunks.max_in_rows * strip_width<T>())),
         grad_out(scratch.take<T>(chunks.max_out_rows * strip_width<T>())),
@@ -213,6 +260,7 @@ class StripBackward {
     constexpr bool odds = F == Form::odds;
     for (int64_t row = 0; row < batch_; ++row) {
       initial_state(model_, row, h0_, units_, strip, odds ? T(1) : state_unit<A, T>(), checkpoint(0, row));
+      b_.reach[row] = std::numeric_limits<T>::infinity();
       if (!odds) continue;
       begin_odds(checkpoint(0, row), strip, T(1), b_.reach[row]);
       if (b_.reach[row] == std::numeric_limits<T>::infinity()) return false;
@@ -224,11 +272,12 @@ class StripBackward {
         const Change<T>*change = changes_.begin(row, c), *last = changes_.end(row, c);
         b_.in.bring(change, last);
         Strip<T> a = load_vectors(checkpoint(c, row));
-        T more = 0;
-        for (; change != last; ++change) {
-          if (odds) more += b_.in.reach(*change);
-          advance<F, A>(b_.in.strip(0), 0, *change, a);
+        const T more = odds || may_bound<F> ? b_.in.reach(change, last) : T(0);
+        if constexpr (may_bound<F>) {
+          b_.bounded[c * batch_ + row] =
+              stay_bounded(more, checkpoint(c, row), strip, state_unit<A, T>(), b_.reach[row]);
         }
+        for (; change != last; ++change) advance<F, A>(b_.in.strip(0), 0, *change, a);
         if (odds && !keep_odds(more, checkpoint(c, row), strip, T(1), b_.reach[row])) return false;
         store_vectors(a, checkpoint(c + 1, row));
       }
@@ -239,7 +288,6 @@ class StripBackward {
   template <Form F>
   void run() {
     for (int64_t j = 0; j < batch_ * strip; ++j) b_.delta[j] = T(0);
-    const T* grad = static_cast<const T*>(output_.grad_parameters);
     for (int64_t c = chunks_.count - 1; c >= 0; --c) {
       const int64_t start = chunks_.starts[c], count = chunks_.starts[c + 1] - start;
       const auto [in_rows, out_rows] = fill_positions(model_, start, start + count, b_.positions);
@@ -247,20 +295,35 @@ class StripBackward {
       weights_.begin_input(model_, b_.positions, h0_, units_, F == Form::odds, b_.in);
       std::fill_n(b_.grad_in, in_rows * strip, T(0));
       std::fill_n(b_.grad_out, out_rows * strip, T(0));
-      const auto go = [&]<int Rows>(int64_t first) {
-        for (int r = 0; r < Rows; ++r) {
-          ChunkRow<T>& row = b_.rows[r];
-          row.changes = changes_.begin(first + r, c);
-          row.changes_end = changes_.end(first + r, c);
-          row.grad = grad + (first + r) * model_.out_rows;
-          row.checkpoint = checkpoint(c, first + r);
-          row.delta = b_.delta + (first + r) * strip;
-        }
-        weights_chunk<Rows, F, T, A>(b_.positions, b_.rows, count, b_.in, b_.out.data, b_.grad_in, b_.grad_out);
+      // Consecutive rows of one kind go together; the kind of a row does not depend on the others.
+      const auto kind_of = [&](int64_t row) {
+        if (!may_bound<F> || !b_.bounded[c * batch_ + row]) return Kind::any;
+        const bool changes_each = changes_.end(row, c) - changes_.begin(row, c) == count;
+        return changes_each && in_rows == count && out_rows == count ? Kind::dense : Kind::bounded;
       };
-      int64_t row = 0;
-      for (; row + rows_together <= batch_; row += rows_together) go.template operator()<rows_together>(row);
-      for (; row < batch_; ++row) go.template operator()<1>(row);
+      for (int64_t row = 0; row < batch_;) {
+        const Kind kind = kind_of(row);
+        const int most = kind == Kind::dense ? dense_rows_together : rows_together;
+        int together = 1;
+        while (together < most && row + together < batch_ && kind_of(row + together) == kind) ++together;
+        if (together < most) together = 1;
+        for (int r = 0; r < together; ++r) begin_row(b_.rows[r], c, row + r);
+        const auto go = [&](const auto& chunk) {
+          chunk(b_.positions, b_.rows, count, b_.in, b_.out.data, b_.grad_in, b_.grad_out);
+        };
+        if constexpr (may_bound<F>) {
+          if (kind == Kind::dense) {
+            go(together == 1 ? &dense_weights_chunk<1, T, A> : &dense_weights_chunk<dense_rows_together, T, A>);
+          } else if (kind == Kind::bounded) {
+            go(together == 1 ? &weights_chunk<1, Form::bounded, T, A>
+                             : &weights_chunk<rows_together, Form::bounded, T, A>);
+          }
+        }
+        if (kind == Kind::any) {
+          go(together == 1 ? &weights_chunk<1, F, T, A> : &weights_chunk<rows_together, F, T, A>);
+        }
+        row += together;
+      }
       store_gradients(count);
     }
     store_bias_gradient();
@@ -268,6 +331,19 @@ class StripBackward {
 
  private:
   static constexpr int64_t strip = strip_width<T>();
+
+  // Whether rows of this form may turn out to be bounded.
+  template <Form F>
+  static constexpr bool may_bound = F == Form::pre_activations && has_bounded_form<A, T>();
+  enum class Kind { any, bounded, dense };
+
+  void begin_row(ChunkRow<T>& row, int64_t chunk, int64_t index) {
+    row.changes = changes_.begin(index, chunk);
+    row.changes_end = changes_.end(index, chunk);
+    row.grad = static_cast<const T*>(output_.grad_parameters) + index * model_.out_rows;
+    row.checkpoint = checkpoint(chunk, index);
+    row.delta = b_.delta + index * strip;
+  }
 
   T* checkpoint(int64_t chunk, int64_t row) { return b_.checkpoints + (chunk * batch_ + row) * strip; }
 

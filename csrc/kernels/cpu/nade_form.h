@@ -4,15 +4,31 @@
 // multiplies the odds by exp(-w), which is computed once for all rows of the batch, and f(a) = 1 / (1 + odds) needs no
 // exponential. Their rounding error is relative, whereas that of a sum grows with the sum. Odds have the range of their
 // type, so they are replaced by pre-activations as soon as a bound on |a| exceeds odds_limit.
+//
+// Inputs of any size leave pre-activations. Where the same bound holds for them through a chunk, their sigmoid needs no
+// limits, and f(a) = 1 / (1 + 2^t) is a short polynomial and a division (one_plus_exp2).
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <limits>
 
+#include "exp2_table.h"
 #include "nade_strip.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 
-enum class Form { pre_activations, scaled_pre_activations, odds };
+enum class Form { pre_activations, bounded, scaled_pre_activations, odds };
+
+// Whether Form::bounded exists.
+template <Activation A, typename T>
+constexpr bool has_bounded_form() {
+#if defined(AR_FAST_FAST_SIGMOID)
+  return A == Activation::sigmoid && std::is_same_v<T, float>;
+#else
+  return false;
+#endif
+}
 
 template <typename T>
 constexpr T odds_limit() {
@@ -25,13 +41,15 @@ bool keeps_odds(const NadeModel& model, const NadeInput& input) {
   return A == Activation::sigmoid && input.odds && !model.activation_scale;
 }
 
-// NaN if one is.
+// Of numbers that are not negative; NaN if one is NaN. Their bits ascend as they do, and those of NaN are the greatest.
 template <typename T>
 T largest(const Vec<T>& vector) {
-  T values[Vec<T>::size()], most = -std::numeric_limits<T>::infinity();
-  vector.store(values);
-  for (const T value : values) most = value > most || value != value ? value : most;
-  return most;
+  using Bits = std::conditional_t<std::is_same_v<T, float>, int32_t, int64_t>;
+  T values[Vec<T>::size()];
+  vector.abs().store(values);
+  Bits most = 0;
+  for (const T value : values) most = std::max(most, std::bit_cast<Bits>(value));
+  return std::bit_cast<T>(most);
 }
 
 // The largest |a| of some odds; NaN if one is NaN.
@@ -77,6 +95,22 @@ bool keep_odds(T more, T* state, int64_t count, T unit, T& reach) {
   return false;
 }
 
+// The largest |a| of some pre-activations in `unit`; NaN if one is NaN.
+template <typename T>
+T largest_size(const T* state, int64_t count, T unit) {
+  Vec<T> most = zero<T>();
+  for (int64_t j = 0; j < count; j += Vec<T>::size()) most = at::vec::maximum(most, Vec<T>::loadu(state + j).abs());
+  return largest(most) / std::abs(unit);
+}
+
+// Whether pre-activations stay bounded when `more` is added to `bound`, a bound on |a|.
+template <typename T>
+bool stay_bounded(T more, const T* state, int64_t count, T unit, T& bound) {
+  if (!(bound + more <= odds_limit<T>())) bound = largest_size(state, count, unit);
+  bound += more;
+  return bound <= odds_limit<T>();
+}
+
 // in_weight of a chunk as a form needs it: rows of w, or of exp(-w) for odds. A row is packed when it is first needed.
 template <typename T>
 class PackedInput {
@@ -103,8 +137,12 @@ class PackedInput {
       if (!here_[change->in_slot]) (this->*pack_)(*change);
     }
   }
-  // How far a change can move a state.
-  T reach(const Change<T>& change) const { return reach_[change.in_slot]; }
+  // How far changes can move a state.
+  T reach(const Change<T>* change, const Change<T>* last) const {
+    T sum = 0;
+    for (; change != last; ++change) sum += std::abs(change->x) * reach_[change->in_slot];
+    return sum;
+  }
   const T* strip(int64_t index) const { return packed_.strip(index); }
   int64_t rows() const { return packed_.rows; }
 
@@ -157,6 +195,10 @@ constexpr WeightSteps<T> weight_steps() {
 // f(a), from a state in its form.
 template <Form F, Activation A, typename T, size_t N>
 AR_FAST_INLINE std::array<Vec<T>, N> activate_vectors(const std::array<Vec<T>, N>& a, T scale) {
+  if constexpr (F == Form::bounded) {
+    const auto denominators = one_plus_exp2(a);
+    return vectors<N>([&](auto u) { return Vec<T>(T(1)) / denominators[u]; });
+  }
   return vectors<N>([&](auto u) {
     constexpr bool divides = decltype(u)::value % 2 == 0;
     if constexpr (F == Form::odds) return sigmoid_of_odds<T>(a[u]);

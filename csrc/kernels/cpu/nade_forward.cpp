@@ -26,6 +26,17 @@ AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t 
   }
 }
 
+// partial[k] += h w_k for one slot, where h is 1 / denominator. Dividing w_k by it takes an addition where multiplying
+// with h takes a multiply-add, whose units are the busiest.
+template <typename T, size_t N>
+AR_FAST_INLINE void score_quotients(const std::array<Vec<T>, N>& denominator, const T* out, int64_t rows, int64_t k,
+                                    T* partial) {
+  const auto terms = vectors<N>([&](auto u) { return in_register<T>(load_packed(out, k, rows, u) / denominator[u]); });
+  Vec<T> sum = Vec<T>::loadu(partial + k * Vec<T>::size());
+  unroll<N / 2>([&](auto u) { sum = sum + (terms[2 * u] + terms[2 * u + 1]); });
+  sum.store(partial + k * Vec<T>::size());
+}
+
 // Several strips of one row through a chunk. partial[k] accumulates, lane by lane, the dot product of the k-th
 // parameter of the chunk; the lanes are summed once, after the last strip.
 template <Form F, int Strips, typename T, Activation A>
@@ -42,19 +53,24 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
     }
   } else {
     int64_t scored = 0;
-    for (; change != last; ++change) {
-      const Position<T>& position = positions[change->position];
-      const int64_t end = position.out_slot + position.out_rows;
+    const auto score_to = [&](int64_t position) __attribute__((always_inline)) {
+      const int64_t end = positions[position].out_slot + positions[position].out_rows;
       // A variable without parameters needs no activations.
+      if constexpr (F == Form::bounded) {
+        if (end == scored + 1) {
+          score_quotients(one_plus_exp2(a), out, out_rows, scored, partial);
+          scored = end;
+          return;
+        }
+      }
       if (scored < end) score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
-      advance<F, A>(in, in_rows, *change, a);
       scored = end;
+    };
+    for (; change != last; ++change) {
+      score_to(change->position);
+      advance<F, A>(in, in_rows, *change, a);
     }
-    const Position<T>& position = positions[count - 1];
-    const int64_t end = position.out_slot + position.out_rows;
-    if (scored < end) {
-      score(activate_vectors<F, A>(a, T(1)), out, out_rows, scored, end, partial);
-    }
+    score_to(count - 1);
   }
   store_vectors(a, state);
 }
@@ -67,13 +83,14 @@ template <typename T>
 struct ForwardBuffers {
   T* states;         // [rows, padded]
   T* reach;          // [rows] a bound on |a| while the state is odds, infinity afterwards
+  T* bound;          // [rows] a bound on |a| while it is not
   Position<T>* positions;
   PackedInput<T> in, in_odds;
   PackedRows<T> out;
   struct Row {
     Change<T>*changes, *changes_end;
     T* partial;      // [max_out_rows, vector]
-    bool as_odds;
+    bool as_odds, bounded;
   } row[rows_together];
   T* bias;           // [max_out_rows] out_bias by slot
   T* logits;
@@ -82,7 +99,7 @@ struct ForwardBuffers {
 
   ForwardBuffers(const NadeModel& model, const NadeChunks& chunks, int64_t rows, Scratch& scratch)
       : states(scratch.take<T>(rows * padded_hidden<T>(model))), reach(scratch.take<T>(rows)),
-        positions(scratch.take<Position<T>>(chunks.max_positions)),
+        bound(scratch.take<T>(rows)), positions(scratch.take<Position<T>>(chunks.max_positions)),
         in(chunks.max_in_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
         in_odds(chunks.max_in_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
         out(chunks.max_out_rows, padded_hidden<T>(model) / strip_width<T>(), scratch) {
@@ -144,6 +161,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
                   const NadeSegment& segment, int64_t row_begin, int64_t row_end, const WeightSteps<T>& weights,
                   void* scratch_memory) {
   constexpr int64_t strip = strip_width<T>();
+  constexpr Form bounded_form = has_bounded_form<A, T>() ? Form::bounded : Form::pre_activations;
   const int64_t padded = padded_hidden<T>(model), strips = padded / strip, rows = row_end - row_begin;
   Scratch scratch(scratch_memory);
   ForwardBuffers<T> b(model, chunks, rows, scratch);
@@ -159,6 +177,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
       initial_state(model, row_begin + r, 0, model.hidden, padded, keeps ? T(1) : state_unit<A, T>(), state);
     }
     if (keeps) begin_odds(state, padded, state_unit<A, T>(), b.reach[r]);
+    b.bound[r] = std::numeric_limits<T>::infinity();
     sums[r] = 0;
   }
   for (int64_t c = segment.chunk_begin; c < segment.chunk_end; ++c) {
@@ -180,16 +199,19 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
         row.changes_end =
             row.changes + find_changes(model, input, row_begin + first + r, b.positions, count, row.changes);
         std::fill_n(row.partial, parameters * Vec<T>::size(), T(0));
-        row.as_odds = false;
+        T* const state = b.states + (first + r) * padded;
+        row.as_odds = row.bounded = false;
         if (keeps && reach != std::numeric_limits<T>::infinity()) {
           b.in_odds.bring(row.changes, row.changes_end);
-          T more = 0;
-          for (const Change<T>* change = row.changes; change != row.changes_end; ++change) {
-            more += b.in_odds.reach(*change);
-          }
-          row.as_odds = keep_odds(more, b.states + (first + r) * padded, padded, state_unit<A, T>(), reach);
+          row.as_odds =
+              keep_odds(b.in_odds.reach(row.changes, row.changes_end), state, padded, state_unit<A, T>(), reach);
         }
-        if (!row.as_odds) b.in.bring(row.changes, row.changes_end);
+        if (row.as_odds) continue;
+        b.in.bring(row.changes, row.changes_end);
+        if (has_bounded_form<A, T>() && !model.activation_scale) {
+          row.bounded = stay_bounded(b.in.reach(row.changes, row.changes_end), state, padded, state_unit<A, T>(),
+                                     b.bound[first + r]);
+        }
       }
       const auto go = [&]<Form F, int Strips>(int64_t strip_index, int64_t r) {
         const auto& row = b.row[r];
@@ -207,6 +229,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
           }
           for (int64_t i = s; i < s + together; ++i) {
             if (b.row[r].as_odds) go.template operator()<Form::odds, 1>(i, r);
+            else if (b.row[r].bounded) go.template operator()<bounded_form, 1>(i, r);
             else if (model.activation_scale) go.template operator()<Form::scaled_pre_activations, 1>(i, r);
             else go.template operator()<Form::pre_activations, 1>(i, r);
           }
