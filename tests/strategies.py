@@ -376,8 +376,8 @@ def offset_nade_sample(draw) -> Call:
     window = draw(st.sampled_from([(0, 1), (1, 1), (2, 2), (0, 9), (5, 0)]))
     layers = draw(st.sampled_from([(), (5,), (4, 3)]))
     arguments = offset_nade_op_cases.op_case(
-        batch, grid, window, draw(hidden_), layers, head=head, shared_output=draw(st.booleans()), ordered=draw(st.booleans()),
-        row_bias=draw(st.booleans()), activation=draw(activations), dtype=dtype,
+        batch, grid, window, draw(hidden_), layers, head=head, shared_output=draw(st.booleans()),
+        ordered=draw(st.booleans()), row_bias=draw(st.booleans()), activation=draw(activations), dtype=dtype,
     )  # fmt: skip
     variables, head = math.prod(grid), arguments["head"]
     counts = torch.full((variables,), offset_nade_op_cases.HEADS["categorical"])
