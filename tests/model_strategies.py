@@ -118,7 +118,9 @@ def cases(draw, kind: str) -> Case:
         model = models.Ensemble([first, first.in_order(other)])
     else:
         first = model = _make(draw, kind, shape, options)
-    size = draw(st.sampled_from([0.0, 0.3, 0.3, 1.0]))
+    # Real draws feed back into their own scale: with large weights they grow from one to the next without bound.
+    bounded = all(own is not None for own in head.sizes(variables))
+    size = draw(st.sampled_from([0.0, 0.3, 0.3, 1.0 if bounded else 0.1]))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(size * torch.randn(parameter.shape))
@@ -128,7 +130,7 @@ def cases(draw, kind: str) -> Case:
     batch = draw(_batches)
     x = events(first, *batch)
     x = x.to(draw(st.sampled_from([dtype, first.compute_dtype])))
-    if all(own is not None for own in head.sizes(variables)) and draw(st.booleans()):
+    if bounded and draw(st.booleans()):
         x = x.to(draw(st.sampled_from([torch.int64, torch.int16, torch.uint8])))
     if draw(st.booleans()) and batch and batch[0] > 1:
         x = x[:1].expand_as(x)

@@ -225,7 +225,8 @@ class OffsetNADE(AutoregressiveModel):
             taps = F.pad(taps, (0, 0, 0, (side + 1) * width))
             rectangle, right = taps.reshape(up + 1, 2 * side + 1, width, -1), side
         padded = F.pad(inputs.permute(0, 3, 1, 2), (side, right, up, 0))
-        return F.conv2d(padded, rectangle.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
+        # One of torch's convolutions has no gradient for weights in another order.
+        return F.conv2d(padded, rectangle.permute(3, 2, 0, 1).contiguous()).permute(0, 2, 3, 1)
 
     def _parameters_of(self, x: Tensor, context: Tensor | None) -> Tensor:
         rows, columns, channels = self.grid

@@ -510,3 +510,12 @@ def test_training_learns_a_texture():
 def test_bad_arguments(message, make_error):
     with pytest.raises(ValueError, match=f"OffsetNADE: {message}"):
         make_error()
+
+
+@pytest.mark.parametrize("window", [(1, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 3, 4)])
+def test_gradients_with_one_hidden_unit(shape, window):
+    """torch has a convolution for few channels that needs its weights in a row."""
+    model = models.OffsetNADE(shape, 1, window, head=heads.Categorical(2), dtype=torch.float64)
+    model.log_prob(torch.zeros(2, *shape, dtype=torch.int64)).sum().backward()
+    assert model.in_weight.grad.shape == model.in_weight.shape
