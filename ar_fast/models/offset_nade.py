@@ -21,6 +21,7 @@ from .._vocabulary import ACTIVATIONS
 from ..heads.base import chosen, one_hot
 from . import _inputs
 from ._context import add_context
+from ._standardize import Standardization
 from .base import AutoregressiveModel
 from .sampling import Request, Rows, Sampler
 
@@ -171,7 +172,8 @@ class OffsetNADE(AutoregressiveModel):
             event_shape: it must have the same number of dimensions and of channels.
 
         Raises:
-            ValueError: for another kind of event; for a model whose parameters or order belong to one size.
+            ValueError: for another kind of event; for a model whose parameters, order or standardization belong to one
+                size.
         """
         shape = _inputs.event_shape(self._name, event_shape)
         if len(shape) != len(self.event_shape) or _grid(shape)[2] != self.grid[2]:
@@ -187,10 +189,29 @@ class OffsetNADE(AutoregressiveModel):
             raise ValueError(f"OffsetNADE: a model with {reason} cannot be resized, got event_shape {tuple(shape)}")
         other = copy.copy(self)
         other.event_shape, other.variables, other.grid = shape, math.prod(shape), _grid(shape)
+        other._real = self._real[:1].expand(other.variables)
+        if self.standardization is not None:
+            other._modules = {**self._modules, "standardization": self._resized_standardization(shape)}
         # A raster order that is the identity is None, as in any model; whether it is depends only on the channels.
         with building():
             order = None if other.grid[2] == 1 else orderings.raster(shape)
         other._take_order(order)
+        return other
+
+    def _resized_standardization(self, shape: torch.Size) -> Standardization:
+        """The shift and scale of each channel, for events of another size."""
+        other = Standardization(math.prod(shape), self.device)
+        if self.device.type == "meta":
+            return other
+        # Channels are the first dimension of an event with channels, and variables are in the order of the event.
+        channels = self.grid[2]
+        own = torch.stack([self.standardization.shift, self.standardization.scale]).reshape(2, channels, -1)
+        if not torch.equal(own, own[..., :1].expand_as(own)):
+            raise ValueError(
+                "OffsetNADE: a model with a standardization for each variable cannot be resized, got event_shape "
+                f"{tuple(shape)}; give standardize the same mean and std for all variables of a channel"
+            )
+        other.set(*own[..., :1].expand(2, channels, other.shift.numel() // channels).reshape(2, -1))
         return other
 
     # Evaluation: a convolution over the taps, then a network for each pixel.

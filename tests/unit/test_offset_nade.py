@@ -448,7 +448,44 @@ def test_another_size_shares_the_parameters(device, event_shape, window, larger)
         model.resized((*larger, 1) if len(larger) < 3 else (2, 4, 5))
 
 
+@pytest.mark.parametrize("event_shape, larger", [((7,), (4,)), ((3, 4), (6, 5)), ((2, 2, 3), (2, 4, 5))])
+@pytest.mark.parametrize("name", MODEL_HEADS)
+def test_any_head_has_another_size(name, event_shape, larger):
+    """Whatever a model keeps for each variable has the new size; the model itself keeps the old one."""
+    model = make(event_shape, 1, head=MODEL_HEADS[name], dtype=torch.float64)
+    real = model.standardization is not None
+    if real:
+        channels = torch.randn(model.grid[2], *[1] * (len(event_shape) - 1), dtype=torch.float64)
+        mean = channels.expand(event_shape) if len(event_shape) == 3 else channels[0].expand(event_shape)
+        model.standardize(mean=mean, std=mean.exp())
+    before = draw_events(model, 3)
+    want, other = model.log_prob(before), model.resized(larger)
+    if real:
+        mean = channels.expand(larger) if len(larger) == 3 else channels[0].expand(larger)
+        fresh = make(larger, 1, head=MODEL_HEADS[name], dtype=torch.float64).standardize(mean=mean, std=mean.exp())
+    else:
+        fresh = make(larger, 1, head=MODEL_HEADS[name], dtype=torch.float64)
+    with torch.no_grad():
+        for own, parameter in zip(fresh.parameters(), model.parameters(), strict=True):
+            own.copy_(parameter)
+    samples, log_prob = other.sample(3, seed=1, return_log_prob=True)
+    again, expected = fresh.sample(3, seed=1, return_log_prob=True)
+    assert torch.equal(samples, again) and torch.equal(log_prob, expected)
+    torch.testing.assert_close(log_prob, other.log_prob(samples))
+    assert other.state_dict().keys() == fresh.state_dict().keys()
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in other.state_dict().items())
+    assert torch.equal(model.log_prob(before), want)
+    if real:
+        other.standardize(mean=torch.ones(larger), std=torch.ones(larger))
+        assert torch.equal(model.log_prob(before), want)
+
+
 def test_what_cannot_be_resized():
+    model = make((2, 2), 1, head=heads.GaussianMixture(2)).standardize(torch.randn(20, 2, 2))
+    with pytest.raises(ValueError, match="a model with a standardization for each variable cannot be resized"):
+        model.resized((4, 4))
+    with torch.device("meta"):
+        assert make((2, 2), 1, head=heads.GaussianMixture(2)).resized((4, 4)).standardization.shift.shape == (16,)
     for options, reason in (({"shared_output": False}, "output weights"), ({"order": [3, 2, 1, 0]}, "an order")):
         with pytest.raises(ValueError, match=f"a model with {reason}.* cannot be resized"):
             make((2, 2), 1, **options).resized((4, 4))
