@@ -181,6 +181,19 @@ def check(name: str, arguments: Sequence[Any]) -> None:
         check_by_table(name, arguments)
     else:
         _check_by_meta_kernel(op, device.type, arguments)
+    if name == "masked_mlp_flow":
+        _check_permutations(name, dict(zip(_TYPES[name], arguments, strict=False))["orders"])
+
+
+def _check_permutations(name: str, orders: list[Tensor]) -> None:
+    """As the compiled op does where values can be looked at: log_det is that of permutations alone."""
+    for index, order in enumerate(orders):
+        if type(order) is not Tensor or order.device.type != "cpu" or torch.compiler.is_compiling():
+            continue
+        if len(order) and not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise RuntimeError(
+                f"{name}: orders[{index}] must be a permutation of 0 ... D-1 = {len(order) - 1}, got {order.tolist()}"
+            )
 
 
 def _is(value: object, kind: Any) -> bool:

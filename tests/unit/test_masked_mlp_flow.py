@@ -244,6 +244,16 @@ def test_a_weight_written_before_the_backward_pass_is_an_error(device):
         y.sum().backward()
 
 
+@pytest.mark.parametrize("bad", [[0, 1, 1, 3], [3, 3, 3, 3], [0, 1, 2, 4], [0, -1, 2, 3]], ids=str)
+def test_an_order_holds_each_variable_once(implementation, bad):
+    """The compiled op and the reference look at its values; each says which order it is."""
+    _, weights, masks, biases, options = case("plain", "affine_softplus", 4, chain="four")
+    x, _ = inputs(3, 4, 0)
+    options["orders"][2] = torch.tensor(bad)
+    with pytest.raises(RuntimeError, match=r"masked_mlp_flow: orders\[2\] must be a permutation of 0 ... D-1 = 3"):
+        functional.masked_mlp_flow(x, weights, masks, biases, **options)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("network, chain", [("residual", "one"), ("within", "before")])
 def test_opcheck(device, ops, network, chain):
