@@ -156,12 +156,15 @@ def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tup
 
 def _network(steps: Incremental, prepared: Sequence[Prepared], slopes: dict[int, Tensor]) -> tuple[list[Any], ...]:
     """The network as ``inverse_adjoint`` takes it: weights, slopes, program, ends."""
+    schedule = steps.settle()
+    # Units that no variable sees stand behind the others, at no level; the op has all variables.
+    units = [None, *(order.ends[schedule.levels] for order in schedule.order[1:])]
     weights, program = [], []
     for index, step in enumerate(steps.conditioner.steps):
         masked = isinstance(step, Masked)
         if masked:
-            weights.append(prepared[index].weight)
+            weights.append(prepared[index].weight[: units[index + 1], : units[step.source]])
         program += [step.source, step.other if isinstance(step, Add) else -1, int(masked), int(index in slopes)]
-    schedule = steps.settle()
+    own = [slope[:, : units[index + 1]] for index, slope in slopes.items()]
     ends = [end for order in schedule.order for end in order.ends[: schedule.levels + 1]]
-    return weights, list(slopes.values()), program, ends
+    return weights, own, program, ends
