@@ -213,6 +213,12 @@ def check_sizes(
         most = max(held, _MOST_VARIABLES if shared else _SMALL[key])
         if size > most:
             raise ValueError(f"{key} must be at most {most} with {held} numbers in model.safetensors, got {size}")
+    # Networks between layers, before their masks are made: those of many layers and transforms take long together.
+    widths = [integers(config.get(key)) or [] for key in ("features", "hidden_features", "features")]
+    layers = itertools.pairwise(itertools.chain(*widths))
+    least = sum(below * above for below, above in layers) * (integers(config.get("transforms")) or [1])[0]
+    if least > max(held, _SMALL_PARAMETERS):
+        raise ValueError(f"parameters must be at most the {held} numbers in model.safetensors, got {least} or more")
     # On the meta device parameters cost nothing.
     count = sum(parameter.numel() for parameter in make(**arguments, device="meta").parameters())
     if count > max(held, _SMALL_PARAMETERS):

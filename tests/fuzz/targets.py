@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ar_fast import flows, heads, models
+from ar_fast import compress, decompress, flows, heads, models
 from ar_fast.cli import sources
 
 
@@ -125,6 +126,37 @@ def _read(folder: Path) -> object:
     return sources.read(str(path))
 
 
+@functools.cache
+def _compressors() -> dict[str, object]:
+    """Models by the names of the files that they have compressed."""
+    torch.manual_seed(0)
+    mixed = heads.PerVariable([heads.Categorical(3), heads.LogisticMixture(1, levels=9), heads.Bernoulli()])
+    return {
+        "bits.arf": models.NADE((2, 5), 3),
+        "mixed.arf": models.NADE(3, 2, head=mixed),
+        "levels.arf": models.MADE(4, [5], head=heads.LogisticMixture(2, levels=256)),
+        "text.arf": models.CharRNN("abc", 4),
+    }
+
+
+def _compressed() -> list[dict[str, bytes]]:
+    inputs = []
+    for name, model in _compressors().items():
+        drawn = model.sample(1, 40, seed=0)[0][0] if name == "text.arf" else model.sample(40, seed=0)
+        inputs += [{name: compress(model, drawn, chunk=chunk)} for chunk in (7, None)]
+    return inputs
+
+
+def _decompress(folder: Path) -> object:
+    (path,) = folder.iterdir()
+    return decompress(_compressors()[path.name], path.read_bytes())
+
+
+def _summed(content: bytes) -> bytes:
+    """Compressed data that end with the checksum of what stands before."""
+    return content[:-4] + struct.pack("<I", zlib.crc32(content[:-4]))
+
+
 _CSV = b"name,kind,value\na,1,0.5\nb,2,-3e7\n,3,nan\n"
 
 TARGETS = {
@@ -137,4 +169,7 @@ TARGETS = {
     "idx": Target(_idx, _read),
     "csv": Target(lambda: [{"data.csv": _CSV}], _read),
     "pictures": Target(_pictures, _read, _checksums),
+    # Nearly every case would end at its checksum; the other target has those.
+    "compressed": Target(_compressed, _decompress, _summed),
+    "unsummed": Target(_compressed, _decompress),
 }
