@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import available_isas, isa
+from grids import pairs
 from nade_cases import nade_case
 
-from ar_fast import explain, functional, reference
+from ar_fast import _fallback, _library, explain, functional, reference
 
 ISAS = pytest.mark.parametrize("name", available_isas())
 
@@ -105,19 +106,62 @@ def test_pre_activations_with_and_without_a_bound(name, parameters, size, zeros)
         assert_equals_the_reference(case, 2e-6 * max(size, 10))
 
 
+#: A vector's units and strips', some more, and few.
+WIDTHS = [1, 3, 8, 35, 64, 70, 130]
+
+
 @ISAS
-def test_infinite_and_undefined_inputs(name):
-    """No other row is touched, and nothing before the input."""
-    case = nade_case(9, 67, 35, x="dense", ordered=False)
-    case.x[2, 5], case.x[3, 6], case.x[4, 40] = torch.inf, -torch.inf, torch.nan
-    (x, *weights), _ = arguments(case)
+@pytest.mark.parametrize(
+    "hidden, activation, dtype, scaled",
+    pairs(WIDTHS, ["sigmoid", "tanh", "relu"], [torch.float32, torch.float64, torch.bfloat16], [False, True]),
+    ids=str,
+)
+def test_infinite_and_undefined_inputs(name, hidden, activation, dtype, scaled):
+    """They give what the definition gives, as saturated units and what is undefined; no other row is touched. Units
+    that fill the last vector have weights of zero, whose product with an infinite input must not be seen."""
+    case = nade_case(9, 67, hidden, dtype=dtype, x="dense", ordered=False, activation=activation, scaled=scaled)
+    case.x[2, 5], case.x[3, 6], case.x[4, 40], case.x[5, 0], case.x[5, 66] = torch.inf, -torch.inf, torch.nan, 7e4, -9e4
+    if scaled:
+        case.activation_scale[50] = torch.inf
+    case = case.map(lambda tensor: tensor.requires_grad_() if tensor.is_floating_point() else tensor)
+    plain = case.upcast().map(lambda tensor: tensor.detach().requires_grad_())
     with isa(name):
-        got = functional.nade(x, *weights)
-    want = reference.nade(x.double(), *(tensor.double() for tensor in weights))
-    assert want[4].isnan().any() and not want[:2].isnan().any()
-    # What follows an infinite input is not compared: units that fill the last vector become zero times infinity.
-    got[2:4, 6:] = want[2:4, 6:] = 0
-    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5, equal_nan=True)
+        got = functional.nade(*case.arguments()[:5], activation=activation, activation_scale=case.activation_scale)
+        got.sum().backward()
+    want = reference.nade(*plain.arguments()[:5], activation=activation, activation_scale=plain.activation_scale)
+    want.sum().backward()
+    assert want[4].isnan().any() and (scaled or not want[:2].isnan().any())
+    if activation != "relu" and not scaled:
+        assert want[2:4].isfinite().all()
+    tolerance = {torch.float64: 1e-9, torch.float32: 2e-4}.get(dtype, 2e-2)
+    close = {"rtol": tolerance, "atol": tolerance * hidden**0.5 * 3, "equal_nan": True}
+    torch.testing.assert_close(got.double(), want, **close)
+    # The derivative of relu at NaN is nowhere defined, nor that of a unit saturated by an infinite scale.
+    if not scaled:
+        rows = [0, 1, 2, 3, 5, 6, 7, 8] if activation != "relu" else [0, 1, 6, 7, 8]
+        torch.testing.assert_close(case.x.grad[rows].double(), plain.x.grad[rows], **close)
+
+
+@ISAS
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("hidden", WIDTHS)
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_infinite_known_values(name, hidden, activation, rows):
+    case = nade_case(rows, 67, hidden, ordered=False, activation=activation)
+    given = torch.zeros(rows, 67)
+    given[0, 5], given[-1, 9] = torch.inf, -torch.inf
+    known = given != 0
+    options = {"activation": activation, "seed": 3, "given": given, "known": known}
+    weights = (case.in_weight, case.out_weight, case.out_bias)
+    with isa(name):
+        got = functional.nade_sample(case.in_bias.expand(rows, -1), *weights, **options)
+    options["given"] = given.double()
+    wide = [tensor.double() for tensor in (case.in_bias.expand(rows, -1), *weights)]
+    with _library.replaced(_fallback.REFERENCES):
+        want = functional.nade_sample(*wide, **options)
+    assert torch.equal(got[0].double(), want[0])
+    torch.testing.assert_close(got[2].double(), want[2], rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_the_form_follows_the_data():

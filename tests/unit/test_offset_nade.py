@@ -12,7 +12,7 @@ from model_cases import bit_for_bit, make_context
 from offset_nade_cases import EVENTS, MODEL_HEADS, draw_events, make
 from offset_nade_op_cases import HEADS, op_case
 
-from ar_fast import functional, heads, models, orderings, reference
+from ar_fast import _fallback, _library, functional, heads, models, orderings, reference
 
 FIXED_SEED = 0
 
@@ -421,6 +421,27 @@ def test_samples_do_not_depend_on_how_many_are_drawn(device, name, event_shape, 
     while not sampling.done:
         sampling.advance(5)
     assert torch.equal(sampling.samples, whole[0])
+
+
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("layers", [(1,), (3,), (19,), (64,), (70, 5), (5, 70)], ids=str)
+@pytest.mark.parametrize("head", [heads.Bernoulli(), heads.GaussianMixture(2)], ids=str)
+@pytest.mark.parametrize("event_shape", [(9,), (6, 7)], ids=str)
+def test_infinite_known_values(name, layers, head, event_shape):
+    """They saturate units; those that fill the last vector have weights of zero, whose product must not be seen."""
+    options = {"head": head, "activation": "tanh", "validate_args": False, "dtype": torch.float64}
+    model = models.OffsetNADE(event_shape, list(layers), 2, **options)
+    given = torch.zeros(3, *event_shape, dtype=torch.float64)
+    known = torch.arange(math.prod(event_shape)).reshape(event_shape) < 4
+    given[0].view(-1)[1], given[2].view(-1)[3] = math.inf, -math.inf
+    draw = {"given": given, "known": known, "seed": 3, "return_log_prob": True}
+    with isa(name):
+        got = model.sample(3, **draw)
+    with _library.replaced(_fallback.REFERENCES):
+        want = model.sample(3, **draw)
+    assert want[1].isfinite().all()
+    for own, other in zip(got, want, strict=True):
+        torch.testing.assert_close(own, other)
 
 
 @pytest.mark.heavy

@@ -1,6 +1,7 @@
 // NADE backward. States are kept at the start of every chunk and recomputed forward inside it; inputs are never
 // subtracted again.
 #include <algorithm>
+#include <cmath>
 
 #include "nade_form.h"
 
@@ -408,14 +409,19 @@ void backward_weights(const NadeModel& model, const NadeInput& input, const Nade
 // One strip of one row through one chunk for grad_x and grad_activation_scale; the caller sums the lanes.
 template <typename S, typename T, Activation A>
 void input_chunk(const NadeModel& model, const Position<T>* positions, const Change<T>* change, const Change<T>* last,
-                 int64_t count, int64_t h0, int64_t units, const T* grad, const T* checkpoint, T* delta, T* states,
-                 T* activations, T* partial_x, T* partial_scale) {
+                 int64_t count, int64_t h0, int64_t units, bool finite, const T* grad, const T* checkpoint, T* delta,
+                 T* states, T* activations, T* partial_x, T* partial_scale) {
   constexpr int64_t strip = strip_width<T>(), width = Vec<T>::size();
+  const bool pads = units < strip && !finite;
   const S* in_weight = static_cast<const S*>(model.in_weight) + h0;
   Strip<T> a = load_vectors(checkpoint);
   for (int64_t p = 0; p < count; ++p) {
     store_vectors(a, states + p * strip);
     store_vectors(activate_vectors<Form::scaled_pre_activations, A>(a, positions[p].scale), activations + p * strip);
+    if (pads) {
+      clear_padding(states + p * strip, units);
+      clear_padding(activations + p * strip, units);
+    }
     if (change == last || change->position != p) continue;
     add_changes<S>(model, positions, change, change + 1, h0, units, state_unit<A, T>(), a);
     ++change;
@@ -429,7 +435,8 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Cha
       unroll<strip_vectors>([&](auto u) { sum = at::vec::fmadd(d[u], w[u], sum); });
       add_to(partial_x + p * width, sum);
     }
-    const Strip<T> dh = grad_activation<S>(model, position, grad, h0, units);
+    Strip<T> dh = grad_activation<S>(model, position, grad, h0, units);
+    if (pads) dh = without_padding<T>(dh, units);
     const Strip<T> state = load_vectors(states + p * strip), h = load_vectors(activations + p * strip);
     const Vec<T> s(position.scale);
     Vec<T> sum = zero<T>();
@@ -438,6 +445,7 @@ void input_chunk(const NadeModel& model, const Position<T>* positions, const Cha
       sum = at::vec::fmadd(slope, state[u], sum);
       d[u] = at::vec::fmadd(slope, s, d[u]);
     });
+    if (pads) d = without_padding<T>(d, units);
     if (partial_scale) add_to(partial_scale + p * width, sum);
   }
   store_vectors(d, delta);
@@ -470,6 +478,7 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
       InputBuffers<T>(model, chunks, scratch);
   const auto [positions, changes] = steps;
   const T* grad = static_cast<const T*>(output.grad_parameters) + row * model.out_rows;
+  const bool finite_grad = std::all_of(grad, grad + model.out_rows, [](T value) { return std::isfinite(value); });
   const auto units_at = [&](int64_t h0) { return model.hidden - h0 < strip ? model.hidden - h0 : strip; };
 
   initial_state(model, row, 0, model.hidden, padded, state_unit<A, T>(), checkpoints);
@@ -482,15 +491,17 @@ void backward_input(const NadeModel& model, const NadeInput& input, const NadeBa
       Strip<T> a = load_vectors(checkpoints + c * padded + h0);
       add_changes<S>(model, positions, changes, last, h0, units_at(h0), state_unit<A, T>(), a);
       store_vectors(a, checkpoints + (c + 1) * padded + h0);
+      clear_padding(checkpoints + (c + 1) * padded + h0, units_at(h0));
     }
   }
   for (int64_t c = chunks.count - 1; c >= 0; --c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + count, positions);
     const Change<T>* last = changes + find_changes(model, input, row, positions, count, changes);
+    const bool finite = finite_grad && all_finite(model, positions, count, changes, last);
     for (int64_t k = 0; k < count * width; ++k) partial_x[k] = partial_scale[k] = T(0);
     for (int64_t h0 = 0; h0 < padded; h0 += strip) {
-      input_chunk<S, T, A>(model, positions, changes, last, count, h0, units_at(h0), grad,
+      input_chunk<S, T, A>(model, positions, changes, last, count, h0, units_at(h0), finite, grad,
                            checkpoints + c * padded + h0, delta + h0, states, activations,
                            output.grad_x ? partial_x : nullptr, output.grad_activation_scale ? partial_scale : nullptr);
     }

@@ -75,6 +75,23 @@ void forward_strips(const Position<T>* positions, int64_t count, const Change<T>
   store_vectors(a, state);
 }
 
+// The same for one strip that has only some units, and numbers that are not finite.
+template <typename T, Activation A>
+void forward_ragged(const Position<T>* positions, int64_t count, const Change<T>* change, const Change<T>* last,
+                    const T* in, const T* out, int64_t units, T* state, T* partial) {
+  constexpr Form form = Form::scaled_pre_activations;
+  Strip<T> a = load_vectors(state);
+  for (int64_t p = 0; p < count; ++p) {
+    const Position<T>& position = positions[p];
+    const Strip<T> h = activate_vectors<form, A>(a, position.scale);
+    score(without_padding<T>(h, units), out, 0, position.out_slot, position.out_slot + position.out_rows, partial);
+    if (change == last || change->position != p) continue;
+    advance<form, A>(in, 0, *change++, a);
+    a = without_padding<T>(a, units);
+  }
+  store_vectors(a, state);
+}
+
 // Rows that pass through a strip of a chunk one after another, so that all but the first find it in the L1 cache.
 constexpr int rows_together = 4;
 
@@ -90,7 +107,7 @@ struct ForwardBuffers {
   struct Row {
     Change<T>*changes, *changes_end;
     T* partial;      // [max_out_rows, vector]
-    bool as_odds, bounded;
+    bool as_odds, bounded, finite;
   } row[rows_together];
   T* bias;           // [max_out_rows] out_bias by slot
   T* logits;
@@ -201,6 +218,7 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
         std::fill_n(row.partial, parameters * Vec<T>::size(), T(0));
         T* const state = b.states + (first + r) * padded;
         row.as_odds = row.bounded = false;
+        row.finite = model.hidden == padded || all_finite(model, b.positions, count, row.changes, row.changes_end);
         if (keeps && reach != std::numeric_limits<T>::infinity()) {
           b.in_odds.bring(row.changes, row.changes_end);
           row.as_odds =
@@ -228,10 +246,20 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
             continue;
           }
           for (int64_t i = s; i < s + together; ++i) {
-            if (b.row[r].as_odds) go.template operator()<Form::odds, 1>(i, r);
-            else if (b.row[r].bounded) go.template operator()<bounded_form, 1>(i, r);
-            else if (model.activation_scale) go.template operator()<Form::scaled_pre_activations, 1>(i, r);
-            else go.template operator()<Form::pre_activations, 1>(i, r);
+            const int64_t units = model.hidden - i * strip;
+            if (b.row[r].as_odds) {
+              go.template operator()<Form::odds, 1>(i, r);
+            } else if (units < strip && !b.row[r].finite) {
+              forward_ragged<T, A>(b.positions, count, b.row[r].changes, b.row[r].changes_end, b.in.strip(i),
+                                   b.out.strip(i), units, b.states + (first + r) * padded + i * strip,
+                                   b.row[r].partial);
+            } else if (b.row[r].bounded) {
+              go.template operator()<bounded_form, 1>(i, r);
+            } else if (model.activation_scale) {
+              go.template operator()<Form::scaled_pre_activations, 1>(i, r);
+            } else {
+              go.template operator()<Form::pre_activations, 1>(i, r);
+            }
           }
         }
         s += together;
@@ -272,6 +300,7 @@ void segment_states(const NadeModel& model, const NadeInput& input, const NadeCh
         Strip<T> a = load_vectors(state(s + 1, row));
         add_changes<S>(model, positions, changes, changes + found, h0, units, state_unit<A, T>(), a);
         store_vectors(a, state(s + 1, row));
+        clear_padding(state(s + 1, row), units);
       }
     }
   }

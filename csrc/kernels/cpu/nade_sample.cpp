@@ -79,6 +79,10 @@ AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T
   store_vectors(vectors<strip_vectors>([&](auto u) {
     return activate_state<A, T, decltype(u)::value % 2 == 0>(state[u] * factor);
   }), h);
+  if (units < strip_width<T>() && !(T(0) * x * scale == T(0))) {
+    clear_padding(a, units);
+    clear_padding(h, units);
+  }
 }
 
 // The same for all units; `row` is a row of in_weight, stored as S.

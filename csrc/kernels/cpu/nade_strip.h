@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <limits>
 
 #include "nade_cpu.h"
@@ -191,6 +192,20 @@ AR_FAST_INLINE void store_vectors(const std::array<Vec<T>, N>& a, T* data) {
   unroll<N>([&](auto u) { a[u].store(data + u * Vec<T>::size()); });
 }
 
+// A strip without what lies beyond its units. Weights are zero there, so finite numbers leave it zero; an infinite one
+// makes NaN of it, which would reach the units in a sum across the strip.
+template <typename T>
+void clear_padding(T* strip, int64_t units) {
+  for (int64_t j = units; j < strip_width<T>(); ++j) strip[j] = T(0);
+}
+template <typename T>
+Strip<T> without_padding(const Strip<T>& a, int64_t units) {
+  T values[strip_width<T>()];
+  store_vectors(a, values);
+  clear_padding(values, units);
+  return load_vectors(values);
+}
+
 // Writes a strip of T into storage S, rounding to nearest even.
 template <typename S, typename T>
 inline void store_strip(const T* data, int64_t count, S* out) {
@@ -223,6 +238,16 @@ inline void initial_state(const NadeModel& model, int64_t row, int64_t h0, int64
   const T* bias = static_cast<const T*>(model.in_bias) + row * model.in_bias_stride + h0;
   for (int64_t j = 0; j < units; ++j) state[j] = unit * bias[j];
   for (int64_t j = units; j < width; ++j) state[j] = T(0);
+}
+
+// Whether a row's changes and the scales of its positions are finite.
+template <typename T>
+bool all_finite(const NadeModel& model, const Position<T>* positions, int64_t count, const Change<T>* change,
+                const Change<T>* last) {
+  bool finite = true;
+  for (int64_t p = 0; model.activation_scale && p < count; ++p) finite &= std::isfinite(positions[p].scale);
+  for (; change != last; ++change) finite &= std::isfinite(change->x);
+  return finite;
 }
 
 // A chunk's positions, and a row's changes in it.

@@ -5,7 +5,9 @@
 // Pixels of a wavefront lie in adjacent rows of the image, each `side` + 1 columns behind the one above. A weight that
 // was loaded serves a few of them, whose sums are in registers together. The sums of a pixel are those that it would
 // have alone, in the same order, so the result is the same bits.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -283,11 +285,19 @@ class OffsetSampler {
     }
   }
 
+  // Units that fill the last strip are all the same, and count nothing while they are finite; an infinite value of the
+  // event makes NaN of them.
+  static void clear_undefined_padding(T* h, int64_t units) {
+    const int64_t padded = whole_strips(units);
+    if (units < padded && !std::isfinite(h[padded - 1])) std::fill(h + units, h + padded, T(0));
+  }
+
   // parameters_ = those of a channel of the pixels.
   template <int P>
   void output(int64_t channel, const std::array<int64_t, P>& first) const {
     std::array<const T*, P> x;
     unroll<P>([&](auto i) { x[i] = h_ + i * widest_; });
+    for (int i = 0; i < P; ++i) clear_undefined_padding(h_ + i * widest_, s_.units(s_.layers));
     if (s_.shared_output) {
       product(channel, parameters_).run(s_.parameters, x.data(), P);
     } else {
