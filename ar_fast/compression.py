@@ -42,7 +42,7 @@ _EVENT_SYMBOLS, _TEXT_SYMBOLS = 2**18, 2**15
 # that a file can ask for.
 _MOST_SYMBOLS, _MOST_LANES = 2**22, 4096
 _TEXT_LANES = 256
-# Tokens that one call of the sampling op codes in each chunk.
+# Tokens that one call of the sampling op codes in each chunk, at most.
 _TEXT_STEP = 1024
 _PROBED = 256
 # Of a variable's values: range_most_symbols in csrc/kernels/range_coder.h.
@@ -183,7 +183,8 @@ class _Coded:
         self, coder: Any, length: int, rows: int, advanced: Callable[[int], object], *values: Tensor
     ) -> Tensor:
         sampling = self.model.sampling(rows, length, seed=0)
-        _code(sampling, _TEXT_STEP, coder, lambda count: advanced(count * rows), *values)
+        positions = min(_TEXT_STEP, self.model._positions_of_a_call(rows))
+        _code(sampling, positions, coder, lambda count: advanced(count * rows), *values)
         return sampling.tokens
 
     def kernel(self) -> int:

@@ -26,8 +26,9 @@ from .vocabulary import Vocabulary
 
 __all__ = ["CharRNN"]
 
-# One call of the sampling op draws so many positions that all rows together take about this many multiply-adds.
-_CALL_MULTIPLY_ADDS = 2**36
+# One call of the sampling op draws so many positions that all rows together take about this many multiply-adds: for
+# Ctrl-C within a second where a single row waits for the memory at each of them. A GPU's calls must not be so short.
+_CALL_MULTIPLY_ADDS, _CALL_MULTIPLY_ADDS_ON_CUDA = 2**32, 2**36
 # Long sequences are measured in pieces of about this many tokens (rows times positions).
 _MEASURED_TOKENS = 2**16
 
@@ -487,7 +488,7 @@ class CharRNN(nn.Module):
             n, length, prompt=prompt, prompt_lengths=prompt_lengths, stop=stop, temperature=temperature, top_k=top_k,
             top_p=top_p, seed=seed, generator=generator, first_index=first_index, state=state,
         )  # fmt: skip
-        positions = max(1, _CALL_MULTIPLY_ADDS // (self.rnn.multiply_adds * max(1, int(n))))
+        positions = self._positions_of_a_call(int(n))
         with progress_bar(total=sampling.positions, unit="token", unit_scale=True, show=progress) as bar:
             while not sampling.done:
                 before = sampling.position
@@ -499,6 +500,10 @@ class CharRNN(nn.Module):
         if return_state:
             result.append(sampling.state)
         return tuple(result)
+
+    def _positions_of_a_call(self, rows: int) -> int:
+        most = _CALL_MULTIPLY_ADDS_ON_CUDA if self.device.type == "cuda" else _CALL_MULTIPLY_ADDS
+        return max(1, most // (self.rnn.multiply_adds * max(1, rows)))
 
     def _token(self, stop: str | int | None) -> int:
         if stop is None:

@@ -20,8 +20,9 @@ from .sampling import Request, Rows, Sampler, block_rows
 
 __all__ = ["RNN"]
 
-# One call of the op draws so many positions that a block of rows takes about this many multiply-adds.
-_CALL_MULTIPLY_ADDS = 2**36
+# One call of the op draws so many positions that a block of rows takes about this many multiply-adds, for Ctrl-C within
+# a second; a GPU's calls must not be so short.
+_CALL_MULTIPLY_ADDS, _CALL_MULTIPLY_ADDS_ON_CUDA = 2**33, 2**36
 
 
 class RNN(AutoregressiveModel):
@@ -219,7 +220,8 @@ class RNN(AutoregressiveModel):
 
         features = self.num_layers * self.hidden_features * (2 if lstm else 1)
         most = self.rnn.multiply_adds * block_rows(self, features)
-        return Sampler(features, begin, step, max(1, _CALL_MULTIPLY_ADDS // most))
+        of_a_call = _CALL_MULTIPLY_ADDS_ON_CUDA if self.device.type == "cuda" else _CALL_MULTIPLY_ADDS
+        return Sampler(features, begin, step, max(1, of_a_call // most))
 
     def _set_output_bias(self, parameters: Tensor) -> None:
         self.out_bias.copy_(parameters.mean(0))
