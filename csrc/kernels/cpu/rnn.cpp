@@ -140,30 +140,31 @@ class RnnSampler {
   void apply_gates(int64_t l, int64_t row, int64_t u, int64_t count, const T* a, const T* s) const {
     T* const next = state(states_[now_ ^ 1], l, row) + u;
     const T* const before = state(states_[now_], l, row) + u;
-    const auto sum = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
-      return Vec<T>::loadu(a + g * unit_block + j) + Vec<T>::loadu(s + g * unit_block + j);
+    // Products write `count` units and no whole vector.
+    const auto sum = [&](int64_t g, int64_t j, int64_t n) __attribute__((always_inline)) {
+      return load_lanes(a + g * unit_block + j, n) + load_lanes(s + g * unit_block + j, n);
     };
     if (s_.cell == RnnCell::gru) {
       for_lanes<T>(count, [&](int64_t j, int64_t n) {
-        const Vec<T> r = sigmoid<T>(sum(0, j)), z = sigmoid<T>(sum(1, j));
-        const Vec<T> state_part = Vec<T>::loadu(s + 2 * unit_block + j);
-        const Vec<T> fresh = tanh_of<T>(at::vec::fmadd(r, state_part, Vec<T>::loadu(a + 2 * unit_block + j)));
+        const Vec<T> r = sigmoid<T>(sum(0, j, n)), z = sigmoid<T>(sum(1, j, n));
+        const Vec<T> state_part = load_lanes(s + 2 * unit_block + j, n);
+        const Vec<T> fresh = tanh_of<T>(at::vec::fmadd(r, state_part, load_lanes(a + 2 * unit_block + j, n)));
         store_lanes<T>(at::vec::fmadd(z, load_lanes(before + j, n) - fresh, fresh), next + j, n);
       });
     } else if (s_.cell == RnnCell::lstm) {
       T* const cell = static_cast<T*>(s_.cell_state) + (l * draws_.batch + row) * hidden_ + u;
       for_lanes<T>(count, [&](int64_t j, int64_t n) {
-        const Vec<T> i = sigmoid<T>(sum(0, j)), f = sigmoid<T>(sum(1, j)), g = tanh_of<T>(sum(2, j));
-        const Vec<T> o = sigmoid<T>(sum(3, j)), kept = f * load_lanes(cell + j, n);
+        const Vec<T> i = sigmoid<T>(sum(0, j, n)), f = sigmoid<T>(sum(1, j, n)), g = tanh_of<T>(sum(2, j, n));
+        const Vec<T> o = sigmoid<T>(sum(3, j, n)), kept = f * load_lanes(cell + j, n);
         const Vec<T> now = at::vec::fmadd(i, g, kept);
         store_lanes<T>(now, cell + j, n);
         store_lanes<T>(o * tanh_of<T>(now), next + j, n);
       });
     } else if (s_.cell == RnnCell::rnn) {
-      for_lanes<T>(count, [&](int64_t j, int64_t n) { store_lanes<T>(tanh_of<T>(sum(0, j)), next + j, n); });
+      for_lanes<T>(count, [&](int64_t j, int64_t n) { store_lanes<T>(tanh_of<T>(sum(0, j, n)), next + j, n); });
     } else {
       for_lanes<T>(count, [&](int64_t j, int64_t n) {
-        store_lanes<T>(at::vec::maximum(sum(0, j), zero<T>()), next + j, n);
+        store_lanes<T>(at::vec::maximum(sum(0, j, n), zero<T>()), next + j, n);
       });
     }
   }
