@@ -100,7 +100,7 @@ def sampling(figure: Figure) -> None:
         figure,
         [
             ("cpu-nade-made", "NADE sampling", "output biases of digits", "NADE, sampling"),
-            ("cpu-made", "MADE sampling", "output biases of digits", "MADE, sampling"),
+            ("cpu-nade-made", "MADE sampling", "output biases of digits", "MADE, sampling"),
         ],
     )
 
@@ -203,7 +203,7 @@ def roofline(figure: Figure) -> None:
 # For each picture what draws it, its size in inches, and the files that it is drawn from.
 DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float], tuple[str, ...]]] = {
     "performance-nade": (nade, (9.6, 4.8), ("cpu-nade-made.json",)),
-    "performance-sampling": (sampling, (9.6, 2.6), ("cpu-nade-made.json", "cpu-made.json")),
+    "performance-sampling": (sampling, (9.6, 2.6), ("cpu-nade-made.json",)),
     "performance-batches": (batches, (9.0, 4.0), ("cpu-sampling.md",)),
     "performance-scaling": (scaling, (8.4, 4.0), ("cpu-scaling.md",)),
     "performance-masked": (masked, (6.4, 4.0), ("cpu-masked_linear.json",)),

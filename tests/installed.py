@@ -1,61 +1,16 @@
-"""Packages of their own that tests compile from the sources: by another compiler, or with sanitizers."""
+"""Processes that tests start in the environment of this one."""
 
-import fcntl
 import os
-import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # requirements-libraries.txt has tools too.
 PATH = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 
 def attempt(*command: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PATH": PATH, **environment}
     )
-
-
-def run(*command: str | Path, folder: Path = ROOT, **environment: str) -> str:
-    """What a command prints; a failure shows the end of it."""
-    done = attempt(*command, folder=folder, **environment)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-    return done.stdout + done.stderr
-
-
-def package(name: str, *options: str) -> Path:
-    """Compiles ``ar_fast`` with options of CMake in build/NAME, where it is out of date; returns the package's folder.
-
-    No warning is allowed. Of several workers of pytest-xdist one builds, and the others wait for it.
-    """
-    build = ROOT / "build" / name
-    folder = build / "package"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (build / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        configured = run(
-            "cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DCMAKE_INSTALL_PREFIX={folder / 'ar_fast'}", "-DAR_FAST_CUDA=0", *options,
-        )  # fmt: skip
-        said = run("cmake", "--build", build, "-j", os.environ.get("MAX_JOBS", "2"))
-        assert "warning:" not in configured + said, said
-        left_out = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
-        shutil.copytree(ROOT / "ar_fast", folder / "ar_fast", ignore=left_out, dirs_exist_ok=True)
-        run("cmake", "--install", build)
-        code = "import json, sys, torch; r = json.load(open(sys.argv[1])); r['torch'] = torch.__version__; "
-        code += "json.dump(r, open(sys.argv[2], 'w'))"
-        run(sys.executable, "-c", code, build / "summary.json", folder / "ar_fast" / "_build.json")
-    return folder
-
-
-def python(folder: Path, *arguments: str | Path, preload: tuple[str, ...] = (), **environment: str):
-    """Runs Python on the package in ``folder``, with libraries of the compiler that a process has to load first."""
-    if preload:
-        found = [run(COMPILER, f"-print-file-name={library}").strip() for library in preload]
-        environment["LD_PRELOAD"] = " ".join(found)
-    path = os.pathsep.join(str(place) for place in (folder, ROOT, ROOT / "tests"))
-    return attempt(sys.executable, *arguments, folder=folder, **{"PYTHONPATH": path, **environment})

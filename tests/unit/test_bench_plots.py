@@ -35,7 +35,7 @@ def test_the_machine_of_the_page_is_theirs():
             continue
         results = (plots.RESULTS / name).with_suffix(".md").read_text(encoding="utf-8")
         assert "- device: 2-core AMD EPYC\n" in results and "- threads: 2\n- torch: 2.13" in results, name
-        assert "cpu_capability: AVX2" in results or name not in ("cpu-made.json", "cpu-masked_linear.json")
+        assert "cpu_capability: AVX2" in results or name != "cpu-masked_linear.json"
 
 
 def test_durations_are_read():
