@@ -116,7 +116,7 @@ def measure(step: int = STEP, dense: int = DENSE) -> list[Error]:
 def by_instruction_set() -> dict[str, list[dict]]:
     """The errors with every instruction set that this build has and that runs here."""
     found = {}
-    for name in ar_fast.info()["cpu_instruction_sets"]:
+    for name in ar_fast.info()["cpu_instruction_sets"].split(", "):
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": name.lower()}
         done = subprocess.run(
             [sys.executable, "-m", "bench.numerics_functions"], capture_output=True, text=True, env=environment,
