@@ -1,7 +1,4 @@
-"""python tests/cli_kills.py FOLDER KILLS SEED: a training that is killed at random moments ends as one that is not.
-
-Jobs are forks of this process, which has imported everything and has run nothing: a start takes a tenth of a second.
-"""
+"""python tests/cli_kills.py FOLDER KILLS SEED: a training that is killed at random moments ends as one that is not."""
 
 import json
 import os
@@ -15,21 +12,9 @@ import matplotlib.figure  # noqa: F401 (imported before the forks)
 import numpy as np
 import PIL.Image  # noqa: F401
 import torch._dynamo  # noqa: F401 (an optimizer imports it)
+from killed import finish, start
 
-from ar_fast.cli.__main__ import main
 from ar_fast.tasks.checkpoints import Checkpoint
-
-
-def start(*arguments: str) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            main(list(arguments), prog_name="ar-fast")
-        except SystemExit as status:
-            os._exit(status.code or 0)
-        except BaseException:
-            os._exit(98)
-    return child
 
 
 def steps_done(run: Path) -> tuple[int, int]:
@@ -41,10 +26,6 @@ def steps_done(run: Path) -> tuple[int, int]:
         assert [entry["epoch"] for entry in entries] == list(range(1, len(entries) + 1))
     stored = Checkpoint(run / "checkpoint.safetensors").load()
     return (0, 0) if stored is None else (stored[1]["epoch"], stored[1]["position"])
-
-
-def finish(*arguments: str) -> None:
-    assert os.waitpid(start(*arguments), 0)[1] == 0
 
 
 def names(folder: Path) -> list[str]:

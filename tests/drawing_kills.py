@@ -1,7 +1,4 @@
-"""python tests/drawing_kills.py FOLDER KILLS SEED: a drawing that is killed at random moments becomes the same file.
-
-Jobs are forks of this process, which has imported everything and has run nothing.
-"""
+"""python tests/drawing_kills.py FOLDER KILLS SEED: a drawing that is killed at random moments becomes the same file."""
 
 import json
 import os
@@ -14,32 +11,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from killed import finish, start
 
 from ar_fast import heads, models
 from ar_fast.cli import drawing
-from ar_fast.cli.__main__ import main
 from ar_fast.tasks.checkpoints import Checkpoint
 
 # The state is written all the time, and a kill often falls into the writing.
 drawing._SECONDS, drawing._SHARE = 0.0, 0
-
-
-def start(*arguments: str) -> int:
-    child = os.fork()
-    if child == 0:
-        # What it prints is not looked at.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            main(list(arguments), prog_name="ar-fast")
-        except SystemExit as status:
-            os._exit(status.code or 0)
-        except BaseException:
-            os._exit(98)
-    return child
-
-
-def finish(*arguments: str) -> None:
-    assert os.waitpid(start(*arguments), 0)[1] == 0, arguments
 
 
 def test(folder: Path, kills: int, seed: int) -> None:

@@ -32,6 +32,7 @@ def test_every_op_and_dtype_has_a_row():
     ]
     assert numerics.table(rows) in PAGE
     assert numerics_functions.table(STORED["functions"]) in PAGE
+    assert list(STORED["functions"]) == ["DEFAULT", "AVX2", "AVX512"]
 
 
 def test_the_page_s_promises_are_those_that_are_tested():

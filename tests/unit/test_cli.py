@@ -18,22 +18,15 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib", "pandas")
 
-import click.testing
+from command_line import files, invoke, refused, run
 
 from ar_fast import flows, models
 from ar_fast.cli import runs, scoring, sources
-from ar_fast.cli.__main__ import main
 from ar_fast.cli.values import Numbers, Table
 from ar_fast.tasks.checkpoints import Checkpoint
 from ar_fast.tasks.completion import complete
 
 FIXED_SEED = 0
-
-
-def run(*arguments: object) -> str:
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result.stdout
 
 
 def bits(count: int, *shape: int) -> np.ndarray:
@@ -214,7 +207,7 @@ def test_a_hole_in_an_image_of_another_size(trained, tmp_path):
     for name, pixels in (("photo", photo), ("mask", mask)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     given = ("complete", trained / "grey", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--particles", 40)
-    result = click.testing.CliRunner().invoke(main, [*map(str, given), "--seed", "3", "--out", f"{tmp_path}/c.png"])
+    result = invoke(*given, "--seed", 3, "--out", tmp_path / "c.png")
     assert result.exit_code == 0, (result.stderr, result.exception)
     drawn = np.asarray(Image.open(tmp_path / "c.png"))
     np.testing.assert_array_equal(drawn[mask == 0], photo[mask == 0])
@@ -397,9 +390,7 @@ def test_interrupted_training_goes_on(folder, tmp_path, monkeypatch):
         return checkpoint.stop
 
     monkeypatch.setattr(Checkpoint, "due", property(interrupted))
-    stopped = click.testing.CliRunner().invoke(
-        main, [str(argument) for argument in ("train", "nade", *options, "--out", tmp_path / "stopped")]
-    )
+    stopped = invoke("train", "nade", *options, "--out", tmp_path / "stopped")
     assert stopped.exit_code == 130
     assert stopped.stderr.strip().endswith(f"ar-fast train --resume {tmp_path / 'stopped'} goes on from here")
     assert "its training has not ended" in refused("sample", tmp_path / "stopped")
@@ -439,18 +430,6 @@ def test_importing_the_package_imports_no_extra():
 
 
 # Bad input: one line on standard error, an exit status, no traceback, nothing half-written.
-
-
-def refused(*arguments: object) -> str:
-    """The one line of the error."""
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, (result.output, result.exception)
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("main: "), result.stderr
-    return result.stderr.strip()
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path) for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")

@@ -10,25 +10,12 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib", "pandas")
 
-import click.testing
+from command_line import refused, run
 
 from ar_fast import _library, heads, models
-from ar_fast.cli.__main__ import main
 
 FIXED_SEED = 0
 pytestmark = pytest.mark.skipif(_library.backend == "reference", reason="the references do not compress")
-
-
-def run(*arguments: object) -> str:
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result.stdout
-
-
-def error(*arguments: object) -> str:
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1, (result.stderr, result.exception)
-    return result.stderr
 
 
 def saved(model: object, folder: Path) -> Path:
@@ -74,7 +61,7 @@ def test_pictures_of_any_size(tmp_path):
         assert np.array_equal(np.load(tmp_path / "y.npy"), pixels[None])
     np.save(tmp_path / "two.npy", np.zeros((2, 6, 6), np.uint8))
     run("compress", folder, tmp_path / "two.npy", tmp_path / "two.arf")
-    assert "a .png is one image, got 2" in error("decompress", folder, tmp_path / "two.arf", tmp_path / "y.png")
+    assert "a .png is one image, got 2" in refused("decompress", folder, tmp_path / "two.arf", tmp_path / "y.png")
 
 
 @pytest.mark.parametrize("vocabulary", ["bytes", "a bcé\r\n"])
@@ -104,7 +91,7 @@ def test_bits_that_a_threshold_made(tmp_path):
     np.save(tmp_path / "grey.npy", grey)
     options = ["--data", tmp_path / "grey.npy", "--values", "binary", "--epochs", 1, "--hidden", 3]
     run("train", "nade", *options, "--out", tmp_path / "run")
-    assert "a threshold makes" in error("compress", tmp_path / "run", tmp_path / "grey.npy", tmp_path / "x.arf")
+    assert "a threshold makes" in refused("compress", tmp_path / "run", tmp_path / "grey.npy", tmp_path / "x.arf")
     np.save(tmp_path / "bits.npy", grey > 127)
     run("compress", tmp_path / "run", tmp_path / "bits.npy", tmp_path / "x.arf")
     run("decompress", tmp_path / "run", tmp_path / "x.arf", tmp_path / "y.npy")
@@ -119,19 +106,19 @@ def test_errors(tmp_path):
     x, arf = tmp_path / "x.npy", tmp_path / "x.arf"
     np.save(x, np.zeros((3, 4, 4), np.uint8))
     run("compress", bits, x, arf)
-    assert "must be bits, levels, categories or characters" in error("compress", reals, x, arf)
-    assert "must end in one of .arf" in error("compress", bits, x, tmp_path / "x.zip")
-    assert "must end in one of .npy, .npz" in error("decompress", bits, arf, tmp_path / "y.png")
-    assert "must be what compress returned" in error("decompress", bits, x, tmp_path / "y.npy")
-    assert "No such file" in error("decompress", bits, tmp_path / "none.arf", tmp_path / "y.npy")
+    assert "must be bits, levels, categories or characters" in refused("compress", reals, x, arf)
+    assert "must end in one of .arf" in refused("compress", bits, x, tmp_path / "x.zip")
+    assert "must end in one of .npy, .npz" in refused("decompress", bits, arf, tmp_path / "y.png")
+    assert "must be what compress returned" in refused("decompress", bits, x, tmp_path / "y.npy")
+    assert "No such file" in refused("decompress", bits, tmp_path / "none.arf", tmp_path / "y.npy")
     other = saved(models.NADE((4, 4), hidden_features=3), tmp_path / "other")
-    assert "model must be the one that compressed" in error("decompress", other, arf, tmp_path / "y.npy")
+    assert "model must be the one that compressed" in refused("decompress", other, arf, tmp_path / "y.npy")
     np.save(x, np.full((3, 4, 4), 2))
-    assert "whole numbers in 0 ... 1" in error("compress", bits, x, tmp_path / "z.arf")
+    assert "whole numbers in 0 ... 1" in refused("compress", bits, x, tmp_path / "z.arf")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "x.png")
-    assert "a picture has 256 levels" in error("compress", bits, tmp_path / "x.png", tmp_path / "z.arf")
+    assert "a picture has 256 levels" in refused("compress", bits, tmp_path / "x.png", tmp_path / "z.arf")
     (tmp_path / "x.txt").write_text("text")
-    assert "got the text" in error("compress", bits, tmp_path / "x.txt", tmp_path / "z.arf")
+    assert "got the text" in refused("compress", bits, tmp_path / "x.txt", tmp_path / "z.arf")
     arf.write_bytes(arf.read_bytes()[:-9])
-    assert "damaged or cut off" in error("decompress", bits, arf, tmp_path / "y.npy")
+    assert "damaged or cut off" in refused("decompress", bits, arf, tmp_path / "y.npy")
     assert not (tmp_path / "y.npy").exists() and not (tmp_path / "z.arf").exists()

@@ -16,34 +16,16 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib", "pandas")
 
-import click.testing
+from command_line import invoke, refused, run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ar_fast.models.sampling as driver
 from ar_fast import heads, models
 from ar_fast.cli import drawing
-from ar_fast.cli.__main__ import main
 from ar_fast.tasks.checkpoints import Checkpoint
 
 FIXED_SEED = 0
-
-
-def invoke(*arguments: object):
-    return click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def run(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, (result.output, result.exception)
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("main: "), result.stderr
-    return result.stderr.strip()
 
 
 def names(folder: Path) -> list[str]:
@@ -305,7 +287,6 @@ from pathlib import Path
 import click.testing
 import torch
 from ar_fast import heads, models
-from ar_fast.cli.__main__ import main
 torch.set_num_threads(1)
 def in_use(name):
     lines = Path("/proc/self/status").read_text().splitlines()

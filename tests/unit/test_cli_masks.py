@@ -11,15 +11,10 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib")
 
-import click.testing
+from command_line import invoke
 
 from ar_fast import models
-from ar_fast.cli.__main__ import main
 from ar_fast.tasks.checkpoints import Checkpoint
-
-
-def run(*arguments: object) -> click.testing.Result:
-    return click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +23,7 @@ def folder(tmp_path_factory):
     np.savez(base / "x.npz", x=(np.random.default_rng(0).random((90, 6, 5)) < 0.3).astype(np.uint8))
     options = ("--hidden", 20, "--masks", 3, "--epochs", 2, "--batch-size", 20, "--seed", 1)
     for name, more in (("one", ()), ("two", ("--orders", 2))):
-        result = run("train", "made", "--data", base / "x.npz", *options, *more, "--out", base / name)
+        result = invoke("train", "made", "--data", base / "x.npz", *options, *more, "--out", base / name)
         assert result.exit_code == 0, (result.stderr, result.exception)
     return base
 
@@ -37,20 +32,20 @@ def test_the_mixture_is_evaluated_and_drawn_from(folder, tmp_path):
     model = models.load(folder / "two" / "model")
     assert (model.n_masks, model.n_orders, model.degree_seed) == (3, 2, 1)
     mixture, x = model.ensemble(), torch.from_numpy(np.load(folder / "x.npz")["x"])
-    assert run("evaluate", folder / "two", "--split", "all", "--out", tmp_path / "e.json").exit_code == 0
+    assert invoke("evaluate", folder / "two", "--split", "all", "--out", tmp_path / "e.json").exit_code == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["nats"] == pytest.approx(mixture.log_prob(x).double().mean().item(), abs=1e-6)
-    assert run("anomaly", folder / "two", "--out", tmp_path / "s.npz").exit_code == 0
+    assert invoke("anomaly", folder / "two", "--out", tmp_path / "s.npz").exit_code == 0
     nats = np.load(tmp_path / "s.npz")["nats"]
     np.testing.assert_allclose(nats, mixture.log_prob(x).detach(), atol=1e-5)
-    assert run("sample", folder / "two", "-n", 9, "--seed", 4, "--out", tmp_path / "s.npy").exit_code == 0
+    assert invoke("sample", folder / "two", "-n", 9, "--seed", 4, "--out", tmp_path / "s.npy").exit_code == 0
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), mixture.sample(9, seed=4).numpy())
-    assert run("info", folder / "two").exit_code == 0
+    assert invoke("info", folder / "two").exit_code == 0
 
 
 def test_one_order_completes_what_comes_after_the_known_part(folder, tmp_path):
     given = ("complete", folder / "one", folder / "x.npz", "--seed", 2, "--out", tmp_path / "c.npy")
-    assert run(*given).exit_code == 0
+    assert invoke(*given).exit_code == 0
     x, drawn = torch.from_numpy(np.load(folder / "x.npz")["x"]), np.load(tmp_path / "c.npy")
     np.testing.assert_array_equal(drawn[:, :3], x[:, :3])
     known = torch.zeros(6, 5, dtype=torch.bool)
@@ -72,7 +67,7 @@ def test_one_order_completes_what_comes_after_the_known_part(folder, tmp_path):
     ],
 )
 def test_what_a_mixture_refuses(folder, line, says):
-    result = run(*line.format(f=folder).split())
+    result = invoke(*line.format(f=folder).split())
     assert result.exit_code == 2 and says in result.stderr and not (folder / "run").exists()
 
 
@@ -86,8 +81,8 @@ def test_an_interrupted_training_goes_on_with_its_set_of_masks(folder, tmp_path,
         return checkpoint.stop
 
     monkeypatch.setattr(Checkpoint, "due", property(interrupted))
-    assert run("train", "made", "--data", folder / "x.npz", *options, "--out", tmp_path / "run").exit_code == 130
+    assert invoke("train", "made", "--data", folder / "x.npz", *options, "--out", tmp_path / "run").exit_code == 130
     monkeypatch.setattr(Checkpoint, "due", due)
-    assert run("train", "--resume", tmp_path / "run").exit_code == 0
+    assert invoke("train", "--resume", tmp_path / "run").exit_code == 0
     own, calm = (path / "model" / "model.safetensors" for path in (tmp_path / "run", folder / "two"))
     assert own.read_bytes() == calm.read_bytes()

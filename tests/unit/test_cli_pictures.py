@@ -8,16 +8,10 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib")
 
-import click.testing
+from command_line import run
 from PIL import Image
 
 from ar_fast import models
-from ar_fast.cli.__main__ import main
-
-
-def run(*arguments: object) -> None:
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.stderr, result.exception)
 
 
 def completed(model, folder, photo):

@@ -13,26 +13,9 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib", "pandas")
 
-import click.testing
+from command_line import files, invoke, refused
 
 from ar_fast import flows, heads, models
-from ar_fast.cli.__main__ import main
-
-
-def invoke(*arguments: object):
-    return click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line of the error."""
-    result = invoke(*arguments)
-    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, (result.output, result.exception)
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("main: "), result.stderr
-    return result.stderr.strip()
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path) for path in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,16 @@ def test_events_come_back(kind, name):
         assert_round_trip(model, some(model, count), chunk=chunk)
 
 
+@pytest.mark.parametrize("name", available_isas())
+@pytest.mark.parametrize("window", [(2, 1), (0, 3)])
+def test_images_that_are_drawn_along_wavefronts_come_back(name, window):
+    """A stream is read in the order of the pixels, whichever of them is drawn first without one."""
+    torch.manual_seed(0)
+    model = models.OffsetNADE((2, 19, 11), [9, 5], window, head=heads.LogisticMixture(2, levels=32))
+    with isa(name):
+        assert_round_trip(model, some(model, 2))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HEADS)

@@ -11,22 +11,15 @@ from grids import skip_module_without
 
 skip_module_without("cli", "click", "PIL", "matplotlib", "sklearn")
 
-import click.testing
 import numpy as np
+from command_line import run
 
 from ar_fast.cli import runs
-from ar_fast.cli.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 # bench/ is not installed. At the end, so that an installed ar_fast comes before this folder's.
 sys.path.append(str(ROOT))
 EVENTS = ("brick", "brick-grey", "digits", "digits-28")
-
-
-def run(*arguments: object) -> str:
-    result = click.testing.CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, (result.stderr, result.exception)
-    return result.stdout
 
 
 def test_they_are_small():
