@@ -10,12 +10,13 @@ from model_cases import SHARED_KINDS
 from ar_fast import heads, models
 
 VARIABLES, ORDER = 4, [2, 0, 3, 1]
+# With this order categories come before other variables, which depend on them.
 HEADS = {
     "Bernoulli": heads.Bernoulli(),
     "Categorical": heads.Categorical(3),
     "list": heads.Categorical([2, 3, 1, 4]),
     "PerVariable": heads.PerVariable(
-        [heads.GaussianMixture(2), heads.Categorical(3), heads.Bernoulli(), heads.LogisticMixture(1, levels=5)]
+        [heads.GaussianMixture(2), heads.Bernoulli(), heads.Categorical(3), heads.LogisticMixture(1, levels=5)]
     ),
     "GaussianMixture": heads.GaussianMixture(2),
 }

@@ -39,6 +39,11 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40)
 
 
+def log_sigmoid(x: Tensor) -> Tensor:
+    """-log(1 + exp(-x)). ONNX would have log(sigmoid(x)) of torch's function, which is -inf for an x below -88."""
+    return -softplus(-x)
+
+
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     return x.to(logits.dtype) * logits - softplus(logits)
 
@@ -80,8 +85,8 @@ def logistic_mixture_log_prob(parameters: Tensor, x: Tensor, levels: int) -> Ten
     width = 2 * half * inverse
     log_width = math.log(2 * half) - log_scales
     log_mass = torch.where(width < 1e-4, log_width - width / 2, (-torch.expm1(-width.clamp(min=1e-4))).log())
-    inside = F.logsigmoid(a) + F.logsigmoid(-b) + log_mass
-    log_probability = torch.where(x < half - 1, F.logsigmoid(a), torch.where(x > 1 - half, F.logsigmoid(-b), inside))
+    inside = log_sigmoid(a) + log_sigmoid(-b) + log_mass
+    log_probability = torch.where(x < half - 1, log_sigmoid(a), torch.where(x > 1 - half, log_sigmoid(-b), inside))
     return (logits.log_softmax(-1) + log_probability).logsumexp(-1)
 
 

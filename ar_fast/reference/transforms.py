@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .heads import softplus
+from .heads import log_sigmoid, softplus
 
 
 def affine_scale(raw: Tensor, transform: str, constants: Sequence[float]) -> Tensor:
@@ -26,7 +26,7 @@ def affine_scale(raw: Tensor, transform: str, constants: Sequence[float]) -> Ten
         bias, least = constants
         return (torch.sigmoid(raw + bias) + least).log()
     (bias,) = constants
-    return F.logsigmoid(raw + bias)
+    return log_sigmoid(raw + bias)
 
 
 def affine_inverse(
