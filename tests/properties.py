@@ -165,8 +165,9 @@ def _in_two_calls(call: Call, cut: int) -> list[Tensor]:
 
 def check_error(call: Call, argument: str, way: str) -> None:
     """The op raises, and its message names the op and the argument, or the device where that is what differs."""
-    # Which of two arguments of different lengths or devices is wrong, the op cannot know.
-    vague = way in ("device", "one more", "one less", "number")
+    # Which of two arguments of different lengths or devices is wrong, the op cannot know; nor which of two sizes that
+    # disagree, where an end of a layer's units says how large its weight is.
+    vague = way in ("device", "one more", "one less", "number") or argument == "ends"
     try:
         functional.call(call.op, *call.arguments.values())
     except (RuntimeError, TypeError, ValueError) as error:
