@@ -135,7 +135,11 @@ def test_infinite_and_undefined_inputs(name, hidden, activation, dtype, scaled):
         assert want[2:4].isfinite().all()
     tolerance = {torch.float64: 1e-9, torch.float32: 2e-4}.get(dtype, 2e-2)
     close = {"rtol": tolerance, "atol": tolerance * hidden**0.5 * 3, "equal_nan": True}
-    torch.testing.assert_close(got.double(), want, **close)
+    others = [row for row in range(9) if row != 5]
+    torch.testing.assert_close(got[others].double(), want[others], **close)
+    # The state of relu is as large as its inputs, so that its logits have the rounding of 9e4.
+    of_inputs = 9e4 * torch.finfo(dtype).eps * hidden**0.5 if activation == "relu" else 0.0
+    torch.testing.assert_close(got[5].double(), want[5], **close | {"atol": close["atol"] + of_inputs})
     # The derivative of relu at NaN is nowhere defined, nor that of a unit saturated by an infinite scale.
     if not scaled:
         rows = [0, 1, 2, 3, 5, 6, 7, 8] if activation != "relu" else [0, 1, 6, 7, 8]
