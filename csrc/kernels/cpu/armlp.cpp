@@ -23,7 +23,6 @@ template <typename T>
 struct Buffers {
   Input<T>* inputs;             // [rows, D]
   int64_t* input_counts;        // [rows]
-  double* uniforms;             // [block]
   T *thresholds, *logits;       // [rows, block]
   T* terms;                     // [block]
   T *hidden;                    // [H]
@@ -32,7 +31,6 @@ struct Buffers {
   Buffers(const ArmlpSample& sample, int64_t most_parameters, int64_t rows, Scratch& scratch) {
     inputs = scratch.take<Input<T>>(rows * sample.draws.variables);
     input_counts = scratch.take<int64_t>(rows);
-    uniforms = scratch.take<double>(block_positions);
     thresholds = scratch.take<T>(rows * block_positions);
     logits = scratch.take<T>(rows * block_positions);
     terms = scratch.take<T>(block_positions);
@@ -112,7 +110,7 @@ class Sampler {
     for (int64_t start = draws_.start; start < draws_.stop; start += block_positions) {
       const int64_t stop = std::min(start + block_positions, draws_.stop);
       for (int64_t r = 0; bernoulli_ && r < rows_; ++r) {
-        bernoulli_thresholds(draws_, row_begin_ + r, stop - start, [&](int64_t k) { return start + k; }, b_.uniforms,
+        bernoulli_thresholds(draws_, row_begin_ + r, stop - start, [&](int64_t k) { return start + k; },
                              b_.thresholds + r * block_positions);
       }
       for (int64_t p = start; p < stop; ++p) {

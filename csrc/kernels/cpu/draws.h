@@ -68,10 +68,11 @@ AR_FAST_INLINE void philox_of_turn(uint64_t seed, const Make& make, const Write&
   }
 }
 
-// The uniform numbers of one row at the positions position_at(0 ... count - 1). `out` has room for whole turns.
-template <typename PositionAt>
+// Calls write(k, uniforms) for the uniform numbers of one row at the positions position_at(k), position_at(k + 1), ...
+// for 0 ... count - 1 in whole turns.
+template <typename PositionAt, typename Write>
 inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
-                            double* out) {
+                            const Write& write) {
   const uint64_t sample = draws.index(row);
   for (int64_t k = 0; k < count; k += philox_turn) {
     philox_of_turn(
@@ -84,9 +85,7 @@ inline void philox_uniforms(const Draws& draws, int64_t row, int64_t count, cons
             variable[i] = draws.counter(position_at(here < count ? here : k));
           }
         },
-        [&](int v, const Uniforms& uniforms) {
-          __builtin_memcpy(out + k + v * philox_lanes, &uniforms, sizeof(uniforms));
-        });
+        [&](int v, const Uniforms& uniforms) { write(k + v * philox_lanes, uniforms); });
   }
 }
 
@@ -127,25 +126,32 @@ inline void bernoulli_bounds(const Draws& draws, int64_t row, int64_t count, int
 
 // --- many Bernoulli variables of a row
 
+AR_FAST_INLINE void store_rounded(const Uniforms& uniforms, float* out) {
+  using Floats = float __attribute__((vector_size(philox_lanes * sizeof(float))));
+  const Floats rounded = __builtin_convertvector(uniforms, Floats);
+  __builtin_memcpy(out, &rounded, sizeof(rounded));
+}
+
+AR_FAST_INLINE void store_rounded(const Uniforms& uniforms, double* out) {
+  __builtin_memcpy(out, &uniforms, sizeof(uniforms));
+}
+
 // T log(u / (1 - u)), at the positions position_at(0 ... count - 1): a Bernoulli variable is 1 iff this is below its
 // logit. It can be computed before the logit is known, whereas the logit's sigmoid would delay the next logit. `count`
-// is rounded up to a turn and to a vector, and both arrays have room for that.
+// is rounded up to a turn and to a vector, and `threshold` has room for that.
 template <typename T, typename PositionAt>
 inline void bernoulli_thresholds(const Draws& draws, int64_t row, int64_t count, const PositionAt& position_at,
-                                 double* uniform, T* threshold) {
+                                 T* threshold) {
   if (draws.coding.runs()) return;
-  constexpr int64_t width = Vec<T>::size();
-  const T temperature = static_cast<T>(draws.temperature);
-  philox_uniforms(draws, row, count, position_at, uniform);
-  for (int64_t p = 0; p < count; p += width) {
-    T smaller[width], sign[width];
-    for (int64_t i = 0; i < width; ++i) {
-      const double u = p + i < count ? uniform[p + i] : 0.5;
-      smaller[i] = static_cast<T>(u < 0.5 ? u : 1 - u);
-      sign[i] = u < 0.5 ? temperature : -temperature;
-    }
-    const Vec<T> s = Vec<T>::loadu(smaller);
-    (Vec<T>::loadu(sign) * (s.log() - s.neg().log1p())).store(threshold + p);
+  // First the smaller of u and 1 - u, rounded; its sign tells which.
+  philox_uniforms(draws, row, count, position_at, [&](int64_t k, const Uniforms& u) __attribute__((always_inline)) {
+    store_rounded(u < 0.5 ? u : u - 1, threshold + k);
+  });
+  const Vec<T> temperature(static_cast<T>(draws.temperature)), one(T(1));
+  for (int64_t k = 0; k < count; k += Vec<T>::size()) {
+    const Vec<T> smaller = Vec<T>::loadu(threshold + k), size = smaller.abs();
+    const Vec<T> below = temperature * (size / (one - size)).log();
+    Vec<T>::blendv(below, below.neg(), smaller < zero<T>()).store(threshold + k);
   }
 }
 
@@ -157,11 +163,29 @@ AR_FAST_INLINE T bernoulli_value(const Draws& draws, int64_t row, int64_t positi
   return threshold < logit ? T(1) : T(0);
 }
 
+// In double, in eight sums at once.
+template <typename T>
+inline double sum_of(const T* terms, int64_t count) {
+  double sums[8] = {};
+  for (int64_t k = 0; k + 8 <= count; k += 8) {
+    for (int i = 0; i < 8; ++i) sums[i] += static_cast<double>(terms[k + i]);
+  }
+  for (int64_t k = count / 8 * 8; k < count; ++k) sums[k % 8] += static_cast<double>(terms[k]);
+  for (int half = 4; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
+
 // Adds log p of the values drawn at `count` positions from `first`; terms: [count] scratch.
 template <typename T>
 inline void add_bernoulli_log_prob(const Draws& draws, int64_t row, int64_t first, int64_t count, const T* logits,
                                    const T* x, T* terms, double& log_prob) {
   bernoulli_log_prob(logits, x, count, terms);
+  if (draws.known == nullptr) {
+    log_prob += sum_of(terms, count);
+    return;
+  }
   for (int64_t k = 0; k < count; ++k) {
     if (!draws.is_known(row, first + k)) log_prob += static_cast<double>(terms[k]);
   }

@@ -62,7 +62,6 @@ struct Memory {
   T* sums;                    // [rows, window]: the parameters, summed so far
   Push<T>* pushes;            // [rows, block]
   int64_t* push_counts;       // [rows]
-  double* uniforms;           // [block]
   T *thresholds, *x, *terms;  // [block]
   T* weights;                 // [most_parameters], of one draw
 
@@ -70,7 +69,6 @@ struct Memory {
     sums = scratch.take<T>(rows * (window.end - window.begin));
     pushes = scratch.take<Push<T>>(rows * block_positions);
     push_counts = scratch.take<int64_t>(rows);
-    uniforms = scratch.take<double>(block_positions);
     thresholds = scratch.take<T>(block_positions);
     x = scratch.take<T>(block_positions);
     terms = scratch.take<T>(block_positions);
@@ -229,7 +227,7 @@ class Pusher {
   void draw_bernoulli(int64_t r, int64_t start, int64_t stop, double& log_prob) const {
     const int64_t low = first_sum(stop - 1), count = stop - start;
     const auto position = [&](int64_t k) { return stop - 1 - k; };
-    bernoulli_thresholds(draws_, row_begin_ + r, count, position, memory_.uniforms, memory_.thresholds);
+    bernoulli_thresholds(draws_, row_begin_ + r, count, position, memory_.thresholds);
     T* const logits = sums(r) + low;
     for (int64_t k = count - 1; k >= 0; --k) {
       memory_.x[k] = bernoulli_value(draws_, row_begin_ + r, position(k), memory_.thresholds[k], logits[k]);

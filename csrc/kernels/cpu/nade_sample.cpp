@@ -1,23 +1,23 @@
 // NADE sampling, one variable after another. All rows of a call pass through a chunk of positions before the next
 // chunk, so that its weights stay in the cache. Several rows are taken together, so that they share each read of a
-// weight row. Positions are scored ahead as if zeros were drawn: a single row jumps to the first nonzero value, and
-// rows that are taken together score that position again (exact, since a zero does not change the state). A row's
-// result does not depend on the rows drawn with it.
+// weight row. Positions are scored ahead as if zeros were drawn (exact, since a zero does not change the state): a single
+// row jumps to the first nonzero value, and of rows that are taken together, one that changes scores the positions that
+// follow again, in the pass that updates its units. A row's result does not depend on the rows drawn with it.
 #include <array>
 
 #include "draws.h"
-#include "nade_strip.h"
+#include "nade_form.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
 
 constexpr int rows_together = 4;
 constexpr int positions_ahead = 4;
-// Whether all rows' activations can be multiplied by two weight rows at once: that takes 16 sums in registers.
+// As many positions of all rows_together rows as leave their sums in registers.
 #if defined(CPU_CAPABILITY_AVX512)
-constexpr bool weights_in_pairs = true;
+constexpr int positions_together = positions_ahead;
 #else
-constexpr bool weights_in_pairs = false;
+constexpr int positions_together = 2;
 #endif
 
 // Rows of a weight, original or packed (PackedRows): strip j of row k begins at k * row_stride + j * strip_stride.
@@ -31,79 +31,144 @@ struct WeightRows {
 };
 
 // h . w for several rows of h and several weight rows. The order of a sum does not depend on how many are computed
-// together or on where the weights are stored: lanes of two interleaved chains of vectors, then across.
+// together or on where the weights are stored: lanes of one chain of vectors, then across.
 template <int Count, int Weights, typename S, typename T>
-AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h,
-                        int64_t row_stride, T* result) {
-  constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
-  const S* w[Weights];
-  Vec<T> sums[Count * Weights][2];
-  AR_FAST_UNROLL
-  for (int k = 0; k < Weights; ++k) w[k] = weight.row(rows[k]);
-  AR_FAST_UNROLL
-  for (int i = 0; i < Count * Weights; ++i) sums[i][0] = sums[i][1] = zero<T>();
-  const auto add = [&]<bool Ragged>(int64_t j, int64_t units) __attribute__((always_inline)) {
-    const int64_t offset = j * weight.strip_stride;
+class Dots {
+ public:
+  AR_FAST_INLINE Dots(const WeightRows<S>& weight, const int64_t* rows) : strip_stride_(weight.strip_stride) {
+    AR_FAST_UNROLL
+    for (int k = 0; k < Weights; ++k) w_[k] = weight.row(rows[k]);
+    AR_FAST_UNROLL
+    for (int i = 0; i < Count * Weights; ++i) sums_[i] = zero<T>();
+  }
+  // Adds a strip, of which value(r, u) is vector u of row r.
+  template <bool Ragged, typename Value>
+  AR_FAST_INLINE void add(int64_t strip, int64_t units, const Value& value) {
+    const int64_t offset = strip * strip_stride_;
     AR_FAST_UNROLL
     for (int u = 0; u < strip_vectors; ++u) {
       Vec<T> values[Weights];
       AR_FAST_UNROLL
-      for (int k = 0; k < Weights; ++k) values[k] = load_strip_vector<Ragged, T>(w[k] + offset, u, units);
+      for (int k = 0; k < Weights; ++k) values[k] = load_strip_vector<Ragged, T>(w_[k] + offset, u, units);
       AR_FAST_UNROLL
       for (int r = 0; r < Count; ++r) {
-        const Vec<T> value = Vec<T>::loadu(h + r * row_stride + j * strip + u * width);
+        const Vec<T> h = value(r, u);
         AR_FAST_UNROLL
         for (int k = 0; k < Weights; ++k) {
-          Vec<T>& sum = sums[r * Weights + k][u % 2];
-          sum = at::vec::fmadd(value, values[k], sum);
+          sums_[r * Weights + k] = at::vec::fmadd(h, values[k], sums_[r * Weights + k]);
         }
       }
     }
-  };
+  }
+  AR_FAST_INLINE void store(T* result) const {
+    sum_across(vectors<Count * Weights>([&](auto i) { return sums_[i]; }), result);
+  }
+
+ private:
+  const S* w_[Weights];
+  const int64_t strip_stride_;
+  Vec<T> sums_[Count * Weights];
+};
+
+template <int Count, int Weights, typename S, typename T>
+AR_FAST_INLINE void dot(const WeightRows<S>& weight, const std::array<int64_t, Weights>& rows, const T* h,
+                        int64_t row_stride, T* result) {
+  constexpr int64_t width = Vec<T>::size(), strip = strip_width<T>();
+  Dots<Count, Weights, S, T> dots(weight, rows.data());
   const int64_t full = weight.units / strip;
+  const auto add = [&]<bool Ragged>(int64_t j, int64_t units) __attribute__((always_inline)) {
+    dots.template add<Ragged>(j, units, [&](int r, int u) __attribute__((always_inline)) {
+      return Vec<T>::loadu(h + r * row_stride + j * strip + u * width);
+    });
+  };
   for (int64_t j = 0; j < full; ++j) add.template operator()<false>(j, strip);
   if (full * strip < weight.units) add.template operator()<true>(full, weight.units - full * strip);
-  sum_across(vectors<Count * Weights>([&](auto i) { return sums[i][0] + sums[i][1]; }), result);
+  dots.store(result);
 }
 
-// a += x weight (weight null: nothing to add) and h = f(scale a), for one strip. States are plain pre-activations, not
-// in state_unit, so that a returned state continues bit for bit wherever the draw was cut.
-template <Activation A, typename S, typename T>
-AR_FAST_INLINE void update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
+// f(scale a) of a strip. States are plain pre-activations, not in state_unit, so that a returned state continues bit for
+// bit wherever the draw was cut. Bounded: |a| is at most odds_limit, where the limits would change no bit.
+template <Activation A, bool Bounded, typename T>
+AR_FAST_INLINE Strip<T> activate_strip(const Strip<T>& a, const Vec<T>& factor) {
+  const Strip<T> t = vectors<strip_vectors>([&](auto u) { return a[u] * factor; });
+  if constexpr (has_bounded_form<A, T>()) {
+    // The first of two numbers gives way to a NaN.
+    const Vec<T> most(T(126)), least(T(-126));
+    const auto denominators = one_plus_exp2(Bounded ? t : vectors<strip_vectors>([&](auto u) {
+      return at::vec::clamp(t[u], least, most);
+    }));
+    return vectors<strip_vectors>([&](auto u) { return Vec<T>(T(1)) / denominators[u]; });
+  } else {
+    return vectors<strip_vectors>([&](auto u) { return activate_state<A, T, decltype(u)::value % 2 == 0>(t[u]); });
+  }
+}
+
+// a += x weight and h = f(scale a), for one strip of `units` units; `weight` null: nothing to add.
+template <Activation A, bool Bounded, typename S, typename T>
+AR_FAST_INLINE Strip<T> update_strip(const S* weight, int64_t units, T x, T scale, T* a, T* h) {
   Strip<T> state = load_vectors(a);
   if (weight) {
-    add_scaled(load_strip<T>(weight, units), x, state);
+    const Strip<T> w = load_strip<T>(weight, units);
+    // The same number: a product with one is exact, and the units that multiply are the busier ones.
+    if (x == T(1)) state = vectors<strip_vectors>([&](auto u) { return state[u] + w[u]; });
+    else add_scaled(w, x, state);
     store_vectors(state, a);
   }
-  const Vec<T> factor(state_unit<A, T>() * scale);
-  store_vectors(vectors<strip_vectors>([&](auto u) {
-    return activate_state<A, T, decltype(u)::value % 2 == 0>(state[u] * factor);
-  }), h);
+  Strip<T> values = activate_strip<A, Bounded>(state, Vec<T>(state_unit<A, T>() * scale));
+  store_vectors(values, h);
   if (units < strip_width<T>() && !(T(0) * x * scale == T(0))) {
     clear_padding(a, units);
     clear_padding(h, units);
+    values = load_vectors(h);
   }
+  return values;
 }
 
 // The same for all units; `row` is a row of in_weight, stored as S.
 template <Activation A, typename S, typename T>
-void update(const void* row, int64_t hidden, T x, T scale, T* a, T* h) {
+void update_in_place(const void* row, int64_t hidden, T x, T scale, T* a, T* h) {
   constexpr int64_t strip = strip_width<T>();
   const S* weight = static_cast<const S*>(row);
   for (int64_t j = 0; j < hidden; j += strip) {
-    update_strip<A>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
+    update_strip<A, false>(weight ? weight + j : nullptr, hidden - j, x, scale, a + j, h + j);
   }
+}
+
+// The same by a packed row, and the dot products of the new activations with `Count` rows of `out`.
+template <Activation A, bool Bounded, int Count, typename T>
+void update_and_score(const T* weight, int64_t weight_stride, int64_t hidden, T x, T* a, T* h, const WeightRows<T>& out,
+                      const int64_t* rows, T* sums) {
+  constexpr int64_t strip = strip_width<T>();
+  Dots<1, Count, T, T> dots(out, rows);
+  for (int64_t j = 0, s = 0; j < hidden; j += strip, ++s) {
+    const Strip<T> values = update_strip<A, Bounded>(weight + s * weight_stride, Bounded ? strip : hidden - j, x, T(1),
+                                                     a + j, h + j);
+    dots.template add<false>(s, strip, [&](int, int u) __attribute__((always_inline)) { return values[u]; });
+  }
+  dots.store(sums);
 }
 
 // The functions that depend on the activation and on the type of the weights. They are called once for a row of
 // in_weight or a chunk of positions, so the sampler is not compiled for each of them.
 template <typename T>
 struct Steps {
-  void (*update)(const void* row, int64_t hidden, T x, T scale, T* a, T* h);
-  void (*pack_out_weight)(const NadeModel&, const Position<T>*, int64_t count, int64_t h0, int64_t units,
-                          PackedRows<T>& out);
+  void (*update_in_place)(const void* row, int64_t hidden, T x, T scale, T* a, T* h);
+  // By whether |a| is bounded and how many rows are scored.
+  void (*update_and_score[2][positions_together])(const T* weight, int64_t weight_stride, int64_t hidden, T x, T* a,
+                                                  T* h, const WeightRows<T>& out, const int64_t* rows, T* sums);
+  WeightSteps<T> weights;
   int64_t weight_bytes;   // of one element
 };
+
+template <Activation A, typename S, typename T>
+constexpr Steps<T> steps() {
+  Steps<T> steps{&update_in_place<A, S, T>, {}, weight_steps<S, T>(), sizeof(S)};
+  unroll<positions_together>([&](auto count) {
+    steps.update_and_score[0][count] = &update_and_score<A, false, count, T>;
+    steps.update_and_score[1][count] = &update_and_score<A, has_bounded_form<A, T>(), count, T>;
+  });
+  return steps;
+}
 
 // What a row carries from one position to the next besides its state.
 template <typename T>
@@ -111,6 +176,7 @@ struct Row {
   const void* pending;   // the in_weight row of the last variable, not yet added to a, or null
   T x;                   // its factor
   bool changed;          // h does not belong to a and pending
+  T bound;               // |a| is not greater
   double log_prob;
 };
 
@@ -120,7 +186,7 @@ struct Buffers {
   Row<T>* rows;
   Position<T>* positions;
   PackedRows<T> out;   // used if enough rows share it
-  double* uniforms;    // [max_positions]
+  PackedInput<T> in;   // the same
   T* thresholds;       // [rows_together, chunk_stride]
   T* logits;           // the same: of Bernoulli variables
   T* values;           // the same
@@ -131,13 +197,13 @@ struct Buffers {
 
   Buffers(const NadeModel& model, const NadeChunks& chunks, int64_t row_count, Scratch& scratch)
       : out(row_count < rows_together ? 0 : chunks.max_out_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
+        in(row_count < rows_together ? 0 : chunks.max_in_rows, padded_hidden<T>(model) / strip_width<T>(), scratch),
         chunk_stride((chunks.max_positions + 15) / 16 * 16) {
     const int64_t padded = padded_hidden<T>(model);
     a = scratch.take<T>(row_count * padded);
     h = scratch.take<T>(row_count * padded);
     rows = scratch.take<Row<T>>(row_count);
     positions = scratch.take<Position<T>>(chunks.max_positions);
-    uniforms = scratch.take<double>(chunk_stride);
     thresholds = scratch.take<T>(rows_together * chunk_stride);
     logits = scratch.take<T>(rows_together * chunk_stride);
     values = scratch.take<T>(rows_together * chunk_stride);
@@ -162,22 +228,19 @@ class Sampler {
     start_ = start;
     if (bernoulli_) {
       for (int r = 0; r < Rows; ++r) {
-        bernoulli_thresholds(draws_, base + first + r, count, [&](int64_t p) { return start + p; }, b_.uniforms,
+        bernoulli_thresholds(draws_, base + first + r, count, [&](int64_t p) { return start + p; },
                              b_.thresholds + r * b_.chunk_stride);
       }
     }
     // Whether a zero leaves everything unchanged.
     const bool skips = bernoulli_ && !sample_.gathers && !model_.activation_scale;
-    for (int64_t p = 0; p < count;) {
-      if (skips && Rows == 1 && p + positions_ahead <= count) {
-        p = look_ahead(base, first, p);
-      } else if (skips && weights_in_pairs && Rows > 1 && p + 2 <= count) {
-        two_steps<Rows>(base, first, p);
-        p += 2;
-      } else {
-        step<Rows>(base, first, p++);
-      }
+    int64_t p = 0;
+    if constexpr (Rows == 1) {
+      while (skips && p + positions_ahead <= count) p = look_ahead(base, first, p);
+    } else {
+      for (; skips && p + positions_together <= count; p += positions_together) steps_together<Rows>(base, first, p);
     }
+    for (; p < count; ++p) step<Rows>(base, first, p);
     for (int r = 0; r < Rows; ++r) {
       const T* values = b_.values + r * b_.chunk_stride;
       T* terms = b_.terms + r * b_.chunk_stride;
@@ -197,20 +260,19 @@ class Sampler {
   // Adds what is pending.
   void finish(int64_t r) {
     const Row<T>& row = b_.rows[r];
-    if (row.pending) update(row, r, T(1));
+    if (row.pending) update(r, T(1));
   }
 
  private:
-  void update(const Row<T>& row, int64_t r, T scale) {
-    steps_.update(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
+  void update(int64_t r, T scale) {
+    Row<T>& row = b_.rows[r];
+    steps_.update_in_place(row.pending, model_.hidden, row.x, scale, b_.a + r * padded_, b_.h + r * padded_);
+    row.pending = nullptr;
+    row.changed = false;
   }
 
   void refresh(int64_t r, T scale) {
-    Row<T>& row = b_.rows[r];
-    if (!row.changed && !model_.activation_scale) return;
-    update(row, r, scale);
-    row.pending = nullptr;
-    row.changed = false;
+    if (b_.rows[r].changed || model_.activation_scale) update(r, scale);
   }
 
   void take(int64_t r, const Position<T>& position, T x) {
@@ -223,6 +285,18 @@ class Sampler {
     row.pending = static_cast<const char*>(model_.in_weight) + first * steps_.weight_bytes;
     row.x = change.x;
     row.changed = true;
+    row.bound = std::numeric_limits<T>::infinity();
+  }
+
+  // Adds x times the row of in_weight of a position, and scores `count` rows of out_weight.
+  void change_and_score(int64_t r, int64_t p, T x, int count, const int64_t* rows, T* sums) {
+    const Change<T> change{static_cast<int32_t>(p), static_cast<int32_t>(b_.positions[p].in_slot), x};
+    T* const a = b_.a + r * padded_;
+    b_.in.bring(&change, &change + 1);
+    const bool bounded = stay_bounded(b_.in.reach(&change, &change + 1), a, padded_, T(1), b_.rows[r].bound);
+    steps_.update_and_score[bounded][count](b_.in.strip(0) + change.in_slot * strip_width<T>(),
+                                            b_.in.rows() * strip_width<T>(), model_.hidden, x, a, b_.h + r * padded_,
+                                            out_, rows, sums);
   }
 
   // The known value, or the draw of a Bernoulli variable.
@@ -249,7 +323,7 @@ class Sampler {
       return;
     }
     int64_t k = 0;
-    for (; weights_in_pairs && k + 2 <= position.out_rows; k += 2) {
+    for (; positions_together > 2 && k + 2 <= position.out_rows; k += 2) {
       T sums[Rows * 2];
       dot<Rows, 2>(out_, {out_row + k, out_row + k + 1}, h, padded_, sums);
       for (int r = 0; r < Rows; ++r) {
@@ -271,30 +345,25 @@ class Sampler {
     }
   }
 
-  // Scores two positions with the state of the first; a row whose first value is not zero scores the second again.
+  // Scores several positions with the state of the first; a row whose value is not zero scores those after it again.
   template <int Rows>
-  void two_steps(int64_t base, int64_t first, int64_t p) {
-    const Position<T>*one = b_.positions + p, *two = one + 1;
-    const T biases[2] = {out_bias(*one), out_bias(*two)};
-    for (int r = 0; r < Rows; ++r) refresh(first + r, T(1));
-    T logits[Rows * 2];
-    dot<Rows, 2>(out_, {row_of(*one), row_of(*two)}, b_.h + first * padded_, padded_, logits);
-    for (int r = 0; r < Rows; ++r) {
-      const T x = judge(base + first + r, r, p, logits[2 * r] + biases[0]);
-      if (x != T(0)) {
-        take(first + r, *one, x);
-        refresh(first + r, T(1));
-        T again[1];
-        dot<1, 1>(out_, {row_of(*two)}, b_.h + (first + r) * padded_, padded_, again);
-        logits[2 * r + 1] = again[0];
-      }
-      take(first + r, *two, judge(base + first + r, r, p + 1, logits[2 * r + 1] + biases[1]));
+  void steps_together(int64_t base, int64_t first, int64_t p) {
+    constexpr int positions = positions_together;
+    std::array<int64_t, positions> rows;
+    T biases[positions], logits[Rows * positions];
+    for (int k = 0; k < positions; ++k) {
+      rows[k] = row_of(b_.positions[p + k]);
+      biases[k] = out_bias(b_.positions[p + k]);
     }
-  }
-
-  int64_t row_of(const Position<T>& position) const { return packed_ ? position.out_slot : position.out_row; }
-  T out_bias(const Position<T>& position) const {
-    return static_cast<const T*>(model_.out_bias)[position.out_row];
+    for (int r = 0; r < Rows; ++r) refresh(first + r, T(1));
+    dot<Rows, positions>(out_, rows, b_.h + first * padded_, padded_, logits);
+    for (int r = 0; r < Rows; ++r) {
+      T* own = logits + r * positions;
+      for (int k = 0; k < positions; ++k) {
+        const T x = judge(base + first + r, r, p + k, own[k] + biases[k]);
+        if (x != T(0)) change_and_score(first + r, p + k, x, positions - 1 - k, rows.data() + k + 1, own + k + 1);
+      }
+    }
   }
 
   // Scores positions_ahead positions with the state of the first; returns the position after the first nonzero value,
@@ -311,6 +380,11 @@ class Sampler {
       if (x != T(0)) return p + 1;
     }
     return p;
+  }
+
+  int64_t row_of(const Position<T>& position) const { return packed_ ? position.out_slot : position.out_row; }
+  T out_bias(const Position<T>& position) const {
+    return static_cast<const T*>(model_.out_bias)[position.out_row];
   }
 
   const NadeModel& model_;
@@ -333,14 +407,15 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
   T* states = static_cast<T*>(sample.state) + row_begin * hidden;
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t j = 0; j < padded; ++j) buffers.a[r * padded + j] = j < hidden ? states[r * hidden + j] : T(0);
-    buffers.rows[r] = {nullptr, T(0), true, 0.0};
+    buffers.rows[r] = {nullptr, T(0), true, std::numeric_limits<T>::infinity(), 0.0};
   }
   for (int64_t c = 0; c < chunks.count; ++c) {
     const int64_t start = chunks.starts[c], positions = chunks.starts[c + 1] - start;
     fill_positions(model, start, start + positions, buffers.positions);
     int64_t r = 0;
     if constexpr (Packed) {
-      steps.pack_out_weight(model, buffers.positions, positions, 0, hidden, buffers.out);
+      steps.weights.pack_out_weight(model, buffers.positions, positions, 0, hidden, buffers.out);
+      steps.weights.begin_input(model, buffers.positions, 0, hidden, false, buffers.in);
       for (; r + rows_together <= count; r += rows_together) {
         sampler.template chunk<rows_together>(row_begin, r, start, positions);
       }
@@ -357,16 +432,16 @@ void sample_rows(const NadeModel& model, const NadeSample& sample, const NadeChu
 template <typename S, typename T>
 void sample_slice(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
                   int64_t row_end, const Steps<T>& steps, void* scratch) {
-  const int64_t rows = row_end - row_begin;
+  const int64_t count = row_end - row_begin;
   Scratch arrays(scratch);
-  Buffers<T> buffers(model, chunks, rows, arrays);
-  if (rows >= rows_together) {
+  Buffers<T> buffers(model, chunks, count, arrays);
+  if (count >= rows_together) {
     const PackedRows<T>& out = buffers.out;
     const WeightRows<T> packed{out.data, strip_width<T>(), out.rows * strip_width<T>(), padded_hidden<T>(model)};
     sample_rows<true>(model, sample, chunks, row_begin, row_end, steps, buffers, packed);
   } else {
-    const WeightRows<S> in_place{static_cast<const S*>(model.out_weight), model.hidden, strip_width<T>(), model.hidden};
-    sample_rows<false>(model, sample, chunks, row_begin, row_end, steps, buffers, in_place);
+    const WeightRows<S> rows{static_cast<const S*>(model.out_weight), model.hidden, strip_width<T>(), model.hidden};
+    sample_rows<false>(model, sample, chunks, row_begin, row_end, steps, buffers, rows);
   }
 }
 
@@ -387,8 +462,7 @@ int64_t nade_sample_scratch_bytes(const NadeModel& model, const NadeChunks& chun
 void nade_sample(const NadeModel& model, const NadeSample& sample, const NadeChunks& chunks, int64_t row_begin,
                  int64_t row_end, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
-    const Steps<T> steps{&update<A, S, T>, &pack_out_weight<S, T>, sizeof(S)};
-    sample_slice<S>(model, sample, chunks, row_begin, row_end, steps, scratch);
+    sample_slice<S, T>(model, sample, chunks, row_begin, row_end, steps<A, S, T>(), scratch);
   });
 }
 
