@@ -1,8 +1,9 @@
 // NADE sampling, one variable after another. All rows of a call pass through a chunk of positions before the next
 // chunk, so that its weights stay in the cache. Several rows are taken together, so that they share each read of a
-// weight row. Positions are scored ahead as if zeros were drawn (exact, since a zero does not change the state): a single
-// row jumps to the first nonzero value, and of rows that are taken together, one that changes scores the positions that
-// follow again, in the pass that updates its units. A row's result does not depend on the rows drawn with it.
+// weight row. Positions are scored ahead as if zeros were drawn (exact, since a zero does not change the state): a
+// single row jumps to the first nonzero value, and of rows that are taken together, one that changes scores the
+// positions that follow again, in the pass that updates its units. A row's result does not depend on the rows drawn
+// with it.
 #include <array>
 
 #include "draws.h"
