@@ -164,10 +164,10 @@ def _calls(posteriors: dict[str, object], call: Callable[[object], object]) -> d
 
 
 def compare(contenders: dict[str, Callable[[], object]], seconds: float, limit: float) -> dict[str, float]:
-    """The median time of each; those that take long get as many turns, of three, as fit into the limit."""
+    """The median time of each; those that take long get as many turns, fifteen at most, as fit into the limit."""
     turns: dict[str, list[float]] = {who: [] for who in contenders}
     begin = time.perf_counter()
-    for turn in range(3):
+    for turn in range(15):
         for who in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
             start = time.perf_counter()
             contenders[who]()

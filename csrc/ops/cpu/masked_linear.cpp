@@ -27,11 +27,12 @@ Path choose(std::string_view algorithm, at::ScalarType storage, int64_t batch) {
 }
 
 // Whether to compute with masked copies: if one side has many permuted features and the other has few, gathering the
-// many costs more than the product that would be skipped.
+// many costs more than the product that would be skipped. A copy of the weight pays where many rows share it.
 bool copies(std::string_view algorithm, const HostMask& mask, int64_t batch) {
   constexpr int64_t few = 128;
   const int64_t inputs = mask.plan().in_features, outputs = mask.plan().out_features;
-  const bool many_outputs = mask.rows().defined() && inputs <= few && outputs >= 4 * inputs;
+  const bool many_outputs =
+      mask.rows().defined() && inputs <= few && outputs >= 4 * inputs && batch > 8 * inputs;
   const bool many_inputs = mask.columns().defined() && outputs <= few && inputs > in_place_features;
   return algorithm == "auto" && batch > 8 && (many_outputs || many_inputs);
 }
