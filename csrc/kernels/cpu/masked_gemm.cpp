@@ -95,9 +95,10 @@ void write_tile(const Compute* sums, int64_t unit_begin, int64_t units, int64_t 
     }
     return;
   }
-  for (int64_t u = 0; u < units; ++u) {
-    Compute* out = output + row * features + order[unit_begin + u];
-    for (int64_t r = 0; r < rows; ++r) out[r * features] = sums[u * width + r];
+  // Row by row, since the places of a unit in many rows would share a few sets of the cache.
+  for (int64_t r = 0; r < rows; ++r) {
+    Compute* out = output + (row + r) * features;
+    for (int64_t u = 0; u < units; ++u) out[order[unit_begin + u]] = sums[u * width + r];
   }
 }
 
