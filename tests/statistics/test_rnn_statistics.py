@@ -4,29 +4,15 @@ import itertools
 
 import pytest
 import torch
+from chi_square import LEAST_P, chi_square_p, counts_of
 from rnn_model_cases import HEADS, make_char_rnn, make_rnn
 
 FIXED_SEED = 0
 DRAWS = 60_000
 
 
-def chi_square_p(counts, probability):
-    """The p-value of counts under probabilities of the same cells; nothing may be where the probability is 0."""
-    assert bool((counts[probability == 0] == 0).all())
-    cells = probability > 0
-    expected = probability[cells].double() * counts.sum()
-    statistic = ((counts[cells] - expected) ** 2 / expected).sum()
-    freedom = torch.tensor((int(cells.sum()) - 1) / 2, dtype=torch.float64)
-    return torch.special.gammaincc(freedom, statistic / 2).item()
-
-
 def every(size, variables):
     return torch.tensor(list(itertools.product(range(size), repeat=variables)))
-
-
-def counts_of(samples, size):
-    weights = size ** torch.arange(samples.shape[1] - 1, -1, -1)
-    return torch.bincount((samples.long() * weights).sum(1), minlength=size ** samples.shape[1]).double()
 
 
 @torch.no_grad()
@@ -38,8 +24,8 @@ def test_samples_follow_the_distribution(name, cell, num_layers, device):
     probability = model.log_prob(every(size, 4).to(device)).exp().cpu()
     assert abs(probability.sum().item() - 1) < 1e-12
     counts = counts_of(model.sample(DRAWS, seed=4).cpu(), size)
-    assert chi_square_p(counts, probability) > 1e-3
-    assert chi_square_p(counts, probability.flip(0)) < 1e-6, "the test has no power"
+    assert chi_square_p(counts, probability) > LEAST_P
+    assert chi_square_p(counts, probability.flip(0)) < LEAST_P, "the test has no power"
 
 
 @torch.no_grad()
@@ -83,15 +69,7 @@ def test_text_follows_the_distribution(temperature, top_k, top_p):
     tokens, _ = model.sample(
         DRAWS, length, prompt=prompt, seed=9, temperature=temperature, top_k=top_k, top_p=top_p
     )  # fmt: skip
-    counts = counts_of(tokens, 5)
-    common = probability * DRAWS >= 2
-    if not bool(common.all()):
-        # The rare texts are one cell: the statistic is no chi-square with so few of each.
-        rare = ~common & (probability > 0)
-        assert bool((counts[probability == 0] == 0).all())
-        counts = torch.cat([counts[common], counts[rare].sum()[None]])
-        probability = torch.cat([probability[common], probability[rare].sum()[None]])
-    assert chi_square_p(counts, probability) > 1e-3
+    assert chi_square_p(counts_of(tokens, 5), probability) > LEAST_P
 
 
 @torch.no_grad()
@@ -107,4 +85,4 @@ def test_a_stop_ends_texts_as_often_as_it_is_drawn():
     # A probability of the first tokens is counted once for each of what comes after.
     probability = torch.stack([first.sum() / 25, second.sum() / 5, torch.tensor(0.0, dtype=torch.float64)])
     probability[2] = 1 - probability.sum()
-    assert chi_square_p(torch.bincount(lengths, minlength=4)[1:].double(), probability) > 1e-3
+    assert chi_square_p(torch.bincount(lengths, minlength=4)[1:], probability) > LEAST_P
