@@ -5,6 +5,7 @@ import grids
 grids.skip_module_without("nflows", "nflows", "normflows")
 
 import functools  # noqa: E402
+import time  # noqa: E402
 from dataclasses import replace  # noqa: E402
 
 import accelerate_cases  # noqa: E402
@@ -272,7 +273,11 @@ class Forked(AFFINE):
 
 
 class OtherLoop(AFFINE):
-    """Its inverse ends before it is one."""
+    """Its inverse ends before it is one, and its passes are slow, as all are on a busy machine."""
+
+    def _elementwise_inverse(self, inputs, parameters):
+        time.sleep(0.05)
+        return super()._elementwise_inverse(inputs, parameters)
 
     def inverse(self, inputs, context=None):
         outputs = torch.zeros_like(inputs)
