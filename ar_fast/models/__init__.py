@@ -83,9 +83,11 @@ def load(directory: str | Path, device: torch.device | str | None = None) -> Aut
             arguments["head"] = heads.from_config(arguments["head"])
         if stored["order"] == "permutation":
             # Shapes can depend on the order, if variables differ in their number of categories.
-            order = _files.read_order(Path(directory))
-            arguments["order"] = torch.arange(math.prod(arguments["event_shape"])) if order is None else order
+            arguments["order"] = _files.read_order(Path(directory))
         _files.check_sizes(_MODELS[name], arguments, stored["config"], Path(directory))
+        if stored["order"] == "permutation" and arguments["order"] is None:
+            # A model of several orders stores them all, by another name, and the first of them may be any.
+            arguments["order"] = torch.arange(math.prod(arguments["event_shape"]))
         model = _MODELS[name](**arguments, device=device)
     except _files.WRONG as error:
         raise ValueError(f"load: config.json must describe a {name}, got {directory}: {error!r}") from None

@@ -86,6 +86,12 @@ def test_sets_of_masks_without_end(change, tmp_path):
         models.load(folder)
 
 
+def test_the_orders_of_a_model_of_several_are_made_after_its_size_is_known(tmp_path):
+    folder = saved(models.MADE(4, [5], n_masks=2, n_orders=2), tmp_path, event_shape=[10**12])
+    with pytest.raises(ValueError, match="event_shape must be at most 256"):
+        models.load(folder)
+
+
 @pytest.mark.parametrize("change", [{"event_shape": [10**5, 10**5]}, {"window": [10**9, 1]}], ids=str)
 def test_a_model_with_shared_weights_may_not_be_endless(change, tmp_path):
     folder = saved(models.OffsetNADE((2, 3), 2, window=(1, 1)), tmp_path, **change)
