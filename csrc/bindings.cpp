@@ -58,12 +58,13 @@ PYBIND11_MODULE(_C, m) {
   def<ar_fast::InverseAdjointArguments>(m);
   def<ar_fast::UnivariateTransformArguments>(m);
   def<ar_fast::RnnSampleArguments>(m);
+  const py::call_guard<py::gil_scoped_release> without_gil;
   py::class_<ar_fast::StreamEncoder>(m, "StreamEncoder", "Sampling ops encode given values into streams, one per row.")
       .def(py::init<int64_t>(), py::arg("streams"))
-      .def("begin", &ar_fast::StreamEncoder::begin, py::arg("values"),
+      .def("begin", &ar_fast::StreamEncoder::begin, py::arg("values"), without_gil,
            "From now on ops of this thread encode (B, D) values, row r into stream r.")
-      .def("end", &ar_fast::StreamEncoder::end, py::arg("failed"), "Ops draw again.")
-      .def("encode", &ar_fast::StreamEncoder::encode, py::arg("stream"), py::arg("intervals"),
+      .def("end", &ar_fast::StreamEncoder::end, py::arg("failed"), without_gil, "Ops draw again.")
+      .def("encode", &ar_fast::StreamEncoder::encode, py::arg("stream"), py::arg("intervals"), without_gil,
            "Encodes intervals (N, 3) int32: cumulative, frequency, precision.")
       .def("finish", [](ar_fast::StreamEncoder& self) {
         py::list streams;

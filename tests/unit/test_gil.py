@@ -151,6 +151,13 @@ def test_the_op_for_cuda_alone():
     assert others_get_on(call, silence=1.0)
 
 
+def test_encoding():
+    """Text is encoded an interval after the other, by no op."""
+    encoder, intervals = _library._C.StreamEncoder(1), torch.tensor([[3, 5, 16]], dtype=torch.int32)
+    intervals = intervals.expand(200_000, 3).contiguous()
+    assert others_get_on(lambda: encoder.encode(0, intervals))
+
+
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_backward(name):
     call = OPS[name](ROWS.get(name, 4000))
