@@ -47,7 +47,7 @@ test-full: $(READY) $(LIBRARIES) $(SITE) $(WHEEL)
 	$(RUN) $(PYTEST) --full $(ARGS)
 
 fuzz: $(READY)
-	AR_FAST_CASES=$(CASES) $(RUN) $(PYTEST) --device cpu tests/unit/test_properties.py tests/unit/test_model_properties.py $(ARGS)
+	AR_FAST_CASES=$(CASES) $(RUN) $(PYTEST) --device cpu $(wildcard tests/unit/test_*properties.py) $(ARGS)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) -m fuzz.fuzzing --count $(EXECUTIONS)
 
 bench: $(READY)

@@ -15,8 +15,8 @@ from ar_fast import _fallback, functional, reference
 
 #: Cases of all properties together.
 CASES = {"fast": 500, "full": 2_000}
-# How many properties share them: twice the ops, twice the models, those of flows and of texts.
-_PROPERTIES = 2 * 16 + 2 * 13 + 6 + 1
+# How many properties share them: two of each op, four of each model, those of flows and of texts.
+_PROPERTIES = 2 * 15 + 4 * 12 + 6 + 1
 
 
 def check(test: Callable, seed: int, full: bool, *strategies: Any) -> None:
