@@ -33,8 +33,8 @@ from fuzz.targets import TARGETS, Target
 #: A case may take this many seconds of the processor, and address space of this many times its files and SLACK more.
 SECONDS = 10.0
 TIMES = 16
-# Readers import what they need, and torch and glibc take address space for their pools.
-SLACK = 256 * 2**20
+# What readers import and the pools of torch and glibc are there once the valid files have been read; a pool may grow.
+SLACK = 32 * 2**20
 BATCH = 500
 # Seconds between two looks at a batch.
 _LOOK = 0.05
@@ -114,11 +114,18 @@ def _without_memory(error: BaseException | None) -> bool:
     return False
 
 
-def run_case(target: Target, files: dict[str, bytes], folder: Path) -> str | None:
-    """What is wrong with a case; None if it was read or refused as it should be."""
+def _write(files: dict[str, bytes], folder: Path) -> None:
+    """The folder with these files alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def run_case(target: Target, files: dict[str, bytes], folder: Path) -> str | None:
+    """What is wrong with a case; None if it was read or refused as it should be."""
+    _write(files, folder)
     try:
         with limited(sum(map(len, files.values()))):
             target.read(folder)
@@ -132,11 +139,12 @@ def run_case(target: Target, files: dict[str, bytes], folder: Path) -> str | Non
 
 def batch(target: Target, seeds: range, folder: Path, inputs: list[dict[str, bytes]]) -> tuple[int, str] | None:
     """The first case of these seeds that fails, and why; run in a child process."""
+    own = folder / "files"
+    for files in inputs:
+        _write({name: target.sealed(content) for name, content in files.items()}, own)
+        target.read(own)
     for seed in seeds:
         (folder / "seed").write_text(str(seed))
-        own = folder / "files"
-        shutil.rmtree(own, ignore_errors=True)
-        own.mkdir()
         wrong = run_case(target, case(target, seed, inputs), own)
         if wrong:
             return seed, wrong
