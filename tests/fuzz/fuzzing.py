@@ -30,11 +30,10 @@ from pathlib import Path
 import torch
 from fuzz.targets import TARGETS, Target
 
-#: A case may take this many seconds of the processor, and address space of this many times its files and SLACK more.
+#: A case may take this many seconds of the processor, and address space of this many times its files and the target's
+#: slack more.
 SECONDS = 10.0
 TIMES = 16
-# What readers import and the pools of torch and glibc are there once the valid files have been read; a pool may grow.
-SLACK = 32 * 2**20
 BATCH = 500
 # Seconds between two looks at a batch.
 _LOOK = 0.05
@@ -84,11 +83,11 @@ def case(target: Target, seed: int, inputs: list[dict[str, bytes]]) -> dict[str,
 
 
 @contextlib.contextmanager
-def limited(size: int) -> Iterator[None]:
+def limited(size: int, slack: int) -> Iterator[None]:
     """Address space and time for a case of ``size`` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    most = pages * resource.getpagesize() + TIMES * size + SLACK
+    most = pages * resource.getpagesize() + TIMES * size + slack
 
     def late(number: int, frame: object) -> None:
         raise TimeoutError(f"a case took more than {SECONDS} s of the processor")
@@ -127,7 +126,7 @@ def run_case(target: Target, files: dict[str, bytes], folder: Path) -> str | Non
     """What is wrong with a case; None if it was read or refused as it should be."""
     _write(files, folder)
     try:
-        with limited(sum(map(len, files.values()))):
+        with limited(sum(map(len, files.values())), target.slack):
             target.read(folder)
     except (ValueError, FileNotFoundError) as error:
         if _without_memory(error):
