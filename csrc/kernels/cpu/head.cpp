@@ -1,9 +1,15 @@
 // Heads over rows of parameters: log-likelihood and gradients.
 #include "head_cpu.h"
-#include "head_math.h"
+#include "head_lanes.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
+
+// Whether the variables of a row go together in vectors, and how many parameters each has then.
+template <typename T>
+bool goes_in_lanes(const HeadRows& rows) {
+  return rows.offsets == nullptr && HeadLanes<T>::takes(rows.head, rows.parameter_rows / rows.variables);
+}
 
 // Calls body(variable, first parameter, parameters) for each variable.
 template <typename Body>
@@ -21,6 +27,12 @@ void log_prob_row(const HeadRows& rows, const HeadLogProb& output, int64_t row) 
   const T* x = static_cast<const T*>(rows.x) + row * rows.variables;
   T* out = static_cast<T*>(output.log_prob_per_variable) + row * rows.variables;
   if (rows.head.kind == HeadKind::bernoulli) return bernoulli_log_prob(parameters, x, rows.variables, out);
+  if (goes_in_lanes<T>(rows)) {
+    const int64_t each = rows.parameter_rows / rows.variables;
+    HeadLanes<T> lanes(rows.head, each);
+    for_lanes<T>(rows.variables, [&](int64_t i, int64_t n) { lanes.log_prob(parameters + i * each, x + i, n, out + i); });
+    return;
+  }
   for_variables(rows, [&](int64_t i, int64_t first, int64_t count) {
     out[i] = head_log_prob_one(rows.head.of(i), parameters + first, count, x[i]);
   });
@@ -39,6 +51,15 @@ void backward_row(const HeadRows& rows, const HeadBackward& output, int64_t row)
       const Vec<T> l = load_lanes(parameters + i, n);
       store_lanes<T>(g * (load_lanes(x + i, n) - sigmoid<T>(l)), grad_parameters + i, n);
       store_lanes<T>(g * l, grad_x + i, n);
+    });
+    return;
+  }
+  if (goes_in_lanes<T>(rows)) {
+    const int64_t each = rows.parameter_rows / rows.variables;
+    HeadLanes<T> lanes(rows.head, each);
+    for_lanes<T>(rows.variables, [&](int64_t i, int64_t n) {
+      const Vec<T> g = output.grad_stride ? load_lanes(grad + i, n) : Vec<T>(grad[0]);
+      lanes.backward(parameters + i * each, x + i, g, n, grad_parameters + i * each, grad_x + i);
     });
     return;
   }

@@ -81,31 +81,55 @@ inline Vec<T> cut_distance(const Vec<T>& distance) {
 }
 
 template <typename T>
-inline Components<T> gaussian_components(T x, const Vec<T>& mean, const Vec<T>& log_scale) {
+inline Components<T> gaussian_components(const Vec<T>& x, const Vec<T>& mean, const Vec<T>& log_scale) {
   const Vec<T> inverse = log_scale.neg().exp();
-  const Vec<T> z = cut_distance<T>((Vec<T>(x) - mean) * inverse);
+  const Vec<T> z = cut_distance<T>((x - mean) * inverse);
   return {Vec<T>(T(-0.5)) * z * z - log_scale - Vec<T>(T(0.918938533204672741780)), z * inverse,
           z * z - Vec<T>(T(1))};
 }
 
 template <typename T>
-inline Components<T> logistic_components(T x, int64_t levels, const Vec<T>& mean, const Vec<T>& log_scale) {
+inline Components<T> choose(const Components<T>& no, const Components<T>& yes, const Vec<T>& mask) {
+  return {Vec<T>::blendv(no.log_density, yes.log_density, mask), Vec<T>::blendv(no.by_mean, yes.by_mean, mask),
+          Vec<T>::blendv(no.by_log_scale, yes.by_log_scale, mask)};
+}
+
+template <typename T>
+inline Components<T> logistic_components(const Vec<T>& x, int64_t levels, const Vec<T>& mean,
+                                         const Vec<T>& log_scale) {
   const T half = T(1) / static_cast<T>(levels - 1);
-  const bool lowest = x < half - T(1), highest = x > T(1) - half;
-  const Vec<T> one(T(1)), inverse = log_scale.neg().exp(), center = Vec<T>(x) - mean;
+  const Vec<T> lowest = x < Vec<T>(half - T(1)), highest = x > Vec<T>(T(1) - half);
+  const Vec<T> one(T(1)), inverse = log_scale.neg().exp(), center = x - mean;
   const Vec<T> a = cut_distance<T>((center + Vec<T>(half)) * inverse);
   const Vec<T> b = cut_distance<T>((center - Vec<T>(half)) * inverse);
   const Vec<T> below = sigmoid<T>(a.neg()), above = sigmoid<T>(b);
-  if (lowest) return {softplus<T>(a.neg()).neg(), (inverse * below).neg(), (a * below).neg()};
-  if (highest) return {softplus<T>(b).neg(), inverse * above, b * above};
+  const Vec<T> log_below = softplus<T>(a.neg()).neg(), log_above = softplus<T>(b).neg();
+  const Components<T> first{log_below, (inverse * below).neg(), (a * below).neg()};
+  const Components<T> last{log_above, inverse * above, b * above};
+  // Where each lane is in the first or the last bin, the mass of others need not be computed.
+  const Vec<T> at_end = lowest | highest;
+  if (at_end.zero_mask() == 0) return choose(last, first, lowest);
   // log(1 - e^-width) and its derivative; a series for narrow bins, since the width itself may underflow.
   const Vec<T> width = Vec<T>(2 * half) * inverse, narrow(T(1e-4));
   const Vec<T> log_width = Vec<T>(std::log(2 * half)) - log_scale;
   const Vec<T> is_narrow = width < narrow, series = width * Vec<T>(T(0.5));
   const Vec<T> log_mass = Vec<T>::blendv(width.neg().expm1().neg().log(), log_width - series, is_narrow);
   const Vec<T> mass_slope = Vec<T>::blendv(width / width.expm1(), one - series, is_narrow);
-  return {log_mass - softplus<T>(a.neg()) - softplus<T>(b), inverse * (above - below),
-          b * above - a * below - mass_slope};
+  const Components<T> inside{log_mass + log_below + log_above, inverse * (above - below),
+                             b * above - a * below - mass_slope};
+  return choose(choose(inside, last, highest), first, lowest);
+}
+
+// At one x in each lane, or the same in all. A log-scale below the least one has no derivative.
+template <typename T>
+inline Components<T> mixture_components(const Head& head, const Vec<T>& x, const Vec<T>& mean, const Vec<T>& raw) {
+  const Vec<T> floor(static_cast<T>(head_minimum_log_scale));
+  const Vec<T> log_scale = at::vec::maximum(raw, floor);
+  Components<T> result = head.kind == HeadKind::gaussian_mixture
+                             ? gaussian_components<T>(x, mean, log_scale)
+                             : logistic_components<T>(x, head.levels, mean, log_scale);
+  result.by_log_scale = Vec<T>::blendv(result.by_log_scale, zero<T>(), raw < floor);
+  return result;
 }
 
 // A mixture's parameters: K logits, K means, K log-scales.
@@ -119,14 +143,7 @@ struct Mixture {
       : head(h), count(rows / 3), logits(parameters), means(parameters + count), log_scales(means + count) {}
 
   Components<T> components(T x, int64_t k, int64_t n) const {
-    const Vec<T> mean = load_lanes(means + k, n), raw = load_lanes(log_scales + k, n);
-    const Vec<T> floor(static_cast<T>(head_minimum_log_scale));
-    const Vec<T> log_scale = at::vec::maximum(raw, floor);
-    Components<T> result = head.kind == HeadKind::gaussian_mixture
-                               ? gaussian_components<T>(x, mean, log_scale)
-                               : logistic_components<T>(x, head.levels, mean, log_scale);
-    result.by_log_scale = Vec<T>::blendv(result.by_log_scale, zero<T>(), raw < floor);
-    return result;
+    return mixture_components(head, Vec<T>(x), load_lanes(means + k, n), load_lanes(log_scales + k, n));
   }
 
   // log sum_k e^l_k, and log p = log sum_k e^(l_k - that + log-density_k): the logits are normalised first, so that
