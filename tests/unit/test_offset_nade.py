@@ -577,3 +577,24 @@ def test_gradients_with_one_hidden_unit(shape, window):
     model = models.OffsetNADE(shape, 1, window, head=heads.Categorical(2), dtype=torch.float64)
     model.log_prob(torch.zeros(2, *shape, dtype=torch.int64)).sum().backward()
     assert model.in_weight.grad.shape == model.in_weight.shape
+
+
+@pytest.mark.parametrize("context_features", [0, 3])
+def test_evaluation_in_blocks_of_events(context_features, monkeypatch):
+    """Without gradients, a few events at a time give what all of them give together."""
+    model = models.OffsetNADE((2, 5, 6), 9, (2, 2), head=heads.GaussianMixture(2), context_features=context_features)
+    x = torch.randn(11, 2, 5, 6)
+    context = torch.randn(11, context_features) if context_features else None
+    want = model.log_prob(x, context).detach()
+    calls = []
+    evaluate = model._parameters_of_events
+    monkeypatch.setattr(model, "_parameters_of_events", lambda *own: calls.append(len(own[0])) or evaluate(*own))
+    for bytes_together, blocks in [(2**30, [11]), (4 * 30 * 9 * 4, [4, 4, 3]), (1, [1] * 11)]:
+        monkeypatch.setattr(models.offset_nade, "_CACHE_BYTES", bytes_together)
+        calls.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(model.log_prob(x, context), want, rtol=1e-5, atol=1e-4)
+        assert calls == blocks
+    calls.clear()
+    model.log_prob(x, context).sum().backward()
+    assert calls == [11]
