@@ -261,7 +261,7 @@ class OffsetNADE(AutoregressiveModel):
         if len(x) <= together:
             return self._parameters_of_events(x, context)
         contexts = itertools.repeat(None) if context is None else context.split(together)
-        return torch.cat([self._parameters_of_events(*own) for own in zip(x.split(together), contexts)])
+        return torch.cat(list(map(self._parameters_of_events, x.split(together), contexts)))
 
     def _parameters_of_events(self, x: Tensor, context: Tensor | None) -> Tensor:
         rows, columns, channels = self.grid
