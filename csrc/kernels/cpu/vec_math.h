@@ -449,8 +449,8 @@ AR_FAST_INLINE Vec<T> softplus(const Vec<T>& x) {
   const Vec<T> positive = at::vec::maximum(x, zero<T>());
 #if defined(AR_FAST_FAST_SIGMOID)
   if constexpr (std::is_same_v<T, float>) {
-    // What lies beyond 86 adds nothing to either part, and the first of two numbers gives way to a NaN.
-    return positive + log1p_of_part(exp_neg<float>(at::vec::minimum(Vec<float>(86.f), x.abs())));
+    // Beyond 126 log 2 e^-|x| would not be normal. The first of two numbers gives way to a NaN.
+    return positive + log1p_of_part(exp_neg<float>(at::vec::minimum(Vec<float>(87.33654f), x.abs())));
   }
 #endif
   return positive + x.abs().neg().exp().log1p();
