@@ -1,5 +1,5 @@
-"""Small calls of every op and model under valgrind's memcheck, which sees what the sanitizers do not: decisions and
-addresses that depend on memory that nobody wrote.
+"""Small calls of every op and model (small_calls.py) under valgrind's memcheck, which sees what the sanitizers do not:
+decisions and addresses that depend on memory that nobody wrote.
 
 Errors count that happen in our code or in what it calls of the C and C++ libraries: Python and torch are not clean.
 valgrind does not know AVX-512, so the baseline's kernels run. Importing torch takes most of the time, which is a minute
@@ -26,37 +26,6 @@ pytestmark = [
     pytest.mark.skipif(_library.backend == "reference", reason="nothing compiled is to run"),
 ]
 
-CALLS = """
-import op_cases, torch
-from ar_fast import functional
-
-def leaves(value):
-    if isinstance(value, (list, tuple)):
-        return [leaf for element in value for leaf in leaves(element)]
-    return [value] if isinstance(value, torch.Tensor) else []
-
-for name, arguments in op_cases.GOOD.items():
-    if name == "fvsbn_sample":
-        continue  # of CUDA alone
-    arguments = arguments()
-    has_gradient = "sample" not in name and name != "inverse_adjoint"
-    differentiated = [t for t in leaves(list(arguments.values())) if t.is_floating_point() and has_gradient]
-    for tensor in differentiated:
-        tensor.requires_grad_()
-    results = [t for t in leaves(getattr(functional, name)(**arguments)) if t.requires_grad]
-    if results:
-        torch.autograd.grad(sum(t.sum() for t in results), differentiated, allow_unused=True)
-    print(name)
-"""
-MODELS = """
-import model_cases, torch
-for kind in model_cases.KINDS:
-    model = model_cases.make_model(kind, (3, 3), dtype=torch.float32)
-    x, log_prob = model.sample(3, seed=0, return_log_prob=True)
-    model.log_prob(x).sum().backward()
-    assert torch.allclose(model.log_prob(x), log_prob.float(), atol=1e-3)
-    print(kind)
-"""
 # A tensor over memory that nobody wrote.
 UNWRITTEN = """
 import ctypes, torch, ar_fast
@@ -67,12 +36,12 @@ ar_fast.functional.head_log_prob(torch.zeros(2, 16), x, head="categorical")
 """
 
 
-def errors(code: str, tmp_path) -> list[str]:
+def errors(tmp_path, *arguments: str) -> list[str]:
     """What valgrind says of each error of ours, and the functions of its stack."""
     report = tmp_path / "report.xml"
     done = installed.attempt(
         VALGRIND, "--quiet", "--error-limit=no", "--leak-check=no", "--xml=yes", f"--xml-file={report}",
-        sys.executable, "-c", code, folder=installed.ROOT / "tests",
+        sys.executable, *arguments, folder=installed.ROOT / "tests",
         PYTHONMALLOC="malloc", ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1",
         PYTHONPATH=f"{installed.ROOT}:{installed.ROOT / 'tests'}",
     )  # fmt: skip
@@ -89,10 +58,10 @@ def errors(code: str, tmp_path) -> list[str]:
 
 
 def test_unwritten_memory_is_seen(tmp_path):
-    found = errors(UNWRITTEN, tmp_path)
+    found = errors(tmp_path, "-c", UNWRITTEN)
     assert any("uninitialised" in error and "ar_fast" in error for error in found), found
 
 
 def test_clean(tmp_path):
-    found = errors(CALLS + MODELS, tmp_path)
+    found = errors(tmp_path, "small_calls.py")
     assert not found, "\n".join(found[:10])
