@@ -13,7 +13,7 @@ void fill_tiles_by_rows(const Compute* matrix, int64_t rows, int64_t columns, co
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * width, count = std::min(width, rows - first);
     Compute* out = tiles + (tile - begin) * columns * width;
-    if (count < width) std::memset(static_cast<void*>(out), 0, columns * width * sizeof(Compute));
+    if (count < width) set_zero(out, columns * width);
     // It goes in blocks of steps, so that the lines read and the lines written both stay in L1.
     for (int64_t s = 0; s < columns; s += block) {
       const int64_t depth = std::min(block, columns - s);
@@ -49,7 +49,7 @@ void fill_tiles_by_columns(const Compute* matrix, int64_t rows, int64_t columns,
       } else {
         for (int64_t k = 0; k < count; ++k) out[k] = row[order[first + k]];
       }
-      if (count < width) std::memset(static_cast<void*>(out + count), 0, (width - count) * sizeof(Compute));
+      if (count < width) set_zero(out + count, width - count);
     }
   }
 }

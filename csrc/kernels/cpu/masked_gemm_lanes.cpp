@@ -106,7 +106,7 @@ struct LanesTile {
   }
 
   void pack(const MaskedGemm& arguments, Compute* block) const {
-    if (lanes < width) std::memset(static_cast<void*>(packed), 0, end * width * sizeof(Compute));
+    if (lanes < width) set_zero(packed, end * width);
     for_each_run([&](int64_t from, int64_t to) {
       to = std::min(to, in_place);
       if (from >= to) return;

@@ -3,8 +3,6 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
-#include <cstring>
-
 #include "vec_math.h"
 
 namespace ar_fast {
@@ -43,7 +41,7 @@ void gather(const Storage* row, const int32_t* columns, int64_t count, Compute* 
 template <typename Storage, typename Compute>
 void convert(const Storage* row, int64_t count, Compute* packed) {
   if constexpr (std::is_same_v<Storage, Compute>) {
-    std::memcpy(packed, row, count * sizeof(Compute));
+    copy_values(row, count, packed);
   } else {
     for (int64_t j = 0; j < count; ++j) packed[j] = static_cast<Compute>(row[j]);
   }
@@ -206,7 +204,7 @@ void grad_input_columns(const MaskedRows& arguments, int64_t column_begin, int64
   for (int64_t begin = column_begin; begin < column_end; begin += strip) {
     const int64_t strip_end = std::min(column_end, begin + strip);
     for (int64_t b = 0; b < arguments.batch; ++b) {
-      std::memset(output + b * columns + begin, 0, (strip_end - begin) * sizeof(Compute));
+      set_zero(output + b * columns + begin, strip_end - begin);
     }
     for (int64_t row = 0; row < rows; ++row) {
       int64_t end = strip_end;
@@ -236,7 +234,7 @@ void write_masked_row(const MaskPlan& plan, const int32_t* rank, int64_t row, co
   } else {
     const int64_t extent = plan.extents[row];
     convert(values, extent, out);
-    std::memset(static_cast<void*>(out + extent), 0, (plan.in_features - extent) * sizeof(Storage));
+    set_zero(out + extent, plan.in_features - extent);
   }
 }
 
@@ -251,7 +249,7 @@ void grad_weight_rows(const MaskedRows& arguments, int64_t row_begin, int64_t ro
   const bool prefix = plan.dense == nullptr && arguments.rank == nullptr;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t end = prefix ? plan.extents[row] : columns;
-    std::memset(sum, 0, end * sizeof(Compute));
+    set_zero(sum, end);
     for (int64_t b = 0; b < arguments.batch; ++b) {
       add_scaled<1>(input + b * columns, grad_output + b * rows + row, rows, end, sum, columns);
     }
@@ -277,7 +275,7 @@ void pack(const MaskPlan& plan, const void* weight, const MaskedRectangle& at, v
     } else {
       gather(source, plan.columns + at.column_begin, allowed, out);
     }
-    std::memset(static_cast<void*>(out + allowed), 0, (width - allowed) * sizeof(Compute));
+    set_zero(out + allowed, width - allowed);
   }
 }
 
@@ -297,7 +295,7 @@ void unpack(const MaskPlan& plan, const int32_t* rank, const void* packed, const
       }
     } else if (rank != nullptr) {
       const int32_t extent = plan.extents[row];
-      std::memset(static_cast<void*>(out), 0, plan.in_features * sizeof(Storage));
+      set_zero(out, plan.in_features);
       for (int32_t j = 0; j < extent; ++j) out[plan.columns[j]] = static_cast<Storage>(values[j]);
     } else {
       write_masked_row(plan, nullptr, row, values, out);
@@ -313,8 +311,8 @@ void copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
   for (int64_t row = row_begin; row < row_end; ++row, out += columns) {
     int64_t end = columns;
     const Compute* weight = masked_row<Storage>(arguments, row, 0, end, out);
-    if (weight != out) std::memcpy(out, weight, end * sizeof(Compute));
-    std::memset(static_cast<void*>(out + end), 0, (columns - end) * sizeof(Compute));
+    if (weight != out) copy_values(weight, end, out);
+    set_zero(out + end, columns - end);
   }
 }
 
@@ -376,8 +374,7 @@ void clear(const MaskPlan& plan, int64_t row_begin, int64_t row_end, void* weigh
     if (plan.dense != nullptr) {
       select(out, plan.dense + row * plan.in_features, plan.in_features, out);
     } else {
-      std::memset(static_cast<void*>(out + plan.extents[row]), 0,
-                  (plan.in_features - plan.extents[row]) * sizeof(Storage));
+      set_zero(out + plan.extents[row], plan.in_features - plan.extents[row]);
     }
   }
 }

@@ -113,6 +113,17 @@ AR_FAST_INLINE Vec<float> load(const S* data) {
 }
 #endif
 
+// As memset and memcpy, which take no null pointer, as a tensor without elements has, even for no bytes.
+template <typename T>
+AR_FAST_INLINE void set_zero(T* to, int64_t count) {
+  if (count > 0) std::memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <typename T>
+AR_FAST_INLINE void copy_values(const T* from, int64_t count, T* to) {
+  if (count > 0) std::memcpy(static_cast<void*>(to), from, static_cast<size_t>(count) * sizeof(T));
+}
+
 template <typename S>
 AR_FAST_INLINE auto load_partial(const S* data, int64_t count) {
   using V = decltype(load(data));
