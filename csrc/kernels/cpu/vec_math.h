@@ -269,6 +269,8 @@ constexpr float logistic_highest = 127.f;
 // unit needs no argument reduction. The result is below 6e-39 for t >= 127; NaN stays NaN.
 
 #if defined(CPU_CAPABILITY_AVX512)
+using FloatRegister = __m512;
+
 // 2^f 2^n, where n is t rounded down.
 AR_FAST_INLINE __m512 exp2_from_parts(__m512 f, __m512 t) {
   __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(exp2_c5), _mm512_set1_ps(exp2_c4));
@@ -309,22 +311,9 @@ AR_FAST_INLINE void exp_neg_parts(__m512 y, __m512& f, __m512& n) {
   f = _mm512_fnmsub_ps(y, _mm512_set1_ps(log2e_high), n);
   f = _mm512_fnmadd_ps(y, _mm512_set1_ps(log2e_low), f);
 }
-
-template <>
-AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
-  // x is limited to where it matters: 88.02 log2(e) = 127.
-  __m512 f, n;
-  exp_neg_parts(_mm512_max_ps(_mm512_set1_ps(-88.02f), _mm512_min_ps(_mm512_set1_ps(110.f), x)), f, n);
-  return logistic_from_parts(f, n);
-}
-
-template <>
-AR_FAST_INLINE Vec<float> exp_neg(const Vec<float>& x) {
-  __m512 f, n;
-  exp_neg_parts(x, f, n);
-  return exp2_from_parts(f, n);
-}
 #elif defined(CPU_CAPABILITY_AVX2)
+using FloatRegister = __m256;
+
 // 2^f 2^n, where n is an integer; below -126 it only has to be negligible against 1.
 AR_FAST_INLINE __m256 exp2_from_parts(__m256 f, __m256 n) {
   __m256 p = _mm256_fmadd_ps(f, _mm256_set1_ps(exp2_c5), _mm256_set1_ps(exp2_c4));
@@ -356,18 +345,20 @@ AR_FAST_INLINE void exp_neg_parts(__m256 y, __m256& f, __m256& n) {
   f = _mm256_fnmsub_ps(y, _mm256_set1_ps(log2e_high), n);
   f = _mm256_fnmadd_ps(y, _mm256_set1_ps(log2e_low), f);
 }
+#endif
 
+#if defined(AR_FAST_FAST_SIGMOID)
 template <>
 AR_FAST_INLINE Vec<float> sigmoid(const Vec<float>& x) {
-  // x is limited to where it matters: 88.02 log2(e) = 127.
-  __m256 f, n;
-  exp_neg_parts(_mm256_max_ps(_mm256_set1_ps(-88.02f), _mm256_min_ps(_mm256_set1_ps(110.f), x)), f, n);
+  // x is limited to where it matters: 88.02 log2(e) = 127. A NaN passes the limits.
+  FloatRegister f, n;
+  exp_neg_parts(at::vec::clamp(x, Vec<float>(-88.02f), Vec<float>(110.f)), f, n);
   return logistic_from_parts(f, n);
 }
 
 template <>
 AR_FAST_INLINE Vec<float> exp_neg(const Vec<float>& x) {
-  __m256 f, n;
+  FloatRegister f, n;
   exp_neg_parts(x, f, n);
   return exp2_from_parts(f, n);
 }
