@@ -180,11 +180,12 @@ void backward_weight(const MaskedGemm& arguments, int64_t unit_begin, int64_t un
   for_each_run(plan, true, unit_begin, 0, last_extent, [&](int64_t run_begin, int64_t run_end) {
     for (int64_t tile = run_begin / width; tile * width < run_end; ++tile) {
       const int64_t column = tile * width, columns = std::min(width, run_end - column);
-      const int vectors = vectors_of<Compute>(columns);
       const auto* x = static_cast<const Compute*>(arguments.tiles) + tile * batch * width;
       for (int64_t u = 0; u < units; u += units_together) {
         const int count = static_cast<int>(std::min<int64_t>(units_together, units - u));
-        if (nested && extent_of(plan, unit_begin + u + count - 1) <= column) continue;
+        const int64_t seen = nested ? extent_of(plan, unit_begin + u + count - 1) - column : columns;
+        if (seen <= 0) continue;
+        const int vectors = vectors_of<Compute>(std::min(seen, columns));
         // Whole tiles of sums are written directly to dW.
         Compute* const place = output + u * output_stride + column;
         Compute* sums[units_together];

@@ -91,8 +91,8 @@ struct LanesTile {
   static constexpr int64_t width = tile_width<Compute>();
 
   LanesTile(const MaskedGemm& arguments, int64_t first, int64_t end, bool over_columns, Compute* packed)
-      : plan(arguments.plan), first(first), lanes(std::min(width, end - first)), over_columns(over_columns),
-        begin(nested() && !over_columns ? arguments.starts[first] : 0),
+      : plan(arguments.plan), starts(arguments.starts), first(first), lanes(std::min(width, end - first)),
+        over_columns(over_columns), begin(nested() && !over_columns ? arguments.starts[first] : 0),
         end(!over_columns ? plan.out_features : nested() ? extent_of(plan, first + lanes - 1) : plan.in_features),
         in_place(this->end), packed(packed), below(static_cast<const Compute*>(arguments.weight) + first) {
     if (arguments.unpacked && lanes == width) in_place = arguments.starts[first + lanes - 1];
@@ -115,7 +115,27 @@ struct LanesTile {
     });
   }
 
+  // Calls body(from, to, first lane, vectors) for ranges of [begin, end): of a staircase, steps see a part of the lanes.
+  template <typename Body>
+  void for_each_vectors(int64_t begin, int64_t end, const Body& body) const {
+    constexpr int64_t size = Vector<Compute>::size();
+    const int vectors = vectors_of<Compute>(lanes);
+    if (!nested()) return body(begin, end, 0, vectors);
+    for (int v = 1; v <= vectors && begin < end; ++v) {
+      // dX: the first v vectors of columns, for the rows that do not see the next one. y: all vectors of units as far
+      // as the first sees, then the others.
+      const int64_t lane = over_columns ? (v - 1) * size : 0, last = v * size - 1;
+      const int64_t until = v == vectors      ? end
+                            : over_columns ? extent_of(plan, first + last)
+                                           : starts[first + last + 1];
+      const int64_t to = std::min(until, end);
+      if (begin < to) body(begin, to, lane, over_columns ? vectors - v + 1 : v);
+      begin = std::max(begin, to);
+    }
+  }
+
   const MaskPlan& plan;
+  const int32_t* starts;
   int64_t first, lanes;
   bool over_columns;
   int64_t begin, end;              // the range of the sum
@@ -163,23 +183,25 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
         const auto values = Vector<Compute>::loadu(start + v * size);
         for (int64_t r = 0; r < count; ++r) values.store(scratch.sums + r * width + v * size);
       }
-      const auto add = [&](int64_t begin, int64_t end, const Compute* data, int64_t stride) {
+      const auto add = [&](int64_t begin, int64_t end, const Compute* data, int64_t stride, int64_t lane, int vectors) {
         for (int64_t r = 0; r < count; r += units_together) {
           const int together = static_cast<int>(std::min<int64_t>(units_together, count - r));
           Compute* sums[units_together];
-          row_pointers(scratch.sums + r * width, width, together, sums);
+          row_pointers(scratch.sums + r * width + lane, width, together, sums);
           Weights<Compute> weights(rows + (row + r) * steps + (index == nullptr ? begin : 0), steps, together);
           weights.index = index == nullptr ? nullptr : index + begin;
-          multiply(access, vectors, weights, data, stride, end - begin, sums, together, false);
+          multiply(access, vectors, weights, data + lane, stride, end - begin, sums, together, false);
         }
       };
       tile.for_each_run([&](int64_t begin, int64_t end) {
         const int64_t middle = std::max(begin, std::min(end, tile.in_place));
-        for (int64_t s = begin; s < middle; s += packed_steps) {
-          add(s, std::min(s + packed_steps, middle), tile.packed + s * width, width);
-        }
+        tile.for_each_vectors(begin, middle, [&](int64_t from, int64_t to, int64_t lane, int part_vectors) {
+          for (int64_t s = from; s < to; s += packed_steps) {
+            add(s, std::min(s + packed_steps, to), tile.packed + s * width, width, lane, part_vectors);
+          }
+        });
         for (int64_t s = middle; s < end; s += in_place_steps) {
-          add(s, std::min(s + in_place_steps, end), tile.below + s * features, features);
+          add(s, std::min(s + in_place_steps, end), tile.below + s * features, features, 0, vectors);
         }
       });
       activate_tile(arguments.activation, vectors, count, scratch.sums);

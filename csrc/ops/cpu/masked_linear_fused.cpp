@@ -1,5 +1,6 @@
 // masked_linear through our own kernels.
 #include <algorithm>
+#include <atomic>
 
 #include "../../kernels/cpu/masked_gemm_cpu.h"
 #include "masked_linear_paths.h"
@@ -92,33 +93,6 @@ std::vector<int64_t> make_panels(const HostMask& mask, int64_t units, int64_t ti
   return bounds;
 }
 
-// Where each thread's share of `panels` x `tiles` items begins: shares have about the same work, where cost(panel) is
-// the work of one tile. Items are ordered by tile or by panel.
-template <typename Cost>
-std::vector<int64_t> share_out(int64_t panels, int64_t tiles, bool by_tile, int64_t batch, const Cost& cost) {
-  std::vector<int64_t> ends(panels);
-  int64_t total = 0;
-  for (int64_t p = 0; p < panels; ++p) ends[p] = total += cost(p);
-  const int64_t parts = total * batch > 8 * parallel_work ? at::get_num_threads() : 1;
-  std::vector<int64_t> begins(parts + 1, panels * tiles);
-  for (int64_t part = 0; part < parts; ++part) {
-    int64_t done = total * tiles / parts * part;
-    if (by_tile) {
-      const int64_t tile = std::min(tiles, done / std::max<int64_t>(total, 1));
-      done -= tile * total;
-      begins[part] = tile * panels + (std::upper_bound(ends.begin(), ends.end(), done) - ends.begin());
-    } else {
-      const int64_t place = done / std::max<int64_t>(tiles, 1);
-      const int64_t panel = std::upper_bound(ends.begin(), ends.end(), place) - ends.begin();
-      if (panel == panels) continue;
-      const int64_t before = panel == 0 ? 0 : ends[panel - 1];
-      begins[part] = panel * tiles + (done - before * tiles) / std::max<int64_t>(ends[panel] - before, 1);
-    }
-  }
-  begins[0] = 0;
-  return begins;
-}
-
 // `bytes` of memory for each thread, on separate cache lines.
 struct ThreadScratch {
   ThreadScratch(int64_t threads, int64_t each)
@@ -128,6 +102,35 @@ struct ThreadScratch {
   at::Tensor memory;
 };
 
+// A piece of work for one thread.
+struct Item {
+  MaskedGemmPart part;
+  int64_t work;                    // multiply-adds
+};
+
+// With so many items each, the threads end at about the same time, even if one of them is slowed down.
+constexpr int64_t items_per_thread = 4;
+
+// Calls body(part, the thread's scratch) for all items. A thread takes the next item when it is done with one, the
+// largest first, so that only small ones are left at the end.
+template <typename Body>
+void run_items(std::vector<Item> items, int64_t scratch_bytes, const Body& body) {
+  const int64_t count = static_cast<int64_t>(items.size());
+  int64_t work = 0;
+  for (const Item& item : items) work += item.work;
+  const int64_t threads = work > 8 * parallel_work ? std::min<int64_t>(at::get_num_threads(), count) : 1;
+  if (threads > 1) {
+    std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.work > b.work; });
+  }
+  const ThreadScratch scratch(threads, scratch_bytes);
+  std::atomic<int64_t> next{0};
+  parallel(threads > 1, threads, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) {
+      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) body(items[i].part, scratch.of(thread));
+    }
+  });
+}
+
 // The scratch of the kernels whose units are rows of the weight, a multiple of 64.
 int64_t gemm_bytes(bool float64, int64_t steps) {
   int64_t bytes = 0;
@@ -135,85 +138,92 @@ int64_t gemm_bytes(bool float64, int64_t steps) {
   return (bytes + 63) / 64 * 64;
 }
 
-// y. If the weight is used directly, a thread goes through its panels with a few tiles in its own scratch, and then
-// with the next tiles. If panels of the weight are packed, it goes panel by panel over tiles that were filled
-// beforehand.
-template <typename Cost>
+// y. If the weight is used directly and there are many tiles, a thread fills a few of them in its own scratch and goes
+// through all panels. Otherwise tiles are filled beforehand, and an item is one panel. work(panel) is that of one row.
+template <typename Work>
 void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& bounds, const MaskedGemm& arguments,
-                const Cost& cost) {
-  const int64_t panels = static_cast<int64_t>(bounds.size()) - 1;
-  const bool by_tile = !packs;
-  // For each pass over the weight as many tiles as stay in L2, but some for every thread.
-  const int64_t most = std::min(tiles_together_bytes / std::max<int64_t>(tiles.tile_bytes, 1),
-                                tiles.count / at::get_num_threads());
-  const int64_t passes = by_tile ? (tiles.count + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1)
-                                 : tiles.count;
-  const int64_t together = (tiles.count + passes - 1) / passes;
-  const std::vector<int64_t> begins = share_out(panels, passes, by_tile, arguments.batch, cost);
-  const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
+                const Work& work) {
+  const int64_t panels = static_cast<int64_t>(bounds.size()) - 1, most_items = items_per_thread * at::get_num_threads();
+  const int64_t cached = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tiles.tile_bytes, 1));
+  const bool own_tiles = !packs && tiles.count >= most_items * cached;
   const int64_t kernel_bytes = gemm_bytes(tiles.float64, packs ? tiles.steps : 0);
-  const ThreadScratch scratch(parts, kernel_bytes + (by_tile ? together * tiles.tile_bytes : 0));
-  const at::Tensor filled = by_tile ? at::Tensor() : tiles.fill_all();
-  parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
-    for (int64_t part = first_part; part < last_part; ++part) {
-      MaskedGemm own = arguments;
-      own.scratch = scratch.of(part);
-      char* tile_memory = scratch.of(part) + kernel_bytes;
-      int64_t current = -1;
-      for (int64_t item = begins[part]; item < begins[part + 1];) {
-        if (by_tile) {
-          const int64_t tile = item / panels * together, panel = item % panels;
-          const int64_t end = std::min(tile + together, tiles.count);
-          if (tile != current) tiles.fill(tile_memory, tile, end);
-          current = tile;
-          own.tiles = tile_memory;
-          AR_FAST_CPU_KERNEL(masked_gemm_y)
-          (own, {bounds[panel], bounds[panel + 1], tile, end});
-          ++item;
-        } else {
-          const int64_t panel = item / tiles.count, stop = std::min(begins[part + 1], (panel + 1) * tiles.count);
-          const int64_t tile = item - panel * tiles.count;
-          own.tiles = static_cast<const char*>(filled.const_data_ptr()) + tile * tiles.tile_bytes;
-          AR_FAST_CPU_KERNEL(masked_gemm_y)
-          (own, {bounds[panel], bounds[panel + 1], tile, stop - panel * tiles.count});
-          item = stop;
-        }
-      }
+  std::vector<Item> items;
+  // A panel that is packed serves as many tiles as possible; a weight that is read directly, those that stay in L2.
+  const int64_t even = tiles.count * panels / most_items;
+  const int64_t together =
+      own_tiles ? cached : std::clamp<int64_t>(packs ? even : std::min(even, cached), 1, tiles.count);
+  int64_t all_panels = 0;
+  for (int64_t p = 0; p < panels; ++p) all_panels += work(p);
+  for (int64_t tile = 0; tile < tiles.count; tile += together) {
+    const int64_t end = std::min(tile + together, tiles.count), rows = (end - tile) * tiles.width;
+    if (own_tiles) {
+      items.push_back({{0, bounds.back(), tile, end}, rows * all_panels});
+      continue;
     }
+    for (int64_t p = 0; p < panels; ++p) items.push_back({{bounds[p], bounds[p + 1], tile, end}, rows * work(p)});
+  }
+  if (own_tiles) {
+    run_items(items, kernel_bytes + together * tiles.tile_bytes, [&](const MaskedGemmPart& part, char* scratch) {
+      MaskedGemm own = arguments;
+      own.scratch = scratch;
+      tiles.fill(scratch + kernel_bytes, part.tile_begin, part.tile_end);
+      own.tiles = scratch + kernel_bytes;
+      for (int64_t p = 0; p < panels; ++p) {
+        AR_FAST_CPU_KERNEL(masked_gemm_y)(own, {bounds[p], bounds[p + 1], part.tile_begin, part.tile_end});
+      }
+    });
+    return;
+  }
+  const at::Tensor filled = tiles.fill_all();
+  run_items(items, kernel_bytes, [&](const MaskedGemmPart& part, char* scratch) {
+    MaskedGemm own = arguments;
+    own.scratch = scratch;
+    own.tiles = static_cast<const char*>(filled.const_data_ptr()) + part.tile_begin * tiles.tile_bytes;
+    AR_FAST_CPU_KERNEL(masked_gemm_y)(own, part);
   });
 }
 
-// y or dX with `features` of the result as lanes: a thread multiplies all its rows by some tiles of features, and then
-// by the next tiles. cost(first feature, last feature of a tile) is the length of its sum.
-template <typename Cost, typename Kernel>
-void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int64_t steps, const Cost& cost,
+// y or dX with `features` of the result as lanes: an item is some tiles of features and all rows, or one tile and some
+// of the rows. steps_of(first feature, last feature of a tile) is the length of its sum.
+template <typename Steps, typename Kernel>
+void run_lanes(const MaskedGemm& arguments, bool float64, int64_t features, int64_t steps, const Steps& steps_of,
                const Kernel& kernel) {
   int64_t width = 0, bytes = 0;
   AR_FAST_CPU_KERNEL(masked_gemm_width)(float64, &width);
   const int64_t tiles = (features + width - 1) / width, tile_bytes = steps * width * (float64 ? 8 : 4);
-  const int64_t most = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tile_bytes, 1));
-  const int64_t together = std::min(most, tiles);
+  const int64_t threads = at::get_num_threads(), most_items = threads == 1 ? 1 : items_per_thread * threads;
+  const int64_t cached = std::max<int64_t>(1, tiles_together_bytes / std::max<int64_t>(tile_bytes, 1));
+  const int64_t together = std::clamp<int64_t>(tiles / most_items, 1, cached);
   AR_FAST_CPU_KERNEL(masked_gemm_lanes_scratch)(float64, steps, together, &bytes);
   const int64_t groups = (arguments.batch + masked_gemm_rows - 1) / masked_gemm_rows;
   const auto end_of = [&](int64_t tile) { return std::min((tile + 1) * width, features); };
-  const std::vector<int64_t> begins = share_out(tiles, groups, false, arguments.batch, [&](int64_t tile) {
-    return width * (cost(tile * width, end_of(tile) - 1) + 8);
-  });
-  const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
-  const ThreadScratch scratch(parts, bytes);
-  parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
-    for (int64_t part = first_part; part < last_part; ++part) {
-      MaskedGemm own = arguments;
-      own.scratch = scratch.of(part);
-      for (int64_t item = begins[part]; item < begins[part + 1];) {
-        const int64_t tile = item / groups, group = item - tile * groups, left = begins[part + 1] - item;
-        const int64_t whole = group == 0 ? std::min(together, left / groups) : 0;
-        const int64_t last = tile + std::max<int64_t>(whole, 1) - 1;
-        const int64_t end = whole > 0 ? groups : std::min(groups, group + left);
-        kernel(own, MaskedGemmPart{tile * width, end_of(last), group, end});
-        item += whole > 0 ? whole * groups : end - group;
-      }
+  std::vector<int64_t> work(tiles);
+  int64_t total = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    total += work[tile] = arguments.batch * width * (steps_of(tile * width, end_of(tile) - 1) + 8);
+  }
+  std::vector<Item> items;
+  for (int64_t tile = 0; tile < tiles; tile += together) {
+    const int64_t last = std::min(tile + together, tiles);
+    int64_t here = 0;
+    for (int64_t t = tile; t < last; ++t) here += work[t];
+    // Every piece of the rows packs the tile again, so a piece has many rows, unless threads would have no work.
+    constexpr int64_t many_groups = 16;
+    const int64_t needed = (here * threads + total - 1) / std::max<int64_t>(total, 1);
+    const int64_t pieces = together > 1 || threads == 1
+                               ? 1
+                               : std::min({here * most_items / std::max<int64_t>(total, 1),
+                                           std::max(groups / many_groups, needed), groups});
+    const int64_t piece = (groups + std::max<int64_t>(pieces, 1) - 1) / std::max<int64_t>(pieces, 1);
+    for (int64_t group = 0; group < groups; group += piece) {
+      const int64_t end = std::min(group + piece, groups);
+      items.push_back({{tile * width, end_of(last - 1), group, end}, here * (end - group) / groups});
     }
+  }
+  run_items(items, bytes, [&](const MaskedGemmPart& part, char* scratch) {
+    MaskedGemm own = arguments;
+    own.scratch = scratch;
+    kernel(own, part);
   });
 }
 
@@ -318,33 +328,28 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   const bool in_place = type == compute && mask.sorted();
   const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), false,
                              nullptr, Activation::none, nullptr, nullptr, false};
-  const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
-  const std::vector<int64_t> begins =
-      share_out(static_cast<int64_t>(bounds.size()) - 1, 1, false, batch, [&](int64_t p) {
-        return (bounds[p + 1] - bounds[p]) * ((mask.nested() ? mask.extent(bounds[p + 1] - 1) : in_features) + 8);
-      });
-  const int64_t parts = static_cast<int64_t>(begins.size()) - 1;
   const int64_t row_bytes = in_features * static_cast<int64_t>(x.element_size());
+  const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
+  std::vector<Item> items;
+  for (size_t panel = 0; panel + 1 < bounds.size(); ++panel) {
+    const int64_t begin = bounds[panel], end = bounds[panel + 1];
+    const int64_t columns = mask.nested() ? mask.extent(end - 1) : in_features;
+    items.push_back({{begin, end, 0, tiles.count}, (end - begin) * (columns + 8) * batch});
+  }
   // A thread's panel of dW is stored after the kernel's scratch until it is written in the op's order and dtype.
   const int64_t kernel_bytes = gemm_bytes(tiles.float64, 0);
-  const ThreadScratch scratch(parts, kernel_bytes + (in_place ? 0 : masked_panel * row_bytes));
-  parallel(parts > 1, parts, [&](int64_t first_part, int64_t last_part) {
-    for (int64_t part = first_part; part < last_part; ++part) {
-      MaskedGemm own = arguments;
-      own.scratch = scratch.of(part);
-      for (int64_t panel = begins[part]; panel < begins[part + 1]; ++panel) {
-        const int64_t begin = bounds[panel], end = bounds[panel + 1];
-        if (in_place) {
-          AR_FAST_CPU_KERNEL(masked_gemm_dw)
-          (own, begin, end, static_cast<char*>(dw.mutable_data_ptr()) + begin * row_bytes, in_features);
-          AR_FAST_CPU_KERNEL(masked_clear)(type, plan, begin, end, dw.mutable_data_ptr());
-          continue;
-        }
-        char* rows = scratch.of(part) + kernel_bytes;
-        AR_FAST_CPU_KERNEL(masked_gemm_dw)(own, begin, end, rows, in_features);
-        AR_FAST_CPU_KERNEL(masked_unpack)
-        (type, plan, mask.rank(), rows, {begin, end, 0, in_features}, dw.mutable_data_ptr());
-      }
+  run_items(items, kernel_bytes + (in_place ? 0 : masked_panel * row_bytes),
+            [&](const MaskedGemmPart& part, char* scratch) {
+    const int64_t begin = part.unit_begin, end = part.unit_end;
+    MaskedGemm own = arguments;
+    own.scratch = scratch;
+    char* rows = in_place ? static_cast<char*>(dw.mutable_data_ptr()) + begin * row_bytes : scratch + kernel_bytes;
+    AR_FAST_CPU_KERNEL(masked_gemm_dw)(own, begin, end, rows, in_features);
+    if (in_place) {
+      AR_FAST_CPU_KERNEL(masked_clear)(type, plan, begin, end, dw.mutable_data_ptr());
+    } else {
+      AR_FAST_CPU_KERNEL(masked_unpack)
+      (type, plan, mask.rank(), rows, {begin, end, 0, in_features}, dw.mutable_data_ptr());
     }
   });
   return dw;
