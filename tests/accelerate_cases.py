@@ -40,17 +40,20 @@ def plain_network(variables: int = 5, hidden: int = 16, outputs: int = 2, activa
     )
 
 
-def measured_as_faster(monkeypatch, fused: bool = True) -> None:
+def measured_as_faster(monkeypatch, fused: bool = True, with_network: bool = True) -> None:
     """Every measurement says that ours is faster, so that it runs whatever this machine does at the time; without
-    ``fused`` no inverse runs in one call of the op."""
-    from ar_fast.interop import density, inverses, masked_layers, transforms
+    ``fused`` no inverse runs in one call of the op, without ``with_network`` no op runs a network in the direction of
+    the density, as if all were too large for it."""
+    from ar_fast.interop import chains, density, inverses, masked_layers, transforms
 
     def refused(*arguments):
         raise transforms.Unsuitable("it is turned off")
 
     if not fused:
         monkeypatch.setattr(transforms, "Fused", refused)
-
+    if not with_network:
+        for module in (transforms, chains):
+            monkeypatch.setattr(module, "Density", refused)
     for module in (density, inverses, masked_layers):
         monkeypatch.setattr(module, "measured", lambda *arguments, **named: ALWAYS)
         monkeypatch.setattr(module, "_measured", {})
@@ -70,7 +73,7 @@ class Case:
     tier: str = "fused"
     #: The original's inverse does not run in float64.
     float32_only: bool = False
-    #: Whether one op runs the direction of the density where the inverse is fused.
+    #: Whether an op runs the direction of the density where the inverse is fused.
     one_op: bool = True
 
     def values(self, rows: int = 7, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:
@@ -107,8 +110,9 @@ def assert_close(found: Tensor, expected: Tensor, factor: float = 1.0) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=factor * 100 * eps * scale)
 
 
-def check_values(case: Case, fused: bool = True) -> None:
-    """Equal before and after in both directions, bit for bit after restore, with the state as it was."""
+def check_values(case: Case, fused: bool = True, by: str = "one op for network") -> None:
+    """Equal before and after in both directions, bit for bit after restore, with the state as it was. ``by``
+    begins what the report says of the direction of the density."""
     import ar_fast
 
     module = case.make().eval()
@@ -124,7 +128,7 @@ def check_values(case: Case, fused: bool = True) -> None:
         tiers = [part.by for part in report.parts if part.replaced == "inverse"]
         expected = "incremental" if case.tier == "fused" and not fused else case.tier
         assert tiers and all(expected in tier for tier in tiers), str(report)
-        one_op = sum(part.by.startswith("one op for network") for part in report.parts)
+        one_op = sum(part.by.startswith(by) for part in report.parts)
         assert one_op == (len(tiers) if expected == "fused" and case.one_op else 0), str(report)
         assert list(module.state_dict()) == keys
         with torch.no_grad():

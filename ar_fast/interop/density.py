@@ -21,13 +21,15 @@ from .inverses import acting, global_hooks, graph_needed, hooks_of
 from .masked_layers import plain_call
 from .plain import activation_name
 
-__all__ = ["Densities", "Density", "Path", "check_density", "crossovers_of_density"]
+__all__ = ["Densities", "Density", "Evaluation", "HeadDensity", "Path", "check_density", "crossovers_of_density"]
 
 # The op multiplies whole matrices, which is fastest for layers of few inputs only.
 _MOST_INPUTS = 128
 
 #: One evaluation: (x (B, D), context (B, C) or None) -> (y (B, D), log|det dy/dx| (B)).
 Path = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+#: The same, or None where the original must run.
+Evaluation = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,7 @@ class Density:
 
     def __init__(self, steps: Incremental, head: Head) -> None:
         own = steps.conditioner
-        if head.columns not in (None, tuple(range(own.parameters)), (1, 0)):
-            raise Unsuitable("its parameters are in another order than the op's")
-        if head.name == "affine_clamp":
-            raise Unsuitable("its clamp has another gradient than the op's")
+        layout = _layout_of(own, head)
         program, terms = _program_of(own)
         activation = activation_of(steps)
         for step in own.steps:
@@ -85,7 +84,7 @@ class Density:
         self._inactive = steps.inactive()
         columns = {None: "none", True: "before", False: "after"}[own.context_first]
         constants = tuple(float(c) for c in head.constants)
-        rest = columns, activation, head.name, constants, own.by_parameter, head.columns == (1, 0)
+        rest = columns, activation, head.name, constants, *layout
         self.form = Form(own.variables, own.context_features, tuple(program), rest, head.domain)
 
     def usable(self) -> bool:
@@ -161,25 +160,14 @@ class Densities:
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """x (B, D), context (B, C) -> y (B, D) and log|det dy/dx| (B); None where the original must run."""
         form, transforms = self.form, self.transforms
-        if x.dim() != 2 or x.shape[1] != form.variables or not x.shape[0] or not plain_call():
+        if not _chosen(x, context, form.variables, form.context_features, transforms[0].weight, self.crossovers):
             return None
-        if context is None:
-            if form.context_features:
-                return None
-        elif context.shape != (x.shape[0], form.context_features) or context.dtype != x.dtype:
-            return None
-        weight = transforms[0].weight
-        if weight.dtype != x.dtype or weight.device != x.device:
-            return None
-        crossovers, domain = self.crossovers, form.domain
-        if crossovers is not None and not crossovers[graph_needed(x, context, weight)].ours(x.shape[0]):
-            return None
-        if torch.is_autocast_enabled(x.device.type) or global_hooks() or any(self.hooks):
+        if global_hooks() or any(self.hooks):
             return None
         for own in transforms:
             if not own.usable():
                 return None
-        if domain is not None and not bool(((x >= domain[0]) & (x <= domain[1])).all()):
+        if not _inside(form.domain, x):
             return None
 
         none = _nothing(x.dtype, x.device)
@@ -192,6 +180,87 @@ class Densities:
         return functional.call(
             "masked_mlp_flow", x, context, weights, masks, biases, self._program, orders, *self._rest
         )
+
+
+class HeadDensity:
+    """One transform object as a :data:`Path`: its network runs as it is, with its hooks and in its mode, and one op
+    computes the univariate transforms and log|det| from what it returns. This is for networks that are too large for
+    :class:`Density`.
+
+    Args:
+        parameters: (x (B, D), context (B, C) or None) -> the network's outputs as stored.
+        steps: its conditioner.
+        head: its univariate transform.
+        crossovers: where this is faster than the original, without and with gradients; None is everywhere.
+
+    Raises:
+        Unsuitable: if the op has no such transform.
+    """
+
+    def __init__(
+        self,
+        parameters: Callable[[Tensor, Tensor | None], Tensor],
+        steps: Incremental,
+        head: Head,
+        crossovers: tuple[Crossover, Crossover] | None = None,
+    ) -> None:
+        own = steps.conditioner
+        self._by_parameter, self._scale_first = _layout_of(own, head)
+        self._parameters, self._crossovers = parameters, crossovers
+        self._variables, self._context_features, self._domain = own.variables, own.context_features, head.domain
+        self._transform, self._constants = head.name, [float(c) for c in head.constants]
+        self._layer: Any = next(steps.function(step.layer) for step in own.steps if isinstance(step, Masked))
+
+    def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """x (B, D), context (B, C) -> y (B, D) and log|det dy/dx| (B); None where the original must run."""
+        if not _chosen(x, context, self._variables, self._context_features, self._layer.weight, self._crossovers):
+            return None
+        if not _inside(self._domain, x):
+            return None
+        parameters = self._parameters(x, context)
+        return functional.call(
+            "univariate_transform",
+            x,
+            parameters,
+            self._transform,
+            self._constants,
+            self._by_parameter,
+            self._scale_first,
+        )
+
+
+def _layout_of(conditioner: Conditioner, head: Head) -> tuple[bool, bool]:
+    """Whether a row of parameters is (K, D), and whether the scale stands before the shift, as the ops take it."""
+    if head.columns not in (None, tuple(range(conditioner.parameters)), (1, 0)):
+        raise Unsuitable("its parameters are in another order than the op's")
+    if head.name == "affine_clamp":
+        raise Unsuitable("its clamp has another gradient than the op's")
+    return conditioner.by_parameter, head.columns == (1, 0)
+
+
+def _chosen(
+    x: Tensor,
+    context: Tensor | None,
+    variables: int,
+    context_features: int,
+    weight: Tensor,
+    crossovers: tuple[Crossover, Crossover] | None,
+) -> bool:
+    """Whether a call is one that an op takes, and where the op is faster."""
+    if x.dim() != 2 or x.shape[1] != variables or not x.shape[0] or not plain_call():
+        return False
+    if context is None:
+        if context_features:
+            return False
+    elif context.shape != (x.shape[0], context_features) or context.dtype != x.dtype:
+        return False
+    if weight.dtype != x.dtype or weight.device != x.device or torch.is_autocast_enabled(x.device.type):
+        return False
+    return crossovers is None or crossovers[graph_needed(x, context, weight)].ours(x.shape[0])
+
+
+def _inside(domain: tuple[float, float] | None, x: Tensor) -> bool:
+    return domain is None or bool(((x >= domain[0]) & (x <= domain[1])).all())
 
 
 @functools.cache

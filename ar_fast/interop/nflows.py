@@ -14,7 +14,7 @@ from ..conditioners.conditioner import Add, AddContext, Conditioner, Elementwise
 from ..conditioners.stepping import distinct_rows
 from .attaching import shallow
 from .chains import Chain
-from .density import Densities
+from .density import Evaluation
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .masked_layers import is_masked
@@ -152,7 +152,7 @@ class Nflows:
     def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, x, context)
 
-    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Evaluation | None) -> dict[str, Any]:
         def inverted(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
             if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
                 return type(self).inverse(self, inputs, context)

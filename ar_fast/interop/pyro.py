@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..conditioners.conditioner import Add, Conditioner, Elementwise, Masked, Unsuitable
 from ..conditioners.stepping import broadcast_rows
 from .attaching import lend, shallow
-from .density import Densities
+from .density import Evaluation
 from .fused import Head
 from .inverses import Inverse
 from .plain import Reading, add_function
@@ -123,7 +123,7 @@ class Pyro:
     def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Evaluation | None) -> dict[str, Any]:
         def _inverse(self_: Any, y: Tensor) -> Tensor:
             network: Any = self_.arn
             context = None

@@ -13,7 +13,7 @@ from ..conditioners.conditioner import Conditioner, Unsuitable, find
 from ..conditioners.stepping import Incremental, Univariate, distinct_rows
 from .checks import check_parameters, probe, random, randomized, trying, uniform
 from .crossover import Crossover
-from .density import Densities, Density, Path, check_density, crossovers_of_density
+from .density import Densities, Density, Evaluation, HeadDensity, Path, check_density, crossovers_of_density
 from .fused import Fused, Head
 from .inverses import Inverse, check_inverse, crossovers, everywhere
 from .report import Part
@@ -66,7 +66,7 @@ class Kind(Protocol):
     def evaluated(self, module: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The original's direction of the density: (x (B, D), context (B, C)) -> (y, log|det dy/dx|)."""
 
-    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: nn.Module, inverse: Inverse | None, density: Evaluation | None) -> dict[str, Any]:
         """The attributes through which the module runs the inverse, or without one its own passes until two agree, and
         the direction of the density, or without one its own."""
 
@@ -90,6 +90,7 @@ class TransformPlan:
         head: the univariate transform as the op knows it, or None.
         density: where one op for the direction of the density is faster than the original, without and with gradients;
             None if it does not run.
+        with_network: whether that op runs the network, too; otherwise the network runs by itself before it.
         modules: the names and classes of the modules in the transform; a copy that has others runs as the original.
     """
 
@@ -99,16 +100,25 @@ class TransformPlan:
     crossovers: tuple[Crossover, Crossover] | None = None
     head: Head | None = None
     density: tuple[Crossover, Crossover] | None = None
+    with_network: bool = True
     modules: tuple[tuple[str, type], ...] | None = None
 
     def attributes(self, module: nn.Module) -> dict[str, Any]:
         if self.modules is not None and self.modules != modules_in(module):
             return {}
-        density = None
-        if self.density is not None:
-            own = Density(steps_of(module, self.kind.network, self.conditioner), self.head)
-            density = Densities([own], crossovers=self.density)
+        density = None if self.density is None else self.evaluate(module)
         return self.kind.attributes(module, self.inverse(module), density)
+
+    def evaluate(self, module: nn.Module) -> Evaluation:
+        """The direction of the density of a module, which needs a conditioner and a head; see ``density``."""
+        steps = steps_of(module, self.kind.network, self.conditioner)
+        if self.with_network:
+            return Densities([Density(steps, self.head)], crossovers=self.density)
+
+        def parameters(x: Tensor, context: Tensor | None) -> Tensor:
+            return self.kind.raw(find(module, self.kind.network), x, context)
+
+        return HeadDensity(parameters, steps, self.head, self.density)
 
     def inverse(self, module: nn.Module) -> Inverse | None:
         if self.conditioner is None:
@@ -170,47 +180,74 @@ def read_transform(kind: Kind, name: str, module: nn.Module) -> tuple[TransformP
 def _density(
     kind: Kind, name: str, module: nn.Module, copied: nn.Module, exact: nn.Module, plan: TransformPlan
 ) -> tuple[TransformPlan, list[Part]]:
-    """The plan with the direction of the density, and what the report says of it, where the op can run it."""
+    """The plan with the direction of the density, and what the report says of it, where an op can run it."""
     if plan.head is None or kind.evaluates is None:
         return plan, []
-    try:
-        with trying("its forward pass"):
-            deviation, found = _density_checked(kind, copied, exact, plan)
-    except Unsuitable:
-        return plan, []
-    alone, training = found
-    speed = f"speed-up: {alone}; with gradients: {training}"
-    part = Part(name, type(module).__name__, kind.library, kind.evaluates, "", deviation)
-    if alone.never and training.never:
-        return plan, [replace(part, by=f"its own path, since the op would save too little ({speed})")]
-    return replace(plan, density=found), [
-        replace(part, by=f"one op for network, {plan.head.name} and log|det| ({speed})")
-    ]
+    for with_network, what in (
+        (True, f"one op for network, {plan.head.name} and log|det|"),
+        (False, f"its network, then one op for {plan.head.name} and log|det|, whose"),
+    ):
+        try:
+            with trying("its forward pass"):
+                deviation, found = _density_checked(copied, exact, replace(plan, with_network=with_network))
+        except Unsuitable:
+            continue
+        alone, training = found
+        speed = f"speed-up: {alone}; with gradients: {training}"
+        part = Part(name, type(module).__name__, kind.library, kind.evaluates, "", deviation)
+        if alone.never and training.never:
+            return plan, [replace(part, by=f"its own path, since the op would save too little ({speed})")]
+        by = f"{what} ({speed})" if with_network else f"{what} {speed}"
+        return replace(plan, density=found, with_network=with_network), [replace(part, by=by)]
+    return plan, []
 
 
 def _density_checked(
-    kind: Kind, copied: nn.Module, exact: nn.Module, plan: TransformPlan
+    copied: nn.Module, exact: nn.Module, plan: TransformPlan
 ) -> tuple[float, tuple[Crossover, Crossover]]:
-    own = plan.conditioner
+    own, kind = plan.conditioner, plan.kind
 
     def paths(module: nn.Module) -> tuple[Path, Path]:
-        density = Densities([Density(steps_of(module, kind.network, own), plan.head)])
-
         def original(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
             return kind.evaluated(module, x, context)
 
-        return density, original
+        return plan.evaluate(module), original
 
     draw = random if plan.head.domain is None else uniform
     check_density(*paths(exact), own, draw(next(exact.parameters()), 3, own.variables))
     like = next(copied.parameters())
-    deviation = check_density(*paths(copied), own, draw(like, 3, own.variables))
     ours, original = paths(copied)
-    parameters = list(copied.requires_grad_(True).parameters())
-    key = type(copied), plan.head
-    found = crossovers_of_density(key, ours, original, own, lambda rows: draw(like, rows, own.variables), parameters)
-    copied.requires_grad_(False)
+    deviation = check_density(ours, original, own, draw(like, 3, own.variables))
+    key = type(copied), plan.head, plan.with_network
+    if plan.with_network:
+        parameters = list(copied.requires_grad_(True).parameters())
+        found = crossovers_of_density(
+            key, ours, original, own, lambda rows: draw(like, rows, own.variables), parameters
+        )
+        copied.requires_grad_(False)
+        return deviation, found
+    # Both paths run the same network, so what it takes is left out.
+    given, network = _Given(), find(copied, kind.network)
+
+    def values(rows: int) -> Tensor:
+        given.outputs[:] = [random(like, rows, own.variables * own.parameters).requires_grad_()]
+        return draw(like, rows, own.variables)
+
+    setattr(copied, kind.network, given)
+    found = crossovers_of_density(key, ours, original, own, values, given.outputs)
+    setattr(copied, kind.network, network)
     return deviation, found
+
+
+class _Given(nn.Module):
+    """A network with given outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self.outputs[0]
 
 
 def _planned(kind: Kind, copied: nn.Module, exact: nn.Module) -> tuple[TransformPlan, float, tuple[str, ...]]:

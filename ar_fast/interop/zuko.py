@@ -15,7 +15,7 @@ from ..conditioners.conditioner import Conditioner
 from ..conditioners.stepping import broadcast_rows
 from .attaching import lend
 from .chains import Chain
-from .density import Densities
+from .density import Evaluation
 from .fused import Head
 from .inverses import Inverse, Passes, agree
 from .plain import Reading, read_sequential
@@ -99,7 +99,7 @@ class Zuko:
     def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return type(module).forward(module, context).call_and_ladj(x)
 
-    def attributes(self, module: Any, inverse: Inverse | None, density: Densities | None) -> dict[str, Any]:
+    def attributes(self, module: Any, inverse: Inverse | None, density: Evaluation | None) -> dict[str, Any]:
         run = _until_equal(Passes(module)) if inverse is None else _inverted(inverse)
 
         def forward(self: Any, c: Tensor | None = None) -> Any:
@@ -156,7 +156,7 @@ KIND = Zuko()
 CHAIN = ZukoChain()
 
 
-def _flattened(density: Densities, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _flattened(density: Evaluation, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """The density where x (..., D) and the context (..., C) have any leading dimensions, which are broadcast."""
     batch = x.shape[:-1] if c is None else torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])
     if len(batch) == 1 and x.shape[:-1] == batch and (c is None or c.shape[:-1] == batch):

@@ -124,6 +124,17 @@ def test_values_one_variable_at_a_time(case, monkeypatch):
     accelerate_cases.check_values(case, fused=False)
 
 
+@pytest.mark.parametrize(
+    "case", grids.thinned((own for own in CASES if own.tier == "fused" and own.variables > 1), 3), ids=ids
+)
+def test_the_network_by_itself(case, monkeypatch):
+    accelerate_cases.measured_as_faster(monkeypatch, with_network=False)
+    accelerate_cases.check_values(case, by="its network, then one op for")
+    accelerate_cases.check_gradients(case)
+    accelerate_cases.check_second_order(case)
+    accelerate_cases.check_copies(case)
+
+
 @pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
 def test_gradients(case):
     accelerate_cases.check_gradients(case)
@@ -137,6 +148,28 @@ def test_second_derivatives(case):
 @pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.variables > 1), 6), ids=ids)
 def test_copies(case):
     accelerate_cases.check_copies(case)
+
+
+def test_a_network_too_large_for_the_op_runs_with_its_hooks_and_in_its_mode_and_can_be_replaced():
+    transform = randomized(AFFINE(5, 140, dropout_probability=0.5))
+    x = torch.randn(9, 5)
+    ar_fast.accelerate(transform)
+    (part,) = (
+        part for part in ar_fast.acceleration_report(transform).parts if part.replaced == "forward" and not part.name
+    )
+    assert part.by.startswith("its network, then one op for affine_softplus")
+    seen = []
+    transform.autoregressive_net.register_forward_hook(lambda *arguments: seen.append(1))
+    for network in (transform.autoregressive_net, randomized(AFFINE(5, 20)).autoregressive_net):
+        transform.autoregressive_net = network
+        for mode in (True, False):
+            transform.train(mode)
+            torch.manual_seed(0)
+            expected = AFFINE.forward(transform, x)
+            torch.manual_seed(0)
+            for own, other in zip(transform(x), expected, strict=True):
+                accelerate_cases.assert_close(own, other)
+    assert seen == [1] * 4
 
 
 def test_a_flow_draws_the_same_noise():

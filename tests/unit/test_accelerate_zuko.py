@@ -6,7 +6,6 @@ grids.skip_module_without("zuko", "zuko")
 
 import copy  # noqa: E402
 import pickle  # noqa: E402
-from dataclasses import replace  # noqa: E402
 
 import accelerate_cases  # noqa: E402
 import pytest  # noqa: E402
@@ -115,6 +114,15 @@ def test_values(case):
 def test_values_one_variable_at_a_time(case, monkeypatch):
     accelerate_cases.measured_as_faster(monkeypatch, fused=False)
     accelerate_cases.check_values(case, fused=False)
+
+
+@pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.tier == "fused"), 3), ids=ids)
+def test_the_network_by_itself(case, monkeypatch):
+    accelerate_cases.measured_as_faster(monkeypatch, with_network=False)
+    accelerate_cases.check_values(case, by="its network, then one op for")
+    accelerate_cases.check_gradients(case)
+    accelerate_cases.check_second_order(case)
+    accelerate_cases.check_copies(case)
 
 
 @pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
@@ -251,4 +259,4 @@ def test_distributions_copy_and_pickle_as_the_originals():
 
 @pytest.mark.full
 def test_256_variables():
-    accelerate_cases.check_values(replace(flow_case("", MAF, variables=256), one_op=False))
+    accelerate_cases.check_values(flow_case("", MAF, variables=256), by="its network, then one op for")
