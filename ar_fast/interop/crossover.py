@@ -21,8 +21,9 @@ _LONGEST = 4e-3
 _LONG = 50e-3
 # Ours must save this part of the original's time, since a measurement of a few milliseconds is not exact.
 _MARGIN = 0.93
-# And this many seconds: choosing a path takes some ten microseconds in a program whose other work fills the caches.
-_DECISION = 50e-6
+# And this many seconds at some batch size: choosing a path takes some ten microseconds in a program whose other work
+# fills the caches. At the other batch sizes, where the choice is made in any case, a part of that is enough.
+_WORTH_A_CHOICE, _WORTH_A_CALL = 50e-6, 10e-6
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,13 @@ class Crossover:
         """The batch sizes from the second one tried on, and whether ours runs below the first of them, between, and
         above."""
         saved = self.saved or (math.inf,) * len(self.ratios)
-        faster = (
-            ratio * _MARGIN > 1 and seconds > _DECISION for ratio, seconds in zip(self.ratios, saved, strict=True)
-        )
-        return self.rows[1:], tuple(faster)
+
+        def faster(least: float) -> tuple[bool, ...]:
+            pairs = zip(self.ratios, saved, strict=True)
+            return tuple(ratio * _MARGIN > 1 and seconds > least for ratio, seconds in pairs)
+
+        worth = faster(_WORTH_A_CHOICE)
+        return self.rows[1:], faster(_WORTH_A_CALL) if any(worth) else worth
 
     def ours(self, rows: int) -> bool:
         starts, choices = self.choices

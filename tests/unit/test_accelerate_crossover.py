@@ -59,4 +59,7 @@ def test_a_real_measurement_is_short():
 
 def test_a_few_microseconds_are_not_worth_a_choice():
     assert crossover.Crossover((1,), (2.0,), (1e-3,)).ours(1)
-    assert crossover.Crossover((1,), (2.0,), (5e-6,)).never
+    assert crossover.Crossover((1,), (2.0,), (20e-6,)).never
+    # Where the choice is made for another batch size, they are.
+    found = crossover.Crossover((1, 8, 64), (2.0, 2.0, 2.0), (20e-6, 5e-6, 1e-3))
+    assert [found.ours(rows) for rows in (1, 8, 64)] == [True, False, True]
