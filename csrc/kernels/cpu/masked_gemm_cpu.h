@@ -8,6 +8,8 @@
 // row of the batch gives the same bits whatever the batch size, the panels and the threads are.
 #pragma once
 
+#include <atomic>
+
 #include "../masked_linear.h"
 #include "dispatch.h"
 
@@ -30,6 +32,7 @@ struct MaskedGemm {
   void* output;                    // y [B, O] or dX [B, I], compute, in the op's order; dW [O, I], see masked_gemm_dw
   void* scratch;                   // of this thread, masked_gemm_scratch bytes
   bool sorted;                     // features as lanes: those of `tiles` are in sorted order, not in the op's order
+  std::atomic<bool>* undefined;    // set where a result of y or dX may be NaN; not null
 };
 
 struct MaskedGemmPart {

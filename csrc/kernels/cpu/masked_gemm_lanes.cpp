@@ -115,21 +115,22 @@ struct LanesTile {
     });
   }
 
-  // Calls body(from, to, first lane, vectors) for ranges of [begin, end): of a staircase, steps see a part of the lanes.
+  // Calls body(from, to, first lane, vectors) for ranges of [begin, end): some steps of a staircase see a part of the
+  // lanes only.
   template <typename Body>
   void for_each_vectors(int64_t begin, int64_t end, const Body& body) const {
-    constexpr int64_t size = Vector<Compute>::size();
+    constexpr int64_t size = Vector<Compute>::size(), worth_a_call = 24;
     const int vectors = vectors_of<Compute>(lanes);
-    if (!nested()) return body(begin, end, 0, vectors);
+    if (!nested() || vectors == 1) return body(begin, end, 0, vectors);
+    // The end of the steps for which vectors before the v-th (dX), or from it on (y), are enough.
+    const auto until = [&](int v) -> int64_t {
+      return over_columns ? extent_of(plan, first + v * size - 1) : starts[first + v * size];
+    };
+    const int64_t ragged = over_columns ? end - until(1) : until(vectors - 1) - begin;
+    if (ragged < worth_a_call) return body(begin, end, 0, vectors);
     for (int v = 1; v <= vectors && begin < end; ++v) {
-      // dX: the first v vectors of columns, for the rows that do not see the next one. y: all vectors of units as far
-      // as the first sees, then the others.
-      const int64_t lane = over_columns ? (v - 1) * size : 0, last = v * size - 1;
-      const int64_t until = v == vectors      ? end
-                            : over_columns ? extent_of(plan, first + last)
-                                           : starts[first + last + 1];
-      const int64_t to = std::min(until, end);
-      if (begin < to) body(begin, to, lane, over_columns ? vectors - v + 1 : v);
+      const int64_t to = v == vectors ? end : std::min(until(v), end);
+      if (begin < to) body(begin, to, over_columns ? (v - 1) * size : 0, over_columns ? vectors - v + 1 : v);
       begin = std::max(begin, to);
     }
   }
@@ -205,6 +206,7 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
         }
       });
       activate_tile(arguments.activation, vectors, count, scratch.sums);
+      if (may_be_undefined(count, scratch.sums)) arguments.undefined->store(true, std::memory_order_relaxed);
       write_rows(scratch.sums, count, first, tile.lanes, places, features, output + row * features);
     }
   }

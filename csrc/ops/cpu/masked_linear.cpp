@@ -108,11 +108,12 @@ at::Tensor masked_linear_cpu(const MaskedLinearArguments& a) {
   const auto sums = path == Path::copied     ? copied_forward
                     : path == Path::bfloat16 ? bfloat16_forward
                                              : panels_forward;
-  const at::Tensor y = path == Path::fused ? fused_forward(mask, x, w, b, f)
+  std::atomic<bool> undefined{path != Path::fused};
+  const at::Tensor y = path == Path::fused ? fused_forward(mask, x, w, b, f, undefined)
                        : path == Path::dense
                            ? as_matrix(activate(f, at::linear(a.input, dense_weight(mask, a.weight), a.bias)))
                            : activate(f, sums(mask, x, w, b));
-  mend(mask, x, {}, w, b, f, y);
+  if (undefined) mend(mask, x, {}, w, b, f, y);
   return as_rows(y, a.input);
 }
 
@@ -122,12 +123,12 @@ at::Tensor masked_linear_grad_input_cpu(const MaskedLinearGradInputArguments& a)
   const Path path = choose(a.algorithm, a.weight.scalar_type(), count_rows(a.grad_output));
   explain_path(a.op, path, mask, count_rows(a.grad_output));
   const at::Tensor dy = as_matrix(a.grad_output), w = a.weight.contiguous();
-  const auto grad_input = path == Path::fused      ? fused_grad_input
-                          : path == Path::bfloat16 ? bfloat16_grad_input
-                                                   : panels_grad_input;
-  const at::Tensor dx = path == Path::dense ? at::mm(dy, dense_weight(mask, w).to(dy.scalar_type()))
-                                            : grad_input(mask, dy, w);
-  mend(mask, {}, dy, w, {}, Activation::none, dx);
+  std::atomic<bool> undefined{path != Path::fused};
+  const at::Tensor dx = path == Path::dense   ? at::mm(dy, dense_weight(mask, w).to(dy.scalar_type()))
+                        : path == Path::fused ? fused_grad_input(mask, dy, w, undefined)
+                        : path == Path::bfloat16 ? bfloat16_grad_input(mask, dy, w)
+                                                 : panels_grad_input(mask, dy, w);
+  if (undefined) mend(mask, {}, dy, w, {}, Activation::none, dx);
   return as_rows(dx, a.grad_output);
 }
 

@@ -243,7 +243,7 @@ bool features_as_lanes(const HostMask& mask, int64_t batch, bool packs) {
 }  // namespace
 
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                         Activation activation) {
+                         Activation activation, std::atomic<bool>& undefined) {
   const int64_t batch = x.size(0), in_features = mask.plan().in_features, out_features = mask.plan().out_features;
   const void* b = bias.defined() ? bias.const_data_ptr() : nullptr;
   at::Tensor y = empty({batch, out_features}, x.scalar_type());
@@ -256,12 +256,14 @@ at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Te
     arguments.output = y.mutable_data_ptr();
     const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != x.scalar_type();
     stream(mask, arguments, false, packs, AR_FAST_CPU_KERNEL(masked_forward_rows));
+    undefined = true;
     return y;
   }
   const bool same_type = weight.scalar_type() == x.scalar_type(), float64 = x.scalar_type() == at::kDouble;
   const bool unpacked = mask.nested() && same_type && (mask.rank() == nullptr || in_features <= in_place_features);
   MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), nullptr, batch, x.const_data_ptr(),
-                       weight.const_data_ptr(), unpacked, b, activation, y.mutable_data_ptr(), nullptr, false};
+                       weight.const_data_ptr(), unpacked, b, activation, y.mutable_data_ptr(), nullptr, false,
+                       &undefined};
   const auto extent = [&](int64_t row) { return mask.nested() ? mask.extent(row) : in_features; };
   if (features_as_lanes(mask, batch, !unpacked)) {
     arguments.unpacked = false;
@@ -276,7 +278,8 @@ at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Te
   return y;
 }
 
-at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight) {
+at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight,
+                            std::atomic<bool>& undefined) {
   const int64_t batch = dy.size(0), in_features = mask.plan().in_features, out_features = mask.plan().out_features;
   at::Tensor dx = empty({batch, in_features}, dy.scalar_type());
   if (batch <= stream_batch) {
@@ -286,6 +289,7 @@ at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at
     arguments.output = dx.mutable_data_ptr();
     const bool packs = !mask.nested() || mask.rank() != nullptr || weight.scalar_type() != dy.scalar_type();
     stream(mask, arguments, true, packs, AR_FAST_CPU_KERNEL(masked_grad_input_columns));
+    undefined = true;
     return dx;
   }
   const std::vector<int32_t> starts = mask.nested() ? mask.starts() : std::vector<int32_t>();
@@ -294,7 +298,7 @@ at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at
   const at::Tensor rows = sorts ? sort_features(dy, mask.rows()) : dy;
   const MaskedGemm arguments{storage_type(weight.scalar_type()), mask.plan(), starts.data(), batch,
                              rows.const_data_ptr(), weight.const_data_ptr(), in_place, nullptr, Activation::none,
-                             dx.mutable_data_ptr(), nullptr, sorts};
+                             dx.mutable_data_ptr(), nullptr, sorts, &undefined};
   run_lanes(
       arguments, dy.scalar_type() == at::kDouble, in_features, out_features,
       [&](int64_t first, int64_t) { return out_features - (mask.nested() ? starts[first] : 0); },
@@ -327,7 +331,7 @@ at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const a
   const ScalarType compute = storage_type(x.scalar_type());
   const bool in_place = type == compute && mask.sorted();
   const MaskedGemm arguments{compute, plan, nullptr, batch, filled.const_data_ptr(), units.const_data_ptr(), false,
-                             nullptr, Activation::none, nullptr, nullptr, false};
+                             nullptr, Activation::none, nullptr, nullptr, false, nullptr};
   const int64_t row_bytes = in_features * static_cast<int64_t>(x.element_size());
   const std::vector<int64_t> bounds = make_panels(mask, out_features, 1);
   std::vector<Item> items;

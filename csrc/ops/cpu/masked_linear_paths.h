@@ -6,6 +6,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/index_select.h>
 
+#include <atomic>
+
 #include "masked_linear_plan.h"
 
 namespace ar_fast {
@@ -48,10 +50,12 @@ at::Tensor bfloat16_grad_weight(const HostMask& mask, const at::Tensor& dy, cons
 // is skipped, but nothing is gathered or scattered either.
 at::Tensor copied_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 
-// Our own kernels: for a few rows they stream the weight once, for more they compute a product of tiles.
+// Our own kernels: for a few rows they stream the weight once, for more they compute a product of tiles. `undefined` is
+// set where a result may be NaN.
 at::Tensor fused_forward(const HostMask& mask, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                         Activation activation);
-at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight);
+                         Activation activation, std::atomic<bool>& undefined);
+at::Tensor fused_grad_input(const HostMask& mask, const at::Tensor& dy, const at::Tensor& weight,
+                            std::atomic<bool>& undefined);
 at::Tensor fused_grad_weight(const HostMask& mask, const at::Tensor& dy, const at::Tensor& x, at::ScalarType storage);
 
 }  // namespace ar_fast
