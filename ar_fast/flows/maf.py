@@ -18,6 +18,7 @@ from .._philox import philox_uniform
 from .._structure import building, first_parameter
 from .._vocabulary import MLP_ACTIVATIONS
 from ..models import _files, _inputs
+from ..models._calls import in_calls
 from ..networks import check_hidden_features
 from .distribution import FlowDistribution
 from .transform import AutoregressiveTransform, through_all
@@ -210,6 +211,20 @@ class MAF(nn.Module):
         with self._own_arithmetic():
             return self._forward(z, context) if self.inverse else self._backward(z, context, log_det_wanted)
 
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        def evaluate(x: Tensor, context: Tensor | None) -> Tensor:
+            z, log_det = self._to_noise(x, context)
+            return log_det + _normal(z)
+
+        def multiply_adds() -> int:
+            return sum(parameter.numel() for parameter in self.parameters())
+
+        if context is None:
+            return in_calls(self, multiply_adds, evaluate, x, None)
+        if len(x) == 1:
+            return in_calls(self, multiply_adds, lambda x, context: evaluate(x[None], context)[0], x[0], context)[None]
+        return in_calls(self, lambda: len(context) * multiply_adds(), lambda x, _: evaluate(x, context), x, None)
+
     def _own_arithmetic(self) -> contextlib.AbstractContextManager[None]:
         kind = self.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
@@ -254,8 +269,7 @@ class MAF(nn.Module):
             torch.Size([3])
         """
         values, contexts = self._flatten("x", x, context)
-        z, log_det = self._to_noise(values, contexts)
-        return (log_det + _normal(z)).to(self.dtype).reshape(x.shape[:-1])
+        return self._log_prob(values, contexts).to(self.dtype).reshape(x.shape[:-1])
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The noise z (*batch, D) that becomes x, and log|det dz/dx| (*batch) in float64; arguments as of log_prob.

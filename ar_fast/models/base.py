@@ -20,6 +20,7 @@ from .._structure import SavedStructure, building, first_parameter, follow_loade
 from .._vocabulary import compute_dtype
 from ..nn import MaskedLinear
 from . import _files, _inputs
+from ._calls import in_calls
 from ._standardize import Standardization, in_data_units
 from ._state import State
 from .distribution import AutoregressiveDistribution
@@ -104,6 +105,10 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
     @abc.abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         """(B), summed in float64, or (B, D); in the compute dtype."""
+
+    def _multiply_adds(self) -> int:
+        """About how many the evaluation of one event takes."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def _log_prob_observed(self, x: Tensor, observed: Tensor, context: Tensor | None) -> Tensor:
         """(B, D), whose sum is log p of the variables that observed (B, D) marks; 0 elsewhere, where x holds zeros.
@@ -292,9 +297,12 @@ class AutoregressiveModel(SavedStructure, nn.Module, abc.ABC):
             x, observed = _inputs.observed_only(self, x, observed)
         batch, rows, context_rows = _inputs.flatten(self, x, context)
         if observed is None:
-            log_prob = in_data_units(
-                self.standardization, self._log_prob(rows, context_rows, per_variable), per_variable
-            )
+
+            def evaluate(rows: Tensor, context: Tensor | None) -> Tensor:
+                return self._log_prob(rows, context, per_variable)
+
+            log_prob = in_calls(self, self._multiply_adds, evaluate, rows, context_rows)
+            log_prob = in_data_units(self.standardization, log_prob, per_variable)
             return log_prob.reshape(x.shape if per_variable else batch)
         log_prob = self._log_prob_observed(rows, observed, context_rows)
         log_prob = in_data_units(self.standardization, log_prob, True).masked_fill(~observed, 0.0)

@@ -297,6 +297,9 @@ class DeepNADE(AutoregressiveModel):
         offsets = None if isinstance(self.counts, int) else self.out_offsets
         return functional.head_log_prob(parameters, x, offsets=offsets, **self._head_arguments())
 
+    def _multiply_adds(self) -> int:
+        return super()._multiply_adds() + (self.variables - 1) * sum(own.numel() for own in self.layers.parameters())
+
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         terms = self._terms(self._parameters_of(x, context), x)
         return terms if per_variable else terms.sum(1, dtype=torch.float64).to(self.compute_dtype)
@@ -451,14 +454,11 @@ class DeepNADE(AutoregressiveModel):
         weight = self._compute(self.in_weight) if in_weight is None else in_weight
         mask = (self._compute(self.mask_weight) if mask_weight is None else mask_weight).index_select(0, index)
         if self.input_counts is not None:
-            gathers = self.input_counts.index_select(0, index) > 1
-            first = self._input_offsets().index_select(0, index)
             counts = self.input_counts.index_select(0, index)
-            row, factor = chosen(torch.where(gathers, x.detach(), 0), counts, self.compute_dtype)
-            return (
-                torch.where(gathers, factor, x.to(self.compute_dtype)).unsqueeze(-1) * F.embedding(first + row, weight)
-                + mask
-            )
+            row, factor = chosen(torch.where(counts > 1, x.detach(), 0), counts, self.compute_dtype)
+            row = row + self._input_offsets().index_select(0, index)
+            factor = torch.where(counts > 1, factor, x.to(self.compute_dtype))
+            return factor.unsqueeze(-1) * F.embedding(row, weight) + mask
         if self._gathers:
             counts = self.out_offsets.diff().index_select(0, index)
             row, factor = chosen(x, counts, self.compute_dtype)

@@ -162,6 +162,9 @@ class RNN(AutoregressiveModel):
         by_variable = by_position if self.order is None else by_position.index_select(1, self.order.argsort())
         return by_variable.flatten(1)
 
+    def _multiply_adds(self) -> int:
+        return self.variables * super()._multiply_adds()
+
     def _log_prob(self, x: Tensor, context: Tensor | None, per_variable: bool) -> Tensor:
         parameters = self._parameters_of(x, context)
         terms = functional.head_log_prob(parameters, x, head=self.head.kind, levels=self.head.levels)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._progress import progress_bar
-from ..models import RNN, Ensemble, OffsetNADE
 from ..nn import NegativeLogLikelihood
 from . import distributed
 from .checkpoints import Checkpoint
@@ -182,27 +181,13 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) ->
     return loss.detach()
 
 
-# An evaluation of one batch takes about so many multiply-adds at most, so that Ctrl-C comes within a second.
-_CALL_MULTIPLY_ADDS = 2**33
-
-
-def _multiply_adds(model: Any) -> int:
-    """About how many the evaluation of an event takes: each weight one, or one for each variable that shares it."""
-    if isinstance(model, Ensemble):
-        return sum(map(_multiply_adds, model.members))
-    shares = model.variables if isinstance(model, OffsetNADE | RNN) else 1
-    return shares * sum(parameter.numel() for parameter in model.parameters())
-
-
 @torch.no_grad()
 def log_likelihoods(model: Any, events: Tensor, batch_size: int = 500) -> Tensor:
     """log p(x) in nats of every event, (N,) in float64; where there are several processes, each computes its share.
 
-    Batches have at most batch_size events; those of large models have fewer.
+    Batches have at most batch_size events.
     """
     own = events[distributed.share(len(events))]
-    if own.device.type == "cpu":
-        batch_size = max(1, min(batch_size, _CALL_MULTIPLY_ADDS // max(1, _multiply_adds(model))))
     found = [model.log_prob(batch).double() for batch in own.split(batch_size)]
     return distributed.joined(torch.cat(found), len(events))
 

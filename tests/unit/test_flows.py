@@ -10,6 +10,7 @@ from flow_cases import CASES, KINDS, make_context, make_flow, total_probability
 
 from ar_fast.conditioners import stepping
 from ar_fast.flows import MAF, Affine, AutoregressiveTransform, Spline
+from ar_fast.models import _calls
 from ar_fast.reference.transforms import transform_inverse
 
 
@@ -216,6 +217,23 @@ def test_without_gradients_a_row_does_not_depend_on_the_others(monkeypatch):
         monkeypatch.setattr(stepping, "_CACHED_BYTES", 1)
         again = flow.from_noise(z, context)
     assert torch.equal(again[0], x) and torch.equal(again[1], log_det)
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+@pytest.mark.parametrize("batch", [(20,), (1, 20), (20, 1), (6, 5)])
+def test_a_long_evaluation_in_several_calls(kind, context_features, batch, monkeypatch):
+    flow = make_flow(kind, 4, context_features)
+    x, context = torch.randn(*batch, 4, dtype=torch.float64), make_context(context_features, batch[-1])
+    expected = flow.log_prob(x, context)
+    calls = []
+    own = flow._to_noise
+    monkeypatch.setattr(flow, "_to_noise", lambda *arguments: calls.append(1) or own(*arguments))
+    monkeypatch.setattr(_calls, "_FEW", 0)
+    monkeypatch.setattr(_calls, "_MULTIPLY_ADDS", 5 * sum(parameter.numel() for parameter in flow.parameters()))
+    with torch.no_grad():
+        found = flow.log_prob(x, context)
+    assert len(calls) >= 4
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind, context_features", CASES)

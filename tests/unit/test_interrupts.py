@@ -56,6 +56,29 @@ def log_likelihoods(name):
     return lambda: training.log_likelihoods(model, rows)
 
 
+#: Models whose evaluation takes long beside the size of the events, and how many of these.
+LARGE = {
+    "NADE": (lambda: models.NADE(IMAGE, 4000), 20_000),
+    "RNADE": (lambda: models.RNADE(IMAGE, 1000, components=10), 20_000),
+    "DeepNADE": (lambda: models.DeepNADE(IMAGE, [500, 500]), 20_000),
+    "OffsetNADE": (lambda: models.OffsetNADE((256, 256), 100, 5), 200),
+    "ARMLP": (lambda: models.ARMLP(IMAGE, 200), 20_000),
+    "FVSBN": (lambda: models.FVSBN((100, 100)), 2000),
+    "MADE": (lambda: models.MADE(IMAGE, [4000, 4000]), 20_000),
+    "RNN": (lambda: models.RNN(IMAGE, 200, "lstm", 2), 20_000),
+    "MAF": (lambda: flows.MAF(784, transforms=10, hidden_features=(2000, 2000)), 20_000),
+    "MAF-context": (lambda: flows.MAF(784, 3, transforms=10, hidden_features=(2000, 2000)), 20_000),
+}
+
+
+def log_prob(name):
+    make, n = LARGE[name]
+    model = make().requires_grad_(False)
+    if name == "MAF-context":
+        return lambda: model.log_prob(torch.zeros(n, 784), torch.zeros(n, 3))
+    return lambda: model.log_prob(torch.zeros(n, *model.event_shape))
+
+
 def text_model():
     return models.CharRNN("abcdefgh", 512, "lstm", 2)
 
@@ -109,6 +132,7 @@ def generate(folder):
 CALLS = {
     **{f"sample-{name}": lambda _, name=name: sample(name) for name in MODELS},
     **{f"log_likelihoods-{name}": lambda _, name=name: log_likelihoods(name) for name in MODELS},
+    **{f"log_prob-{name}": lambda _, name=name: log_prob(name) for name in LARGE},
     "sample-CharRNN": lambda _: char_rnn_sample(1),
     "sample-CharRNN-rows": lambda _: char_rnn_sample(1000),
     "train": lambda _: train(),

@@ -9,6 +9,7 @@ import torch
 from model_cases import CASES, FIXED_ORDER_KINDS, KINDS, make_context, make_model, random_binary
 
 from ar_fast import heads, models, orderings, reference
+from ar_fast.models import _calls
 
 FIXED_SEED = 0
 pytestmark = pytest.mark.heavy
@@ -98,6 +99,27 @@ def test_shapes_and_dtypes(kind, context_features, dtype, device):
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(model.log_prob(x[:, 1], context[1]), expected[:, 1], rtol=tolerance, atol=tolerance)
     assert samples.dtype == log_prob.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind, context_features", CASES)
+def test_a_long_evaluation_in_several_calls(kind, context_features, monkeypatch):
+    model = make_model(kind, (2, 6), context_features)
+    context = make_context(context_features, 5)
+    x = random_binary(6, 5, 2, 6)
+    calls = []
+    own = model._log_prob
+    monkeypatch.setattr(model, "_log_prob", lambda *arguments: calls.append(1) or own(*arguments))
+    for per_variable in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(_calls, "_FEW", 0)
+            patch.setattr(_calls, "_MULTIPLY_ADDS", 9 * model._multiply_adds())
+            calls.clear()
+            with torch.no_grad():
+                found = model.log_prob(x, context, per_variable=per_variable)
+            assert len(calls) == 4
+            assert model.log_prob(x, context, per_variable=per_variable).requires_grad and len(calls) == 5
+        expected = model.log_prob(x, context, per_variable=per_variable)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
