@@ -549,7 +549,10 @@ def broken(draw, name: str) -> tuple[Call, str, str]:
         elif isinstance(value, str):
             ways += [(argument, "name", "nonsense"), (argument, "empty name", "")]
         elif argument in _NUMBERS:
-            ways += [(argument, "number", draw(st.sampled_from(_NUMBERS[argument])))]
+            wrong = _NUMBERS[argument]
+            if argument == "first_index" and call.arguments["state"].shape[-2] < 2:
+                wrong = wrong[:1]  # the last index is no error for the only row
+            ways += [(argument, "number", draw(st.sampled_from(wrong)))]
     if isinstance(call.arguments.get("order"), Tensor) and call.arguments["order"].numel():
         order = call.arguments["order"].clone()
         order[draw(st.integers(0, len(order) - 1))] = draw(st.sampled_from([len(order), -1, 2**40]))

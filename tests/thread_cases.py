@@ -79,7 +79,10 @@ def _compression() -> None:
 
 CASES: dict[str, Callable[[], object]] = {
     "NADE, groups of rows": lambda: _density(models.NADE(70, 90), _bits(150, 70)),
-    "NADE, segments of variables": lambda: _density(models.NADE(300, 90), _bits(2, 300)),
+    "NADE, parts of the units": lambda: _density(models.NADE(60, 300), _bits(1, 60)),
+    "NADE, segments of variables": lambda: _density(
+        models.NADE(300, 90, head=heads.Categorical(2)), torch.randint(2, (2, 300))
+    ),
     "NADE, categories": lambda: _density(models.NADE(40, 90, head=heads.Categorical(4)), torch.randint(4, (30, 40))),
     "NADE, sampling": lambda: models.NADE(70, 90).sample(150, seed=0),
     "RNADE, sampling": lambda: models.RNADE(40, 30, components=3).sample(30, seed=0),

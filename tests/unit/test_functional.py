@@ -222,7 +222,11 @@ BAD = [
     ),
     ("masked_mlp_sample", {"out_offsets": torch.arange(4), "variables": 4}, "out_offsets must have .*4"),
     ("masked_mlp_sample", {"variables": 0, "stop": 0}, "variables must be positive, got 0"),
-    ("masked_mlp_sample", {"constants": [1.0]}, "constants must be empty except for a transform, got 1 of them"),
+    (
+        "masked_mlp_sample",
+        {"constants": [1.0]},
+        "constants must be empty except for a transform as head, got 1 of them",
+    ),
     ("masked_mlp_sample", {"levels": 8}, "levels must be 0 except for logistic_mixture, got 8"),
     ("masked_mlp_sample", {"stop": 5}, "positions must satisfy 0 <= start <= stop <= D = 4, got start = 0, stop = 5"),
     ("masked_mlp_sample", {"activation": "softmax"}, "activation must be .*, got 'softmax'"),

@@ -183,7 +183,7 @@ BAD_INPUTS = {
     "constants must hold 2 numbers for affine_clamp, got 1": {"head": "affine_clamp"},
     "constants must begin with low < high for affine_clamp, got": {"head": "affine_clamp", "constants": (1.0, 1.0)},
     "constants must be finite, got": {"constants": (math.inf,)},
-    "constants must be empty except for a transform, got 1 of them for 'bernoulli'": {"head": "bernoulli"},
+    "constants must be empty except for a transform as head, got 1 of them for 'bernoulli'": {"head": "bernoulli"},
     "the limit among constants must be positive, got": {"head": "affine_soft_clip", "constants": (0.0,)},
     "a transform must be affine_soft_clip, .* or spline_softplus, got 'affine_cubic'": {"head": "affine_cubic"},
     "levels must be 0 and head_kinds must not be given for a transform, got 3": {"levels": 3},

@@ -34,6 +34,7 @@ struct NadeChanges {
 struct NadeLayout {
   int64_t strip;                     // hidden units of one strip
   int64_t strips;
+  int64_t vector_bytes;
   int64_t state_bytes;               // of one row's state in NadeSegment
   int64_t change_bytes;              // of one entry of NadeChanges
   int64_t steps_bytes;               // scratch of one call of nade_segment_states or nade_changes
@@ -48,6 +49,21 @@ AR_FAST_DECLARE_CPU_KERNEL(nade_layout, const NadeModel&, const NadeChunks&, int
 // Rows [row_begin, row_end) of one segment. It leaves NadeForward::log_prob to the caller, who adds the segments' sums.
 AR_FAST_DECLARE_CPU_KERNEL(nade_forward, const NadeModel&, const NadeInput&, const NadeForward&, const NadeChunks&,
                            const NadeSegment&, int64_t row_begin, int64_t row_end, void* scratch)
+
+// Up to so many rows go straight through the weights, which are not packed, where a variable has one parameter and the
+// weights are of the compute type.
+constexpr int64_t nade_single_rows = 2;
+inline bool nade_goes_single(const NadeModel& model) {
+  const bool compute_type = model.storage == ScalarType::float32 || model.storage == ScalarType::float64;
+  return compute_type && !model.out_offsets && model.out_rows == model.variables && !model.activation_scale;
+}
+
+// The sums [D, vector] of such a row over the hidden units [unit_begin, unit_end), by position: lanes that are added up
+// by nade_finish_units, over `parts` such ranges of units, [parts, D, vector]. `sum` is the row's log_prob.
+AR_FAST_DECLARE_CPU_KERNEL(nade_forward_units, const NadeModel&, const NadeInput&, const NadeChunks&, int64_t row,
+                           int64_t unit_begin, int64_t unit_end, void* sums, void* scratch)
+AR_FAST_DECLARE_CPU_KERNEL(nade_finish_units, const NadeModel&, const NadeInput&, const NadeForward&,
+                           const NadeChunks&, int64_t row, const void* sums, int64_t parts, double* sum, void* scratch)
 
 // Writes one strip of the states of all segments, which must be consecutive from the first chunk on.
 AR_FAST_DECLARE_CPU_KERNEL(nade_segment_states, const NadeModel&, const NadeInput&, const NadeChunks&,

@@ -214,6 +214,16 @@ AR_FAST_INLINE Vec<T> load_packed(const T* packed, int64_t row, int64_t rows, in
                        ((row + u / strip_vectors * rows) * strip_vectors + u % strip_vectors) * Vec<T>::size());
 }
 
+// sum + w h, where h is 1 / denominator. Dividing w by it takes an addition where multiplying with h takes a
+// multiply-add, whose units are the busiest.
+template <typename T, size_t N>
+AR_FAST_INLINE Vec<T> add_quotients(const std::array<Vec<T>, N>& w, const std::array<Vec<T>, N>& denominator,
+                                    Vec<T> sum) {
+  const auto terms = vectors<N>([&](auto u) { return in_register<T>(w[u] / denominator[u]); });
+  unroll<N / 2>([&](auto u) { sum = sum + (terms[2 * u] + terms[2 * u + 1]); });
+  return sum;
+}
+
 // The state after a change; `in` holds packed rows of in_weight, or exp(-w) of them for odds.
 template <Form F, Activation A, typename T, size_t N>
 AR_FAST_INLINE void advance(const T* in, int64_t rows, const Change<T>& change, std::array<Vec<T>, N>& a) {

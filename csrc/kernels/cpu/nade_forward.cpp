@@ -3,6 +3,7 @@
 
 #include "head_math.h"
 #include "nade_form.h"
+#include "nade_single.h"
 
 namespace ar_fast::CPU_CAPABILITY {
 namespace {
@@ -26,15 +27,13 @@ AR_FAST_INLINE void score(const std::array<Vec<T>, N>& h, const T* out, int64_t 
   }
 }
 
-// partial[k] += h w_k for one slot, where h is 1 / denominator. Dividing w_k by it takes an addition where multiplying
-// with h takes a multiply-add, whose units are the busiest.
+// partial[k] += w_k / denominator for one slot.
 template <typename T, size_t N>
 AR_FAST_INLINE void score_quotients(const std::array<Vec<T>, N>& denominator, const T* out, int64_t rows, int64_t k,
                                     T* partial) {
-  const auto terms = vectors<N>([&](auto u) { return in_register<T>(load_packed(out, k, rows, u) / denominator[u]); });
-  Vec<T> sum = Vec<T>::loadu(partial + k * Vec<T>::size());
-  unroll<N / 2>([&](auto u) { sum = sum + (terms[2 * u] + terms[2 * u + 1]); });
-  sum.store(partial + k * Vec<T>::size());
+  const auto w = vectors<N>([&](auto u) { return load_packed(out, k, rows, u); });
+  T* const place = partial + k * Vec<T>::size();
+  add_quotients<T>(w, denominator, Vec<T>::loadu(place)).store(place);
 }
 
 // Several strips of one row through a chunk. partial[k] accumulates, lane by lane, the dot product of the k-th
@@ -113,6 +112,7 @@ struct ForwardBuffers {
   T* logits;
   T* targets;
   T* terms;
+  T *kept, *before;  // [padded] of a single row: see SingleRow; its state before a chunk
 
   ForwardBuffers(const NadeModel& model, const NadeChunks& chunks, int64_t rows, Scratch& scratch)
       : states(scratch.take<T>(rows * padded_hidden<T>(model))), reach(scratch.take<T>(rows)),
@@ -128,8 +128,38 @@ struct ForwardBuffers {
     logits = scratch.take<T>(chunks.max_out_rows);
     targets = scratch.take<T>(chunks.max_positions);
     terms = scratch.take<T>(chunks.max_positions);
+    kept = scratch.take<T>(padded_hidden<T>(model));
+    before = scratch.take<T>(padded_hidden<T>(model));
   }
 };
+
+template <typename T>
+void fill_bias(const NadeModel& model, int64_t count, ForwardBuffers<T>& b) {
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t k = 0; k < b.positions[p].out_rows; ++k) {
+      b.bias[b.positions[p].out_slot + k] = static_cast<const T*>(model.out_bias)[b.positions[p].out_row + k];
+    }
+  }
+}
+
+// The units [begin, end) of a single row through a chunk, in the bounded form until their states leave the bound.
+template <typename T, Activation A>
+void forward_single(const NadeModel& model, int64_t begin, int64_t end, int64_t count, const ForwardBuffers<T>& b,
+                    T* state, T* partial, bool& bounded) {
+  const auto& row = b.row[0];
+  if constexpr (has_bounded_form<A, T>()) {
+    if (bounded) {
+      std::copy_n(state, end - begin, b.before);
+      SingleRow<Form::bounded, A, T> steps(model, begin, end, b.positions, state, b.kept, partial);
+      steps.run(count, row.changes, row.changes_end);
+      bounded = steps.reach() <= odds_limit<T>() * std::abs(state_unit<A, T>());
+      if (bounded) return;
+      std::copy_n(b.before, end - begin, state);
+    }
+  }
+  SingleRow<Form::pre_activations, A, T>(model, begin, end, b.positions, state, b.kept, partial)
+      .run(count, row.changes, row.changes_end);
+}
 
 // Computes a row's parameters and log-likelihoods in a chunk from its sums.
 template <typename T>
@@ -184,6 +214,8 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   ForwardBuffers<T> b(model, chunks, rows, scratch);
   const bool keeps = keeps_odds<A>(model, input) && !segment.states;
   double* sums = segment.sums + row_begin;
+  const bool single = rows <= nade_single_rows && nade_goes_single(model) && !keeps;
+  bool bounded[nade_single_rows] = {true, true};
 
   for (int64_t r = 0; r < rows; ++r) {
     T* state = b.states + r * padded;
@@ -200,12 +232,18 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   for (int64_t c = segment.chunk_begin; c < segment.chunk_end; ++c) {
     const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
     const int64_t parameters = fill_positions(model, start, start + count, b.positions).out_rows;
-    weights.pack_out_weight(model, b.positions, count, 0, model.hidden, b.out);
-    for (int64_t p = 0; p < count; ++p) {
-      for (int64_t k = 0; k < b.positions[p].out_rows; ++k) {
-        b.bias[b.positions[p].out_slot + k] = static_cast<const T*>(model.out_bias)[b.positions[p].out_row + k];
+    fill_bias(model, count, b);
+    if (single) {
+      for (int64_t r = 0; r < rows; ++r) {
+        auto& row = b.row[0];
+        row.changes_end =
+            row.changes + find_changes(model, input, row_begin + r, b.positions, count, row.changes);
+        forward_single<T, A>(model, 0, model.hidden, count, b, b.states + r * padded, row.partial, bounded[r]);
+        sums[r] += finish_row(model, input, output, row_begin + r, count, parameters, b, row.partial);
       }
+      continue;
     }
+    weights.pack_out_weight(model, b.positions, count, 0, model.hidden, b.out);
     weights.begin_input(model, b.positions, 0, model.hidden, false, b.in);
     weights.begin_input(model, b.positions, 0, model.hidden, true, b.in_odds);
     for (int64_t first = 0; first < rows; first += rows_together) {
@@ -272,6 +310,46 @@ void forward_rows(const NadeModel& model, const NadeInput& input, const NadeForw
   }
 }
 
+template <Activation A, typename T>
+void forward_units(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks, int64_t row,
+                   int64_t begin, int64_t end, T* sums, void* scratch_memory) {
+  Scratch scratch(scratch_memory);
+  ForwardBuffers<T> b(model, chunks, 1, scratch);
+  initial_state(model, row, begin, end - begin, padded_hidden<T>(model), state_unit<A, T>(), b.states);
+  bool bounded = true;
+  for (int64_t c = 0; c < chunks.count; ++c) {
+    const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
+    fill_positions(model, start, start + count, b.positions);
+    b.row[0].changes_end =
+        b.row[0].changes + find_changes(model, input, row, b.positions, count, b.row[0].changes);
+    forward_single<T, A>(model, begin, end, count, b, b.states, sums, bounded);
+    sums += count * Vec<T>::size();
+  }
+}
+
+template <typename T>
+double finish_units(const NadeModel& model, const NadeInput& input, const NadeForward& output,
+                    const NadeChunks& chunks, int64_t row, const T* sums, int64_t parts, void* scratch_memory) {
+  Scratch scratch(scratch_memory);
+  ForwardBuffers<T> b(model, chunks, 1, scratch);
+  const int64_t all = model.variables * Vec<T>::size();
+  double sum = 0;
+  for (int64_t c = 0; c < chunks.count; ++c) {
+    const int64_t start = chunks.starts[c], count = chunks.starts[c + 1] - start;
+    fill_positions(model, start, start + count, b.positions);
+    fill_bias(model, count, b);
+    T* const partial = b.row[0].partial;
+    for (int64_t k = 0; k < count * Vec<T>::size(); k += Vec<T>::size()) {
+      auto total = Vec<T>::loadu(sums + k);
+      for (int64_t part = 1; part < parts; ++part) total = total + Vec<T>::loadu(sums + part * all + k);
+      total.store(partial + k);
+    }
+    sum += finish_row(model, input, output, row, count, count, b, partial);
+    sums += count * Vec<T>::size();
+  }
+  return sum;
+}
+
 // Computes the states of one strip of hidden units before each segment: every input is added one by one, in order, so
 // that the result is the same as with a single segment.
 template <typename S, typename T, Activation A>
@@ -315,6 +393,21 @@ void nade_forward(const NadeModel& model, const NadeInput& input, const NadeForw
   });
 }
 
+void nade_forward_units(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks, int64_t row,
+                        int64_t unit_begin, int64_t unit_end, void* sums, void* scratch) {
+  dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
+    forward_units<A>(model, input, chunks, row, unit_begin, unit_end, static_cast<T*>(sums), scratch);
+  });
+}
+
+void nade_finish_units(const NadeModel& model, const NadeInput& input, const NadeForward& output,
+                       const NadeChunks& chunks, int64_t row, const void* sums, int64_t parts, double* sum,
+                       void* scratch) {
+  dispatch_storage(model.storage, [&]<typename S, typename T>() {
+    *sum = finish_units(model, input, output, chunks, row, static_cast<const T*>(sums), parts, scratch);
+  });
+}
+
 void nade_segment_states(const NadeModel& model, const NadeInput& input, const NadeChunks& chunks,
                          const NadeSegment* segments, int64_t count, int64_t strip, void* scratch) {
   dispatch_nade(model, [&]<typename S, typename T, Activation A>() {
@@ -328,6 +421,7 @@ void nade_layout(const NadeModel& model, const NadeChunks& chunks, int64_t batch
     layout->strip = strip;
     layout->strips = padded / strip;
     layout->state_bytes = static_cast<int64_t>(sizeof(T)) * padded;
+    layout->vector_bytes = sizeof(Vec<T>);
     layout->change_bytes = sizeof(Change<T>);
     Scratch steps(nullptr), scratch(nullptr);
     const StepBuffers<T> step_buffers(chunks, steps);

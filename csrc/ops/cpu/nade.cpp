@@ -183,10 +183,50 @@ bool odds_pay(const NadeTensors& t, int64_t times) {
   return ones >= 2 * times * m.in_rows;
 }
 
+// Few rows of a model that goes straight through its weights: the hidden units are shared out.
+void run_units(const NadeTensors& t, const NadeForward& output, const Chunks& chunks, int64_t most_parts,
+               std::vector<double>& sums) {
+  const int64_t batch = t.input.batch;
+  const NadeLayout layout = layout_of(t.model, chunks.view, batch, 1);
+  const int64_t parts = std::min(most_parts, layout.strips);
+  explain_nade("nade_forward", t.model, chunks.view, layout, "parts of the units", parts, false);
+  const int64_t part_bytes = t.model.variables * layout.vector_bytes;
+  const at::Tensor memory = at::empty({batch * parts * part_bytes}, at::kByte);
+  uint8_t* const lanes = memory.mutable_data_ptr<uint8_t>();
+  const auto kernel = AR_FAST_CPU_KERNEL(nade_forward_units);
+  in_slices(batch * parts, 1, layout.forward_bytes, [&](int64_t task, int64_t, void* scratch) {
+    const int64_t part = task % parts;
+    const auto unit = [&](int64_t part) {
+      return std::min(layout.strips * part / parts * layout.strip, t.model.hidden);
+    };
+    kernel(t.model, t.input, chunks.view, task / parts, unit(part), unit(part + 1), lanes + task * part_bytes, scratch);
+  });
+  const auto finish = AR_FAST_CPU_KERNEL(nade_finish_units);
+  in_slices(batch, batch, layout.forward_bytes, [&](int64_t begin, int64_t end, void* scratch) {
+    for (int64_t row = begin; row < end; ++row) {
+      finish(t.model, t.input, output, chunks.view, row, lanes + row * parts * part_bytes, parts, &sums[row], scratch);
+    }
+  });
+}
+
 void run_forward(const NadeTensors& t, const NadeForward& output) {
   const int64_t batch = t.input.batch;
   if (batch == 0) return;
   const Chunks chunks = cut(t.model, rows_per_chunk, 0, t.model.variables);
+  const auto store = [&](const std::vector<double>& sums) {
+    if (!output.log_prob) return;
+    if (t.model.storage == ScalarType::float64) {
+      store_log_prob<double>(sums, batch, output.log_prob);
+    } else {
+      store_log_prob<float>(sums, batch, output.log_prob);
+    }
+  };
+  const int64_t most_parts = at::get_num_threads() / batch;
+  if (most_parts > 1 && nade_goes_single(t.model)) {
+    std::vector<double> sums(batch);
+    run_units(t, output, chunks, most_parts, sums);
+    return store(sums);
+  }
   const int64_t slice = rows_per_slice(batch), slices = (batch + slice - 1) / slice;
   const int64_t count = segments_for(t.model, batch, slice, chunks.view.count);
   NadeInput input = t.input;
@@ -216,12 +256,7 @@ void run_forward(const NadeTensors& t, const NadeForward& output) {
     const int64_t begin = task % slices * slice, end = std::min(batch, begin + slice);
     kernel(t.model, input, output, chunks.view, segments[task / slices], begin, end, scratch);
   });
-  if (!output.log_prob) return;
-  if (t.model.storage == ScalarType::float64) {
-    store_log_prob<double>(sums, batch, output.log_prob);
-  } else {
-    store_log_prob<float>(sums, batch, output.log_prob);
-  }
+  store(sums);
 }
 
 at::Tensor nade_cpu(const NadeArguments& a) {
