@@ -27,8 +27,8 @@ bool begins_with(std::string_view name, std::string_view prefix) { return name.s
 Transform parse_transform(const char* op, std::string_view name, at::ArrayRef<double> constants) {
   Transform transform;
   if (!begins_with(name, "affine_") && !begins_with(name, "spline_")) {
-    TORCH_CHECK(constants.empty(), op, ": constants must be empty except for a transform as head, got ", constants.size(),
-                " of them for '", name, "'");
+    TORCH_CHECK(constants.empty(), op, ": constants must be empty except for a transform as head, got ",
+                constants.size(), " of them for '", name, "'");
     return transform;
   }
   const auto* found = std::find_if(std::begin(transforms), std::end(transforms),

@@ -121,8 +121,8 @@ def test_gradients_of_16_bit_weights(device, dtype):
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_few_rows(name, hidden, scaled, threads):
-    """They give what a whole batch gives: up to rounding where they go straight through the weights and the hidden units
-    are shared out, with its bits in segments of variables."""
+    """They give what a whole batch gives: up to rounding where they go straight through the weights, whose units may be
+    shared out, and with its bits in segments of variables."""
     case = nade_case(8, 300, hidden, x="dense", scaled=scaled)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
