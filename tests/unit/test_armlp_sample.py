@@ -210,7 +210,7 @@ def test_bad_input(device, message, options):
     {
         "order must be a permutation": {"order": torch.tensor([0, 0, 1])},
         "block_starts must be 0 at block 0, got 1": {"block_starts": torch.tensor([1, 6])},
-        "must have as many rows as block_starts ends with for 3 networks, 6, got 5": {"in_weight": torch.zeros(5, 4)},
+        "in_weight must have the rows that block_starts ends with for 3 networks, 6": {"in_weight": torch.zeros(5, 4)},
     }.items(),
 )  # fmt: skip
 def test_bad_values_on_the_cpu(message, options):

@@ -20,7 +20,7 @@ void check_block_starts(const ArmlpSample& sample, int64_t rows) {
   const int64_t* starts = sample.block_starts;
   const int64_t blocks = (sample.draws.variables + armlp_block - 1) / armlp_block;
   TORCH_CHECK(starts[0] == 0, armlp_name, ": block_starts must be 0 at block 0, got ", starts[0]);
-  TORCH_CHECK(starts[blocks] == rows, armlp_name, ": in_weight must have as many rows as block_starts ends with for ",
+  TORCH_CHECK(starts[blocks] == rows, armlp_name, ": in_weight must have the rows that block_starts ends with for ",
               sample.draws.variables, " networks, ", starts[blocks], ", got ", rows);
   for (int64_t block = sample.draws.start / armlp_block; block * armlp_block < sample.draws.stop; ++block) {
     const int64_t begin = block * armlp_block, end = std::min(begin + armlp_block, sample.draws.variables);
