@@ -143,6 +143,7 @@ class Incremental:
         tree has it."""
         paths = self.conditioner.layers()
         self._at = {path: find(self.network, path) for path in paths}
+        self._masked = [self._at[step.layer] for step in self.conditioner.steps if isinstance(step, Masked)]
         links = {}
         for path in paths:
             owner = self.network
@@ -182,15 +183,19 @@ class Incremental:
         """
         if self._fixed:
             return self._schedule
-        masks = [self._at[step.layer].mask for step in self.conditioner.steps if isinstance(step, Masked)]
-        now = [(mask, version_of(mask)) for mask in masks]
-        # Compared one by one: masks that are equal are another matter than masks that are the same.
-        same = len(now) == len(self._stamps) and all(
-            own is mask and of_own == of_mask for (own, of_own), (mask, of_mask) in zip(now, self._stamps, strict=True)
-        )
-        if self._schedule is None or not same:
+        # This runs at every call of a small flow, like ``unchanged``.
+        same, stamps = self._schedule is not None, self._stamps
+        for index, layer in enumerate(self._masked):
+            mask = layer._buffers.get("mask")
+            if mask is None:
+                mask = layer.mask
+            if not same or mask is not stamps[index][0] or version_of(mask) != stamps[index][1]:
+                same = False
+                break
+        if not same:
+            masks = [layer.mask for layer in self._masked]
             self._schedule = Schedule.of(self.conditioner, self.network)
-            self._stamps, self._device_of = now, {}
+            self._stamps, self._device_of = [(mask, version_of(mask)) for mask in masks], {}
         return self._schedule
 
     @functools.cached_property

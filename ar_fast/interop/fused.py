@@ -70,8 +70,9 @@ class Fused:
     def __init__(self, steps: Incremental, head: Head) -> None:
         self.steps, self.head = steps, head
         self._layers = program_of(steps.conditioner)
-        self._numbers = [functional.MlpLayer(tuple(own.sources), own.add, own.activated) for own in self._layers]
-        self._activation = activation_of(steps)
+        layers = [functional.MlpLayer(tuple(own.sources), own.add, own.activated) for own in self._layers]
+        self._program = [number for layer in layers for number in layer.numbers()]
+        self._activation, self._constants = activation_of(steps), [float(c) for c in head.constants]
         self._made: tuple[Schedule, dict[torch.device, _Structure | None]] | None = None
 
     def fits(self) -> bool:
@@ -107,20 +108,13 @@ class Fused:
                     added.append(prepared[step].context.of(rows).expand(len(y), -1))
             bias = sum(added[1:], added[0]) if added else y.new_empty(0)
             biases.append(_select(bias, -1, last).contiguous())
-        x, log_det, _ = functional.masked_mlp_sample(
-            y.new_zeros(len(y), own.features),
-            weights,
-            biases,
-            own.extents,
-            own.unit_ends,
-            program=self._numbers,
-            seed=0,
-            variables=self.steps.conditioner.variables,
-            order=own.order,
-            given=y,
-            activation=self._activation,
-            head=self.head.name,
-            constants=self.head.constants,
+        variables = self.steps.conditioner.variables
+        state = y.new_zeros(len(y), own.features)
+        # The op itself, since functional.masked_mlp_sample takes ten microseconds to say what is known here.
+        structure = self._program, own.order, None, None, y, None, variables, self._activation
+        draws = self.head.name, 0, None, 0, 0, 0, variables, 1.0, "auto", False, self._constants
+        x, log_det, _ = functional.call(
+            "masked_mlp_sample", state, weights, biases, own.extents, own.unit_ends, *structure, *draws
         )
         return (x if own.back is None else x.index_select(1, own.back)), log_det.to(y.dtype)
 

@@ -57,37 +57,41 @@ class Inverse:
     def __post_init__(self) -> None:
         self._hooks = hooks_of(self.steps.network)
 
-    def usable(self, y: Tensor, context: Tensor | None = None) -> bool:
-        """Whether this inverse can stand in for the library's passes in this call."""
+    def usable(self, y: Tensor, context: Tensor | None = None) -> list[Tensor | None] | None:
+        """The network's tensors, if this inverse can stand in for the library's passes in this call; or None."""
         own, steps = self.steps.conditioner, self.steps
         rows = y.numel() // max(1, own.variables)
         if not plain_call() or rows == 0:
-            return False
+            return None
         if torch.is_autocast_enabled(y.device.type):
-            return False
+            return None
         if global_hooks() or any(self._hooks) or not steps.unchanged() or acting(steps.inactive()):
-            return False
+            return None
         if y.shape[-1] != own.variables or (context is None) != (own.context_features == 0):
-            return False
+            return None
         if context is not None and context.shape[-1] != own.context_features:
-            return False
-        tensors = [tensor for tensor in (*steps.tensors(), y, context) if tensor is not None]
-        if len({(tensor.dtype, tensor.device) for tensor in tensors}) != 1:
-            return False
-        if self.crossovers is not None and not self.crossovers[graph_needed(*tensors)].ours(rows):
-            return False
+            return None
+        tensors, dtype, device = steps.tensors(), y.dtype, y.device
+        for tensor in (*tensors, context):
+            if tensor is not None and (tensor.dtype is not dtype or tensor.device != device):
+                return None
+        if self.crossovers is not None and not self.crossovers[graph_needed(y, context, *tensors)].ours(rows):
+            return None
         try:
             schedule = steps.settle()
         except Unsuitable:
-            return False
+            return None
         passes, domain = self.passes(), None if self.fused is None else self.fused.head.domain
         if passes is not None and passes < schedule.levels:
-            return False
-        return domain is None or bool(((y >= domain[0]) & (y <= domain[1])).all())
+            return None
+        return tensors if domain is None or bool(((y >= domain[0]) & (y <= domain[1])).all()) else None
 
-    def __call__(self, y: Tensor, context: Rows | None = None) -> tuple[Tensor, Tensor | None]:
-        """y (B, D) and the distinct contexts -> x (B, D), differentiable, and log|dx/dy| (B) where it comes with it."""
-        tensors = self.steps.tensors()
+    def __call__(
+        self, y: Tensor, context: Rows | None = None, tensors: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """y (B, D) and the distinct contexts -> x (B, D), differentiable, and log|dx/dy| (B) where it comes with it.
+        ``tensors`` are what ``usable`` returned."""
+        tensors = self.steps.tensors() if tensors is None else tensors
         values = None if context is None else context.values
         if not graph_needed(y, values, *tensors):
             return self.without_graph(y, context, tensors)

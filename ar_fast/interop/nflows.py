@@ -154,9 +154,12 @@ class Nflows:
 
     def attributes(self, module: Any, inverse: Inverse | None, density: Evaluation | None) -> dict[str, Any]:
         def inverted(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            if inputs.dim() != 2 or not inverse.usable(inputs, context) or (context is not None and context.dim() != 2):
+            tensors = None
+            if inputs.dim() == 2 and (context is None or context.dim() == 2):
+                tensors = inverse.usable(inputs, context)
+            if tensors is None:
                 return type(self).inverse(self, inputs, context)
-            x, log_det = inverse(inputs, None if context is None else distinct_rows(context))
+            x, log_det = inverse(inputs, None if context is None else distinct_rows(context), tensors)
             if log_det is not None:
                 return x, log_det
             # One pass from the result gives it again, now with log|det|.

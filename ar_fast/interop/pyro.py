@@ -130,12 +130,13 @@ class Pyro:
             if isinstance(network, functools.partial):
                 network, context = network.func, network.keywords["context"]
             batch = y.shape[:-1]
-            if network is not inverse.steps.network or not inverse.usable(y, context):
+            tensors = inverse.usable(y, context) if network is inverse.steps.network else None
+            if tensors is None:
                 return _original(self_)(y)
             if context is not None and torch.broadcast_shapes(context.shape[:-1], batch) != batch:
                 return _original(self_)(y)
             rows = None if context is None else broadcast_rows(context, batch)
-            x = inverse(y.reshape(-1, y.shape[-1]), rows)[0].reshape(y.shape)
+            x = inverse(y.reshape(-1, y.shape[-1]), rows, tensors)[0].reshape(y.shape)
             self.after(self_, x, y)
             return x
 

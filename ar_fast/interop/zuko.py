@@ -183,12 +183,15 @@ def _limit(clipped: float, raw: float = 10.0) -> float:
 
 def _inverted(inverse: Inverse) -> Callable[[nn.Module, Tensor | None, Tensor], Tensor]:
     def run(module: Any, c: Tensor | None, y: Tensor) -> Tensor:
-        if not inverse.usable(y, c):
+        tensors = inverse.usable(y, c)
+        if tensors is None:
             return _original(module, c, y)
+        if c is None and y.dim() == 2:
+            return inverse(y, None, tensors)[0]
         batch = y.shape[:-1] if c is None else torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
         rows = None if c is None else broadcast_rows(c, batch)
         flat = y.expand(*batch, y.shape[-1]).reshape(-1, y.shape[-1])
-        return inverse(flat, rows)[0].reshape(*batch, y.shape[-1])
+        return inverse(flat, rows, tensors)[0].reshape(*batch, y.shape[-1])
 
     return run
 
