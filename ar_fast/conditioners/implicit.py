@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -136,9 +136,8 @@ def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tup
             value = F.linear(below, given.weight, given.bias)
             value = value if given.context is None else value + given.context.of(slice(None))
         elif isinstance(step, Elementwise):
-            function, at = steps.function(step.function), below.detach().clone().requires_grad_()
-            # A copy, since the function may work in place.
-            slopes[index] = torch.autograd.grad(function(at.clone()).sum(), at)[0]
+            function = steps.function(step.function)
+            slopes[index] = _slope(function, below.detach())
             value = function(below)
         elif isinstance(step, Add):
             value = below + values[step.other]
@@ -152,6 +151,18 @@ def _forward(steps: Incremental, prepared: Sequence[Prepared], x: Tensor) -> tup
             value = torch.addcmul(given.bias, below, given.weight)
         values.append(value)
     return values[-1], slopes
+
+
+def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The derivative of an elementwise function. A call of autograd takes longer than what it computes for a few rows,
+    so those that the libraries have by default are written out."""
+    if function in (torch.relu, F.relu) or type(function) is nn.ReLU:
+        return (x > 0).to(x.dtype)
+    if function in (torch.tanh, F.tanh) or type(function) is nn.Tanh:
+        return 1 - torch.tanh(x).square()
+    at = x.clone().requires_grad_()
+    # A copy, since the function may work in place.
+    return torch.autograd.grad(function(at.clone()).sum(), at)[0]
 
 
 def _network(steps: Incremental, prepared: Sequence[Prepared], slopes: dict[int, Tensor]) -> tuple[list[Any], ...]:
