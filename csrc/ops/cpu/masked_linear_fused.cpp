@@ -124,9 +124,10 @@ void run_items(std::vector<Item> items, int64_t scratch_bytes, const Body& body)
   }
   const ThreadScratch scratch(threads, scratch_bytes);
   std::atomic<int64_t> next{0};
+  const auto take = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
   parallel(threads > 1, threads, [&](int64_t first, int64_t last) {
     for (int64_t thread = first; thread < last; ++thread) {
-      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) body(items[i].part, scratch.of(thread));
+      for (int64_t i = take(); i < count; i = take()) body(items[i].part, scratch.of(thread));
     }
   });
 }
@@ -162,24 +163,21 @@ void run_panels(const Tiles& tiles, bool packs, const std::vector<int64_t>& boun
     }
     for (int64_t p = 0; p < panels; ++p) items.push_back({{bounds[p], bounds[p + 1], tile, end}, rows * work(p)});
   }
-  if (own_tiles) {
-    run_items(items, kernel_bytes + together * tiles.tile_bytes, [&](const MaskedGemmPart& part, char* scratch) {
-      MaskedGemm own = arguments;
-      own.scratch = scratch;
-      tiles.fill(scratch + kernel_bytes, part.tile_begin, part.tile_end);
-      own.tiles = scratch + kernel_bytes;
-      for (int64_t p = 0; p < panels; ++p) {
-        AR_FAST_CPU_KERNEL(masked_gemm_y)(own, {bounds[p], bounds[p + 1], part.tile_begin, part.tile_end});
-      }
-    });
-    return;
-  }
-  const at::Tensor filled = tiles.fill_all();
-  run_items(items, kernel_bytes, [&](const MaskedGemmPart& part, char* scratch) {
+  const at::Tensor filled = own_tiles ? at::Tensor() : tiles.fill_all();
+  const int64_t own_bytes = own_tiles ? together * tiles.tile_bytes : 0;
+  run_items(items, kernel_bytes + own_bytes, [&](const MaskedGemmPart& part, char* scratch) {
     MaskedGemm own = arguments;
     own.scratch = scratch;
-    own.tiles = static_cast<const char*>(filled.const_data_ptr()) + part.tile_begin * tiles.tile_bytes;
-    AR_FAST_CPU_KERNEL(masked_gemm_y)(own, part);
+    if (own_tiles) {
+      tiles.fill(scratch + kernel_bytes, part.tile_begin, part.tile_end);
+      own.tiles = scratch + kernel_bytes;
+    } else {
+      own.tiles = static_cast<const char*>(filled.const_data_ptr()) + part.tile_begin * tiles.tile_bytes;
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      if (bounds[p] < part.unit_begin || bounds[p] >= part.unit_end) continue;
+      AR_FAST_CPU_KERNEL(masked_gemm_y)(own, {bounds[p], bounds[p + 1], part.tile_begin, part.tile_end});
+    }
   });
 }
 
