@@ -287,6 +287,7 @@ from pathlib import Path
 import click.testing
 import torch
 from ar_fast import heads, models
+from ar_fast.cli.__main__ import main
 torch.set_num_threads(1)
 def in_use(name):
     lines = Path("/proc/self/status").read_text().splitlines()
