@@ -185,12 +185,13 @@ def test_posteriors_of_sbi_are_timed(tmp_path, capsys):
         pytest.importorskip(name)
     from bench import sbi
 
-    tiny = ["--tiny", "--seconds", "0", "--models", "maf", "--out", str(tmp_path)]
+    tiny = ["--tiny", "--seconds", "0", "--limit", "1", "--models", "maf", "--out", str(tmp_path)]
     assert sbi.main([*tiny, "--works", "train"]) == 0
     assert len(sbi.read_rows(tmp_path / "cpu-sbi.md")) == 1
     capsys.readouterr()
     assert sbi.main([*tiny, "--works", "draws", "contexts", "log_prob", "slice"]) == 0
     printed, told = capsys.readouterr()
-    for work in ("200 draws, one context", "20 draws, 5 contexts", "log_prob, B 20", "20 slice samples", "train()"):
+    # A slow machine makes fewer draws.
+    for work in ("draws, one context", " contexts", "log_prob, B 20", "slice sample", "train()"):
         assert work in printed
     assert "measured in" in told
