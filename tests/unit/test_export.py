@@ -74,6 +74,8 @@ def test_it_runs_in_a_process_without_ar_fast(tmp_path):
 @pytest.mark.parametrize("head", ["Bernoulli", "Categorical", "GaussianMixture", "PerVariable"])
 @pytest.mark.parametrize("size", [1, 20], ids=["moderate", "confident"])
 def test_onnx_with_a_dynamic_batch(kind, head, size, tmp_path):
+    if size == 1 and kind != "NADE":
+        pytest.skip("an export takes long: the head's part of it is the same, and confident models are the harder ones")
     if head == "PerVariable" and kind not in ("NADE", "MADE", "MADE-residual"):
         pytest.skip("an RNN shares its weights between variables; ONNX has no repeat_interleave as FVSBN needs it")
     onnxruntime = pytest.importorskip("onnxruntime")
