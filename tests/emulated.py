@@ -34,7 +34,8 @@ def built(target: str) -> Path:
 
 @functools.cache
 def library_path(sanitizer: str = "") -> Path:
-    """Builds the library where it is out of date, with "address" under AddressSanitizer, and returns its path."""
+    """Builds the library where it is out of date, and returns its path. With "address" it is under AddressSanitizer and
+    UndefinedBehaviorSanitizer."""
     target = "ar_fast_emulated" + (f"_{sanitizer}" if sanitizer else "")
     return built(target).with_name(f"lib{target}.so")
 

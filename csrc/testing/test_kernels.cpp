@@ -197,7 +197,9 @@ __global__ void past_the_end_kernel(float* out) {
   AR_FAST_SHARED(float, tile, [32]);
   const int t = static_cast<int>(threadIdx.x);
   tile[t] = 1;
-  out[t] = tile[t + 1];
+  // Of what a pointer reads AddressSanitizer alone knows that it lies outside.
+  const float* next = tile + 1;
+  out[t] = next[t];
 }
 
 template <typename T>
