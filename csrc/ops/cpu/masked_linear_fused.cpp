@@ -106,6 +106,7 @@ struct ThreadScratch {
 struct Item {
   MaskedGemmPart part;
   int64_t work;                    // multiply-adds
+  int64_t place = 0;               // among the pieces before they are sorted
 };
 
 // With so many items each, the threads end at about the same time, even if one of them is slowed down.
@@ -117,10 +118,15 @@ template <typename Body>
 void run_items(std::vector<Item> items, int64_t scratch_bytes, const Body& body) {
   const int64_t count = static_cast<int64_t>(items.size());
   int64_t work = 0;
-  for (const Item& item : items) work += item.work;
+  for (int64_t i = 0; i < count; ++i) {
+    items[i].place = i;
+    work += items[i].work;
+  }
   const int64_t threads = work > 8 * parallel_work ? std::min<int64_t>(at::get_num_threads(), count) : 1;
   if (threads > 1) {
-    std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.work > b.work; });
+    // As std::stable_sort does, of whose insides in libstdc++ clang warns.
+    std::sort(items.begin(), items.end(),
+              [](const Item& a, const Item& b) { return a.work != b.work ? a.work > b.work : a.place < b.place; });
   }
   const ThreadScratch scratch(threads, scratch_bytes);
   std::atomic<int64_t> next{0};
