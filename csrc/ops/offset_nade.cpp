@@ -80,7 +80,7 @@ OffsetNadeTensors prepare_offset_nade_sample(const OffsetNadeSampleArguments& a)
   const int64_t outputs = a.shared_output ? sample.channels : variables;
   t.drawn = prepare_draws(draw_arguments(a), head, variables);
   // Values are written where later ones can see them.
-  t.drawn.draws.values = static_cast<char*>(t.history.mutable_data_ptr()) + sample.reach() * t.history.itemsize();
+  t.drawn.draws.values = t.history.slice(1, sample.reach()).mutable_data_ptr();
   t.drawn.draws.values_stride = t.history.size(1);
   sample.draws = t.drawn.draws;
   sample.storage = storage_type(a.in_weight.scalar_type());

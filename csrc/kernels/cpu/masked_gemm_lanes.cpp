@@ -94,7 +94,7 @@ struct LanesTile {
       : plan(arguments.plan), starts(arguments.starts), first(first), lanes(std::min(width, end - first)),
         over_columns(over_columns), begin(nested() && !over_columns ? arguments.starts[first] : 0),
         end(!over_columns ? plan.out_features : nested() ? extent_of(plan, first + lanes - 1) : plan.in_features),
-        in_place(this->end), packed(packed), below(static_cast<const Compute*>(arguments.weight) + first) {
+        in_place(this->end), packed(packed) {
     if (arguments.unpacked && lanes == width) in_place = arguments.starts[first + lanes - 1];
   }
 
@@ -142,7 +142,6 @@ struct LanesTile {
   int64_t begin, end;              // the range of the sum
   int64_t in_place;                // from this step on, every lane sees all steps, so the weight itself is the tile
   Compute* packed;                 // [end][width]
-  const Compute* below;
 };
 
 template <typename Compute>
@@ -164,6 +163,7 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
   }
 
   const auto* bias = static_cast<const Compute*>(arguments.bias);
+  const auto* weight = static_cast<const Compute*>(arguments.weight);
   const auto* rows = static_cast<const Compute*>(arguments.tiles);
   auto* output = static_cast<Compute*>(arguments.output);
   const int64_t block = places != nullptr                             ? scattered_rows
@@ -202,7 +202,7 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
           }
         });
         for (int64_t s = middle; s < end; s += in_place_steps) {
-          add(s, std::min(s + in_place_steps, end), tile.below + s * features, features, 0, vectors);
+          add(s, std::min(s + in_place_steps, end), weight + s * features + first, features, 0, vectors);
         }
       });
       activate_tile(arguments.activation, vectors, count, scratch.sums);
