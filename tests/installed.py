@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-# requirements-libraries.txt has tools too.
+# requirements-libraries.txt has tools too, of which clang++ is one.
 PATH = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+CLANG = shutil.which("clang++", path=PATH)
 
 
 def attempt(*command: str | Path, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
@@ -64,10 +65,12 @@ def _copy_changed(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def python(folder: Path, *arguments: str | Path, preload: tuple[str, ...] = (), **environment: str):
+def python(
+    folder: Path, *arguments: str | Path, preload: tuple[str, ...] = (), compiler: str = COMPILER, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs Python on the package in ``folder``, with libraries of the compiler that a process has to load first."""
     if preload:
-        found = [run(COMPILER, f"-print-file-name={library}").strip() for library in preload]
+        found = [run(compiler, f"-print-file-name={library}").strip() for library in preload]
         environment["LD_PRELOAD"] = " ".join(found)
     path = os.pathsep.join(str(place) for place in (folder, ROOT, ROOT / "tests"))
     return attempt(sys.executable, *arguments, folder=folder, **{"PYTHONPATH": path, **environment})

@@ -1,7 +1,6 @@
 """Clang compiles the library without a warning, and what it compiles passes the tests on torch's own threads."""
 
 import platform
-import shutil
 import sys
 from pathlib import Path
 
@@ -9,14 +8,12 @@ import installed
 import pytest
 
 ROOT = installed.ROOT
-# requirements-libraries.txt has one.
-CLANG = shutil.which("clang++", path=installed.PATH)
 # Of each kernel, forward, backward and sampling.
 TESTS = ("nade", "nade_sample", "masked_linear", "masked_mlp", "offset_nade", "rnn", "heads", "univariate_transform")
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.skipif(CLANG is None, reason="there is no clang++"),
+    pytest.mark.skipif(installed.CLANG is None, reason="there is no clang++"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are those of x86"),
 ]
 
@@ -24,7 +21,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder() -> Path:
     """The folder of a package that clang has compiled for all instruction sets."""
-    return installed.package("clang", f"-DCMAKE_CXX_COMPILER={CLANG}", "-DAR_FAST_CPU=all")
+    return installed.package("clang", f"-DCMAKE_CXX_COMPILER={installed.CLANG}", "-DAR_FAST_CPU=all")
 
 
 def test_it_runs_on_the_threads_of_torch_and_no_others(folder):
