@@ -49,11 +49,10 @@ AR_FAST_INLINE Vec<T> activated(Activation activation, const Vec<T>& a) {
   }
 }
 
-// Several hidden units of a network from `first` on: `Vectors` vectors, or without Full the first `units` lanes of one
-// vector. The weight of a model of one variable is null.
+// Several hidden units of a network: `Vectors` vectors, or without Full the first `units` lanes of one vector.
 template <int Vectors, bool Full, typename S, typename T>
 AR_FAST_INLINE void hidden_strip(Activation activation, const S* weight, int64_t stride, const T* bias,
-                                 const Input<T>* inputs, int64_t count, int64_t first, int64_t units, T* hidden) {
+                                 const Input<T>* inputs, int64_t count, int64_t units, T* hidden) {
   constexpr int64_t width = Vec<T>::size();
   Vec<T> sums[2][Vectors];
   AR_FAST_UNROLL
@@ -63,7 +62,7 @@ AR_FAST_INLINE void hidden_strip(Activation activation, const S* weight, int64_t
   }
   const auto add = [&](int64_t i, Vec<T>(&to)[Vectors]) __attribute__((always_inline)) {
     const Vec<T> x(inputs[i].x);
-    const S* row = weight + inputs[i].row * stride + first;
+    const S* row = weight + inputs[i].row * stride;
     AR_FAST_UNROLL
     for (int v = 0; v < Vectors; ++v) {
       to[v] = at::vec::fmadd(x, Full ? load(row + v * width) : load_partial(row, units), to[v]);
@@ -167,8 +166,9 @@ class Sampler {
     const Input<T>* inputs = b_.inputs + r * draws_.variables;
     int64_t u = 0;
     const auto units = [&]<int Vectors, bool Full>(int64_t count) {
-      hidden_strip<Vectors, Full>(sample_.activation, weight, stride, bias + u, inputs, b_.input_counts[r], u, count,
-                                  b_.hidden + u);
+      // The weight of a model of one variable is null.
+      hidden_strip<Vectors, Full>(sample_.activation, weight == nullptr ? weight : weight + u, stride, bias + u, inputs,
+                                  b_.input_counts[r], count, b_.hidden + u);
     };
     for (; u + strip <= hidden; u += strip) units.template operator()<strip_vectors, true>(strip);
     for (; u + width <= hidden; u += width) units.template operator()<1, true>(width);
