@@ -82,11 +82,14 @@ def _normflows(variables: int, hidden: int, batches: tuple[int, ...]) -> Flow:
 
 def _pyro(variables: int, hidden: int, batches: tuple[int, ...]) -> Flow:
     """The density of new data goes through the inverse, and drawing does not."""
+    from pyro.distributions import Normal, TransformedDistribution
     from pyro.distributions.transforms import affine_autoregressive
 
+    noise = Normal(torch.zeros(variables), torch.ones(variables)).to_event(1)
+
     def log_prob(flow: nn.Module, x: Tensor) -> Tensor:
-        z = flow._inverse(x)
-        return _normal(z, -flow.log_abs_det_jacobian(z, flow._call(z)))
+        # New data each time: pyro keeps what it last inverted.
+        return TransformedDistribution(noise, [flow]).log_prob(x.clone())
 
     return Flow(
         "pyro affine",

@@ -19,8 +19,8 @@ _SECONDS = 1e-3
 # A larger batch size is tried only where one call of the original took at most this long.
 _LONGEST = 4e-3
 _LONG = 50e-3
-# Ours must save this part of the original's time, since a measurement of a few milliseconds is not exact.
-_MARGIN = 0.93
+# Ours must take at most this part of the original's time, since a measurement of a few milliseconds is not exact.
+_MARGIN = 0.88
 # And this many seconds at some batch size: choosing a path takes some ten microseconds in a program whose other work
 # fills the caches. At the other batch sizes, where the choice is made in any case, a part of that is enough.
 _WORTH_A_CHOICE, _WORTH_A_CALL = 50e-6, 10e-6
