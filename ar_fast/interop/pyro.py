@@ -116,8 +116,8 @@ class Pyro:
         transform = self.transform(module, context)
         return _original(transform)(y)
 
-    def after(self, transform: Any, x: Tensor, y: Tensor) -> None:
-        """Sets what the original's ``_inverse`` leaves for log|det|."""
+    def after(self, transform: Any, x: Tensor, y: Tensor, log_det: Tensor | None) -> None:
+        """Sets what the original's ``_inverse`` leaves for log|det|; log|det dx/dy| (*batch) where it is known."""
         raise NotImplementedError
 
     def evaluated(self, module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -136,8 +136,9 @@ class Pyro:
             if context is not None and torch.broadcast_shapes(context.shape[:-1], batch) != batch:
                 return _original(self_)(y)
             rows = None if context is None else broadcast_rows(context, batch)
-            x = inverse(y.reshape(-1, y.shape[-1]), rows, tensors)[0].reshape(y.shape)
-            self.after(self_, x, y)
+            x, log_det = inverse(y.reshape(-1, y.shape[-1]), rows, tensors)
+            x = x.reshape(y.shape)
+            self.after(self_, x, y, None if log_det is None else log_det.reshape(batch))
             return x
 
         if self.network == "arn":
@@ -187,9 +188,9 @@ class Affine(Pyro):
         else:
             yield Head("affine_clamp", (float(lowest), float(highest)))
 
-    def after(self, transform: Any, x: Tensor, y: Tensor) -> None:
-        # log_abs_det_jacobian computes it from x where it finds none.
-        transform._cached_log_scale = None
+    def after(self, transform: Any, x: Tensor, y: Tensor, log_det: Tensor | None) -> None:
+        # log_abs_det_jacobian adds up its last dimension, and computes it from x where it finds none.
+        transform._cached_log_scale = None if log_det is None else -log_det[..., None]
 
 
 class Spline(Pyro):
@@ -206,7 +207,7 @@ class Spline(Pyro):
 
         return inverse
 
-    def after(self, transform: Any, x: Tensor, y: Tensor) -> None:
+    def after(self, transform: Any, x: Tensor, y: Tensor, log_det: Tensor | None) -> None:
         # One pass from the result gives it again, now with log|det|.
         spline = transform.spline.condition(x)
         spline._inverse(y)
