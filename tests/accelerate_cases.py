@@ -173,6 +173,15 @@ def check_gradients(case: Case) -> None:
         assert sorted(ratios)[1] <= 2, ratios
 
 
+def check_network_by_itself(case: Case, monkeypatch) -> None:
+    """All of this where no op runs the network in the direction of the density."""
+    measured_as_faster(monkeypatch, with_network=False)
+    check_values(case, by="its network, then one op for")
+    check_gradients(case)
+    check_second_order(case)
+    check_copies(case)
+
+
 def check_second_order(case: Case) -> None:
     """The gradient of a gradient, as a penalty on gradients has it."""
     import ar_fast

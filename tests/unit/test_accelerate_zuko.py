@@ -118,11 +118,7 @@ def test_values_one_variable_at_a_time(case, monkeypatch):
 
 @pytest.mark.parametrize("case", grids.thinned((own for own in CASES if own.tier == "fused"), 3), ids=ids)
 def test_the_network_by_itself(case, monkeypatch):
-    accelerate_cases.measured_as_faster(monkeypatch, with_network=False)
-    accelerate_cases.check_values(case, by="its network, then one op for")
-    accelerate_cases.check_gradients(case)
-    accelerate_cases.check_second_order(case)
-    accelerate_cases.check_copies(case)
+    accelerate_cases.check_network_by_itself(case, monkeypatch)
 
 
 @pytest.mark.parametrize("case", grids.thinned(CASES, 6), ids=ids)
