@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import functional
+
 __all__ = ["in_calls"]
 
 # A call takes about so many multiply-adds at most, which is a part of a second.
@@ -32,7 +34,7 @@ def in_calls(
         rows: (N, ...).
         others: (N, ...).
     """
-    if torch.compiler.is_compiling() or rows.device.type != "cpu" or rows.numel() < _FEW:
+    if torch.compiler.is_compiling() or rows.device.type != "cpu" or rows.numel() < _FEW or functional.transformed():
         return evaluate(rows, others)
     tensors = rows, others, *model.parameters()
     if torch.is_grad_enabled() and any(own is not None and own.requires_grad for own in tensors):

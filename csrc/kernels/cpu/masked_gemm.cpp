@@ -162,7 +162,7 @@ void forward(const MaskedGemm& arguments, const MaskedGemmPart& part) {
       }
     });
     activate_tile(arguments.activation, vectors, units, scratch.sums);
-    if (may_be_undefined(units, scratch.sums)) arguments.undefined->store(true, std::memory_order_relaxed);
+    if (may_hold_nan(scratch.sums, units * width)) arguments.undefined->store(true, std::memory_order_relaxed);
     write_tile(scratch.sums, part.unit_begin, units, row, rows, plan.rows, plan.out_features,
                static_cast<Compute*>(arguments.output));
   }

@@ -206,7 +206,7 @@ void product(const MaskedGemm& arguments, const MaskedGemmPart& part, bool over_
         }
       });
       activate_tile(arguments.activation, vectors, count, scratch.sums);
-      if (may_be_undefined(count, scratch.sums)) arguments.undefined->store(true, std::memory_order_relaxed);
+      if (may_hold_nan(scratch.sums, count * width)) arguments.undefined->store(true, std::memory_order_relaxed);
       write_rows(scratch.sums, count, first, tile.lanes, places, features, output + row * features);
     }
   }

@@ -185,22 +185,6 @@ void activate_tile(Activation activation, int vectors, int64_t rows, Compute* su
   }
 }
 
-// Whether sums [rows][width] may hold NaN: 0 times x is NaN if x is not finite.
-template <typename Compute>
-bool may_be_undefined(int64_t rows, const Compute* sums) {
-  using Vec = Vector<Compute>;
-  Vec total[most_vectors];
-  for (Vec& own : total) own = Vec(Compute(0));
-  for (int64_t u = 0; u < rows; ++u, sums += tile_width<Compute>()) {
-#pragma GCC unroll 4
-    for (int v = 0; v < most_vectors; ++v) {
-      total[v] = at::vec::fmadd(Vec::loadu(sums + v * Vec::size()), Vec(Compute(0)), total[v]);
-    }
-  }
-  for (int v = 1; v < most_vectors; ++v) total[0] = total[0] + total[v];
-  return !(horizontal_sum<Compute>(total[0]) == Compute(0));
-}
-
 template <typename Compute>
 void row_pointers(Compute* first, int64_t stride, int units, Compute** pointers) {
   for (int j = 0; j < units_together; ++j) pointers[j] = first + std::min(j, units - 1) * stride;

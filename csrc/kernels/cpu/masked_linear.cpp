@@ -316,25 +316,6 @@ void copy_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
   }
 }
 
-template <typename Compute>
-bool has_nan(const Compute* values, int64_t count) {
-  using Vec = Vector<Compute>;
-  constexpr int lanes = Vec::size();
-  // 0 times x is NaN if x is not finite: this takes one multiply-add per vector, and a closer check only for a NaN.
-  Vec total[4] = {Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0)), Vec(Compute(0))};
-  const Vec zero(Compute(0));
-  int64_t k = 0;
-  for (; k + 4 * lanes <= count; k += 4 * lanes) {
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) total[u] = at::vec::fmadd(Vec::loadu(values + k + u * lanes), zero, total[u]);
-  }
-  for (; k < count; k += lanes) {
-    total[0] = at::vec::fmadd(Vec::loadu(values + k, std::min<int64_t>(lanes, count - k)), zero, total[0]);
-  }
-  const Compute sum = horizontal_sum<Compute>((total[0] + total[1]) + (total[2] + total[3]));
-  return !(sum == Compute(0));
-}
-
 template <typename Storage>
 void mend_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) {
   using Compute = typename ComputeOf<Storage>::type;
@@ -352,7 +333,7 @@ void mend_rows(const MaskedRows& arguments, int64_t row_begin, int64_t row_end) 
   };
   for (int64_t b = row_begin; b < row_end; ++b) {
     Compute* const values = output + b * features;
-    if (!has_nan(values, features)) continue;
+    if (!may_hold_nan(values, features)) continue;
     for (int64_t f = 0; f < features; ++f) {
       if (values[f] == values[f]) continue;
       Compute sum = bias == nullptr ? Compute(0) : bias[f];

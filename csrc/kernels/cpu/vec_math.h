@@ -172,6 +172,24 @@ AR_FAST_INLINE T horizontal_sum(const Vec<T>& vector) {
   return values[0];
 }
 
+// Whether numbers may hold NaN: 0 times x is NaN if x is not finite, and this takes one multiply-add for each vector.
+template <typename T>
+bool may_hold_nan(const T* values, int64_t count) {
+  constexpr int64_t lanes = Vec<T>::size();
+  Vec<T> total[4] = {Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0)), Vec<T>(T(0))};
+  const Vec<T> none(T(0));
+  int64_t k = 0;
+  for (; k + 4 * lanes <= count; k += 4 * lanes) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) total[u] = at::vec::fmadd(Vec<T>::loadu(values + k + u * lanes), none, total[u]);
+  }
+  for (; k < count; k += lanes) {
+    const int64_t rest = count - k < lanes ? count - k : lanes;
+    total[0] = at::vec::fmadd(Vec<T>::loadu(values + k, rest), none, total[0]);
+  }
+  return !(horizontal_sum<T>((total[0] + total[1]) + (total[2] + total[3])) == T(0));
+}
+
 #if defined(CPU_CAPABILITY_AVX2)
 // horizontal_sum of each of four vectors, by transposition.
 AR_FAST_INLINE __m128 horizontal_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
